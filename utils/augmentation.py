@@ -1,0 +1,126 @@
+"""Random changes to training clips, made in the collator, never stored.
+
+All draws come from a generator seeded with (seed, epoch, clips of the batch), so they are the same for
+any number of data-loader workers and processes, and after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # the command-line helpers import this module, and stage 01 must not pay for PyTorch
+    import torch
+
+AUGMENTATIONS = ("roll", "gain", "noise", "mixup", "specaugment")
+
+MAX_GAIN_DB = 6.0
+NOISE_PROBABILITY = 0.5
+NOISE_SNR_DB = (3.0, 30.0)
+MIXUP_PROBABILITY = 0.5
+MIXUP_ALPHA = 0.4
+N_SPEC_MASKS = 2
+MAX_SPEC_MASK_FRACTION = 0.15
+
+
+def batch_generator(seed: int, epoch: int, clip_indices: Sequence[int]) -> np.random.Generator:
+    """Return the generator of a batch: the same whatever was drawn before it."""
+    return np.random.default_rng([seed, epoch, *clip_indices])
+
+
+def augment_audio(
+    audio: np.ndarray, targets: np.ndarray, names: Sequence[str], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Roll, scale, mix with noise and mix up a batch of clips.
+
+    Parameters
+    ----------
+    audio : ndarray of float32, shape (batch, n_samples)
+        Clips.
+    targets : ndarray of float32, shape (batch, n_classes)
+        Rows that sum to 1.
+    names : sequence of str
+        Which of `AUGMENTATIONS` to do.
+    rng : numpy.random.Generator
+        From `batch_generator`.
+
+    Returns
+    -------
+    tuple of ndarray
+        Audio and targets, of the same shapes. Only mixup changes the targets.
+    """
+    audio, targets = audio.copy(), targets.copy()
+    n_clips, n_samples = audio.shape
+    if "roll" in names:
+        # Clips are cut anywhere and padded by repetition, so where one begins means nothing.
+        for clip, shift in zip(audio, rng.integers(n_samples, size=n_clips), strict=True):
+            clip[:] = np.roll(clip, shift)
+    if "noise" in names and n_clips > 1:
+        noise = _other_clips(audio, rng)
+        snr_db = rng.uniform(*NOISE_SNR_DB, size=n_clips)
+        scale = _rms(audio) / np.maximum(_rms(noise), 1e-8) * 10 ** (-snr_db / 20)
+        scale[rng.random(n_clips) >= NOISE_PROBABILITY] = 0.0
+        audio += noise * scale[:, None].astype(np.float32)
+    if "mixup" in names and n_clips > 1:
+        # mixup: Zhang et al. 2018, arXiv 1710.09412, eq. 1; clips are brought to one level first (Tokozume
+        # et al. 2018), so that the share of a clip in the sound is its share in the target.
+        share = rng.beta(MIXUP_ALPHA, MIXUP_ALPHA, size=n_clips)
+        share = np.maximum(share, 1 - share)
+        share[rng.random(n_clips) >= MIXUP_PROBABILITY] = 1.0
+        partner = _other_order(n_clips, rng)
+        level = _rms(audio) / np.maximum(_rms(audio[partner]), 1e-8)
+        share = share[:, None].astype(np.float32)
+        audio = share * audio + (1 - share) * audio[partner] * level[:, None].astype(np.float32)
+        targets = share * targets + (1 - share) * targets[partner]
+    if "gain" in names:
+        gain_db = rng.uniform(-MAX_GAIN_DB, MAX_GAIN_DB, size=n_clips)
+        audio *= 10 ** (gain_db[:, None].astype(np.float32) / 20)
+    return audio, targets
+
+
+def mask_spectrogram(features: torch.Tensor, n_mels: int, rng: np.random.Generator) -> torch.Tensor:
+    """Replace random bands and spans of spectrograms by their mean (SpecAugment, Park et al. 2019, §2).
+
+    Parameters
+    ----------
+    features : Tensor, shape (batch, n_mels, n_frames) or (batch, n_frames, n_mels)
+        Spectrograms.
+    n_mels : int
+        Number of mel bands: tells the axes apart.
+    rng : numpy.random.Generator
+        From `batch_generator`.
+
+    Returns
+    -------
+    Tensor
+        Masked copy.
+    """
+    features = features.clone()
+    mel_axis = 1 if features.shape[1] == n_mels else 2
+    for spectrogram in features:
+        fill = spectrogram.mean()
+        for axis in (mel_axis - 1, 2 - mel_axis):
+            length = spectrogram.shape[axis]
+            for _ in range(N_SPEC_MASKS):
+                width = int(rng.integers(int(MAX_SPEC_MASK_FRACTION * length) + 1))
+                start = int(rng.integers(length - width + 1))
+                spectrogram.narrow(axis, start, width).fill_(fill)
+    return features
+
+
+def _rms(audio: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.mean(np.square(audio, dtype=np.float64), axis=1))
+
+
+def _other_order(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return an order in which no item is at its own place: a random cycle."""
+    order = rng.permutation(n)
+    partner = np.empty(n, dtype=int)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def _other_clips(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return audio[_other_order(len(audio), rng)]

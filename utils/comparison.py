@@ -1,0 +1,132 @@
+"""Compare models clip by clip, from what stage 03 left of each: differences, their intervals and p values."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from utils import evaluation, runs, summary
+from utils.errors import InputError
+
+STAGE = "03_model_validation"
+PREDICTIONS_NAME = "predictions.parquet"
+SCORES = ("accuracy", "macro_f1")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's results.
+
+    Attributes
+    ----------
+    name : str
+        Of the results folder.
+    predictions : DataFrame
+        ``clip_id, label_id, predicted_id, group``; a row a clip.
+    metrics : Series
+        Its row of ``metrics.csv``.
+    """
+
+    name: str
+    predictions: pd.DataFrame
+    metrics: pd.Series
+
+
+def results_input(folder: Path) -> runs.Input:
+    """Describe a results folder of stage 03, after checking that it is whole; see `runs.folder_input`."""
+    return runs.folder_input(folder, [STAGE])
+
+
+def read_scored(folder: Path) -> Scored:
+    """Read what stage 03 left of a model.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or has another form.
+    """
+    folder = Path(folder)
+    path = folder / PREDICTIONS_NAME
+    try:
+        predictions = pd.read_parquet(path, columns=["clip_id", "label_id", "predicted_id", "group"])
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise InputError(f"{path} cannot be read ({error}); run {STAGE}.py again with --overwrite") from error
+    return Scored(folder.resolve().name, predictions, summary.read_metrics(folder / summary.METRICS_NAME).iloc[0])
+
+
+def check_same_clips(first: Scored, second: Scored) -> None:
+    """Raise `InputError` unless both models were scored on the same clips of the same data."""
+    where = f"{first.name} and {second.name} were scored on different clips"
+    again = f"score both by {STAGE}.py on the same --data_dir and --split"
+    for column, what in (("split", "split"), ("data_sha256", "data (data_sha256)")):
+        ours, theirs = first.metrics[column], second.metrics[column]
+        if ours != theirs:
+            raise InputError(f"{where}: of {what} {str(ours)[:12]} and of {str(theirs)[:12]}; {again}")
+    columns = ["clip_id", "label_id", "group"]
+    if not first.predictions[columns].equals(second.predictions[columns]):
+        n_clips = (len(first.predictions), len(second.predictions))
+        raise InputError(
+            f"{where}, {n_clips[0]} and {n_clips[1]} of the same split; {again}, --max_clips_per_class and --seed"
+        )
+
+
+def paired_difference(pairs: Sequence[tuple[Scored, Scored]], seed: int = 0) -> dict[str, tuple[float, float, float]]:
+    """Return how much better the first model of each pair is; see `evaluation.paired_difference`.
+
+    Several pairs, such as two ways of training with several seeds each, are taken together: what is drawn is
+    a group, with its clips of every pair that has it.
+
+    Raises
+    ------
+    InputError
+        If the two of a pair were scored on different clips.
+    """
+    return evaluation.paired_difference(*_columns(pairs), seed=seed)
+
+
+def sign_flip_p_values(pairs: Sequence[tuple[Scored, Scored]], seed: int = 0) -> dict[str, float]:
+    """Return the p values of `paired_difference`; see `evaluation.sign_flip_p_values`."""
+    return evaluation.sign_flip_p_values(*_columns(pairs), seed=seed)
+
+
+def _columns(pairs: Sequence[tuple[Scored, Scored]]) -> list:
+    tables = []
+    for first, second in pairs:
+        check_same_clips(first, second)
+        tables.append(first.predictions.assign(other_id=second.predictions["predicted_id"]))
+    table = pd.concat(tables)
+    return [table[name].to_numpy() for name in ("label_id", "predicted_id", "other_id", "group")]
+
+
+def comparison_table(models: Sequence[Scored], seed: int) -> pd.DataFrame:
+    """Compare every model with every one that is named after it.
+
+    Returns
+    -------
+    DataFrame
+        A row a pair: ``first, second, n_clips, n_groups``, then for ``accuracy`` and ``macro_f1`` the two
+        scores, ``_difference`` (first less second) with its 95 % interval ``_low, _high``, the sign-flip
+        p value ``_p`` and the same adjusted for the number of rows, ``_p_holm``.
+    """
+    rows = []
+    for first, second in itertools.combinations(models, 2):
+        pair = [(first, second)]
+        differences, p_values = paired_difference(pair, seed), sign_flip_p_values(pair, seed)
+        row = {
+            "first": first.name,
+            "second": second.name,
+            "n_clips": len(first.predictions),
+            "n_groups": first.predictions["group"].nunique(),
+        }
+        for name in SCORES:
+            row[f"{name}_first"], row[f"{name}_second"] = first.metrics[name], second.metrics[name]
+            row[f"{name}_difference"], row[f"{name}_low"], row[f"{name}_high"] = differences[name]
+            row[f"{name}_p"] = p_values[name]
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    for name in SCORES:
+        place = table.columns.get_loc(f"{name}_p") + 1
+        table.insert(place, f"{name}_p_holm", evaluation.holm_adjusted(table[f"{name}_p"]))
+    return table

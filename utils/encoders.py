@@ -1,0 +1,715 @@
+"""Audio encoders: where each architecture keeps its blocks; load, prune, describe, save. The only copy.
+
+A *block* is one transformer layer, counted from 0. The *front end* is everything before the first
+block: convolutions or mel front, projection, positional embedding. The *head* is what turns hidden
+states into logits.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SequenceFeatureExtractor,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
+)
+from transformers import logging as transformers_logging
+
+from utils import cnn, runs
+from utils.clips import Clips, label_maps
+from utils.errors import InputError, UsageError
+from utils.files import PARTIAL_SUFFIX, sha256_of_file, sha256_of_lines
+
+log = logging.getLogger(__name__)
+
+TINY = "tiny"
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+MODEL_STAGES = ("02_finetuning", "05_pruning", "06_cnn", "07_manual_pruning")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where a model type keeps its parts, as paths from its audio-classification model.
+
+    Attributes
+    ----------
+    blocks : str
+        The list of transformer blocks.
+    feature_encoder : tuple of str
+        The convolutions (or patch embedding) in front.
+    head : tuple of str
+        What a base model has not and fine-tuning adds, first module first.
+    final_norm : str
+        The norm between the last block and the head.
+    stable_norm_only : bool
+        True where only models with ``do_stable_layer_norm`` apply it there, and others before the blocks.
+    protected : frozenset of int
+        Blocks that hold what the others need; they go only if all go.
+    """
+
+    blocks: str
+    feature_encoder: tuple[str, ...]
+    final_norm: str
+    head: tuple[str, ...] = ("projector", "classifier")
+    stable_norm_only: bool = False
+    protected: frozenset[int] = frozenset()
+
+
+def _waveform_architecture(prefix: str, protected: frozenset[int] = frozenset()) -> Architecture:
+    return Architecture(
+        f"{prefix}.encoder.layers",
+        (f"{prefix}.feature_extractor",),
+        final_norm=f"{prefix}.encoder.layer_norm",
+        stable_norm_only=True,
+        protected=protected,
+    )
+
+
+ARCHITECTURES = {
+    "wav2vec2": _waveform_architecture("wav2vec2"),
+    "hubert": _waveform_architecture("hubert"),
+    # Block 0 of WavLM owns the embedding of relative positions that all blocks add to their attention.
+    "wavlm": _waveform_architecture("wavlm", protected=frozenset({0})),
+    "data2vec-audio": _waveform_architecture("data2vec_audio"),
+    "unispeech-sat": _waveform_architecture("unispeech_sat"),
+    "whisper": Architecture("encoder.layers", ("encoder.conv1", "encoder.conv2"), final_norm="encoder.layer_norm"),
+    "audio-spectrogram-transformer": Architecture(
+        "audio_spectrogram_transformer.layers",
+        ("audio_spectrogram_transformer.embeddings.patch_embeddings",),
+        final_norm="audio_spectrogram_transformer.layernorm",
+        head=("classifier",),
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------- anatomy
+
+
+def architecture_of(config: PreTrainedConfig) -> Architecture:
+    """Return where the model type of `config` keeps its parts.
+
+    Raises
+    ------
+    InputError
+        If it is no transformer encoder that this project knows.
+    """
+    try:
+        return ARCHITECTURES[config.model_type]
+    except KeyError:
+        raise InputError(
+            f"a {config.model_type!r} model has no transformer blocks that this project knows; "
+            f"it knows those of {', '.join(ARCHITECTURES)}"
+        ) from None
+
+
+def has_blocks(config: PreTrainedConfig) -> bool:
+    """Tell whether a model is made of transformer blocks; the networks of `cnn` are not."""
+    return config.model_type not in cnn.MODEL_TYPES
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the transformer blocks of a model, first to last."""
+    return model.get_submodule(architecture_of(model.config).blocks)
+
+
+def kept_layers(config: PreTrainedConfig) -> list[int]:
+    """Return the numbers, in the base model, of the blocks that a model has."""
+    recorded = getattr(config, "kept_layers", None)
+    return list(range(config.num_hidden_layers)) if recorded is None else list(recorded)
+
+
+def kind_of(config: PreTrainedConfig) -> str:
+    """Return what a model is to the study, one of `plots.KINDS`: a CNN, whole, pruned before or after fine-tuning."""
+    if not has_blocks(config):
+        return "CNN"
+    if getattr(config, "pruned_from", None) is None:
+        return "whole"
+    return "pruned after" if getattr(config, "pruned_after_fine_tuning", False) else "pruned before"
+
+
+class _FrontEndDone(Exception):
+    """Carries what the first block was called with out of a forward pass."""
+
+    def __init__(self, args: tuple, kwargs: dict):
+        self.args_of_block, self.kwargs_of_block = args, kwargs
+
+
+def front_end_forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Run a model up to its first block (up to its head, where it has no blocks).
+
+    Parameters
+    ----------
+    model, inputs
+        As for `front_end_call`.
+
+    Returns
+    -------
+    Tensor
+        The input of block 0: hidden states, shape (batch, frames, hidden_size). Without blocks, the input of
+        the head, which some architectures have pooled over the frames. Of a CNN `inputs` as they are: its
+        front end is its feature extractor alone.
+    """
+    if not has_blocks(model.config):
+        return inputs[model.main_input_name]
+    return front_end_call(model, inputs)[0][0]
+
+
+def front_end_call(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[tuple, dict]:
+    """Run a model up to its first block, and return what that is called with.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    inputs : dict of str to Tensor
+        What `prepare` returns.
+
+    Returns
+    -------
+    args : tuple
+        The hidden states, shape (batch, frames, hidden_size), and what follows them.
+    kwargs : dict
+    """
+
+    def stop(module, args, kwargs):
+        raise _FrontEndDone(args, kwargs)
+
+    blocks = blocks_of(model)
+    after = blocks[0] if len(blocks) else model.get_submodule(architecture_of(model.config).head[0])
+    handle = after.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(**inputs)
+    except _FrontEndDone as done:
+        return done.args_of_block, done.kwargs_of_block
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the forward pass of {type(model).__name__} never reached {type(after).__name__}")
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+def tiny_model(labels: list[str], sample_rate_hz: int = 16_000) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Return a small wav2vec2 with random weights, for demonstrations and tests.
+
+    Real in every part, with four blocks, so that all stages can be run in seconds on a CPU.
+    """
+    config = Wav2Vec2Config(
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=128,
+        conv_dim=(32, 32, 64, 64, 64),
+        conv_kernel=(64, 8, 4, 4, 4),
+        conv_stride=(16, 4, 4, 2, 2),
+        num_feat_extract_layers=5,
+        feat_extract_norm="group",
+        conv_bias=True,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        classifier_proj_size=64,
+        mask_time_prob=0.0,
+        layerdrop=0.0,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        name_or_path=TINY,
+        **label_maps(labels),
+    )
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=sample_rate_hz, do_normalize=True, return_attention_mask=False)
+    return Wav2Vec2ForSequenceClassification(config), extractor
+
+
+def load_base_model(
+    base_model: str, labels: list[str], flag: str = "--base_model"
+) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Load a pre-trained encoder, in float32, with a new classification head for `labels`.
+
+    Parameters
+    ----------
+    base_model : str
+        Name on the hub, local folder, or ``tiny``.
+    labels : list of str
+        Labels by label id.
+    flag : str
+        What the user named it with, for messages.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded, or if anything but the head would be newly initialised.
+    """
+    _silence_loaders()
+    if base_model == TINY:
+        return tiny_model(labels)
+    name = _name_or_folder(base_model)
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **label_maps(labels))
+        model, report = AutoModelForAudioClassification.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            # A base model that was fine-tuned on other classes has a head of another shape; what else
+            # does not fit is refused below.
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # the loaders raise OSError, ValueError, KeyError, SafetensorError, UnpicklingError …
+        raise InputError(
+            f"{flag} {base_model} cannot be loaded: {_first_line(error)}; expected {TINY!r}, the name of an "
+            "audio encoder on the hub, or a folder with config.json, preprocessor_config.json and weights"
+        ) from error
+    head = _head_prefixes(model)
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
+    fresh = sorted(key for key in {*report["missing_keys"], *mismatched} if not key.startswith(head))
+    if fresh:
+        raise InputError(
+            f"{flag} {base_model}: {len(fresh)} weights besides the classification head are missing or of "
+            f"another shape: {_some(fresh)}; the weights do not belong to this config.json"
+        )
+    for name in ("layerdrop", "encoder_layerdrop"):
+        # A pruned model has no blocks to spare, and skipped blocks are unused parameters to DDP.
+        if getattr(config, name, 0):
+            setattr(model.config, name, 0.0)
+    return model, extractor
+
+
+def _silence_loaders() -> None:
+    # What they would warn of, weights missing or left over, is an error of ours with the names in it.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+    known = ARCHITECTURES.get(model.config.model_type)
+    head = known.head if known else ("projector", "classifier")
+    return (*(f"{name}." for name in head), "layer_weights")
+
+
+def base_model_input(base_model: str) -> runs.Input:
+    """Describe a base model as the input of a stage: a local folder by its content, others by name."""
+    folder = Path(base_model)
+    if base_model == TINY or not folder.is_dir():
+        return runs.Input(base_model, sha256_of_lines([base_model]))
+    _check_run_of(folder)
+    return runs.Input(base_model, _digest_model_folder(resolve_model_dir(folder)))
+
+
+def resolve_model_dir(model_dir: Path) -> Path:
+    """Return the folder that holds ``config.json``: `model_dir`, or ``model`` in a run folder."""
+    model_dir = Path(model_dir)
+    inner = model_dir / "model"
+    return inner if (inner / "config.json").is_file() and not (model_dir / "config.json").is_file() else model_dir
+
+
+def _name_or_folder(model: str) -> str:
+    """Return what `from_pretrained` takes for a run folder, a model folder, or a name on the hub."""
+    return str(resolve_model_dir(Path(model))) if Path(model).is_dir() else model
+
+
+def model_input(model_dir: Path) -> runs.Input:
+    """Check a fine-tuned model and describe it as the input of a stage.
+
+    Accepts a run folder, the ``model`` folder in it, or any Hugging Face model folder.
+
+    Raises
+    ------
+    InputError
+        If there is none, or its run is not complete, or a file of it is missing or damaged.
+    """
+    if not Path(model_dir).is_dir():
+        raise InputError(f"--model_dir {model_dir}: no such folder; expected the output of 02_finetuning.py")
+    _check_run_of(Path(model_dir))
+    return runs.Input(str(model_dir), _digest_model_folder(resolve_model_dir(model_dir)))
+
+
+def any_model_input(model: str | Path) -> runs.Input:
+    """Describe what `load_any_model` loads: a local folder by its content and its run, others by name."""
+    return model_input(Path(model)) if Path(model).is_dir() else base_model_input(str(model))
+
+
+def _check_run_of(model_dir: Path) -> None:
+    """Check that the run that made a model is whole; its folder is up to two above, as for ``06-blocks/model``."""
+    for folder in (model_dir, *model_dir.resolve().parents[:2]):
+        record = runs.read_record(folder)
+        if record is not None and record["stage"] in MODEL_STAGES:
+            runs.folder_input(folder, MODEL_STAGES)
+
+
+def _digest_model_folder(folder: Path) -> str:
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} has no {name}, so it is no whole model folder; run 02_finetuning.py again")
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in {*WEIGHT_SUFFIXES, ".json"}]
+    if not any(path.suffix in WEIGHT_SUFFIXES for path in files):
+        raise InputError(f"{folder} has no weights (model.safetensors); run 02_finetuning.py again")
+    return sha256_of_lines([f"{sha256_of_file(path)}  {path.name}" for path in files])
+
+
+def load_model(model_dir: Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Load a fine-tuned model in float32 and evaluation mode.
+
+    Parameters
+    ----------
+    model_dir : Path
+        Run folder, or model folder.
+    device : str
+        ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded or if a single weight is missing, left over or of another shape.
+    """
+    folder = resolve_model_dir(model_dir)
+    _silence_loaders()
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(folder)
+        model, report = AutoModelForAudioClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # the loaders raise OSError, ValueError, KeyError, SafetensorError …
+        raise InputError(f"{folder} cannot be loaded: {_first_line(error)}; run 02_finetuning.py again") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[kind])
+            raise InputError(
+                f"{folder}: {len(names)} {kind.replace('_keys', '')} weights: {_some(names)}; "
+                "the weights do not belong to this config.json: run 02_finetuning.py again"
+            )
+    return model.to(device).eval(), extractor
+
+
+def load_any_model(model: str | Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor, bool]:
+    """Load a classifier as it is, or a base model with a new classification head for its config's own labels.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder of either kind, name on the hub, or ``tiny``.
+    device : str
+        ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In float32 and evaluation mode.
+    extractor : SequenceFeatureExtractor
+    has_head : bool
+        False where the head is newly initialised, with PyTorch's global generator.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded, has no transformer blocks, or lacks weights other than a whole head.
+    """
+    name = _name_or_folder(str(model))
+    config, has_head = (PreTrainedConfig(), False) if name == TINY else _config_and_head(name)
+    if has_head:
+        return *load_model(Path(name), device), True
+    labels = [label for _, label in sorted(config.id2label.items())]
+    loaded, extractor = load_base_model(name, labels, flag="--model_dir")
+    return loaded.to(device).eval(), extractor, False
+
+
+def _config_and_head(name: str) -> tuple[PreTrainedConfig, bool]:
+    """Return the config of a model, and whether its weights hold a classification head or a part of one."""
+    _silence_loaders()
+    try:
+        config = AutoConfig.from_pretrained(name)
+        architecture_of(config)
+        model, report = AutoModelForAudioClassification.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except InputError as error:
+        raise InputError(f"--model_dir {name}: {error}") from error
+    except Exception as error:  # the loaders raise OSError, ValueError, KeyError, SafetensorError …
+        raise InputError(
+            f"--model_dir {name} cannot be loaded: {_first_line(error)}; expected a run folder of 02_finetuning.py, "
+            f"a folder with config.json, preprocessor_config.json and weights, {TINY!r}, or a name on the hub"
+        ) from error
+    head = [key for key in model.state_dict() if key.startswith(_head_prefixes(model))]
+    return config, not set(head) <= set(report["missing_keys"])
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ------------------------------------------------------------------------------- model and data agree
+
+
+def prepare(
+    extractor: SequenceFeatureExtractor, audio: list[np.ndarray], sample_rate_hz: int, main_input_name: str
+) -> dict[str, torch.Tensor]:
+    """Turn clips of equal length into a model's input: the one place where audio is normalised.
+
+    No attention mask is made: no clip is padded here, and base wav2vec2 and HuBERT take none.
+
+    Parameters
+    ----------
+    extractor : SequenceFeatureExtractor
+        The model's own feature extractor.
+    audio : list of ndarray
+        Float32 clips, each of shape (n_samples,).
+    sample_rate_hz : int
+        Sample rate of `audio`.
+    main_input_name : str
+        ``model.main_input_name``: ``input_values`` or ``input_features``.
+
+    Returns
+    -------
+    dict of str to Tensor
+        One float32 tensor; its first axis is the clip.
+    """
+    features = extractor(audio, sampling_rate=sample_rate_hz, return_tensors="pt")
+    return {main_input_name: features[main_input_name]}
+
+
+def longest_clip_seconds(extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
+    """Return the longest clip, in seconds, that a model hears whole; infinite where it has no window.
+
+    Feature extractors with a fixed window cut what is longer, without a word.
+    """
+    if hasattr(extractor, "chunk_length"):  # Whisper
+        return float(extractor.chunk_length)
+    if config.model_type == "audio-spectrogram-transformer":
+        frame_shift_s, frame_length_s = 0.010, 0.025  # of the Kaldi filter bank in its feature extractor
+        return (config.max_length - 1) * frame_shift_s + frame_length_s
+    return float("inf")
+
+
+def check_base_matches(extractor: SequenceFeatureExtractor, config: PreTrainedConfig, clips: Clips) -> None:
+    """Check that a model's sample rate, window and, where it is part of the network, clip length suit the clips.
+
+    Raises
+    ------
+    InputError
+        If they do not; the message says how to mend it.
+    """
+    if extractor.sampling_rate != clips.sample_rate_hz:
+        raise InputError(
+            f"sample rates differ: the model takes {extractor.sampling_rate} Hz, {clips.data_dir} has "
+            f"{clips.sample_rate_hz} Hz; run 01_data_processing.py with --sample_rate {extractor.sampling_rate}"
+        )
+    longest_s = longest_clip_seconds(extractor, config)
+    if clips.clip_seconds > longest_s:
+        raise InputError(
+            f"the clips of {clips.data_dir} last {clips.clip_seconds:g} s and the model hears only the first "
+            f"{longest_s:g} s; run 01_data_processing.py with --clip_seconds {int(longest_s)} or less"
+        )
+
+    n_samples = round(clips.clip_seconds * clips.sample_rate_hz)
+    if getattr(config, "clip_samples", n_samples) != n_samples:
+        seconds = config.clip_samples / extractor.sampling_rate
+        raise InputError(
+            f"clip lengths differ: the model is made for {config.clip_samples} samples ({seconds:.9g} s), those of "
+            f"{clips.data_dir} have {n_samples}; run 01_data_processing.py with --clip_seconds {seconds:.9g}"
+        )
+
+
+def labels_of(config: PreTrainedConfig) -> list[str]:
+    """Return the labels of a classifier, by label id."""
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def check_matches(model: PreTrainedModel, extractor: SequenceFeatureExtractor, clips: Clips) -> None:
+    """Check that a fine-tuned model and the clips have the same labels, sample rate and clip length.
+
+    Raises
+    ------
+    InputError
+        If they have not; the message says how to mend it.
+    """
+    check_base_matches(extractor, model.config, clips)
+    trained_s = getattr(model.config, "clip_seconds", None)
+    if trained_s is not None and trained_s != clips.clip_seconds:
+        raise InputError(
+            f"clip lengths differ: the model was trained on {trained_s:g} s, {clips.data_dir} has "
+            f"{clips.clip_seconds:g} s; run 01_data_processing.py with --clip_seconds {trained_s:g}"
+        )
+    model_labels = labels_of(model.config)
+    if model_labels != clips.labels:
+        only_model = [label for label in model_labels if label not in clips.labels]
+        only_data = [label for label in clips.labels if label not in model_labels]
+        raise InputError(
+            f"labels differ: the model has {len(model_labels)}, {clips.data_dir} has {len(clips.labels)}"
+            + (f"; only the model has {_some(only_model)}" if only_model else "")
+            + (f"; only the data has {_some(only_data)}" if only_data else "")
+            + ("; they are in another order" if not only_model and not only_data else "")
+            + "; run 02_finetuning.py on this data, or give the data that the model was trained on"
+        )
+
+
+# ----------------------------------------------------------------------------------- pruning, saving
+
+
+def check_keep(config: PreTrainedConfig, keep: list[int]) -> None:
+    """Check a list of blocks to keep, in the model's own numbering.
+
+    Raises
+    ------
+    UsageError
+        If it is not ascending and within range, or leaves out a block that the others need.
+    """
+    n_layers = config.num_hidden_layers
+    if sorted(set(keep)) != list(keep) or any(not 0 <= layer < n_layers for layer in keep):
+        raise UsageError(f"layers to keep must be ascending and from 0 to {n_layers - 1}, got {list(keep)}")
+    if not keep and getattr(config, "use_weighted_layer_sum", False):
+        raise UsageError("a model with use_weighted_layer_sum pools the outputs of its layers: keep at least one")
+    missing = architecture_of(config).protected - set(keep)
+    if keep and missing:
+        raise UsageError(
+            f"layer {min(missing)} of a {config.model_type} model holds the relative positions that all other "
+            f"layers use: keep it, or keep no layer at all; got {list(keep)}"
+        )
+
+
+def prune_model(model: PreTrainedModel, keep: list[int]) -> None:
+    """Delete, in place, all transformer blocks but `keep`, and record it in the model's config.
+
+    What follows the blocks, such as a final layer norm, stays. ``config.kept_layers`` counts in the
+    numbering of the base model, also when a pruned model is pruned again; ``config.pruned_from``
+    names the model of the first pruning, ``config.pruned_after_fine_tuning`` tells `kind_of` when the last was.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    keep : list of int
+        Blocks to keep, ascending, in the numbering of this model; empty leaves the front end alone.
+
+    Raises
+    ------
+    UsageError
+        If `keep` is not possible for this model.
+    """
+    check_keep(model.config, keep)
+    config = model.config
+    numbers = kept_layers(config)
+    path = architecture_of(config).blocks
+    blocks = model.get_submodule(path)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.ModuleList(blocks[layer] for layer in keep))
+    if getattr(config, "use_weighted_layer_sum", False):
+        # One weight for the input of the blocks and one for the output of each.
+        rows = [0, *(layer + 1 for layer in keep)]
+        model.layer_weights = nn.Parameter(model.layer_weights.detach()[rows].clone())
+    config.num_hidden_layers = len(keep)
+    config.kept_layers = [numbers[layer] for layer in keep]
+    if len(keep) == len(blocks):
+        return
+    config.pruned_after_fine_tuning = getattr(config, "data_sha256", None) is not None
+    if getattr(config, "pruned_from", None) is None:
+        config.pruned_from = config.name_or_path
+
+
+def freeze(model: PreTrainedModel, feature_encoder: bool, layers: list[int]) -> None:
+    """Keep parts of a model as they are in training.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    feature_encoder : bool
+        Freeze the convolutions or patch embedding in front.
+    layers : list of int
+        Blocks to freeze, in the numbering of this model.
+    """
+    if not feature_encoder and not layers:
+        return
+    architecture = architecture_of(model.config)
+    parts = [model.get_submodule(f"{architecture.blocks}.{layer}") for layer in layers]
+    if feature_encoder:
+        if hasattr(model, "freeze_feature_encoder"):  # also stops the gradient at the input
+            model.freeze_feature_encoder()
+        parts += [model.get_submodule(path) for path in architecture.feature_encoder]
+    for part in parts:
+        part.requires_grad_(False)
+
+
+def configure_for_training(
+    model: PreTrainedModel, clips: Clips, augment: Sequence[str], data_sha256: str | None = None
+) -> None:
+    """Note in the model's config what later stages ask for, and let it mask its input only if asked to.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    clips : Clips
+        Training clips; their length is noted as ``clip_seconds``.
+    augment : sequence of str
+        Augmentations; without ``specaugment`` wav2vec2 and its kin mask no latent frames either.
+    data_sha256 : str, optional
+        Digest of the data set, noted under this name: it stays with the model when that is pruned or moved.
+        Default: what is noted stays.
+    """
+    config = model.config
+    config.clip_seconds = clips.clip_seconds
+    if data_sha256 is not None:
+        config.data_sha256 = data_sha256
+        if hasattr(config, "pruned_after_fine_tuning"):
+            config.pruned_after_fine_tuning = False
+    if config.model_type in ARCHITECTURES:
+        config.kept_layers = kept_layers(config)
+    if hasattr(config, "apply_spec_augment"):
+        config.apply_spec_augment = config.apply_spec_augment and "specaugment" in augment
+        for name, parameter in model.named_parameters():
+            if name.endswith("masked_spec_embed"):  # where nothing is masked it has no gradient, and DDP waits for one
+                parameter.requires_grad_(config.apply_spec_augment and config.mask_time_prob > 0)
+
+
+def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, folder: Path) -> None:
+    """Save a model so that plain ``from_pretrained`` loads it; reload it and compare every weight.
+
+    The folder appears whole or not at all.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Model on any device.
+    extractor : SequenceFeatureExtractor
+        Its feature extractor.
+    folder : Path
+        Final name; must not exist.
+
+    Raises
+    ------
+    RuntimeError
+        If what was saved is not what was in memory.
+    """
+    partial = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
+    partial.mkdir()
+    model.save_pretrained(partial)
+    extractor.save_pretrained(partial)
+    for path in partial.iterdir():  # safetensors creates files that only their owner can read
+        path.chmod((partial / "config.json").stat().st_mode)
+    reloaded, _ = load_model(partial, "cpu")
+    saved, wanted = reloaded.state_dict(), model.state_dict()
+    different = [name for name, value in wanted.items() if not torch.equal(saved[name], value.detach().cpu())]
+    if different or len(saved) != len(wanted):
+        raise RuntimeError(f"{folder}: the saved model differs from the one in memory in {_some(different)}")
+    partial.rename(folder)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,71 @@
+"""The ways in which a stage can end that are not bugs; each carries its exit code.
+
+A message names what, where, what was found, what was expected and what to do. ``cli.run_stage`` prints
+it without a traceback and returns the code, so that a job script can act on it.
+"""
+
+import errno
+import os
+
+# The operating system's ways to say that a path cannot be read or written: the user's to mend, no bug.
+USER_ERRNOS = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+    errno.EFBIG: "the file is larger than ulimit -f allows: raise it and run the same command again",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EACCES: "permission denied: change the permissions or choose another path",
+    errno.EPERM: "permission denied: change the permissions or choose another path",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another path",
+    errno.ENAMETOOLONG: "the path is too long: choose a shorter one",
+}
+# PyTorch's writer says nothing but where it stood.
+TORCH_WRITER_WORDS = ("PytorchStreamWriter failed", "unexpected pos")
+
+
+class StageError(Exception):
+    """Base class; ``exit_code`` is what the process returns."""
+
+    exit_code = 1
+
+
+class AlreadyComplete(StageError):
+    """The output is there, complete, and was made with the same arguments and inputs."""
+
+    exit_code = 0
+
+
+class UsageError(StageError):
+    """A command-line value is wrong in itself or for this model."""
+
+    exit_code = 2
+
+
+class InputError(StageError):
+    """An input is missing or breaks its contract, or an output cannot be written."""
+
+    exit_code = 3
+
+
+class OutputExistsError(StageError):
+    """The output folder exists and holds something else, or another process is writing to it."""
+
+    exit_code = 4
+
+
+class Interrupted(StageError):
+    """Stopped by a signal with everything saved: the same command goes on from here."""
+
+    exit_code = 75
+
+
+def advice_on(error: Exception) -> str | None:
+    """Return what a user can do about an error of the operating system; None where that is nothing.
+
+    Libraries that write files in C++ or Rust lose the error's number and keep its words.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return USER_ERRNOS.get(error.errno)
+    text = str(error).lower()
+    if any(words.lower() in text for words in TORCH_WRITER_WORDS):
+        return "a file could not be written: " + USER_ERRNOS[errno.ENOSPC]
+    return next((advice for code, advice in USER_ERRNOS.items() if os.strerror(code).lower() in text), None)

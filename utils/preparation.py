@@ -1,0 +1,385 @@
+"""From found recordings to written clips: what stage 01 does, step by step.
+
+Decoding and writing are done by worker processes (`spool`); what is left out, cut, split and planned here
+depends on the recordings and the settings alone, never on who decoded what first.
+"""
+
+import csv
+import io
+import itertools
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from utils import audio, clips, runs, spool, workers
+from utils.errors import InputError
+from utils.files import sha256_of_lines, write_json, write_text
+from utils.recordings import Skipped, SourceFile
+from utils.splits import assign_splits, group_keys, merge_groups
+
+SCRATCH_NAME = ".work"
+PLAN_NAME = "plan.json"
+CLIPS_PER_SHARD = 1024
+BYTES_PER_SHARD = 2**26  # of PCM
+FILES_PER_TASK = 8
+BYTES_PER_TASK = 2**24  # of source files
+TASKS_PER_WORKER = 16  # so many at least, if there are files enough: then all workers end at about the same time
+NAMED_IN_LOG = 20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """What every clip is like.
+
+    Attributes
+    ----------
+    sample_rate_hz : int
+    clip_seconds : float
+        Length of a clip.
+    min_seconds : float
+        Remainders and recordings shorter than this give no clip.
+    remainder : {"pad", "drop"}
+        What becomes of the end of a recording that does not fill a clip.
+    """
+
+    sample_rate_hz: int
+    clip_seconds: float
+    min_seconds: float
+    remainder: str
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of a clip."""
+        return round(self.clip_seconds * self.sample_rate_hz)
+
+
+def list_files(raw_dir: Path, files: Sequence[SourceFile]) -> tuple[dict[str, spool.Listed], list[Skipped]]:
+    """Return size and time of every file, by path, and the files that are gone or out of reach."""
+    listed, vanished = {}, []
+    for file in files:
+        try:
+            status = (raw_dir / file.path).stat()
+        except OSError as error:
+            vanished.append(Skipped(file.path, f"cannot be read: {error.strerror}"))
+            continue
+        listed[file.path] = spool.Listed(file.path, status.st_size, status.st_mtime_ns)
+    return listed, vanished
+
+
+def listing_sha256(listed: Iterable[spool.Listed]) -> str:
+    """Return one digest for the names, sizes and times of files."""
+    return sha256_of_lines(f"{file.size} {file.mtime_ns} {file.path}" for file in listed)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of sound files, decoded by this process or by others.
+
+    Attributes
+    ----------
+    sounds : dict of str to Spooled
+        By path.
+    spool_dirs : dict of str to Path
+        Folder that holds a sound's PCM, by path of the sound file.
+    undecodable : list of Skipped
+        Sorted by path.
+    """
+
+    sounds: dict[str, spool.Spooled]
+    spool_dirs: dict[str, Path]
+    undecodable: list[Skipped]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A sound file that gives clips: what it is, what was decoded, and first sample and length of its clips."""
+
+    file: SourceFile
+    sound: spool.Spooled
+    cuts: tuple[tuple[int, int], ...]
+
+
+# --------------------------------------------------------------------------------------- what is left out
+
+
+def drop_rare_labels(files: Sequence[SourceFile], min_recordings: int) -> tuple[list[SourceFile], list[Skipped]]:
+    """Leave out labels with fewer than `min_recordings` recordings, by name in the log."""
+    recordings = defaultdict(set)
+    for file in files:
+        recordings[file.label].add(file.recording_id)
+    rare = {label: len(ids) for label, ids in sorted(recordings.items()) if len(ids) < min_recordings}
+    if rare:
+        names = ", ".join(f"{label} ({n})" for label, n in rare.items())
+        log.warning("%d labels have fewer than %d recordings and are left out: %s", len(rare), min_recordings, names)
+    reason = "its label {} has {} recordings, fewer than --min_recordings {}"
+    skipped = [
+        Skipped(file.path, reason.format(file.label, rare[file.label], min_recordings))
+        for file in files
+        if file.label in rare
+    ]
+    return [file for file in files if file.label not in rare], skipped
+
+
+def check_two_labels(
+    files: Sequence[SourceFile], too_few: Sequence[Skipped], raw_dir: Path, min_recordings: int
+) -> None:
+    """Raise `InputError` unless two labels are left."""
+    labels = {file.label for file in files}
+    if len(labels) >= 2:
+        return
+    found = f"only {min(labels)} is" if labels else "no label is"
+    advice = f"; the first of {len(too_few)} files left out, {too_few[0].file}: {too_few[0].reason}" if too_few else ""
+    raise InputError(
+        f"{raw_dir}: {found} left with {min_recordings} recordings or more; two labels are needed: "
+        f"lower --min_recordings or give more recordings{advice}"
+    )
+
+
+def drop_contradictions(recorded: Sequence[Recorded]) -> tuple[list[Recorded], list[Skipped]]:
+    """Leave out all files whose decoded sound is found under two labels; name those found twice under one."""
+    same = defaultdict(list)
+    for r in recorded:
+        same[r.sound.sha256].append(r.file)
+    skipped = {}
+    twice = []
+    for files in same.values():
+        if len({file.label for file in files}) > 1:
+            for file in files:
+                other = next(other for other in files if other.label != file.label)
+                reason = f"the same sound as {other.path}, under another label ({file.label}, {other.label})"
+                skipped[file.path] = Skipped(file.path, reason)
+        elif len(files) > 1:
+            twice.append(", ".join(file.path for file in files))
+    report(twice, "the same sound, kept on one side of the split")
+    return [r for r in recorded if r.file.path not in skipped], list(skipped.values())
+
+
+def report_odd_sounds(sounds: Mapping[str, spool.Spooled]) -> None:
+    """Warn of sounds that are not what their files promise, but are used."""
+    report([f"{path}: {text}" for path, sound in sorted(sounds.items()) for text in sound.warnings], "used as it is")
+
+
+def report(lines: Sequence[str], what: str) -> None:
+    """Warn of `what`, a log line for each of `lines` up to a number that can be read."""
+    for line in lines[:NAMED_IN_LOG]:
+        log.warning("%s: %s", what, line)
+    if len(lines) > NAMED_IN_LOG:
+        log.warning("%s: %d more", what, len(lines) - NAMED_IN_LOG)
+
+
+# ------------------------------------------------------------------------------------------------ decoding
+
+
+def decode(
+    raw_dir: Path,
+    spool_dir: Path,
+    sample_rate_hz: int,
+    pool_map: workers.Map,
+    num_workers: int,
+    files: Sequence[spool.Listed],
+) -> Decoded:
+    """Decode files into a spool folder, which is made if need be."""
+    # Absolute, because workers need not run in the same folder.
+    raw_dir, spool_dir = raw_dir.absolute(), spool_dir.absolute()
+    spool_dir.mkdir(exist_ok=True)
+    tasks = [
+        spool.DecodeTask(raw_dir, spool_dir, sample_rate_hz, tuple(batch)) for batch in batches(files, num_workers)
+    ]
+    results = (result for batch in pool_map(spool.decode_files, tasks) for result in batch)
+    results = list(runs.progress(results, len(files), "decoding", "files"))
+    sounds = {result.path: result for result in results if isinstance(result, spool.Spooled)}
+    undecodable = sorted((r for r in results if isinstance(r, Skipped)), key=lambda skip: skip.file)
+    return Decoded(sounds, dict.fromkeys(sounds, spool_dir), undecodable)
+
+
+def batches(files: Sequence[spool.Listed], num_workers: int) -> Iterator[list[spool.Listed]]:
+    """Divide files into tasks: large files first and alone, so that the workers end at about the same time."""
+    limit = min(BYTES_PER_TASK, sum(file.size for file in files) / (TASKS_PER_WORKER * num_workers))
+    batch, n_bytes = [], 0
+    for file in sorted(files, key=lambda file: (-file.size, file.path)):
+        batch.append(file)
+        n_bytes += file.size
+        if n_bytes >= limit or len(batch) == FILES_PER_TASK:
+            yield batch
+            batch, n_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def cut(
+    clip_format: ClipFormat, decoded: Sequence[tuple[SourceFile, spool.Spooled]]
+) -> tuple[list[Recorded], list[Skipped]]:
+    """Cut every file into clips, and name those that give none."""
+    least_samples = round(clip_format.min_seconds * clip_format.sample_rate_hz)
+    recorded, too_short = [], []
+    for file, sound in decoded:
+        cuts = audio.cut(sound.n_samples, clip_format.clip_samples, least_samples, clip_format.remainder)
+        if cuts:
+            recorded.append(Recorded(file, sound, tuple(cuts)))
+            continue
+        least_s, flag = clip_format.min_seconds, "--min_seconds"
+        if clip_format.remainder == "drop":
+            least_s, flag = clip_format.clip_seconds, "--clip_seconds with --remainder drop"
+        length = f"{sound.n_samples / clip_format.sample_rate_hz:.6g} s"
+        reason = f"too short: {length}, less than {least_s:g} s ({flag})"
+        too_short.append(Skipped(file.path, "; ".join([reason, *sound.warnings])))
+    return recorded, too_short
+
+
+# ------------------------------------------------------------------------------------------ split and clips
+
+
+def split(
+    recorded: Sequence[Recorded], split_by: str, val_fraction: float, test_fraction: float, seed: int
+) -> tuple[list[spool.Stretch], list[str]]:
+    """Give every clip its index, group and split; return the clips by file, and warnings of what was impossible."""
+    label_ids = {label: i for i, label in enumerate(sorted({r.file.label for r in recorded}))}
+    by_clip = split_by == "clip"
+    next_index: Counter[str] = Counter()
+    first_indices, keys, labels, weights = [], [], [], []
+    for r in recorded:
+        first = next_index[r.file.recording_id]
+        next_index[r.file.recording_id] += len(r.cuts)
+        first_indices.append(first)
+        for i in range(len(r.cuts)) if by_clip else [0]:
+            clip_id = f"{r.file.recording_id}:{first + i}"
+            owner = r.file.recordist, r.file.recording_id
+            keys.append(group_keys(split_by, r.file.label, *owner, r.sound.sha256, clip_id))
+            labels.append(r.file.label)
+            weights.append(1 if by_clip else len(r.cuts))
+    groups = merge_groups(keys)
+    split_of, warnings = assign_splits(groups, labels, weights, val_fraction, test_fraction, seed)
+    stretches = []
+    remaining = iter(groups)
+    for r, first in zip(recorded, first_indices, strict=True):
+        n = len(r.cuts)
+        own = tuple(next(remaining) for _ in range(n)) if by_clip else (next(remaining),) * n
+        label_id = label_ids[r.file.label]
+        splits = tuple(split_of[group] for group in own)
+        stretch = spool.Stretch(r.file.path, r.file.recording_id, r.file.label, label_id, first, r.cuts, own, splits)
+        stretches.append(stretch)
+    return stretches, warnings
+
+
+def plan_shards(stretches: Sequence[spool.Stretch], clips_per_shard: int) -> list[tuple[spool.Stretch, ...]]:
+    """Divide clips, in their order, into shards of `clips_per_shard`; the last one may have fewer."""
+    shards: list[list[spool.Stretch]] = []
+    room = 0
+    for stretch in stretches:
+        start = 0
+        while start < len(stretch):
+            if room == 0:
+                shards.append([])
+                room = clips_per_shard
+            part = stretch.part(start, start + room)
+            shards[-1].append(part)
+            start += len(part)
+            room -= len(part)
+    return [tuple(shard) for shard in shards]
+
+
+def write_shards(
+    output_dir: Path,
+    clip_format: ClipFormat,
+    pool_map: workers.Map,
+    recorded: Sequence[Recorded],
+    stretches: Sequence[spool.Stretch],
+    spool_dirs: Mapping[str, Path],
+) -> int:
+    """Write the clips; keep the shards of an earlier attempt if it planned the same ones. Return their number."""
+    clip_bytes = 2 * clip_format.clip_samples
+    shards = plan_shards(stretches, max(1, min(CLIPS_PER_SHARD, BYTES_PER_SHARD // clip_bytes)))
+    output_dir = output_dir.absolute()
+    clip_kind = clip_format.sample_rate_hz, clip_format.clip_seconds
+    tasks = []
+    for number, shard in enumerate(shards):
+        paths = tuple(spool_dirs[stretch.source_path] / spool.pcm_name(stretch.source_path) for stretch in shard)
+        tasks.append(spool.ShardTask(output_dir / clips.shard_name(number), *clip_kind, shard, paths))
+    versions = [f"pyarrow {pa.__version__}, schema {clips.SCHEMA_VERSION}", f"{len(shards)} shards"]
+    pcm_sha256 = {r.file.path: r.sound.sha256 for r in recorded}
+    content = (f"{pcm_sha256[stretch.source_path]} {stretch}" for shard in shards for stretch in shard)
+    plan = {"sha256": sha256_of_lines(itertools.chain(versions, content))}
+    plan_path = output_dir / SCRATCH_NAME / PLAN_NAME
+    if not plan_path.exists() or json.loads(plan_path.read_text(encoding="utf-8")) != plan:
+        for path in output_dir.glob("clips-*.parquet"):
+            path.unlink()
+        write_json(plan_path, plan)
+    missing = [task for task in tasks if not task.path.exists()]
+    for _ in runs.progress(pool_map(spool.write_shard, missing), len(missing), "writing", "shards"):
+        pass
+    return len(shards)
+
+
+# -------------------------------------------------------------------------------------------------- tables
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a CSV, atomically."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_text(path, text.getvalue())
+
+
+def write_skipped(output_dir: Path, skipped: Sequence[Skipped]) -> None:
+    """Write ``skipped.csv``: every file that gives no clip, and why."""
+    write_csv(output_dir / "skipped.csv", ["file", "reason"], [[skip.file, skip.reason] for skip in skipped])
+
+
+def write_recordings(
+    output_dir: Path, sample_rate_hz: int, recorded: Sequence[Recorded], stretches: Sequence[spool.Stretch]
+) -> int:
+    """Write ``recordings.csv``, a row a recording; return the number of rows.
+
+    ``sha256`` is that of the decoded PCM, or of the list of them where a recording has several files.
+    Split by clip, a recording can have several groups, then none is named, and several splits.
+    """
+    parts = defaultdict(list)
+    for r, stretch in zip(recorded, stretches, strict=True):
+        parts[r.file.recording_id].append((r, stretch))
+    rows = []
+    for recording_id, own in parts.items():
+        sounds = [r.sound for r, _ in own]
+        groups = {group for _, stretch in own for group in stretch.groups}
+        splits = {name for _, stretch in own for name in stretch.splits}
+        rates = sorted({sound.source_rate_hz for sound in sounds})
+        checksums = [sound.sha256 for sound in sounds]
+        rows.append(
+            [
+                recording_id,
+                own[0][0].file.label,
+                "|".join(sorted({r.file.recordist for r, _ in own if r.file.recordist is not None})),
+                groups.pop() if len(groups) == 1 else "",
+                "|".join(name for name in clips.SPLITS if name in splits),
+                round(sum(sound.n_samples for sound in sounds) / sample_rate_hz, 6),
+                sum(len(stretch) for _, stretch in own),
+                len(own),
+                "|".join(map(str, rates)),
+                checksums[0] if len(checksums) == 1 else sha256_of_lines(checksums),
+            ]
+        )
+    columns = ["recording_id", "label", "recordist", "group", "split", "duration_s", "n_clips", "n_files"]
+    write_csv(output_dir / "recordings.csv", [*columns, "sample_rate_hz", "sha256"], rows)
+    return len(rows)
+
+
+def write_split_report(output_dir: Path, stretches: Sequence[spool.Stretch]) -> None:
+    """Write ``split_report.csv``: recordings, clips and groups of every label in every split."""
+    n_clips: Counter[tuple[str, str]] = Counter()
+    recordings, groups = defaultdict(set), defaultdict(set)
+    for stretch in stretches:
+        for group, name in zip(stretch.groups, stretch.splits, strict=True):
+            cell = stretch.label, name
+            n_clips[cell] += 1
+            recordings[cell].add(stretch.recording_id)
+            groups[cell].add(group)
+    labels = sorted({stretch.label for stretch in stretches})
+    cells = [(label, name) for label in labels for name in clips.SPLITS]
+    rows = [[*cell, len(recordings[cell]), n_clips[cell], len(groups[cell])] for cell in cells]
+    write_csv(output_dir / "split_report.csv", ["label", "split", "recordings", "clips", "groups"], rows)

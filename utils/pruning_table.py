@@ -1,0 +1,320 @@
+"""The table of a pruning sweep: a row a subset, the choices made from it, and both in words.
+
+Every choice is made on the search split alone. Of two subsets of one size the better has the higher search
+accuracy, then the higher search macro F1, then the earlier row of the table.
+"""
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+from utils import cli, encoders, latency
+from utils.clips import Clips
+from utils.files import write_json, write_text
+from utils.layer_selection import Candidate, Keep
+from utils.subset_scores import SubsetScores
+
+log = logging.getLogger(__name__)
+
+FULL = "full"
+COLUMNS = (
+    "strategy",
+    "n_removed",
+    "kept_layers",
+    "n_layers",
+    "n_parameters",
+    "search_accuracy",
+    "search_macro_f1",
+    "report_accuracy",
+    "report_accuracy_low",
+    "report_accuracy_high",
+    "report_macro_f1",
+    "relative_accuracy",
+    "seconds",
+    "report_difference",
+    "report_difference_low",
+    "report_difference_high",
+    "gmacs_per_clip",
+    "latency_ms_median",
+    "kept_layers_base",
+)
+BEST_SCHEMA_VERSION = 1
+LATENCY_BUDGET_S = 2.0
+# Differences of accuracies that are equal in exact arithmetic differ by less.
+ROUNDING = 1e-9
+# Below it, percentile intervals from a bootstrap over groups are known to be too narrow.
+FEW_GROUPS = 30
+
+
+# ------------------------------------------------------------------------------------------------- table
+
+
+class PruningTable:
+    """Rows of ``pruning.csv``; the file is written anew whenever some are added.
+
+    Parameters
+    ----------
+    path : Path
+    model : PreTrainedModel
+        The whole model.
+    on_search, on_report : SubsetScores
+        Candidates must have been run on the search split when they are added; on the report split they may be.
+
+    Attributes
+    ----------
+    candidates : list of Candidate
+        The first is the whole model.
+    """
+
+    def __init__(self, path: Path, model: PreTrainedModel, on_search: SubsetScores, on_report: SubsetScores):
+        self.candidates: list[Candidate] = []
+        self._path, self._model, self._on_search, self._on_report = path, model, on_search, on_report
+        self._costs: dict[int, tuple[float, float]] = {}
+
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        """Add a row a candidate and write the file."""
+        self.candidates += candidates
+        self.write()
+
+    def write(self) -> pd.DataFrame:
+        """Write a row a candidate, and return what was written; what is not known (yet) is NaN.
+
+        Returns
+        -------
+        DataFrame
+            Columns `COLUMNS`. ``kept_layers`` counts in the model that is swept, ``kept_layers_base`` in its base
+            model. ``seconds`` is the time of the walks that ran the subset, on either split, each divided evenly
+            over its subsets: what several strategies propose was run once, and says so in every row.
+            ``relative_accuracy`` is a share of the whole model's, ``report_difference`` less the whole model's,
+            with a paired 95 % interval.
+        """
+        keeps = {candidate.keep for candidate in self.candidates}
+        n_parameters = count_parameters(self._model, keeps)
+        reported = {keep: self._report_on(keep) for keep in keeps if self._on_report.has(keep)}
+        base_numbers = encoders.kept_layers(self._model.config)
+        rows = []
+        for candidate in self.candidates:
+            keep = candidate.keep
+            row = {
+                "strategy": candidate.rule,
+                "n_removed": candidate.n_removed,
+                "kept_layers": cli.format_layer_list(keep),
+                "n_layers": len(keep),
+                "n_parameters": n_parameters[keep],
+                "seconds": self._on_search.seconds(keep) + self._on_report.seconds(keep),
+                "kept_layers_base": cli.format_layer_list([base_numbers[block] for block in keep]),
+            }
+            row["search_accuracy"], row["search_macro_f1"] = self._on_search.score(keep)
+            if len(keep) in self._costs:
+                row["gmacs_per_clip"], row["latency_ms_median"] = self._costs[len(keep)]
+            rows.append(row | reported.get(keep, {}))
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        write_rows(self._path, table)
+        return table
+
+    def _report_on(self, keep: Keep) -> dict[str, float]:
+        scores, whole = self._on_report, self.candidates[0].keep
+        accuracy, macro_f1 = scores.score(keep)
+        of_whole, _ = scores.score(whole)
+        low, high = scores.interval(keep)
+        difference, difference_low, difference_high = scores.difference(keep, scores.predicted(whole))
+        return {
+            "report_accuracy": accuracy,
+            "report_accuracy_low": low,
+            "report_accuracy_high": high,
+            "report_macro_f1": macro_f1,
+            "relative_accuracy": accuracy / of_whole if of_whole else math.nan,
+            "report_difference": difference,
+            "report_difference_low": difference_low,
+            "report_difference_high": difference_high,
+        }
+
+    def measure_costs(self, extractor: SequenceFeatureExtractor, clips: Clips, device: str, path: Path) -> None:
+        """Measure a model of each size in the table, as all blocks of a model cost the same; write the file.
+
+        Parameters
+        ----------
+        extractor : SequenceFeatureExtractor
+            The model's feature extractor.
+        clips : Clips
+            The first is timed.
+        device : str
+            ``cpu`` or ``cuda``.
+        path : Path
+            JSON file where the numbers are kept for a run that goes on from here.
+        """
+        sizes = {len(candidate.keep) for candidate in self.candidates}
+        self._costs = {int(size): tuple(cost) for size, cost in _read_json(path).items()}
+        pruned = copy.deepcopy(self._model)
+        for size in sorted(sizes, reverse=True):  # every model holds the next
+            encoders.prune_model(pruned, list(range(size)))
+            if size not in self._costs:
+                cost = latency.measure_cost(
+                    *(pruned, extractor, clips.audio(0), clips.sample_rate_hz),
+                    batch_size=1,
+                    device=device,
+                    budget_s=LATENCY_BUDGET_S,
+                )
+                self._costs[size] = cost.gmacs_per_clip, cost.latency_ms_median
+                write_json(path, self._costs)
+        self.write()
+
+
+def count_parameters(model: PreTrainedModel, keeps: Iterable[Keep]) -> dict[Keep, int]:
+    """Return the exact number of parameters of the model that keeps some blocks alone, of each kept list."""
+    of_block = [encoders.count_parameters(block) for block in encoders.blocks_of(model)]
+    if getattr(model.config, "use_weighted_layer_sum", False):
+        of_block = [n + 1 for n in of_block]  # the weight of its output in the sum
+    besides = encoders.count_parameters(model) - sum(of_block)
+    return {keep: besides + sum(of_block[block] for block in keep) for keep in keeps}
+
+
+def write_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Write a table, atomically; six significant digits, ``nan`` for no number."""
+    write_text(path, rows.to_csv(index=False, float_format="%.6g", na_rep="nan"))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+# ----------------------------------------------------------------------------------------------- choices
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the search split says.
+
+    Attributes
+    ----------
+    whole : tuple of int
+        All blocks.
+    by_depth : dict of int to Candidate
+        The best of each number of kept blocks, falling.
+    within : Candidate or None
+        The smallest that is pruned and no worse than the margin in search accuracy; the best of these.
+    surely_within : Candidate or None
+        The same, and of whose paired interval the lower end, too, is no worse than the margin.
+    """
+
+    whole: Keep
+    by_depth: dict[int, Candidate]
+    within: Candidate | None
+    surely_within: Candidate | None
+
+    def keeps(self) -> set[Keep]:
+        """Return all that were chosen."""
+        chosen = [*self.by_depth.values(), self.within, self.surely_within]
+        return {candidate.keep for candidate in chosen if candidate is not None}
+
+    def to_heal(self) -> Keep:
+        """Return the smallest within the margin; where none is, the best of those that lack the fewest blocks."""
+        if self.within is not None:
+            return self.within.keep
+        pruned = (candidate.keep for depth, candidate in self.by_depth.items() if depth < len(self.whole))
+        return next(pruned, self.whole)
+
+    def scored(self, on_search: SubsetScores, on_report: SubsetScores) -> dict:
+        """Return the choices with their scores, ready for ``best.json``; numbers that are not finite are None."""
+
+        def describe(candidate: Candidate | None) -> dict | None:
+            if candidate is None:
+                return None
+            keep = candidate.keep
+            described = {"keep": list(keep), "n_layers": len(keep), "strategy": candidate.rule}
+            for name, scores in (("search", on_search), ("report", on_report)):
+                described[f"{name}_accuracy"], described[f"{name}_macro_f1"] = scores.score(keep)
+                difference = scores.difference(keep, scores.predicted(self.whole))
+                described[f"{name}_difference"] = [number if np.isfinite(number) else None for number in difference]
+            return described
+
+        return {
+            "smallest_within_margin": describe(self.within),
+            "smallest_surely_within_margin": describe(self.surely_within),
+            "by_depth": {str(depth): describe(candidate) for depth, candidate in self.by_depth.items()},
+        }
+
+
+def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: float) -> Choices:
+    """Choose subsets by their scores on the search split.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        First the whole model.
+    on_search : SubsetScores
+        All candidates must have been run.
+    margin : float
+        Accuracy that may be lost.
+    """
+    whole = candidates[0].keep
+    least = on_search.score(whole)[0] - margin - ROUNDING
+    best_first = sorted(candidates, key=lambda c: [-score for score in on_search.score(c.keep)])  # keeps equal ones so
+    by_depth: dict[int, Candidate] = {}
+    possible: dict[Keep, Candidate] = {}
+    for candidate in sorted(best_first, key=lambda c: len(c.keep)):
+        by_depth.setdefault(len(candidate.keep), candidate)
+        if candidate.n_removed and on_search.score(candidate.keep)[0] >= least:
+            possible.setdefault(candidate.keep, candidate)
+    of_whole = on_search.predicted(whole)
+    surely = (c for keep, c in possible.items() if on_search.difference(keep, of_whole)[1] >= -margin - ROUNDING)
+    return Choices(
+        whole,
+        by_depth={depth: by_depth[depth] for depth in sorted(by_depth, reverse=True)},
+        within=next(iter(possible.values()), None),
+        surely_within=next(surely, None),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- words
+
+
+def log_answer(
+    choices: Choices, n_subsets: int, margin: float, on_search: SubsetScores, on_report: SubsetScores
+) -> None:
+    """Say in the log how many blocks can go, how sure that is, and whether the report split agrees.
+
+    `n_subsets` is the number of those that were chosen from.
+    """
+    whole = choices.whole
+    for scores in (on_search, on_report):
+        log.info(
+            "%s: %d clips in %d groups; the whole model of %d blocks has accuracy %.3f, macro F1 %.3f",
+            *(scores.split, scores.n_clips, scores.n_groups, len(whole)),
+            *scores.score(whole),
+        )
+        if scores.n_groups < FEW_GROUPS:
+            log.warning(
+                "%s: %d groups are few: intervals from a bootstrap over them are rough and too narrow",
+                *(scores.split, scores.n_groups),
+            )
+    for how, candidate in (("by point estimate", choices.within), ("surely", choices.surely_within)):
+        if candidate is None:
+            log.info("%s, not one block can go at no worse than %g in accuracy on %s", how, margin, on_search.split)
+            continue
+        log.info(
+            "%s, %d of %d blocks can go at no worse than %g in accuracy on %s: keep %s (%s)",
+            *(how, candidate.n_removed, len(whole), margin, on_search.split),
+            *(cli.format_layer_list(candidate.keep), candidate.rule),
+        )
+        for scores in (on_search, on_report):
+            difference, low, high = scores.difference(candidate.keep, scores.predicted(whole))
+            log.info(
+                "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f)",
+                *(scores.split, scores.score(candidate.keep)[0], difference, low, high),
+            )
+    log.info(
+        "the subset was chosen among %d by its accuracy on %s, which therefore flatters it; that on %s does not",
+        *(n_subsets, on_search.split, on_report.split),
+    )

@@ -1,0 +1,717 @@
+"""The life of an output folder: locked, recorded in run.json, resumed, refused or replaced; logging and seeds.
+
+A stage does all its work inside ``with open_run(...) as run:``. The folder's ``run.json`` says
+``running`` from the first moment, and ``complete``, ``interrupted`` or ``failed`` at the end. A folder
+without a complete ``run.json`` is no result, and no later stage reads it.
+"""
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from utils.errors import (
+    AlreadyComplete,
+    InputError,
+    Interrupted,
+    OutputExistsError,
+    StageError,
+    UsageError,
+    advice_on,
+)
+from utils.files import PARTIAL_SUFFIX, sha256_of_file, sha256_of_lines, write_json
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "run.json"
+LOG_NAME = "log.txt"
+LOCK_NAME = ".lock"
+# Not part of what was asked for: they change where, how fast and how loudly, never the result.
+PRESENTATION_ARGUMENTS = frozenset({"output_dir", "overwrite", "log_level", "device"})
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+# LSF signals every process of a job, and jobs/launch.py passes on to its own what it gets: that is one request.
+REPEAT_S = 2.0
+PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "pyarrow", "numpy", "pandas")
+PACKAGES += ("scikit-learn", "matplotlib", "soundfile", "soxr")
+PROGRESS_EVERY_S = 30.0
+
+
+# ---------------------------------------------------------------------------------------------- inputs
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something that a stage reads: its path as the user wrote it, and the digest of its content.
+
+    `sha256` is None for what has no local content, such as a model's name on a hub.
+    """
+
+    path: str
+    sha256: str | None
+
+
+def file_input(path: Path) -> Input:
+    """Describe a file.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    return Input(str(path), sha256_of_file(path))
+
+
+def folder_input(path: Path, stages: Iterable[str] = ()) -> Input:
+    """Describe the output folder of an earlier stage, after checking that it is whole.
+
+    Every output named in its ``run.json`` is compared with its recorded size and SHA-256, so a
+    missing, truncated or altered file is found before any work is done.
+
+    Parameters
+    ----------
+    path : Path
+        Output folder of an earlier stage.
+    stages : iterable of str
+        Stages that may have made it; empty accepts all.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, incomplete, damaged, or was made by another stage.
+    """
+    path = Path(path)
+    stages = tuple(stages)
+    wanted = " or ".join(f"{stage}.py" for stage in stages) or "a stage"
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; expected the output of {wanted}")
+    record = read_record(path)
+    if record is None:
+        raise InputError(f"{path} has no {RECORD_NAME}, so it is no output of {wanted}; run that first")
+    if stages and record["stage"] not in stages:
+        raise InputError(f"{path} was made by {record['stage']}.py; expected the output of {wanted}")
+    if record["status"] != "complete":
+        raise InputError(
+            f"{path} is not complete: its {RECORD_NAME} says {record['status']!r}; "
+            f"run {record['stage']}.py again until it ends with exit code 0"
+        )
+    check_outputs(path, record)
+    return Input(str(path), sha256_of_lines([f"{o['sha256']}  {o['path']}" for o in record["outputs"]]))
+
+
+def read_record(folder: Path) -> dict | None:
+    """Return the ``run.json`` of a folder, or None where there is none.
+
+    Raises
+    ------
+    InputError
+        If the file is there and is not a run record.
+    """
+    path = Path(folder) / RECORD_NAME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}); run the stage that made it with --overwrite") from error
+    expected = {"stage": str, "status": str, "arguments": dict, "inputs": list, "outputs": list, "attempts": int}
+    rows = {"inputs": {"name", "sha256"}, "outputs": {"path", "bytes", "sha256"}}
+    if (
+        not isinstance(record, dict)
+        or any(not isinstance(record.get(k), t) for k, t in expected.items())
+        or any(not isinstance(row, dict) or keys - row.keys() for k, keys in rows.items() for row in record[k])
+    ):
+        raise InputError(
+            f"{path} is no run record: expected the keys {', '.join(expected)}; "
+            "run the stage that made it with --overwrite"
+        )
+    return record
+
+
+def check_outputs(folder: Path, record: dict) -> None:
+    """Compare every output that `record` names with what is in `folder`.
+
+    Raises
+    ------
+    InputError
+        If one is missing or differs in size or SHA-256; the message names it.
+    """
+    damage = find_damage(folder, record["outputs"])
+    if damage is not None:
+        raise InputError(f"{damage}; run {record['stage']}.py again with --overwrite")
+
+
+def find_damage(folder: Path, outputs: Sequence[dict]) -> str | None:
+    """Say which of the `outputs` of a ``run.json`` is first missing or other than recorded; None if all are whole."""
+    for output in outputs:
+        path = Path(folder) / output["path"]
+        if not path.is_file():
+            return f"{path} is missing, but {RECORD_NAME} lists it"
+        size = path.stat().st_size
+        if size != output["bytes"]:
+            return f"{path} has {size} bytes, {RECORD_NAME} says {output['bytes']}: it is damaged"
+    pool = ThreadPoolExecutor()  # hashing releases the interpreter lock
+    try:
+        digests = pool.map(lambda output: sha256_of_file(Path(folder) / output["path"]), outputs)
+        for output, digest in zip(outputs, digests, strict=True):
+            if digest != output["sha256"]:
+                return (
+                    f"{Path(folder) / output['path']} has sha256 {digest[:12]}…, {RECORD_NAME} says "
+                    f"{output['sha256'][:12]}…: it was altered or is damaged"
+                )
+        return None
+    finally:
+        pool.shutdown(cancel_futures=True)  # a signal does not wait for the rest
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+@dataclass
+class Run:
+    """An open output folder.
+
+    Attributes
+    ----------
+    output_dir : Path
+        The folder.
+    attempts : int
+        Number of times that this run was started; above 1 something may be left to resume from.
+    metrics, timings : dict
+        What ``run.json`` records under these names; a stage fills them.
+    device : str or None
+        Name of the device that did the work; a stage sets it.
+    stop_signal : str or None
+        Name of the signal that asked the stage to stop, where it was opened with ``defer_signals``.
+    scratch : set of str
+        Top-level names in the folder that are no outputs (work in progress, logs of other tools).
+    is_ending : bool
+        True once the stage has stopped or failed, and only its record is still to be written: signals no longer
+        count. With several processes, the one that ends first has torchrun send SIGTERM to the others.
+    """
+
+    output_dir: Path
+    attempts: int
+    metrics: dict = field(default_factory=dict)
+    timings: dict = field(default_factory=dict)
+    device: str | None = None
+    stop_signal: str | None = None
+    scratch: set[str] = field(default_factory=set)
+    is_ending: bool = False
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Record the wall-clock seconds of a block as ``timings[name + "_s"]``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[f"{name}_s"] = round(time.perf_counter() - start, 3)
+
+
+@contextlib.contextmanager
+def open_run(
+    stage: str,
+    args: argparse.Namespace,
+    inputs: dict[str, Input],
+    *,
+    result_neutral: Iterable[str] = (),
+    scratch: Iterable[str] = (),
+    reusable: Iterable[str] = (),
+    defer_signals: bool = False,
+) -> Iterator[Run]:
+    """Open ``args.output_dir`` for a stage; close it with a truthful ``run.json`` whatever happens.
+
+    A new or empty folder is taken. One with the same arguments and inputs is skipped if complete
+    (`AlreadyComplete`) and resumed if not. Any other is refused, or replaced with ``--overwrite`` if
+    it is a run folder: a folder that no stage made is never deleted.
+
+    Parameters
+    ----------
+    stage : str
+        Name of the script without its suffix, such as ``02_finetuning``.
+    args : argparse.Namespace
+        Parsed arguments; ``output_dir``, ``overwrite`` and ``seed`` are read here.
+    inputs : dict of str to Input
+        What the stage reads, by the name of the argument; compared by content, not by path.
+    result_neutral : iterable of str
+        Arguments, besides the common ones, that cannot change the result (``num_workers``).
+    scratch : iterable of str
+        Top-level names in the folder that are not outputs and are left out of ``run.json``.
+    reusable : iterable of str
+        Names of outputs that ``--overwrite`` leaves: the stage itself tells whether they are still good.
+    defer_signals : bool
+        False: SIGTERM, SIGINT and SIGUSR2 raise `Interrupted` at once. True: the first one, and what comes within
+        `REPEAT_S` of it, only sets ``Run.stop_signal``, and the stage must end itself soon by raising `Interrupted`.
+
+    Yields
+    ------
+    Run
+
+    Raises
+    ------
+    AlreadyComplete, OutputExistsError, InputError
+    """
+    output_dir = Path(args.output_dir)
+    asked = _asked(args, inputs, result_neutral)
+    with contextlib.ExitStack() as lock:
+
+        def admit() -> int:
+            lock.enter_context(_locked(output_dir))
+            return _admit(stage, output_dir, asked, inputs, args.overwrite, {LOCK_NAME, *reusable})
+
+        attempts = _first_process_decides(admit, args)
+        run = Run(output_dir=output_dir, attempts=attempts, scratch=set(scratch))
+        if not is_first_process():
+            with _stop_signals(run, defer_signals):
+                yield run
+            return
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage,
+            "status": "running",
+            "argv": sys.argv,
+            "arguments": {k: _as_json(v) for k, v in vars(args).items()},
+            "asked": asked,
+            "seed": args.seed,
+            "git": _git_state(),
+            "python": platform.python_version(),
+            "packages": _package_versions(),
+            "device": None,
+            "lsf": _lsf_job(),
+            "started_at": _now(),
+            "finished_at": None,
+            "timings": {},
+            "inputs": [{"name": name, "path": i.path, "sha256": i.sha256} for name, i in inputs.items()],
+            "outputs": [],
+            "metrics": {},
+            "attempts": attempts,
+            "exit_code": None,
+        }
+        write_json(output_dir / RECORD_NAME, record)
+        start = time.perf_counter()
+        with _log_file(output_dir / LOG_NAME), _stop_signals(run, defer_signals):
+            log.info("%s: attempt %d, writing to %s", stage, attempts, output_dir)
+            status, exit_code = "failed", 1
+            try:
+                yield run
+                status, exit_code = "complete", 0
+            except Interrupted as stop:
+                status, exit_code = "interrupted", stop.exit_code
+                raise
+            except StageError as error:
+                log.debug("the stage ends with exit code %d: %s", error.exit_code, error)
+                exit_code = error.exit_code
+                raise
+            except Exception as error:
+                exit_code = 1 if advice_on(error) is None else InputError.exit_code
+                raise
+            finally:
+                run.is_ending = status != "complete"
+                record.update(status=status, exit_code=exit_code, finished_at=_now(), device=run.device)
+                record["timings"] = {**run.timings, "total_s": round(time.perf_counter() - start, 3)}
+                record["metrics"] = run.metrics
+                if status == "complete":
+                    log.info("done in %.1f s: %s", time.perf_counter() - start, output_dir)
+                    record["outputs"] = _list_outputs(run)
+                _close_record(output_dir, record, strict=status == "complete")
+
+
+def process_number() -> int:
+    """Return which of the processes that torchrun started this is; 0 where there is one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_first_process() -> bool:
+    """Tell whether this process writes: the only one, or the first of those that torchrun started."""
+    return process_number() == 0
+
+
+def n_processes() -> int:
+    """Return the number of processes that do the work together: 1, or as many as torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_share(n_items: int, multiple: int = 1) -> range:
+    """Return which of `n_items` things this process sees to: all, or an even share of them, in one piece.
+
+    Parameters
+    ----------
+    n_items : int
+    multiple : int
+        Shares begin at multiples of it, so that batches are those of a single process.
+    """
+    n_batches, number = -(-n_items // multiple), process_number()
+    first, last = (n * n_batches // n_processes() * multiple for n in (number, number + 1))
+    return range(min(first, n_items), min(last, n_items))
+
+
+def from_all_processes(call: Callable[[], object]) -> list:
+    """Call something in every process; return in all of them what it returned in each, in their order.
+
+    What it raises in one of them, of the kinds that a user can mend, is raised in all: the others would wait
+    for it for ever.
+    """
+    if n_processes() == 1:
+        return [call()]
+    import torch.distributed
+
+    try:
+        outcome = call()
+    except StageError as error:
+        outcome = error
+    outcomes = [None] * n_processes()
+    torch.distributed.all_gather_object(outcomes, outcome)
+    for outcome in outcomes:
+        if isinstance(outcome, StageError):
+            raise outcome
+    return outcomes
+
+
+def _first_process_decides(decide: Callable[[], int], args: argparse.Namespace) -> int:
+    """Call `decide` in the first process only, and return or raise in all what it returns or raises."""
+    if n_processes() == 1:
+        return decide()
+    import torch.distributed
+    from accelerate import PartialState
+
+    PartialState(cpu=resolve_device(args.device) == "cpu")
+    outcome: list[int | StageError | None] = [None]
+    if is_first_process():
+        try:
+            outcome = [decide()]
+        except StageError as error:
+            outcome = [error]
+    torch.distributed.broadcast_object_list(outcome)
+    if isinstance(outcome[0], StageError):
+        torch.distributed.barrier()  # a process that left now would cut off one that is still listening
+        raise outcome[0]
+    return outcome[0]
+
+
+def leave_process_group() -> None:
+    """Take leave of the other processes that torchrun started; they would take a silent end for a crash."""
+    if n_processes() > 1:
+        import torch.distributed
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _admit(
+    stage: str, output_dir: Path, asked: dict, inputs: dict[str, Input], overwrite: bool, never_removed: set[str]
+) -> int:
+    """Decide what to do with the folder; return the number of this attempt."""
+    for path in output_dir.glob(f".*{PARTIAL_SUFFIX}*"):  # left by a kill in the middle of a write
+        _remove(path)
+    content = {path.name for path in output_dir.iterdir()} - {LOCK_NAME}
+    if not content:
+        return 1
+    if RECORD_NAME not in content:
+        raise OutputExistsError(
+            f"{output_dir} holds files that no stage made ({sorted(content)[0]}, …): it is left alone, "
+            "with --overwrite too; choose another --output_dir or empty it yourself"
+        )
+    try:
+        record = read_record(output_dir)
+        difference = _difference(record, stage, asked, inputs)
+        if record["status"] == "complete" and not difference:
+            check_outputs(output_dir, record)
+    except InputError as error:
+        record, difference = None, str(error)
+    if not difference and not overwrite:
+        if record["status"] == "complete":
+            raise AlreadyComplete(f"{output_dir} is complete and was made with these arguments: nothing to do")
+        return record["attempts"] + 1
+    if not overwrite:
+        raise OutputExistsError(
+            f"{output_dir} exists and differs: {difference}; choose another --output_dir, or --overwrite to replace it"
+        )
+    log.info("--overwrite: emptying %s", output_dir)
+    # run.json goes last: a folder half emptied is still known as a run folder, and as incomplete.
+    if record is not None:
+        write_json(output_dir / RECORD_NAME, {**record, "status": "failed", "outputs": []})
+    for path in sorted(output_dir.iterdir(), key=lambda path: path.name == RECORD_NAME):
+        if path.name not in never_removed:
+            _remove(path)
+    return 1
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _asked(args: argparse.Namespace, inputs: dict[str, Input], result_neutral: Iterable[str]) -> dict:
+    """Return the arguments that decide about the result, without the inputs."""
+    compared = set(vars(args)) - PRESENTATION_ARGUMENTS - set(result_neutral) - set(inputs)
+    return {name: _as_json(getattr(args, name)) for name in sorted(compared)}
+
+
+def difference(
+    record: dict, stage: str, args: argparse.Namespace, inputs: dict[str, Input], result_neutral: Iterable[str] = ()
+) -> str | None:
+    """Say how a recorded run differs from the one that `open_run` would make of these; None where it does not."""
+    return _difference(record, stage, _asked(args, inputs, result_neutral), inputs)
+
+
+def is_complete(
+    stage: str, args: argparse.Namespace, inputs: dict[str, Input], result_neutral: Iterable[str] = ()
+) -> bool:
+    """Say whether ``args.output_dir`` is what `open_run` would find complete, by its record alone."""
+    try:
+        record = read_record(args.output_dir)
+    except InputError:
+        return False
+    is_done = record is not None and record["status"] == "complete"
+    return is_done and difference(record, stage, args, inputs, result_neutral) is None
+
+
+def _difference(record: dict, stage: str, asked: dict, inputs: dict[str, Input]) -> str | None:
+    """Say how a recorded run differs from the one asked for; None where it does not."""
+    if record["stage"] != stage:
+        return f"it was made by {record['stage']}.py"
+    made_with = record.get("asked", {})
+    for name in sorted(set(asked) | set(made_with)):
+        if asked.get(name) != made_with.get(name):
+            return f"it was made with --{name} {made_with.get(name)}, now it is {asked.get(name)}"
+    made_from = {i["name"]: i["sha256"] for i in record["inputs"]}
+    for name in sorted(set(inputs) | set(made_from)):
+        if name not in inputs or name not in made_from:
+            return f"it was made {'with' if name in made_from else 'without'} --{name}"
+        if inputs[name].sha256 != made_from[name]:
+            return f"the content of --{name} ({inputs[name].path}) has changed since"
+    return None
+
+
+@contextlib.contextmanager
+def _locked(output_dir: Path) -> Iterator[None]:
+    """Hold the folder's lock: two jobs on one folder would mix their files.
+
+    The kernel drops the lock when its process dies, however that happens, so no lock is ever stale.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputExistsError(f"{output_dir} is a file; choose another --output_dir") from error
+    path = output_dir / LOCK_NAME
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputExistsError(
+                f"another process is writing to {output_dir}; wait for it, or choose another --output_dir"
+            ) from error
+        except OSError as error:
+            log.warning("%s: this file system has no locks (%s); start one job a folder", output_dir, error)
+        yield
+    # The file stays: removing it would let a third process lock a new file beside a waiting second.
+
+
+def _close_record(output_dir: Path, record: dict, strict: bool) -> None:
+    try:
+        write_json(output_dir / RECORD_NAME, record)
+    except OSError as error:
+        if strict:
+            raise
+        # The error that ended the stage is on its way to the user; a full disk must not hide it.
+        log.warning("%s could not be brought up to date: %s", output_dir / RECORD_NAME, error)
+
+
+def _list_outputs(run: Run) -> list[dict]:
+    left_out = {RECORD_NAME, LOG_NAME, LOCK_NAME} | run.scratch
+    outputs = []
+    for path in sorted(run.output_dir.rglob("*")):
+        relative = path.relative_to(run.output_dir)
+        if path.is_file() and relative.parts[0] not in left_out:
+            outputs.append({"path": relative.as_posix(), "bytes": path.stat().st_size, "sha256": sha256_of_file(path)})
+    return outputs
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_as_json(v) for v in value]
+    return value
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _git_state() -> dict | None:
+    """Return the commit of the pipeline's own checkout and whether it was altered; None outside one."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        # Untracked files are results and data far more often than code.
+        altered = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(altered)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _lsf_job() -> dict:
+    return {
+        "job_id": os.environ.get("LSB_JOBID"),
+        "queue": os.environ.get("LSB_QUEUE"),
+        "host": socket.gethostname(),
+    }
+
+
+@contextlib.contextmanager
+def _stop_signals(run: Run, defer: bool) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+        yield
+        return
+
+    asked_at, owner = None, os.getpid()
+
+    def stop(number, frame):
+        nonlocal asked_at
+        # Forked by a data loader, and signalled with the whole job: its parent decides.
+        if os.getpid() != owner or run.is_ending:
+            return
+        name, now = signal.Signals(number).name, time.monotonic()
+        if defer and asked_at is None:
+            asked_at = now
+            run.stop_signal = run.stop_signal or name
+            log.warning("%s: stopping at the next step", name)
+            return
+        if defer and now - asked_at < REPEAT_S:
+            return
+        raise Interrupted(f"stopped by {name}: run the same command again to go on")
+
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --------------------------------------------------------------------- logging, progress, seeds, device
+
+
+def start_logging(level: str) -> None:
+    """Send log lines of `level` and above to standard error, with the time; of other processes, warnings."""
+    root = logging.getLogger()
+    root.setLevel(level.upper() if is_first_process() else "WARNING")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter())
+    handler.set_name("stage")
+    root.addHandler(handler)
+    for noisy in ("matplotlib", "fontTools", "PIL", "fsspec", "urllib3", "httpx", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def stop_logging() -> None:
+    """Undo `start_logging`, so that one process can run several stages."""
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if h.get_name() == "stage"]:
+        root.removeHandler(handler)
+
+
+def _formatter() -> logging.Formatter:
+    return logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_formatter())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def progress(iterable: Iterable, total: int, desc: str, unit: str) -> Iterator:
+    """Iterate and show how far it is: a bar on a terminal, a log line every 30 s elsewhere."""
+    if sys.stderr.isatty():
+        with logging_redirect_tqdm():
+            yield from tqdm(iterable, total=total, desc=desc, unit=f" {unit}", leave=False)
+        return
+    start = last = time.monotonic()
+    for n_done, item in enumerate(iterable, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= PROGRESS_EVERY_S:
+            last = now
+            rate = n_done / (now - start)
+            log.info("%s: %d of %d %s, %.3g/s, %.0f s left", desc, n_done, total, unit, rate, (total - n_done) / rate)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's global generators."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def resolve_device(name: str) -> str:
+    """Return ``cpu`` or ``cuda`` for the value of ``--device``.
+
+    Raises
+    ------
+    UsageError
+        If CUDA is asked for and this machine shows no CUDA device.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine shows no CUDA device; use auto or cpu")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def device_name(device: str) -> str:
+    """Return the product name of a device for the record, such as ``NVIDIA A100-PCIE-40GB``."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "cpu"
