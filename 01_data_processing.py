@@ -1,0 +1,343 @@
+"""Turn a folder of recordings into labelled clips, divided into train, val and test.
+
+    python 01_data_processing.py --raw_dir recordings --output_dir processed_data
+    python 01_data_processing.py --raw_dir recordings --metadata recordings/metadata.csv --min_recordings 7
+
+Without --metadata every species has a folder of its own; with it a CSV names file and label, and
+recording_id and recordist where they are known. Every file is decoded, mixed to mono, resampled and only
+then cut. All clips of a recordist's recordings of a species are on one side of the split. The scratch
+space needed while it runs is 115 MB an hour of sound at 16 kHz. Killed at any moment, the same command
+goes on from there; the result is the same, byte for byte, for any number of workers.
+
+On a cluster many jobs can share the decoding, each a shard; a last one merges what they leave. The result
+is the same again:
+
+    python 01_data_processing.py --raw_dir recordings --output_dir processed_data --shard 3/8
+    python 01_data_processing.py --raw_dir recordings --output_dir processed_data --merge_shards 8
+"""
+
+import argparse
+import logging
+import re
+import shlex
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from utils import cli, clips, preparation, recordings, runs, shares, spool, workers
+from utils.errors import AlreadyComplete, UsageError
+from utils.splits import SPLIT_BY
+
+STAGE = Path(__file__).stem
+LARGEST_CLIP = 2**25  # samples; a shard holds at least one clip
+SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
+# What --shard leaves is sound neither cut nor split.
+SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
+    "clip_seconds",
+    "remainder",
+    "min_seconds",
+    "split_by",
+    "val_fraction",
+    "test_fraction",
+    "seed",
+}
+
+log = logging.getLogger(STAGE)
+
+
+class Shard(NamedTuple):
+    """The share of a job among `n`; `number` counts from 1."""
+
+    number: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.n}"
+
+
+def shard(text: str) -> Shard:
+    """Parse ``3/8``."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, flags=re.ASCII)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard such as 3/8; the first of 8 is 1/8, the last 8/8")
+    return Shard(int(match[1]), int(match[2]))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this stage."""
+    parser = cli.build_stage_parser(__doc__)
+    parser.add_argument("--raw_dir", type=Path, required=True, help="folder of recordings")
+    parser.add_argument(
+        "--metadata", type=Path, default=None, help="CSV with file,label[,recording_id][,recordist] (default: none)"
+    )
+    parser.add_argument("--sample_rate", type=cli.positive_int, default=16000, help="of the clips, in Hz")
+    parser.add_argument("--clip_seconds", type=cli.positive_float, default=5.0, help="length of a clip, in s")
+    parser.add_argument(
+        "--remainder",
+        choices=["pad", "drop"],
+        default="pad",
+        help="what is left of a recording after its last whole clip: pad repeats it to a whole clip",
+    )
+    parser.add_argument(
+        "--min_seconds",
+        type=cli.non_negative_float,
+        default=0.1,
+        help="leave out remainders and recordings shorter than this, in s",
+    )
+    parser.add_argument(
+        "--min_recordings", type=cli.positive_int, default=25, help="leave out labels with fewer recordings"
+    )
+    parser.add_argument(
+        "--split_by", choices=SPLIT_BY, default="recordist", help="what stays together on one side of the split"
+    )
+    parser.add_argument("--val_fraction", type=cli.fraction, default=0.15, help="share of the clips for val")
+    parser.add_argument("--test_fraction", type=cli.fraction, default=0.15, help="share of the clips for test")
+    parser.add_argument(
+        "--num_workers", type=cli.positive_int, default=workers.available_cpus(), help="worker processes"
+    )
+    among_many = parser.add_mutually_exclusive_group()
+    among_many.add_argument(
+        "--shard",
+        type=shard,
+        default=None,
+        metavar="I/N",
+        help="only decode the I-th of N shares of the recordings, into <output_dir>.shards/I-of-N",
+    )
+    among_many.add_argument(
+        "--merge_shards",
+        type=cli.positive_int,
+        default=None,
+        metavar="N",
+        help="decode nothing: check and take what the N jobs with --shard have left",
+    )
+    cli.add_common_arguments(parser, output_dir="processed_data")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Leave a processed data set, or what one of many jobs contributes to it."""
+    check_arguments(args)
+    files, skipped = recordings.find_recordings(args.raw_dir, args.metadata)
+    listed, vanished = preparation.list_files(args.raw_dir, files)
+    files = [file for file in files if file.path in listed]
+    inputs = {"raw_dir": runs.Input(str(args.raw_dir), preparation.listing_sha256(listed.values()))}
+    if args.metadata is not None:
+        inputs["metadata"] = runs.file_input(args.metadata)
+    if args.shard is not None:
+        decode_shard(args_of_shard(args, args.shard), inputs, files, listed)
+    else:
+        make_data_set(args, inputs, files, listed, skipped + vanished)
+
+
+def make_data_set(
+    args: argparse.Namespace,
+    inputs: dict[str, runs.Input],
+    files: list[recordings.SourceFile],
+    listed: dict[str, spool.Listed],
+    skipped: list[recordings.Skipped],
+) -> None:
+    """Leave a processed data set; `files` are sorted by recording, `skipped` are left out already."""
+    merge = None
+    if args.merge_shards is not None:
+        merge = shares.Merge(
+            args.output_dir,
+            args.merge_shards,
+            lambda number, record: runs.difference(
+                record, STAGE, args_of_shard(args, Shard(number, args.merge_shards)), inputs, SHARD_NEUTRAL_ARGUMENTS
+            ),
+            lambda number, overwrite: command_line(
+                args, shard=Shard(number, args.merge_shards), merge_shards=None, overwrite=overwrite
+            ),
+        )
+        # First, so that a merge that cannot be leaves all as it was. One that is done needs no shards.
+        if args.overwrite or not runs.is_complete(STAGE, args, inputs, SPEED_ARGUMENTS):
+            merge.read_records(list(listed.values()))
+    scratch = preparation.SCRATCH_NAME
+    try:
+        with (
+            runs.open_run(STAGE, args, inputs, result_neutral=SPEED_ARGUMENTS, scratch={scratch}) as this_run,
+            workers.worker_pool(args.num_workers) as pool_map,
+        ):
+            (args.output_dir / scratch).mkdir(exist_ok=True)
+            process(args, this_run, pool_map, merge, files, listed, skipped)
+    except AlreadyComplete:
+        shutil.rmtree(args.output_dir / scratch, ignore_errors=True)  # a kill after the very last step leaves it
+        raise
+    # Only now: with it, an attempt that is killed while the outputs are hashed has little to do again.
+    shutil.rmtree(args.output_dir / scratch)
+
+
+def decode_shard(
+    args: argparse.Namespace,
+    inputs: dict[str, runs.Input],
+    files: list[recordings.SourceFile],
+    listed: dict[str, spool.Listed],
+) -> None:
+    """Leave one shard's sound in ``args.output_dir``, which is the shard's own."""
+    with (
+        runs.open_run(
+            STAGE, args, inputs, result_neutral=SHARD_NEUTRAL_ARGUMENTS, reusable={shares.SPOOL_NAME}
+        ) as this_run,
+        workers.worker_pool(args.num_workers) as pool_map,
+    ):
+        shares.write_listing(args.output_dir, list(listed.values()))
+        files, _ = worth_decoding(args, files)
+        own = shares.deal([listed[file.path] for file in files], args.shard.n)[args.shard.number - 1]
+        n_bytes = sum(file.size for file in own)
+        log.info("shard %s: %d of %d files, %.3g GB", args.shard, len(own), len(files), n_bytes / 1e9)
+        spool_dir = args.output_dir / shares.SPOOL_NAME
+        with this_run.timed("decoding"):
+            decoded = preparation.decode(args.raw_dir, spool_dir, args.sample_rate, pool_map, args.num_workers, own)
+        preparation.report_odd_sounds(decoded.sounds)
+        preparation.report([f"{skip.file}: {skip.reason}" for skip in decoded.undecodable], "left out")
+        shares.write_decoded(args.output_dir, decoded)
+        hours = sum(sound.n_samples for sound in decoded.sounds.values()) / args.sample_rate / 3600
+        this_run.metrics |= {
+            "n_files": len(decoded.sounds),
+            "n_undecodable": len(decoded.undecodable),
+            "hours": round(hours, 4),
+            "decoded_by": spool.decoded_by(),
+        }
+        log.info(
+            "%s, shard %s: %d files -> %s: %.2f h; %d cannot be decoded",
+            *(args.raw_dir, args.shard, len(own), args.output_dir, hours, len(decoded.undecodable)),
+        )
+
+
+def args_of_shard(args: argparse.Namespace, shard: Shard) -> argparse.Namespace:
+    """Return the arguments of the job that decodes a shard, with the folder that is its own."""
+    output_dir = shares.share_dir(args.output_dir, shard.number, shard.n)
+    return argparse.Namespace(**{**vars(args), "shard": shard, "merge_shards": None, "output_dir": output_dir})
+
+
+def command_line(args: argparse.Namespace, **changes: object) -> str:
+    """Return the command line of these arguments, some of them changed."""
+    parser = build_parser()
+    words = ["python", Path(__file__).name]
+    for name, value in {**vars(args), **changes}.items():
+        if value != parser.get_default(name):
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def worth_decoding(
+    args: argparse.Namespace, files: list[recordings.SourceFile]
+) -> tuple[list[recordings.SourceFile], list[recordings.Skipped]]:
+    """Leave out labels that have too few recordings whatever is in them; refuse if fewer than two are left."""
+    files, too_few = preparation.drop_rare_labels(files, args.min_recordings)
+    preparation.check_two_labels(files, too_few, args.raw_dir, args.min_recordings)
+    return files, too_few
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse values that do not go together."""
+    clip_samples = round(args.clip_seconds * args.sample_rate)
+    if not 1 <= clip_samples <= LARGEST_CLIP:
+        raise UsageError(
+            f"--clip_seconds {args.clip_seconds} at --sample_rate {args.sample_rate} is a clip of {clip_samples} "
+            f"samples; expected 1 to {LARGEST_CLIP}"
+        )
+    if args.min_seconds > args.clip_seconds:
+        raise UsageError(
+            f"--min_seconds {args.min_seconds} is longer than --clip_seconds {args.clip_seconds}: no clip would be left"
+        )
+    if args.val_fraction + args.test_fraction >= 1:
+        raise UsageError(
+            f"--val_fraction {args.val_fraction} and --test_fraction {args.test_fraction} leave nothing to train on; "
+            "expected a sum below 1"
+        )
+    for folder in (args.output_dir, shares.share_dir(args.output_dir, 1, 1).parent):
+        if args.raw_dir.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"--raw_dir {args.raw_dir} lies in {folder}, which --overwrite empties: choose another --output_dir"
+            )
+
+
+def process(
+    args: argparse.Namespace,
+    this_run: runs.Run,
+    pool_map: workers.Map,
+    merge: shares.Merge | None,
+    files: list[recordings.SourceFile],
+    listed: dict[str, spool.Listed],
+    skipped: list[recordings.Skipped],
+) -> None:
+    """Decode or take what is decoded, filter, split, cut and write."""
+    n_found = len(files) + len(skipped)
+    clip_format = preparation.ClipFormat(args.sample_rate, args.clip_seconds, args.min_seconds, args.remainder)
+    files, too_few = worth_decoding(args, files)
+    skipped = skipped + too_few
+
+    wanted = [listed[file.path] for file in files]
+    if merge is None:
+        with this_run.timed("decoding"):
+            spool_dir = args.output_dir / preparation.SCRATCH_NAME
+            decoded = preparation.decode(args.raw_dir, spool_dir, args.sample_rate, pool_map, args.num_workers, wanted)
+    else:
+        with this_run.timed("checking"):
+            merge.check_files(pool_map)
+            decoded = merge.gather(wanted)
+    sounds, undecodable = decoded.sounds, decoded.undecodable
+    preparation.report_odd_sounds(sounds)
+    recorded, too_short = preparation.cut(clip_format, [(f, sounds[f.path]) for f in files if f.path in sounds])
+    recorded, contradictory = preparation.drop_contradictions(recorded)
+    left, too_few = preparation.drop_rare_labels([r.file for r in recorded], args.min_recordings)
+    left_paths = {file.path for file in left}
+    recorded = [r for r in recorded if r.file.path in left_paths]
+    unusable = undecodable + too_short + contradictory
+    skipped = sorted(skipped + unusable + too_few, key=lambda skip: skip.file)
+    preparation.write_skipped(args.output_dir, skipped)
+    preparation.report([f"{skip.file}: {skip.reason}" for skip in unusable], "left out")
+    preparation.check_two_labels(left, too_few, args.raw_dir, args.min_recordings)
+
+    stretches, warnings = preparation.split(recorded, args.split_by, args.val_fraction, args.test_fraction, args.seed)
+    for warning in warnings:
+        log.warning("%s", warning)
+    with this_run.timed("writing"):
+        n_shards = preparation.write_shards(
+            args.output_dir, clip_format, pool_map, recorded, stretches, decoded.spool_dirs
+        )
+    labels = sorted({r.file.label for r in recorded})
+    clips.write_labels(args.output_dir, labels)
+    n_recordings = preparation.write_recordings(args.output_dir, args.sample_rate, recorded, stretches)
+    preparation.write_split_report(args.output_dir, stretches)
+
+    n_clips = Counter(name for stretch in stretches for name in stretch.splits)
+    hours = sum(r.sound.n_samples for r in recorded) / args.sample_rate / 3600
+    this_run.metrics |= {
+        "n_files_found": n_found,
+        "n_files": len(recorded),
+        "n_skipped": len(skipped),
+        "n_recordings": n_recordings,
+        "n_labels": len(labels),
+        "n_clips": {name: n_clips[name] for name in clips.SPLITS},
+        "n_shards": n_shards,
+        "hours": round(hours, 4),
+    }
+    log.info(
+        "%s: %d files -> %s: %d files, %d recordings, %.2f h, %d labels, %d clips (%s); %d in skipped.csv",
+        args.raw_dir,
+        n_found,
+        args.output_dir,
+        len(recorded),
+        n_recordings,
+        hours,
+        len(labels),
+        n_clips.total(),
+        ", ".join(f"{name} {n_clips[name]}" for name in clips.SPLITS),
+        len(skipped),
+    )
+    if merge is not None:
+        merge.finish()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage and return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Fine-tune an audio encoder, whole or already pruned, on the clips of stage 01.
+
+    python 02_finetuning.py --data_dir processed_data --base_model facebook/wav2vec2-base --output_dir runs/wav2vec2
+    python 02_finetuning.py --base_model facebook/wav2vec2-base --keep_layers 0-5 --output_dir runs/wav2vec2-0-5
+    python 02_finetuning.py --base_model tiny --num_train_epochs 5 --output_dir runs/tiny     # in a minute on a CPU
+    torchrun --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2                   # on four GPUs
+
+Takes any encoder of AutoModelForAudioClassification: wav2vec2, HuBERT, WavLM, data2vec-audio,
+UniSpeech-SAT, Whisper, AST. Trains on the split `train`, keeps the checkpoint with the best macro F1
+on `val`, and never reads `test`.
+
+Stopped by SIGTERM, SIGINT or SIGUSR2 it saves a checkpoint and exits with 75; the same command goes on
+from there, and ends with the same weights as a run that was never stopped.
+
+Writes <output_dir>/model (loads with plain `from_pretrained`), metrics.csv, training_curves.png,
+tensorboard/, log.txt and run.json.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import cli, clips, encoders, training
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this stage."""
+    parser = cli.build_stage_parser(__doc__)
+    parser.add_argument(
+        "--base_model",
+        default="facebook/wav2vec2-base",
+        help="pre-trained encoder: name on the hub, folder, or 'tiny' (small, built in, random weights)",
+    )
+    parser.add_argument(
+        "--keep_layers", default=None, help="prune first: layers to keep, as 0-3,7, or none (default: all)"
+    )
+    parser.add_argument("--freeze_feature_encoder", action="store_true", help="train no convolution of the front end")
+    parser.add_argument(
+        "--freeze_layers", default="none", help="layers not to train, as 0-3,7, counted after pruning, or none"
+    )
+    cli.add_data_arguments(parser)
+    cli.add_training_arguments(parser)
+    cli.add_common_arguments(parser, output_dir=None)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fine-tune and leave a run folder."""
+    args.augment = cli.augmentations(args.augment)
+
+    def build(train_clips: clips.Clips) -> tuple:
+        model, extractor = encoders.load_base_model(args.base_model, train_clips.labels)
+        encoders.check_base_matches(extractor, model.config, train_clips)
+        if args.keep_layers is not None:
+            keep = cli.parse_layer_list(args.keep_layers, model.config.num_hidden_layers)
+            encoders.prune_model(model, keep)
+        frozen = cli.parse_layer_list(args.freeze_layers, model.config.num_hidden_layers)
+        encoders.freeze(model, args.freeze_feature_encoder, frozen)
+        return model, extractor
+
+    inputs = {
+        "data_dir": clips.data_input(args.data_dir),
+        "base_model": encoders.base_model_input(args.base_model),
+    }
+    training.train_in_run_folder(Path(__file__).stem, args, inputs, build)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage and return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Score a fine-tuned model on a split of the clips of stage 01, with intervals, size and speed.
+
+    python 03_model_validation.py --model_dir runs/wav2vec2 --data_dir processed_data
+    python 03_model_validation.py --model_dir runs/wav2vec2-0-5 --output_dir validation_results/wav2vec2-0-5
+    python 03_model_validation.py --model_dir runs/tiny --batch_size 8                  # in seconds on a CPU
+    torchrun --nproc_per_node 4 03_model_validation.py --model_dir runs/wav2vec2        # on four GPUs
+    python 03_model_validation.py --compare validation_results/a validation_results/b   # which of them is better?
+
+Takes the output of stage 02, or any folder of an audio-classification model with the labels of the data.
+
+Scores are of clips and of recordings (mean logits); 95 % intervals are from a bootstrap over the groups
+that the split keeps together, not over clips. Latency is of one clip, from audio in memory to logits,
+and the front end's share (all before the first block, which dropping blocks cannot make cheaper) stands
+beside it.
+
+Writes <output_dir>/metrics.csv, classification_report.csv, confusion_matrix.csv/.pdf/.png,
+reliability.pdf/.png, predictions.parquet, log.txt and run.json, and rebuilds summary.csv and summary.png
+in the folder above from all results there.
+
+--compare takes results that are there, of models scored on the same clips, and writes comparison.csv and
+comparison.pdf/.png: the difference of every pair, clip by clip, with an interval from the same draws of
+groups for both, a sign-flip p value, and that adjusted for the number of pairs (Holm).
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedConfig
+
+from utils import cli, clips, comparison, encoders, evaluation, latency, plots, runs, summary
+from utils.errors import AlreadyComplete, UsageError
+from utils.files import write_text
+
+log = logging.getLogger(Path(__file__).stem)
+
+DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>"
+COMPARISON_NAME = "comparison"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this stage."""
+    parser = cli.build_stage_parser(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--model_dir",
+        type=Path,
+        help="run folder of 02_finetuning.py or 06_cnn.py, or any model folder with config.json, weights and "
+        "preprocessor_config.json",
+    )
+    what.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="RESULTS_DIR",
+        help="compare these results of this stage instead, two or more",
+    )
+    parser.add_argument("--split", choices=clips.SPLITS, default="test", help="clips to score")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="clips at once")
+    cli.add_data_arguments(parser)
+    cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Leave a folder of results, and the summary of all results beside it; or one that compares results."""
+    if args.compare is not None:
+        compare(args)
+        return
+    if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
+        args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(cli.model_name(args.model_dir))
+    try:
+        validate(args)
+    except AlreadyComplete:
+        show_results(args.output_dir)  # a kill may have come between the results and their summary
+        raise
+    show_results(args.output_dir)
+
+
+def show_results(output_dir: Path) -> None:
+    """Rebuild the summary of all results beside this one; log it, and where the figures are."""
+    if not runs.is_first_process():
+        return
+    results_dir = output_dir.resolve().parent
+    table = summary.summary_table(summary.rebuild_summary(results_dir))
+    log.info("all results in %s:\n%s", results_dir, table)
+    for figure in [*sorted(output_dir.glob("*.png")), results_dir / f"{summary.SUMMARY_NAME}.png"]:
+        log.info("figure: %s", figure)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Compare the models of results folders, every two of them, and leave a folder with the table and the figure."""
+    names = [folder.resolve().name for folder in args.compare]
+    if len(set(names)) < max(2, len(names)):
+        raise UsageError(f"--compare takes two or more results folders, each of another name; found {', '.join(names)}")
+    if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
+        args.output_dir = args.compare[0].resolve().parent / COMPARISON_NAME
+    inputs = {
+        f"compare {name}": comparison.results_input(folder) for name, folder in zip(names, args.compare, strict=True)
+    }
+    models = [comparison.read_scored(folder) for folder in args.compare]
+    for model in models[1:]:
+        comparison.check_same_clips(models[0], model)
+    with runs.open_run(Path(__file__).stem, args, inputs, result_neutral=["compare"]) as this_run:
+        table = comparison.comparison_table(models, args.seed)
+        write_text(args.output_dir / f"{COMPARISON_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
+        plots.comparison_figure(table, args.output_dir / COMPARISON_NAME)
+        this_run.metrics = {"n_models": len(names), "n_pairs": len(table)}
+        for _, row in table.iterrows():
+            log.info(
+                "%s less %s: accuracy %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); macro F1 %+.3f [%+.3f, %+.3f]",
+                *(row[name] for name in ("first", "second", "accuracy_difference", "accuracy_low", "accuracy_high")),
+                *(row[name] for name in ("accuracy_p", "accuracy_p_holm")),
+                *(row[name] for name in ("macro_f1_difference", "macro_f1_low", "macro_f1_high")),
+            )
+
+
+def validate(args: argparse.Namespace) -> None:
+    """Score the model and leave a folder of results."""
+    device = runs.resolve_device(args.device)
+    inputs = {"model_dir": encoders.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
+    with runs.open_run(Path(__file__).stem, args, inputs) as this_run:
+        this_run.device = runs.device_name(device)
+        split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed)
+        model, extractor = encoders.load_model(args.model_dir, device)
+        encoders.check_matches(model, extractor, split_clips)
+        warn_of_other_data(model.config, inputs)
+        table, labels = split_clips.table, split_clips.labels
+
+        # Before the predictions, whose batches would leave their memory with the process.
+        if runs.is_first_process():
+            with this_run.timed("cost"):
+                cost = latency.measure_cost(
+                    model, extractor, split_clips.audio(0), split_clips.sample_rate_hz, args.batch_size, device
+                )
+        with this_run.timed("prediction"):
+            logits = evaluation.predict(model, extractor, split_clips, args.batch_size, device)
+        if not runs.is_first_process():
+            return
+        with this_run.timed("scores"):
+            scores = evaluation.score_all(table, logits, args.seed)
+        row = {
+            "model_name": args.output_dir.resolve().name,
+            "model_dir": str(args.model_dir),
+            "split": args.split,
+            "n_clips": len(table),
+            "n_recordings": table["recording_id"].nunique(),
+            "n_classes": len(labels),
+            "n_layers": model.config.num_hidden_layers,
+            "kept_layers": cli.format_layer_list(encoders.kept_layers(model.config)),
+            "n_parameters": encoders.count_parameters(model),
+            **scores,
+            **dataclasses.asdict(cost),
+            "device": this_run.device,
+            "seed": args.seed,
+            "data_sha256": inputs["data_dir"].sha256,
+            "git_commit": (runs.read_record(args.output_dir)["git"] or {"commit": ""})["commit"],
+            "kind": encoders.kind_of(model.config),
+        }
+        # JSON has no NaN.
+        this_run.metrics = {name: None if value != value else value for name, value in row.items()}
+
+        with this_run.timed("writing"):
+            write_results(args.output_dir, split_clips, logits)
+            summary.write_metrics(args.output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
+        log_scores(row, n_groups=table["group"].nunique())
+
+
+def warn_of_other_data(config: PreTrainedConfig, inputs: dict[str, runs.Input]) -> None:
+    """Warn if the model was trained on another data set: its training clips may be among these."""
+    trained_on = getattr(config, "data_sha256", None)
+    if trained_on not in (None, inputs["data_dir"].sha256):
+        log.warning(
+            "%s was trained on other data than what is in %s now: clips that it was trained on may be among those "
+            "that score it here",
+            inputs["model_dir"].path,
+            inputs["data_dir"].path,
+        )
+
+
+def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray) -> None:
+    """Write all that is told apart by clip or class: predictions, report, confusion matrix, calibration."""
+    label_ids, labels = split_clips.table["label_id"].to_numpy(), split_clips.labels
+    report = evaluation.per_class_report(label_ids, logits.argmax(axis=1), labels)
+    missing = report.loc[report["support"] == 0, "label"]
+    if len(missing):
+        log.warning("%d of %d labels have no clip here and no score: %s", len(missing), len(labels), ", ".join(missing))
+    confusion = evaluation.confusion_table(label_ids, logits.argmax(axis=1), labels)
+    evaluation.write_predictions(output_dir / "predictions.parquet", split_clips, logits)
+    write_text(output_dir / "classification_report.csv", report.to_csv(index=False))
+    write_text(output_dir / "confusion_matrix.csv", confusion.to_csv())
+    plots.confusion_figure(confusion, output_dir / "confusion_matrix")
+    plots.reliability_figure(evaluation.calibration(label_ids, logits), output_dir / "reliability")
+
+
+def log_scores(row: dict, n_groups: int) -> None:
+    """Say in the log how good the model is, how sure that is, and what it costs."""
+    log.info(
+        "%s: %d clips of %d recordings in %d groups, %d classes",
+        row["split"],
+        row["n_clips"],
+        row["n_recordings"],
+        n_groups,
+        row["n_classes"],
+    )
+    for name in ("accuracy", "macro_f1"):
+        log.info(
+            "%-9s %.3f  (95 %% interval %.3f to %.3f), of recordings %.3f",
+            name,
+            row[name],
+            row[f"{name}_low"],
+            row[f"{name}_high"],
+            row[f"recording_{name}"],
+        )
+    log.info(
+        "%d layers, %.1f M parameters, %.2f GMACs a clip (front end %.2f)",
+        row["n_layers"],
+        row["n_parameters"] / 1e6,
+        row["gmacs_per_clip"],
+        row["gmacs_front_end"],
+    )
+    log.info(
+        "%.1f ms a clip (front end %.1f), real-time factor %.4f, %.1f clips/s in batches of %d, on %s",
+        row["latency_ms_median"],
+        row["latency_front_end_ms"],
+        row["real_time_factor"],
+        row["throughput_clips_per_s"],
+        row["batch_size"],
+        row["device"],
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage and return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

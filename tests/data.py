@@ -1,0 +1,137 @@
+"""Small processed data sets and small models for tests."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    AutoModelForAudioClassification,
+    Data2VecAudioConfig,
+    HubertConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
+
+from utils import clips, runs
+
+LABELS = ["Blackbird", "Crow", "Great Tit"]
+CLIP_SECONDS = 0.5
+SAMPLE_RATE_HZ = 16_000
+
+_WAVEFORM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 8, 4),
+    "conv_stride": (5, 4, 4),
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 16,
+}
+_POSITIONS = {"num_conv_pos_embeddings": 16}
+SMALL_CONFIGS = {
+    "wav2vec2": lambda: Wav2Vec2Config(**_WAVEFORM, **_POSITIONS),
+    "wav2vec2-stable-layer-norm": lambda: Wav2Vec2Config(
+        **_WAVEFORM, **_POSITIONS, do_stable_layer_norm=True, feat_extract_norm="layer"
+    ),
+    "wav2vec2-weighted-layer-sum": lambda: Wav2Vec2Config(**_WAVEFORM, **_POSITIONS, use_weighted_layer_sum=True),
+    "hubert": lambda: HubertConfig(**_WAVEFORM, **_POSITIONS),
+    "wavlm": lambda: WavLMConfig(**_WAVEFORM, **_POSITIONS),
+    "data2vec-audio": lambda: Data2VecAudioConfig(**_WAVEFORM, conv_pos_kernel_size=3),
+    "unispeech-sat": lambda: UniSpeechSatConfig(**_WAVEFORM, **_POSITIONS),
+    "whisper": lambda: WhisperConfig(
+        d_model=32,
+        encoder_layers=3,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        max_source_positions=50,
+        classifier_proj_size=16,
+    ),
+    "ast": lambda: ASTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_length=128,
+        num_mel_bins=32,
+    ),
+}
+
+
+def small_extractor(name: str):
+    """Return the feature extractor that belongs to `SMALL_CONFIGS` [name]."""
+    if name == "whisper":
+        return WhisperFeatureExtractor(chunk_length=1, feature_size=80)
+    if name == "ast":
+        return ASTFeatureExtractor(max_length=128, num_mel_bins=32)
+    return Wav2Vec2FeatureExtractor(return_attention_mask=False)
+
+
+def small_model(name: str, labels: list[str] | None = None):
+    """Return a small classifier of an architecture, in evaluation mode, with its feature extractor."""
+    config = SMALL_CONFIGS[name]()
+    labels = labels or LABELS
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    return AutoModelForAudioClassification.from_config(config).eval(), small_extractor(name)
+
+
+def tone_clip(class_id: int, rng: np.random.Generator, n_samples: int, sample_rate_hz: int) -> np.ndarray:
+    """Return int16 noise with a tone whose pitch tells the class."""
+    time_s = np.arange(n_samples) / sample_rate_hz
+    tone = np.sin(2 * np.pi * (500 + 900 * class_id) * time_s + rng.uniform(0, 2 * np.pi))
+    return np.round(8000 * tone + 800 * rng.standard_normal(n_samples)).astype(np.int16)
+
+
+def write_processed(
+    data_dir: Path,
+    labels: list[str] | None = None,
+    recordings_per_class: dict[str, int] | None = None,
+    clip_seconds: float = CLIP_SECONDS,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    seed: int = 0,
+) -> Path:
+    """Write a complete processed data set, two clips a recording, as stage 01 would."""
+    labels = labels or LABELS
+    recordings_per_class = recordings_per_class or {"train": 6, "val": 3, "test": 3}
+    rng = np.random.default_rng(seed)
+    rows = []
+    for class_id, label in enumerate(labels):
+        for split, n_recordings in recordings_per_class.items():
+            for number in range(n_recordings):
+                recording_id = f"{label}/{split}{number}"
+                for index in range(2):
+                    rows.append(
+                        {
+                            "clip_id": f"{recording_id}:{index}",
+                            "recording_id": recording_id,
+                            "group": f"{recording_id}",
+                            "source_path": f"{recording_id}.wav",
+                            "clip_index": index,
+                            "start_s": index * clip_seconds,
+                            "duration_s": clip_seconds,
+                            "label": label,
+                            "label_id": class_id,
+                            "split": split,
+                            "audio": tone_clip(class_id, rng, round(clip_seconds * sample_rate_hz), sample_rate_hz),
+                        }
+                    )
+    rows.sort(key=lambda row: (row["recording_id"], row["clip_index"]))
+    args = argparse.Namespace(output_dir=data_dir, overwrite=False, seed=seed)
+    with runs.open_run("01_data_processing", args, {}):
+        half = len(rows) // 2
+        clips.write_shard(data_dir / clips.shard_name(0), rows[:half], sample_rate_hz, clip_seconds)
+        clips.write_shard(data_dir / clips.shard_name(1), rows[half:], sample_rate_hz, clip_seconds)
+        clips.write_labels(data_dir, labels)
+    return data_dir

@@ -1,0 +1,24 @@
+"""Sound files for tests, written with libsndfile."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+
+def song(seconds: float, rate_hz: int, n_channels: int = 1, seed: int = 0) -> np.ndarray:
+    """Return a whistle over noise within [-0.5, 0.5], float64 of shape (n, channels); each seed differs."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * rate_hz)) / rate_hz
+    whistle = 0.3 * np.sin(2 * np.pi * (800 + 100 * (seed % 20)) * t + 3 * np.sin(2 * np.pi * 5 * t))
+    return whistle[:, None] + 0.02 * np.clip(rng.standard_normal((len(t), n_channels)), -5, 5)
+
+
+def write(path: Path, samples: np.ndarray, rate_hz: int, **how) -> Path:
+    """Write samples of shape (n,) or (n, channels); the format follows from the suffix, or from `how`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    n_channels = 1 if samples.ndim == 1 else samples.shape[1]
+    with soundfile.SoundFile(path, "w", rate_hz, n_channels, **how) as file:
+        for start in range(0, len(samples), 8192):  # libsndfile's Vorbis encoder crashes on long blocks
+            file.write(samples[start : start + 8192])
+    return path

@@ -1,0 +1,407 @@
+"""Whatever is wrong with the input of stage 01: a clear error, or a line in skipped.csv, and nothing is lost."""
+
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from tests.sounds import song, write
+from tests.stages import ROOT, load_stage
+from utils import clips, preparation, recordings, spool
+
+stage = load_stage("01_data_processing")
+
+LABELS = ("Crow", "Wren")
+
+
+def good_files(raw_dir, n=8):
+    """Write `n` good recordings of two labels, one second each."""
+    for i in range(n):
+        write(raw_dir / LABELS[i % 2] / f"XC{i}.wav", song(1, 16000, seed=i), 16000)
+    return raw_dir
+
+
+@pytest.fixture
+def raw_dir(tmp_path):
+    return good_files(tmp_path / "raw")
+
+
+def run(raw_dir, *more):
+    output_dir = raw_dir.parent / "out"
+    argv = ["--raw_dir", raw_dir, "--output_dir", output_dir, "--min_recordings", 2, "--num_workers", 1]
+    return stage.main([str(word) for word in [*argv, *more]])
+
+
+def read_clips(raw_dir):
+    return pd.read_parquet(raw_dir.parent / "out" / "clips-00000.parquet")
+
+
+def skipped(raw_dir):
+    """Return the reasons in skipped.csv by file, after checking that every file is there or among the clips."""
+    table = pd.read_csv(raw_dir.parent / "out" / "skipped.csv", dtype=str, keep_default_na=False)
+    used = set(read_clips(raw_dir).source_path)
+    assert not used & set(table.file)
+    return dict(zip(table.file, table.reason, strict=True))
+
+
+# ------------------------------------------------------------------------------ files that give no sound
+
+LOUD = np.full(16000, 0.25)
+BAD_FILES = {
+    "text.wav": (lambda path: path.write_text("no sound"), "no sound that libsndfile can read"),
+    "zero.wav": (lambda path: path.write_bytes(b""), "empty: the file has 0 bytes"),
+    "one.wav": (lambda path: write(path, LOUD[:1], 16000), "too short: 6.25e-05 s, less than 0.1 s (--min_seconds)"),
+    "silent.flac": (lambda path: write(path, 0 * LOUD, 16000), "silent: every sample of its mono mix is 0"),
+    "nan.wav": (
+        lambda path: write(path, np.append(LOUD, np.nan), 16000, subtype="FLOAT"),
+        "holds NaN or infinity, first at 1.000 s",
+    ),
+    "infinity.wav": (
+        lambda path: write(path, np.append(LOUD, -np.inf), 16000, subtype="DOUBLE"),
+        "holds NaN or infinity, first at 1.000 s",
+    ),
+    "header.mp3": (
+        lambda path: path.write_bytes(write(path, song(3, 44100), 44100).read_bytes()[:60]),
+        "no sound that libsndfile can read",
+    ),
+    "nowhere.wav": (lambda path: path.symlink_to("gone.wav"), "a link that leads nowhere"),
+    "loop.wav": (lambda path: path.symlink_to(path.name), "symbolic links"),
+    "rate.wav": (lambda path: write(path, LOUD, 1), "its header gives a sample rate of 1 Hz; expected 1000 or more"),
+    "phone.m4a": (lambda path: path.write_bytes(b"sound all the same"), "convert it to .wav or .flac"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_named_with_its_reason(raw_dir, name):
+    make, reason = BAD_FILES[name]
+    make(raw_dir / "Crow" / name)
+    assert run(raw_dir) == 0
+    found = skipped(raw_dir)
+    assert list(found) == [f"Crow/{name}"]
+    assert reason in found[f"Crow/{name}"]
+    assert len(read_clips(raw_dir)) == 8
+
+
+def test_bad_files_are_the_same_for_worker_processes(raw_dir):
+    for name, (make, _) in BAD_FILES.items():
+        make(raw_dir / "Crow" / name)
+    assert run(raw_dir, "--num_workers", 2) == 0
+    found = skipped(raw_dir)
+    assert sorted(found) == sorted(f"Crow/{name}" for name in BAD_FILES)
+    assert all(reason in found[f"Crow/{name}"] for name, (_, reason) in BAD_FILES.items())
+
+
+def test_a_folder_that_loops_is_read_once(raw_dir):
+    (raw_dir / "Crow" / "again").symlink_to(raw_dir)
+    assert run(raw_dir) == 0
+    assert len(read_clips(raw_dir)) == 8
+    assert "already" in skipped(raw_dir)["Crow/again"]
+
+
+def test_an_unreadable_file(raw_dir, monkeypatch):
+    # Simulated, because nothing is unreadable for root.
+    path_open = pathlib.Path.open
+
+    def refuse(path, *args, **kwargs):
+        if path.name == "XC0.wav":
+            raise PermissionError(13, "Permission denied", str(path))
+        return path_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    assert run(raw_dir) == 0
+    assert skipped(raw_dir) == {"Crow/XC0.wav": "cannot be opened: Permission denied"}
+
+
+def test_a_file_that_vanishes_after_it_was_found(raw_dir, monkeypatch):
+    find_recordings = recordings.find_recordings
+
+    def find_and_remove(*args):
+        found = find_recordings(*args)
+        (raw_dir / "Crow" / "XC0.wav").unlink()
+        return found
+
+    monkeypatch.setattr(recordings, "find_recordings", find_and_remove)
+    assert run(raw_dir) == 0
+    assert skipped(raw_dir) == {"Crow/XC0.wav": "cannot be read: No such file or directory"}
+
+
+def test_a_file_that_vanishes_after_it_was_listed(raw_dir, monkeypatch):
+    list_files = preparation.list_files
+
+    def list_and_remove(*args):
+        listed = list_files(*args)
+        (raw_dir / "Crow" / "XC0.wav").unlink()
+        return listed
+
+    monkeypatch.setattr(preparation, "list_files", list_and_remove)
+    assert run(raw_dir) == 0
+    assert skipped(raw_dir) == {"Crow/XC0.wav": "cannot be opened: No such file or directory"}
+
+
+# ---------------------------------------------------------------------------- odd files that give sound
+
+
+def test_a_truncated_mp3_gives_what_it_holds_and_a_warning(raw_dir, caplog):
+    path = write(raw_dir / "Crow" / "XC90.mp3", song(8, 44100), 44100)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert run(raw_dir) == 0
+    assert skipped(raw_dir) == {}
+    table = read_clips(raw_dir)
+    assert 3.5 < table[table.recording_id == "XC90"].duration_s.sum() < 4.5
+    assert "used as it is: Crow/XC90.mp3: breaks off: its header promises 8.00 s" in caplog.text
+
+
+ODD_FILES = {
+    "5 channels.wav": {"n_channels": 5},
+    "8 kHz.wav": {"rate_hz": 8000},
+    "11 kHz.flac": {"rate_hz": 11025},
+    "44 kHz.ogg": {"rate_hz": 44100},
+    "96 kHz.flac": {"rate_hz": 96000},
+    "8 bit.wav": {"subtype": "PCM_U8"},
+    "24 bit.flac": {"subtype": "PCM_24"},
+    "float.wav": {"subtype": "FLOAT"},
+    "-dash.wav": {},
+    "it's \"quoted\", isn't it.wav": {},
+    "Grünfink – 山雀 🐦.wav": {},
+    "UPPER CASE.WAV": {"format": "WAV"},
+}
+
+
+def test_odd_files_simply_work(raw_dir):
+    for seed, (name, how) in enumerate(ODD_FILES.items(), start=100):
+        rate_hz, n_channels = how.pop("rate_hz", 16000), how.pop("n_channels", 1)
+        write(raw_dir / "Wren" / name, song(2, rate_hz, n_channels, seed), rate_hz, **how)
+    assert run(raw_dir) == 0
+    assert skipped(raw_dir) == {}
+    table = read_clips(raw_dir).set_index("source_path")
+    assert len(table) == 8 + len(ODD_FILES)
+    for name in ODD_FILES:
+        assert table.duration_s[f"Wren/{name}"] == pytest.approx(2, abs=0.01), name
+
+
+def test_odd_names_of_folders(tmp_path):
+    raw_dir = tmp_path / 'a folder\'s "name"'
+    for label in ("-Crow's", "Grünfink 山雀"):
+        for i in range(3):
+            seed = len(label) * 10 + i
+            write(raw_dir / label / f"{i}.wav", song(1, 16000, seed=seed), 16000)
+    assert run(raw_dir) == 0
+    assert clips.read_labels(tmp_path / "out") == ["-Crow's", "Grünfink 山雀"]
+
+
+# ----------------------------------------------------------------------------------- the folder as a whole
+
+
+def test_no_such_folder(tmp_path, caplog):
+    assert run(tmp_path / "gone") == 3
+    assert f"{tmp_path / 'gone'}: no such folder" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_audio_in_the_folder(tmp_path, caplog):
+    (tmp_path / "raw" / "Crow").mkdir(parents=True)
+    (tmp_path / "raw" / "Crow" / "notes.txt").write_text("heard a crow")
+    assert run(tmp_path / "raw") == 3
+    assert "holds no audio" in caplog.text
+
+
+def test_only_bad_audio_in_the_folder(tmp_path, caplog):
+    for i in range(4):
+        (tmp_path / "raw" / LABELS[i % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / LABELS[i % 2] / f"{i}.wav").write_text("no sound")
+    assert run(tmp_path / "raw") == 3
+    assert "no label is left with 2 recordings or more; two labels are needed" in caplog.text
+    assert "left out: Crow/0.wav: no sound that libsndfile can read" in caplog.text
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
+
+
+def test_fewer_than_two_labels(raw_dir, caplog):
+    write(raw_dir / "Crow" / "XC90.wav", song(1, 16000, seed=90), 16000)
+    assert run(raw_dir, "--min_recordings", 5) == 3
+    assert "only Crow is left with 5 recordings or more; two labels are needed: lower --min_recordings" in caplog.text
+    assert "Wren has 4 recordings" in caplog.text
+    assert run(raw_dir, "--min_recordings", 6, "--overwrite") == 3
+    assert "no label is left with 6 recordings or more" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label\nCrow/XC0.wav,Crow\n", "no column for the file"),
+        ("file,kind\nCrow/XC0.wav,song\n", "no column for the label"),
+        ("", "cannot be read"),
+        ("file,label\n", "a header and no rows"),
+        ("file;label\nCrow/XC0.wav;Crow\n", "separated by semicolons"),
+        ("file,label\ngone.wav,Crow\n", "no file is left"),
+    ],
+)
+def test_metadata_that_says_nothing(raw_dir, caplog, content, message):
+    metadata = raw_dir.parent / "metadata.csv"
+    metadata.write_text(content)
+    assert run(raw_dir, "--metadata", metadata) == 3
+    assert message in caplog.text
+
+
+def test_no_such_metadata(raw_dir, caplog):
+    assert run(raw_dir, "--metadata", raw_dir / "gone.csv") == 3
+    assert "gone.csv: no such file" in caplog.text
+
+
+def test_bad_rows_of_metadata_are_named(raw_dir):
+    outside = write(raw_dir.parent / "outside.wav", song(1, 16000, seed=70), 16000)
+    rows = ["file,label", *(f"{LABELS[i % 2]}/XC{i}.wav,{LABELS[i % 2]}" for i in range(8))]
+    rows += [
+        "gone.wav,Crow",
+        "../outside.wav,Crow",
+        f"{outside},Crow",
+        "Crow/XC0.wav,Wren",
+        "Crow,Crow",
+        "Wren/XC1.wav,",
+    ]
+    metadata = raw_dir.parent / "metadata.csv"
+    metadata.write_text("\n".join(rows))
+    assert run(raw_dir, "--metadata", metadata) == 0
+    table = pd.read_csv(raw_dir.parent / "out" / "skipped.csv")
+    reasons = table.groupby("file").reason.first()
+    assert "no such file" in reasons["gone.wav"]
+    assert "climbs out" in reasons["../outside.wav"]
+    assert "absolute" in reasons[str(outside)]
+    assert "several labels" in reasons["Crow/XC0.wav"]
+    assert "it is a folder" in reasons["Crow"]
+    assert "label empty" in reasons["Wren/XC1.wav"]
+    assert set(read_clips(raw_dir).source_path) == {f"{LABELS[i % 2]}/XC{i}.wav" for i in range(1, 8)}
+
+
+def test_a_row_that_is_there_twice_counts_once(raw_dir):
+    rows = ["file,label", *(f"{LABELS[i % 2]}/XC{i}.wav,{LABELS[i % 2]}" for i in range(8)), "Crow/XC0.wav,Crow"]
+    (raw_dir.parent / "metadata.csv").write_text("\n".join(rows))
+    assert run(raw_dir, "--metadata", raw_dir.parent / "metadata.csv") == 0
+    assert len(read_clips(raw_dir)) == 8
+    table = pd.read_csv(raw_dir.parent / "out" / "skipped.csv")
+    assert table.file.tolist() == ["Crow/XC0.wav"]
+    assert "metadata.csv names it 2 times" in table.reason[0]
+
+
+# ---------------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--clip_seconds", "0.00001"], "is a clip of 0 samples"),
+        (["--clip_seconds", "1000000"], "samples; expected 1 to"),
+        (["--min_seconds", "6"], "--min_seconds 6.0 is longer than --clip_seconds 5.0"),
+        (["--val_fraction", "0.5", "--test_fraction", "0.5"], "leave nothing to train on"),
+    ],
+)
+def test_values_that_do_not_go_together(raw_dir, caplog, more, message):
+    assert run(raw_dir, *more) == 2
+    assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--sample_rate", "0"],
+        ["--clip_seconds", "-1"],
+        ["--clip_seconds", "nan"],
+        ["--remainder", "keep"],
+        ["--split_by", "species"],
+        ["--val_fraction", "1"],
+        ["--num_workers", "0"],
+        ["--clip_sec", "5"],
+    ],
+)
+def test_bad_values(raw_dir, capsys, more):
+    assert run(raw_dir, *more) == 2
+    assert more[0] in capsys.readouterr().err
+
+
+def test_raw_dir_in_the_output_folder(raw_dir, caplog):
+    assert run(raw_dir, "--output_dir", raw_dir.parent) == 2
+    assert "which --overwrite empties" in caplog.text
+    assert run(raw_dir, "--output_dir", raw_dir) == 2
+
+
+# ----------------------------------------------------------------------------------------------- the output
+
+
+def test_an_output_that_is_not_ours_is_left_alone(raw_dir, caplog):
+    (raw_dir.parent / "out").mkdir()
+    (raw_dir.parent / "out" / "thesis.tex").write_text("years of work")
+    assert run(raw_dir, "--overwrite") == 4
+    assert "it is left alone" in caplog.text
+    assert (raw_dir.parent / "out" / "thesis.tex").exists()
+
+
+def test_an_output_that_cannot_be_written(raw_dir, caplog):
+    (raw_dir.parent / "file").write_text("")
+    assert run(raw_dir, "--output_dir", raw_dir.parent / "file" / "out") == 3
+    assert "choose another path" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("what", ["spool", "shard"])
+def test_a_full_disk(raw_dir, monkeypatch, caplog, what):
+    if what == "spool":
+        monkeypatch.setattr(spool, "pcm_name", lambda path: "/dev/full")
+    else:
+        writer = pq.ParquetWriter
+        monkeypatch.setattr(clips.pq, "ParquetWriter", lambda path, *args, **how: writer("/dev/full", *args, **how))
+    assert run(raw_dir) == 3
+    assert "the disk is full: free some space and run the same command again" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert json.loads((raw_dir.parent / "out" / "run.json").read_text())["status"] == "failed"
+    assert not list((raw_dir.parent / "out").glob("clips-*"))
+    monkeypatch.undo()
+    assert run(raw_dir) == 0
+    assert len(read_clips(raw_dir)) == 8
+    assert skipped(raw_dir) == {}
+
+
+def test_a_limit_on_file_size_half_way_with_worker_processes(raw_dir):
+    write(raw_dir / "Crow" / "XC90.wav", song(30, 16000, seed=90), 16000)
+    output_dir = raw_dir.parent / "out"
+    argv = ["--raw_dir", raw_dir, "--output_dir", output_dir, "--min_recordings", "2", "--num_workers", "2"]
+    command = [sys.executable, ROOT / "01_data_processing.py", *argv]
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    process = subprocess.run(list(map(str, command)), preexec_fn=limit, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 3
+    assert "larger than" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert run(raw_dir) == 0
+    assert len(read_clips(raw_dir)) == 8 + 6
+
+
+def test_a_damaged_or_missing_shard_is_found_and_replaced(raw_dir, caplog):
+    assert run(raw_dir) == 0
+    shard = raw_dir.parent / "out" / "clips-00000.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert run(raw_dir) == 4
+    assert "it was altered or is damaged" in caplog.text
+    shard.unlink()
+    assert run(raw_dir) == 4
+    assert "is missing, but run.json lists it" in caplog.text
+    assert run(raw_dir, "--overwrite") == 0
+    assert shard.read_bytes() == whole
+
+
+def test_names_that_are_no_unicode(raw_dir):
+    name = os.fsdecode(b"Crow/K\xf6nig.wav")
+    write(raw_dir / "Crow" / "temporary.wav", song(1, 16000, seed=80), 16000).rename(raw_dir / name)
+    assert run(raw_dir) == 0
+    assert list(skipped(raw_dir).values()) == ["its name is no valid UTF-8: rename it"]

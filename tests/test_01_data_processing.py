@@ -1,0 +1,401 @@
+"""Stage 01 end to end, on synthesised recordings."""
+
+import hashlib
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import soxr
+
+from tests.sounds import song, write
+from tests.stages import digests, load_stage
+from utils import audio, clips, preparation, spool
+from utils.files import sha256_of_lines
+
+stage = load_stage("01_data_processing")
+
+LABELS = ["Crow", "Great Tit", "Wren"]
+KINDS = [("wav", 44100, 2), ("flac", 16000, 1), ("ogg", 32000, 1), ("mp3", 48000, 2), ("wav", 8000, 1)]
+
+
+@pytest.fixture(scope="module")
+def raw_dir(tmp_path_factory):
+    """Return a folder of 3 species with 8 recordings each, of several lengths and formats."""
+    raw_dir = tmp_path_factory.mktemp("raw")
+    for i in range(24):
+        suffix, rate_hz, n_channels = KINDS[i % len(KINDS)]
+        label = LABELS[i % 3]
+        write(raw_dir / f"{label}_sound" / f"XC{100 + i}.{suffix}", song(1 + i / 2, rate_hz, n_channels, i), rate_hz)
+    return raw_dir
+
+
+def run(raw_dir, output_dir, *more):
+    argv = ["--raw_dir", raw_dir, "--output_dir", output_dir, "--min_recordings", 3, "--num_workers", 1]
+    return stage.main([str(word) for word in [*argv, *more]])
+
+
+def read_csv(path):
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def read_shards(output_dir):
+    return pd.concat([pd.read_parquet(p) for p in sorted(output_dir.glob("clips-*.parquet"))], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def processed(raw_dir, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("one") / "processed"
+    assert run(raw_dir, output_dir, "--clip_seconds", 2) == 0
+    return output_dir
+
+
+# ------------------------------------------------------------------------------------------ what is written
+
+
+def test_the_folder_holds_what_the_contract_names_and_no_more(processed):
+    names = {"clips-00000.parquet", "label_mappings.json", "recordings.csv", "split_report.csv", "skipped.csv"}
+    assert {p.name for p in processed.iterdir()} == names | {"run.json", "log.txt", ".lock"}
+    record = json.loads((processed / "run.json").read_text())
+    assert record["status"] == "complete"
+    assert {output["path"] for output in record["outputs"]} == names
+    assert record["metrics"]["n_files"] == record["metrics"]["n_recordings"] == 24
+    assert sum(record["metrics"]["n_clips"].values()) == len(pd.read_parquet(processed / "clips-00000.parquet"))
+
+
+def test_a_clip_is_its_place_in_the_resampled_recording(raw_dir, processed):
+    table = read_shards(processed)
+    assert list(zip(table.recording_id, table.clip_index, strict=True)) == sorted(
+        zip(table.recording_id, table.clip_index, strict=True)
+    )
+    assert (table.clip_id == table.recording_id + ":" + table.clip_index.astype(str)).all()
+    assert set(table.audio.map(len)) == {32000}
+    for path, rows in table.groupby("source_path"):
+        samples, rate_hz = soundfile.read(raw_dir / path, dtype="float32", always_2d=True)
+        mono = samples.mean(axis=1)
+        whole = mono if rate_hz == 16000 else soxr.resample(mono, rate_hz, 16000)
+        expected = np.rint(whole * 32768)
+        assert rows.duration_s.sum() == pytest.approx(len(whole) / 16000, abs=0.1)
+        for row in rows.itertuples():
+            start, length = round(row.start_s * 16000), round(row.duration_s * 16000)
+            assert start == row.clip_index * 32000
+            piece = expected[start : start + length]
+            repeated = np.tile(piece, 32000 // len(piece) + 1)[:32000]
+            assert np.abs(row.audio - repeated).max() <= 1
+
+
+def test_labels_and_splits(processed):
+    labels = clips.read_labels(processed)
+    assert labels == LABELS
+    table = read_shards(processed)
+    assert (table.label == table.label_id.map(dict(enumerate(labels)))).all()
+    assert set(table.split) == {"train", "val", "test"}
+    assert (table.groupby("group").split.nunique() == 1).all()
+    assert (table.groupby("label").split.nunique() == 3).all()
+
+
+def test_tables_agree_with_the_clips(raw_dir, processed):
+    table = read_shards(processed)
+    recordings = pd.read_csv(processed / "recordings.csv").set_index("recording_id")
+    by_recording = table.groupby("recording_id")
+    assert (recordings.n_clips == by_recording.size()).all()
+    assert (recordings.split == by_recording.split.first()).all()
+    assert (recordings.group == by_recording.group.first()).all()
+    first = table[table.recording_id == "XC101"]
+    pcm = (soundfile.read(raw_dir / first.source_path.iloc[0], dtype="int16")[0]).astype("<i2")
+    assert recordings.sha256["XC101"] == hashlib.sha256(pcm.tobytes()).hexdigest()
+    assert recordings.duration_s["XC101"] == len(pcm) / 16000
+    report = pd.read_csv(processed / "split_report.csv").set_index(["label", "split"])
+    by_cell = table.groupby(["label", "split"])
+    assert len(report) == 9
+    assert report.clips.to_dict() == by_cell.size().to_dict()
+    assert report.recordings.to_dict() == by_cell.recording_id.nunique().to_dict()
+    assert report.groups.to_dict() == by_cell.group.nunique().to_dict()
+
+
+def test_the_clips_are_read_by_our_reader_and_by_datasets(processed, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = read_shards(processed)
+    read = clips.read_clips(processed)
+    assert (read.sample_rate_hz, read.clip_seconds) == (16000, 2.0)
+    np.testing.assert_array_equal(read.audio(5) * 32768, table.audio[5])
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(processed / "clips-*.parquet"), split="train", cache_dir=str(tmp_path)
+    )
+    assert loaded[5]["audio"] == table.audio[5].tolist()
+    assert loaded["clip_id"][:] == table.clip_id.tolist()
+
+
+# ---------------------------------------------------------------------------------------------- arguments
+
+
+def test_sample_rate_and_clip_length(raw_dir, tmp_path):
+    assert run(raw_dir, tmp_path / "out", "--sample_rate", 8000, "--clip_seconds", 1.5, "--remainder", "drop") == 0
+    table = read_shards(tmp_path / "out")
+    assert set(table.audio.map(len)) == {12000}
+    assert set(table.duration_s) == {1.5}
+    skipped = read_csv(tmp_path / "out" / "skipped.csv")
+    assert skipped.file.tolist() == ["Crow_sound/XC100.wav"]
+    assert skipped.reason[0] == "too short: 1 s, less than 1.5 s (--clip_seconds with --remainder drop)"
+
+
+def test_labels_with_few_recordings_are_left_out_by_name(raw_dir, tmp_path, caplog):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for folder in raw_dir.iterdir():
+        (raw / folder.name).symlink_to(folder)
+    write(raw / "Rook" / "XC900.wav", song(1, 16000), 16000)
+    write(raw / "Rook" / "XC900_part2.wav", song(1, 16000, seed=1), 16000)
+    assert run(raw, tmp_path / "out", "--min_recordings", 2) == 0
+    assert "1 labels have fewer than 2 recordings and are left out: Rook (1)" in caplog.text
+    assert clips.read_labels(tmp_path / "out") == LABELS
+    skipped = read_csv(tmp_path / "out" / "skipped.csv")
+    assert skipped.file.tolist() == ["Rook/XC900.wav", "Rook/XC900_part2.wav"]
+    assert set(skipped.reason) == {"its label Rook has 1 recordings, fewer than --min_recordings 2"}
+
+
+def test_a_label_that_falls_below_the_minimum_by_bad_files_is_left_out(tmp_path, caplog):
+    for label in ("Crow", "Rook", "Wren"):
+        for i in range(3):
+            seed = 10 * "CRW".index(label[0]) + i
+            write(tmp_path / "raw" / label / f"XC{seed}.wav", song(1, 16000, seed=seed), 16000)
+    (tmp_path / "raw" / "Rook" / "XC11.wav").write_text("no sound")
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    assert "left out: Rook (2)" in caplog.text
+    assert clips.read_labels(tmp_path / "out") == ["Crow", "Wren"]
+    assert len(read_csv(tmp_path / "out" / "skipped.csv")) == 3
+
+
+def test_metadata_gives_labels_recordings_and_recordists(tmp_path):
+    rows = ["file,label,recording_id,recordist"]
+    for i in range(24):
+        write(tmp_path / "raw" / f"{i}.wav", song(1.2, 16000, seed=i), 16000)
+        rows.append(f"{i}.wav,{LABELS[i % 2]},R{i // 4 * 2 + i % 2},{'Ann' if i < 8 else 'Bob' if i < 16 else 'Cem'}")
+    metadata = tmp_path / "metadata.csv"
+    metadata.write_text("\n".join(rows))
+    assert run(tmp_path / "raw", tmp_path / "out", "--metadata", metadata, "--clip_seconds", 1) == 0
+    recordings = read_csv(tmp_path / "out" / "recordings.csv").set_index("recording_id")
+    assert len(recordings) == 12
+    assert set(recordings.n_files) == {"2"}
+    assert recordings.loc["R0", ["label", "recordist", "group"]].tolist() == ["Crow", "Ann", "Ann|Crow"]
+    table = read_shards(tmp_path / "out")
+    first = table[table.recording_id == "R0"]
+    assert first.source_path.tolist() == ["0.wav", "0.wav", "2.wav", "2.wav"]
+    assert first.clip_index.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(first.start_s, [0, 1, 0, 1])
+    np.testing.assert_allclose(first.duration_s, [1, 0.2, 1, 0.2], rtol=1e-6)
+    sha256 = [
+        hashlib.sha256(soundfile.read(tmp_path / "raw" / name, dtype="int16")[0].tobytes()).hexdigest()
+        for name in ("0.wav", "2.wav")
+    ]
+    assert recordings.sha256["R0"] == sha256_of_lines(sha256)
+
+
+def test_split_by_clip_tells_the_truth_about_recordings(raw_dir, tmp_path):
+    assert run(raw_dir, tmp_path / "out", "--split_by", "clip", "--clip_seconds", 0.5) == 0
+    table = read_shards(tmp_path / "out")
+    recordings = read_csv(tmp_path / "out" / "recordings.csv").set_index("recording_id")
+    assert set(recordings.group) == {""}
+    assert recordings.split.str.contains("|", regex=False).any()
+    for recording_id, rows in table.groupby("recording_id"):
+        assert set(recordings.split[recording_id].split("|")) == set(rows.split)
+
+
+def test_another_seed_gives_another_split(raw_dir, processed, tmp_path):
+    assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2, "--seed", 7) == 0
+    one, other = read_shards(processed), read_shards(tmp_path / "out")
+    assert one.clip_id.equals(other.clip_id)
+    assert not one.split.equals(other.split)
+
+
+# --------------------------------------------------------------------------------------------- duplicates
+
+
+def test_equal_sound_under_one_label_shares_a_group_and_under_two_is_left_out(tmp_path, caplog):
+    for i in range(12):
+        write(tmp_path / "raw" / LABELS[i % 2] / f"XC{i}.wav", song(1, 16000, seed=i), 16000)
+    same, contradictory = ((song(1, 16000, seed=seed) * 32768).astype(np.int16) for seed in (98, 99))
+    write(tmp_path / "raw" / "Crow" / "XC50.wav", same, 16000)
+    write(tmp_path / "raw" / "Crow" / "XC51.flac", same, 16000)
+    write(tmp_path / "raw" / "Crow" / "XC60.wav", contradictory, 16000)
+    write(tmp_path / "raw" / "Great Tit" / "XC61.wav", contradictory, 16000)
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    recordings = read_csv(tmp_path / "out" / "recordings.csv").set_index("recording_id")
+    assert recordings.group["XC50"] == recordings.group["XC51"]
+    assert recordings.group.nunique() == 13
+    skipped = read_csv(tmp_path / "out" / "skipped.csv")
+    assert skipped.file.tolist() == ["Crow/XC60.wav", "Great Tit/XC61.wav"]
+    assert skipped.reason[0] == "the same sound as Great Tit/XC61.wav, under another label (Crow, Great Tit)"
+    assert "the same sound, kept on one side of the split: Crow/XC50.wav, Crow/XC51.flac" in caplog.text
+
+
+# ---------------------------------------------------------------------------- again, otherwise, in parallel
+
+
+def test_the_same_command_again_has_nothing_to_do(raw_dir, processed, caplog):
+    before = {p: p.stat().st_mtime_ns for p in processed.iterdir() if p.name != ".lock"}
+    (processed / preparation.SCRATCH_NAME).mkdir()  # as a kill in the last moment leaves it
+    assert run(raw_dir, processed, "--clip_seconds", 2, "--num_workers", 2) == 0
+    assert "nothing to do" in caplog.text
+    assert before == {p: p.stat().st_mtime_ns for p in processed.iterdir() if p.name != ".lock"}
+
+
+def test_other_arguments_are_refused_until_overwrite(raw_dir, tmp_path, caplog):
+    assert run(raw_dir, tmp_path / "out") == 0
+    assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2) == 4
+    assert "--clip_seconds 5.0, now it is 2.0" in caplog.text
+    assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2, "--overwrite") == 0
+    assert set(read_shards(tmp_path / "out").audio.map(len)) == {32000}
+
+
+def test_changed_recordings_are_noticed(tmp_path, caplog):
+    for i in range(8):
+        write(tmp_path / "raw" / LABELS[i % 2] / f"XC{i}.wav", song(1, 16000, seed=i), 16000)
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    write(tmp_path / "raw" / "Crow" / "XC0.wav", song(2, 16000, seed=50), 16000)
+    assert run(tmp_path / "raw", tmp_path / "out") == 4
+    assert "the content of --raw_dir" in caplog.text
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_the_number_of_workers_changes_nothing(raw_dir, tmp_path, monkeypatch, num_workers):
+    # Shards of 10 clips, so that there are several; the workers get them as planned.
+    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 10)
+    assert run(raw_dir, tmp_path / "one") == 0
+    assert run(raw_dir, tmp_path / "several", "--num_workers", num_workers) == 0
+    assert len(list((tmp_path / "one").glob("clips-*.parquet"))) > 3
+    assert digests(tmp_path / "one") == digests(tmp_path / "several")
+
+
+def test_a_resumed_run_decodes_only_what_is_missing(raw_dir, processed, tmp_path, monkeypatch, caplog):
+    decode, n_decoded = audio.decode, []
+
+    def stop_after_ten(path, *more):
+        n_decoded.append(path)
+        if len(n_decoded) == 11:
+            signal.raise_signal(signal.SIGTERM)
+        return decode(path, *more)
+
+    monkeypatch.setattr(audio, "decode", stop_after_ten)
+    assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2) == 75
+    assert "run the same command again" in caplog.text
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
+    spooled = sorted((tmp_path / "out" / preparation.SCRATCH_NAME).glob("*.pcm"), key=lambda p: p.stat().st_mtime_ns)
+    spooled[0].write_bytes(b"damaged by a crash of the machine")
+    assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2) == 0
+    assert len(n_decoded) == 11 + 24 - 10 + 1
+    assert digests(tmp_path / "out") == digests(processed)
+
+
+def test_shards_of_another_plan_do_not_stay(raw_dir, processed, tmp_path, monkeypatch):
+    written = []
+
+    def stop_after_two(task):
+        written.append(task.path.name)
+        if len(written) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return write_shard(task)
+
+    write_shard = spool.write_shard
+    monkeypatch.setattr(spool, "write_shard", stop_after_two)
+    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 10)
+    assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2) == 75
+    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 1024)  # a version of the program that plans otherwise
+    assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2) == 0
+    assert written == [clips.shard_name(i) for i in (0, 1, 2, 0)]
+    assert digests(tmp_path / "out") == digests(processed)
+
+
+def run_with_small_shards(*argv):
+    preparation.CLIPS_PER_SHARD = 10
+    sys.exit(run(*argv))
+
+
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+    raw_dir, output_dir = tmp_path / "raw", tmp_path / "out"
+    for i in range(24):
+        path = raw_dir / LABELS[i % 3] / f"XC{i}.{'flac' if i % 2 else 'ogg'}"
+        write(path, song(5 + i / 2, 48000, 1, i), 48000)
+    context = multiprocessing.get_context("forkserver")  # starts in milliseconds, libraries imported
+
+    def start(num_workers):
+        """Start the stage as a process of its own; return when it has opened its output folder."""
+        argv = raw_dir, output_dir, "--num_workers", num_workers, "--log_level", "error"
+        process = context.Process(target=run_with_small_shards, args=argv)
+        process.start()
+        while process.is_alive() and not (output_dir / "run.json").exists():
+            time.sleep(0.001)
+        return process
+
+    def finish(process):
+        process.join()
+        return process.exitcode
+
+    process = start(2)
+    since = time.monotonic()
+    assert finish(process) == 0
+    duration_s = time.monotonic() - since
+    expected = digests(output_dir)
+    assert len(expected) > 10
+
+    rng = random.Random(0)
+    n_killed = 0
+    while n_killed < 20:
+        if json.loads((output_dir / "run.json").read_text())["status"] == "complete":
+            shutil.rmtree(output_dir)  # a kill after the very last step leaves its work in progress too
+        process = start(num_workers=1 + n_killed % 3)
+        time.sleep(rng.uniform(0, duration_s))
+        process.kill()  # it alone: that its workers end in time is part of what is tested
+        if finish(process) == -signal.SIGKILL:
+            n_killed += 1
+        else:
+            assert digests(output_dir) == expected
+    assert finish(start(2)) == 0
+    assert digests(output_dir) == expected
+
+
+def test_the_plan_of_shards_keeps_every_clip_once_and_in_order():
+    stretches = [
+        spool.Stretch(f"{i}.wav", f"{i}", "a", 0, 0, tuple((j, 1) for j in range(n)), ("g",) * n, ("train",) * n)
+        for i, n in enumerate([3, 1, 7, 2])
+    ]
+    shards = preparation.plan_shards(stretches, 4)
+    assert [sum(len(stretch) for stretch in shard) for shard in shards] == [4, 4, 4, 1]
+    planned = [
+        (s.source_path, s.first_index + i, cut) for shard in shards for s in shard for i, cut in enumerate(s.cuts)
+    ]
+    assert planned == [(s.source_path, i, cut) for s in stretches for i, cut in enumerate(s.cuts)]
+
+
+def test_files_are_batched_completely():
+    files = [spool.Listed(f"{i}.wav", 10 ** (i % 5), 0) for i in range(500)]
+    batches = list(preparation.batches(files, 2))
+    assert sorted(file.path for batch in batches for file in batch) == sorted(file.path for file in files)
+    assert max(len(batch) for batch in batches) <= preparation.FILES_PER_TASK
+    assert len(batches) > 32
+
+
+def test_help_shows_the_command(capsys):
+    assert stage.main(["--help"]) == 0
+    assert "python 01_data_processing.py --raw_dir recordings" in capsys.readouterr().out
+
+
+@pytest.mark.shared
+def test_real_recordings(shared_dir, tmp_path):
+    raw_dir = shared_dir / "data" / "birds20"
+    metadata = raw_dir / "metadata.csv"
+    assert run(raw_dir, tmp_path / "out", "--metadata", metadata, "--min_recordings", 7) == 0
+    table, source = read_shards(tmp_path / "out"), pd.read_csv(metadata).set_index("file")
+    durations = table.groupby("source_path").duration_s.sum()
+    assert len(durations) == len(source)
+    assert (durations - source.duration_s).abs().max() < 0.2
+    assert len(read_csv(tmp_path / "out" / "skipped.csv")) == 0
+    recordists = table.source_path.map(source.recordist) + table.label
+    assert (table.groupby(recordists.dropna()).split.nunique() == 1).all()

@@ -1,0 +1,689 @@
+"""Stage 07 from end to end: lists, ladder, best.json and session, what later stages take, and bad input."""
+
+import argparse
+import copy
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from transformers import (
+    AutoModelForAudioClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    Wav2Vec2Model,
+)
+
+from tests.data import LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
+from tests.stages import ROOT, load_stage
+from utils import clips, encoders, latency, runs
+from utils.errors import InputError
+from utils.model_size import ModelSize, SizeCounter
+from utils.pruning_session import HELP, PruningSession
+
+stage = load_stage("07_manual_pruning")
+
+N_LAYERS = 4  # of tiny
+SECOND = 16_000
+
+
+def main(*words) -> int:
+    return stage.main([str(word) for word in words])
+
+
+def write_run(run_dir, data_dir=None, keep=None):
+    """Leave what stage 02 leaves; a tiny model with random weights."""
+    torch.manual_seed(0)
+    model, extractor = encoders.tiny_model(LABELS)
+    model.config.clip_seconds = 0.5
+    if keep is not None:
+        encoders.prune_model(model, keep)
+    args = argparse.Namespace(output_dir=run_dir, overwrite=False, seed=0)
+    with runs.open_run("02_finetuning", args, {} if data_dir is None else {"data_dir": clips.data_input(data_dir)}):
+        encoders.save_model(model, extractor, run_dir / "model")
+    return run_dir
+
+
+def write_small(folder, name):
+    model, extractor = small_model(name)
+    folder.mkdir(exist_ok=True)
+    encoders.save_model(model, extractor, folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "birds")
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory):
+    """Return an encoder without a head, as on the hub."""
+    folder = tmp_path_factory.mktemp("base") / "small"
+    torch.manual_seed(0)
+    Wav2Vec2Model(SMALL_CONFIGS["wav2vec2"]()).save_pretrained(folder)
+    small_extractor("wav2vec2").save_pretrained(folder)
+    return folder
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return AutoModelForAudioClassification.from_pretrained(folder).state_dict()
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def config_of(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def pruned_in_memory(run_dir, keep):
+    model, _ = encoders.load_model(run_dir, "cpu")
+    encoders.prune_model(model, keep)
+    return model
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# --------------------------------------------------------------------------------------- lists of layers
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "keep"),
+    [
+        ("--keep_layers", "0-1,3", [0, 1, 3]),
+        ("--keep_layers", "none", []),
+        ("--drop_layers", "1-2", [0, 3]),
+        ("--drop_layers", "none", [0, 1, 2, 3]),
+    ],
+)
+def test_a_list_keeps_exactly_these_blocks_and_the_head(option, value, keep, run_dir, tmp_path, capsys):
+    output_dir = tmp_path / "pruned"
+    assert main("--model_dir", run_dir, option, value, "--output_dir", output_dir) == 0
+    model = AutoModelForAudioClassification.from_pretrained(output_dir / "model").eval()
+    expected = pruned_in_memory(run_dir, keep)
+    clip = {"input_values": torch.randn(2, SECOND // 2, generator=torch.Generator().manual_seed(0))}
+    with torch.no_grad():
+        assert torch.equal(model(**clip).logits, expected(**clip).logits)
+    config = config_of(output_dir / "model")
+    assert config["kept_layers"] == keep
+    assert config["num_hidden_layers"] == len(keep)
+    # A model that keeps every block is not a pruned one.
+    assert config.get("pruned_from") == (str(run_dir / "model") if len(keep) < N_LAYERS else None)
+    assert list(model.config.id2label.values()) == LABELS
+    record = runs.read_record(output_dir)
+    assert record["status"] == "complete" and [i["name"] for i in record["inputs"]] == ["model_dir"]
+
+    before, after = [line for line in capsys.readouterr().out.splitlines() if re.match("before|after", line)]
+    assert before.split()[1:4] == ["4", "0-3", f"{210_643:,}"]
+    assert after.split()[1] == str(len(keep))
+    assert after.split()[3] == f"{encoders.count_parameters(expected):,}"
+    size = (output_dir / "model" / "model.safetensors").stat().st_size
+    assert after.split()[-1] == f"{size / 1e6:.1f}"
+
+
+def test_pruning_twice_counts_in_the_base_models_numbering(run_dir, tmp_path):
+    assert main("--model_dir", run_dir, "--drop_layers", "1", "--output_dir", tmp_path / "once") == 0
+    assert main("--model_dir", tmp_path / "once", "--drop_layers", "0", "--output_dir", tmp_path / "twice") == 0
+    config = config_of(tmp_path / "twice" / "model")
+    assert config["kept_layers"] == [2, 3]
+    assert config["pruned_from"] == str(run_dir / "model")
+    assert same(weights(tmp_path / "twice" / "model"), pruned_in_memory(run_dir, [2, 3]).state_dict())
+
+
+def test_the_same_command_again_has_nothing_to_do(run_dir, tmp_path, capsys):
+    command = ("--model_dir", run_dir, "--keep_layers", "0", "--output_dir", tmp_path / "pruned")
+    assert main(*command) == 0
+    first, files = capsys.readouterr().out, files_of(tmp_path / "pruned")
+    assert main(*command) == 0
+    assert capsys.readouterr().out == first
+    assert files_of(tmp_path / "pruned") == files
+    assert main(*command[:3], "0-1", *command[4:]) == 4
+    assert main(*command[:3], "0-1", *command[4:], "--overwrite") == 0
+    assert config_of(tmp_path / "pruned" / "model")["kept_layers"] == [0, 1]
+
+
+def test_output_dir_is_named_after_the_run(run_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main("--model_dir", run_dir / "model", "--keep_layers", "0") == 0
+    assert (tmp_path / "runs" / "birds-pruned" / "model").is_dir()
+
+
+def test_dry_run_prints_the_same_and_writes_nothing(run_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main("--model_dir", run_dir, "--keep_layers", "0,2", "--dry_run") == 0
+    dry = capsys.readouterr().out
+    assert main("--model_dir", run_dir, "--ladder", "--dry_run") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 1 + (N_LAYERS + 1) + 1
+    assert list(tmp_path.iterdir()) == []
+    assert main("--model_dir", run_dir, "--keep_layers", "0,2") == 0
+    assert capsys.readouterr().out == dry
+
+
+# ------------------------------------------------------------------------------------------- base models
+
+
+def test_a_base_model_gets_a_head_drawn_by_the_seed(base_dir, tmp_path):
+    def pruned(name, *more):
+        assert main("--model_dir", base_dir, "--keep_layers", "0,2", "--output_dir", tmp_path / name, *more) == 0
+        return weights(tmp_path / name / "model")
+
+    first, again, other = pruned("first"), pruned("again"), pruned("other", "--seed", 7)
+    assert same(first, again)
+    assert {name for name in first if not torch.equal(first[name], other[name])} == {
+        "projector.weight",
+        "classifier.weight",
+    }
+    base = Wav2Vec2Model.from_pretrained(base_dir)
+    encoder = {f"wav2vec2.{name}": value for name, value in base.state_dict().items()}
+    for name, value in first.items():
+        if name.startswith("wav2vec2.encoder.layers.1."):
+            assert torch.equal(value, encoder[name.replace("layers.1.", "layers.2.")])
+        elif name.startswith("wav2vec2."):
+            assert torch.equal(value, encoder[name])
+
+
+def test_a_pruned_base_model_is_a_base_model_of_stage_02(base_dir, tmp_path):
+    assert main("--model_dir", base_dir, "--keep_layers", "0,2", "--output_dir", tmp_path / "pruned") == 0
+    encoders.base_model_input(str(tmp_path / "pruned"))
+    model, _ = encoders.load_base_model(str(tmp_path / "pruned" / "model"), LABELS)
+    assert model.config.num_labels == len(LABELS) and model.config.kept_layers == [0, 2]
+    saved = weights(tmp_path / "pruned" / "model")
+    different = {n for n, v in model.state_dict().items() if v.shape != saved[n].shape or not torch.equal(v, saved[n])}
+    assert different == {"classifier.weight", "classifier.bias"}
+
+
+def test_tiny_by_its_name(tmp_path):
+    assert main("--model_dir", "tiny", "--keep_layers", "1", "--output_dir", tmp_path / "a") == 0
+    assert main("--model_dir", "tiny", "--keep_layers", "1", "--output_dir", tmp_path / "b") == 0
+    assert same(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))
+    assert config_of(tmp_path / "a" / "model")["pruned_from"] == "tiny"
+
+
+def test_has_head_is_told_from_the_weights(run_dir, base_dir):
+    assert encoders.load_any_model(run_dir, "cpu")[2]
+    assert not encoders.load_any_model(base_dir, "cpu")[2]
+    assert not encoders.load_any_model("tiny", "cpu")[2]
+
+
+# ------------------------------------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_sizes_are_those_of_the_pruned_model_run_for_real(name):
+    model, extractor = small_model(name)
+    model.config.clip_seconds = 0.5
+    counter = SizeCounter(model, extractor)
+    n_samples = SECOND // 2
+    if name in {"whisper", "ast"}:
+        n_samples = round(encoders.longest_clip_seconds(extractor, model.config) * SECOND)
+        assert "window" in counter.clip
+    inputs = encoders.prepare(extractor, [torch.zeros(n_samples).numpy()], SECOND, model.main_input_name)
+    for keep in ([0], [0, 2], [0, 1, 2], *([] if "weighted" in name else [[]])):
+        pruned = copy.deepcopy(model)
+        encoders.prune_model(pruned, keep)
+        size = counter.size_of(keep)
+        assert size.n_parameters == encoders.count_parameters(pruned)
+        assert (size.macs_per_clip, size.macs_front_end) == latency.count_macs(pruned, inputs)
+        assert size.kept_layers == keep
+    assert len(encoders.blocks_of(model)) == 3, "counting prunes nothing"
+
+
+def test_parameters_of_wav2vec2_base():
+    """methods.md §5: 7,087,872 a block + 9,523,107 with a 35-class head."""
+    with torch.device("meta"):
+        model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(num_labels=35))
+    counter = SizeCounter(model, small_extractor("wav2vec2"))
+    assert counter.clip == "5 s"
+    for keep in ([], [11], [0, 3, 4, 7], list(range(12))):
+        size = counter.size_of(keep)
+        assert size.n_parameters == len(keep) * 7_087_872 + 9_523_107
+        assert size.weights_bytes == 4 * size.n_parameters
+
+
+# ------------------------------------------------------------------------------------------------ ladder
+
+
+def test_ladder_has_a_model_of_every_depth(run_dir, tmp_path, capsys):
+    output_dir = tmp_path / "ladder"
+    assert main("--model_dir", run_dir, "--ladder", "--output_dir", output_dir) == 0
+    rungs = [f"{n:02d}-blocks" for n in range(N_LAYERS + 1)]
+    assert sorted(path.name for path in output_dir.iterdir() if path.is_dir()) == rungs
+    table = capsys.readouterr().out
+    clip = {"input_values": torch.randn(2, SECOND // 2, generator=torch.Generator().manual_seed(0))}
+    for n, rung in enumerate(rungs):
+        model = AutoModelForAudioClassification.from_pretrained(output_dir / rung / "model").eval()
+        with torch.no_grad():
+            expected = pruned_in_memory(run_dir, list(range(n)))(**clip).logits
+            assert torch.equal(model(**clip).logits, expected)
+        assert model.config.kept_layers == list(range(n))
+        assert getattr(model.config, "pruned_from", None) == (str(run_dir / "model") if n < N_LAYERS else None)
+        assert rung in table
+        # Named in both ways, and to the stages that fine-tune and validate.
+        assert (
+            encoders.model_input(output_dir / rung).sha256 == encoders.model_input(output_dir / rung / "model").sha256
+        )
+        assert encoders.base_model_input(str(output_dir / rung)).sha256 is not None
+
+
+def test_ladder_leaves_out_an_impossible_depth(tmp_path, caplog):
+    model_dir = write_small(tmp_path / "weighted", "wav2vec2-weighted-layer-sum")
+    assert main("--model_dir", model_dir, "--ladder", "--output_dir", tmp_path / "ladder") == 0
+    rungs = sorted(path.name for path in (tmp_path / "ladder").iterdir() if path.is_dir())
+    assert rungs == ["01-blocks", "02-blocks", "03-blocks"]
+    assert "no model of 0 layers" in caplog.text
+
+
+def test_a_stopped_ladder_is_refused_and_goes_on_where_it_stopped(run_dir, tmp_path, monkeypatch, capfd):
+    whole_dir, output_dir = tmp_path / "whole", tmp_path / "stopped"
+    assert main("--model_dir", run_dir, "--ladder", "--output_dir", whole_dir) == 0
+
+    with monkeypatch.context() as patch:
+        save_pretrained, names = encoders.PreTrainedModel.save_pretrained, []
+
+        def killed_at_the_third(self, folder, *args, **kwargs):
+            names.append(folder)
+            save_pretrained(self, folder, *args, **kwargs)
+            if len(names) == 3:
+                raise RuntimeError("killed")
+
+        patch.setattr(encoders.PreTrainedModel, "save_pretrained", killed_at_the_third)
+        assert main("--model_dir", run_dir, "--ladder", "--output_dir", output_dir) == 1
+    assert sorted(path.parent.name for path in output_dir.glob("*/model")) == ["03-blocks", "04-blocks"]
+    assert list(output_dir.glob("*/.model*")), "the half-written model is left, as by a kill"
+
+    for rung in (output_dir / "04-blocks", output_dir / "04-blocks" / "model"):
+        with pytest.raises(InputError, match="is not complete"):
+            encoders.model_input(rung)
+        with pytest.raises(InputError, match="is not complete"):
+            encoders.base_model_input(str(rung))
+        assert main("--model_dir", rung, "--keep_layers", "0", "--output_dir", tmp_path / "no") == 3
+
+    kept = (output_dir / "04-blocks" / "model" / "model.safetensors").stat().st_mtime_ns
+    assert main("--model_dir", run_dir, "--ladder", "--output_dir", output_dir) == 0
+    assert (output_dir / "04-blocks" / "model" / "model.safetensors").stat().st_mtime_ns == kept
+    own = {"run.json", "log.txt", ".lock"}
+    first, second = ({k: v for k, v in files_of(d).items() if k not in own} for d in (whole_dir, output_dir))
+    assert first == second
+    assert runs.read_record(output_dir)["attempts"] == 2
+
+
+# --------------------------------------------------------------------------------------------- best.json
+
+
+def best_json(path, swept, **changes):
+    best = {
+        "schema_version": 1,
+        "model_sha256": encoders.model_input(swept).sha256,
+        "model_dir": str(swept),
+        "n_layers": N_LAYERS,
+        "margin": 0.02,
+        "smallest_within_margin": {"keep": [0, 2, 3], "n_layers": 3},
+        "by_depth": {"1": {"keep": [2]}, "2": {"keep": [0, 3], "strategy": "beam", "search_accuracy": 0.9}},
+    }
+    path.write_text(json.dumps(best | changes))
+    return path
+
+
+@pytest.mark.parametrize(("more", "keep"), [((), [0, 2, 3]), (("--n_layers", 2), [0, 3])])
+def test_from_best_json(more, keep, run_dir, tmp_path):
+    best = best_json(tmp_path / "best.json", run_dir)
+    output_dir = tmp_path / "pruned"
+    assert main("--model_dir", run_dir / "model", "--from", best, *more, "--output_dir", output_dir) == 0
+    assert config_of(output_dir / "model")["kept_layers"] == keep
+    assert [i["name"] for i in runs.read_record(output_dir)["inputs"]] == ["model_dir", "from"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "code", "words"),
+    [
+        ({}, ("--n_layers", 3), 2, "no subset of that depth; it has subsets of 1, 2 layers"),
+        ({"smallest_within_margin": None}, (), 2, "--n_layers: it has subsets of 1, 2 layers"),
+        (
+            {"model_sha256": "0" * 64, "model_dir": "runs/other"},
+            (),
+            3,
+            r"of runs/other \(sha256 000000000000…\), --mod",
+        ),
+        ({"schema_version": 2}, (), 3, "schema_version 2, expected 1"),
+        ({"by_depth": []}, (), 3, "is no best.json: expected the keys"),
+        ({"smallest_within_margin": {"keep": "0-3"}}, (), 3, "expected a list of layers under 'keep', got '0-3'"),
+        ({"smallest_within_margin": [0]}, (), 3, "expected a list of layers under 'keep', got None"),
+        ({"smallest_within_margin": {"keep": [0, True]}}, (), 3, "expected a list of layers"),
+        ({"smallest_within_margin": {"keep": [0, 4]}}, (), 3, "from 0 to 3"),
+        ({"by_depth": {"2": {"keep": [1]}}}, ("--n_layers", 2), 3, "the subset of 2 layers keeps 1"),
+    ],
+)
+def test_bad_best_json(changes, more, code, words, run_dir, tmp_path, capfd):
+    best = best_json(tmp_path / "best.json", run_dir, **changes)
+    refuse(capfd, code, words, tmp_path / "no", "--model_dir", run_dir, "--from", best, *more)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "7", "\x00"])
+def test_best_json_that_is_none(text, run_dir, tmp_path, capfd):
+    (tmp_path / "best.json").write_text(text)
+    refuse(capfd, 3, "best.json", tmp_path / "no", "--model_dir", run_dir, "--from", tmp_path / "best.json")
+    refuse(capfd, 3, "no such file", tmp_path / "no", "--model_dir", run_dir, "--from", tmp_path / "none.json")
+
+
+# --------------------------------------------------------------------------------------------- bad input
+
+
+def refuse(capfd, code, words, output_dir, *command):
+    """Run the stage; check that it says no in these words, without a traceback, and writes nothing."""
+    capfd.readouterr()
+    assert main(*command, "--output_dir", output_dir) == code
+    text = capfd.readouterr().err
+    assert re.search(words, text), text
+    assert "Traceback" not in text
+    assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("words_of_command", "message"),
+    [
+        (("--keep_layers", "0", "--drop_layers", "1"), "not allowed with argument"),
+        (("--ladder", "--keep_layers", "0"), "not allowed with argument"),
+        (("--ladder", "--from", "best.json"), "not allowed with argument"),
+        ((), "--keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from"),
+        (("--keep_layers", "0-4"), "there is no layer 4; this model has layers 0-3"),
+        (("--keep_layers", ""), "is no layer or range"),
+        (("--keep_layers", "3-1"), "runs backwards"),
+        (("--drop_layers", "1,1"), "named twice"),
+        (("--drop_layers", "a"), "is no layer or range"),
+        (("--keep_layers", "0", "--n_layers", "1"), "together with --from"),
+        (("--ladder", "--n_layers", "-1"), "'-1' is not an integer"),
+    ],
+)
+def test_bad_usage(words_of_command, message, run_dir, tmp_path, capfd):
+    refuse(capfd, 2, message, tmp_path / "no", "--model_dir", run_dir, *words_of_command)
+
+
+def test_bad_usage_of_this_model(tmp_path, capfd):
+    wavlm = write_small(tmp_path / "wavlm", "wavlm")
+    refuse(capfd, 2, "relative positions", tmp_path / "no", "--model_dir", wavlm, "--drop_layers", "0")
+    pruned = write_run(tmp_path / "front-end", keep=[])
+    refuse(capfd, 2, "this model has no layers", tmp_path / "no", "--model_dir", pruned, "--keep_layers", "0")
+
+
+def test_bad_models(run_dir, tmp_path, capfd):
+    def broken(name, change):
+        folder = tmp_path / name
+        shutil.copytree(run_dir / "model", folder)
+        change(folder)
+        return folder
+
+    def without_a_weight(name):
+        def change(folder):
+            model = AutoModelForAudioClassification.from_pretrained(folder)
+            state = {key: value for key, value in model.state_dict().items() if key != name}
+            model.save_pretrained(folder, state_dict=state)
+
+        return change
+
+    def refused(words, model_dir):
+        refuse(capfd, 3, words, tmp_path / "no", "--model_dir", model_dir, "--keep_layers", "0")
+
+    images = tmp_path / "images"
+    ResNetForImageClassification(ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1])).save_pretrained(images)
+    (images / "preprocessor_config.json").write_text("{}")
+    refused("a 'resnet' model has no transformer blocks", images)
+    refused("no/such.* cannot be loaded", tmp_path / "no" / "such")
+    refused("has no config.json", broken("a", lambda folder: (folder / "config.json").unlink()))
+    refused("has no weights", broken("b", lambda folder: (folder / "model.safetensors").unlink()))
+    refused("cannot be loaded", broken("c", lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99)))
+    refused("cannot be loaded", broken("d", lambda folder: (folder / "config.json").write_text("{")))
+    refused("1 missing weights: classifier.bias", broken("e", without_a_weight("classifier.bias")))
+    lost = "wav2vec2.encoder.layers.1.layer_norm.bias"
+    refused(f"missing weights: {lost}", broken("f", without_a_weight(lost)))
+
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run_dir, unfinished)
+    record = runs.read_record(unfinished)
+    (unfinished / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    refused("is not complete", unfinished)
+    refused("is not complete", unfinished / "model")
+
+
+def test_a_base_model_that_lacks_more_than_a_head(base_dir, tmp_path, capfd):
+    folder = tmp_path / "base"
+    shutil.copytree(base_dir, folder)
+    config = config_of(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    words = "--model_dir .* weights besides the classification head are missing"
+    refuse(capfd, 3, words, tmp_path / "no", "--model_dir", folder, "--keep_layers", "0")
+
+
+def test_output_never_replaces_an_input(run_dir, tmp_path, capfd):
+    copied = tmp_path / "runs" / "birds"
+    shutil.copytree(run_dir, copied)
+    best = best_json(tmp_path / "runs" / "best.json", copied)
+    before = files_of(tmp_path)
+    for output_dir in (copied, copied / "model", tmp_path / "runs"):
+        for model_dir, option in ((copied, ("--ladder",)), (copied / "model", ("--from", best))):
+            assert main("--model_dir", model_dir, *option, "--output_dir", output_dir, "--overwrite") == 2
+            assert "would replace" in capfd.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+# ----------------------------------------------------------------------------------------------- session
+
+
+class Terminal(io.StringIO):
+    """Stands for a terminal: gives lines, or raises what stands among them."""
+
+    def __init__(self, *lines):
+        super().__init__()
+        self.lines = list(lines)
+
+    def isatty(self):
+        return True
+
+    def readline(self, *args):
+        line = self.lines.pop(0) if self.lines else ""
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+def typed(monkeypatch, capsys, lines, *command):
+    """Run the stage with lines typed; return its exit code and what it printed."""
+    monkeypatch.setattr("sys.stdin", Terminal(*lines))
+    code = main(*command)
+    return code, capsys.readouterr().out
+
+
+def test_session_ends_with_the_command_that_does_the_same(run_dir, tmp_path, monkeypatch, capsys):
+    first = tmp_path / "by hand, 'quoted'"
+    lines = [
+        "-1\n",
+        "-0-9\n",
+        "\n",
+        "что?\n",
+        "-3\n",
+        "undo\n",
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        "ok\n",
+    ]
+    code, out = typed(monkeypatch, capsys, lines, "--model_dir", run_dir, "--output_dir", first)
+    assert code == 0
+    assert "[ 0] .  [ 2][ 3]" in out
+    assert config_of(first / "model")["kept_layers"] == [0, 2, 3]
+
+    command = next(line for line in out.splitlines() if line.startswith("the same again: "))
+    words = shlex.split(command.removeprefix("the same again: "))
+    assert words[:2] == ["python", "07_manual_pruning.py"]
+    assert words[2:] == ["--model_dir", str(run_dir), "--keep_layers", "0,2-3", "--output_dir", str(first)]
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main(*words[2:]) == 0, "done already, with the same arguments"
+    assert main(*words[2:-1], tmp_path / "second") == 0
+    assert same(weights(first / "model"), weights(tmp_path / "second" / "model"))
+
+
+def test_command_of_a_base_model_names_a_seed_that_is_not_the_default(base_dir, tmp_path, monkeypatch, capsys):
+    command = ("--model_dir", base_dir, "--output_dir", tmp_path / "a", "--seed", 7)
+    code, out = typed(monkeypatch, capsys, ["-2\n", "ok\n"], *command)
+    assert code == 0
+    words = shlex.split(next(line for line in out.splitlines() if line.startswith("the same again: ")))[5:]
+    words[words.index(str(tmp_path / "a"))] = tmp_path / "b"
+    assert main(*words) == 0
+    assert same(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))
+
+
+@pytest.mark.parametrize("last", ["q\n", "", EOFError(), KeyboardInterrupt()], ids=["q", "end", "EOF", "Ctrl-C"])
+def test_leaving_a_session_writes_nothing(last, run_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out = typed(monkeypatch, capsys, ["-1\n", last], "--model_dir", run_dir)
+    assert code == 0
+    assert "nothing is written" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_session_may_end_in_a_dry_run_or_a_copy(run_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out = typed(monkeypatch, capsys, ["-1\n", "ok\n"], "--model_dir", run_dir, "--dry_run")
+    assert code == 0 and "after" in out and list(tmp_path.iterdir()) == []
+    code, out = typed(monkeypatch, capsys, ["ok\n"], "--model_dir", run_dir)
+    assert code == 0 and "a copy of the whole model" in out
+    assert same(weights("runs/birds-pruned/model"), weights(run_dir / "model"))
+
+
+def session_of(name):
+    """Return a session on a small model, and the model."""
+    model, extractor = small_model(name)
+    return PruningSession(model.config.num_hidden_layers, SizeCounter(model, extractor).size_of), model
+
+
+def any_size(keep: list[int]) -> ModelSize:
+    return ModelSize(kept_layers=keep, n_parameters=10, macs_per_clip=10, macs_front_end=5, weights_bytes=40)
+
+
+def test_session_step_by_step():
+    session, model = session_of("wav2vec2")
+    for line, keep in [
+        ("-0", [1, 2]),
+        (" -1-2 ", []),
+        ("+ 0,2", [0, 2]),
+        ("undo", []),
+        ("UNDO", [1, 2]),
+        ("undo", [0, 1, 2]),
+        ("undo", [0, 1, 2]),
+        ("-1", [0, 2]),
+    ]:
+        answer = session.respond(line)
+        assert session.keep == keep and session.is_open
+    pruned = copy.deepcopy(model)
+    encoders.prune_model(pruned, [0, 2])
+    assert answer.splitlines()[0] == "[ 0] .  [ 2]"
+    assert f"2 of 3 blocks, {encoders.count_parameters(pruned):,} parameters (78%), " in answer
+    assert session.respond("ok") == "2 of 3 blocks are kept"
+    assert session.is_accepted and not session.is_open
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "2 of 3 blocks"),
+        ("help", HELP),
+        ("-", "not possible: layer list ''"),
+        ("-3", "there is no layer 3"),
+        ("+0-99999", "there is no layer 99999"),
+        ("-1", "1 is dropped already"),
+        ("+0", "0 is kept already"),
+        ("-none", "nothing to do"),
+        ("--1", "not possible"),
+        ("-1 +2", "not possible"),
+        ("-1e9", "not possible"),
+        ("-" + 9 * "9", "not possible"),
+        ("-\N{ARABIC-INDIC DIGIT TWO}", "not possible"),
+        ("\N{MINUS SIGN}2", "is no command"),
+        ("OKAY", "is no command"),
+        ("rm -rf /", "is no command"),
+        ("\x00\x1b[A\ufffd", "is no command"),
+        ("🐦" * 10_000, "is no command"),
+    ],
+)
+def test_session_survives_any_typing(line, words):
+    session = PruningSession(3, any_size)
+    session.respond("-1")
+    assert words in session.respond(line)
+    assert session.keep == [0, 2] and session.is_open and not session.is_accepted
+
+
+def test_session_refuses_what_the_model_cannot_do_without():
+    session, _ = session_of("wavlm")
+    assert "relative positions" in session.respond("-0")
+    assert session.keep == [0, 1, 2]
+    assert "0 of 3 blocks" in session.respond("-0-2")
+    assert "relative positions" in session.respond("+1")
+    assert "1 of 3 blocks" in session.respond("+0")
+    session.respond("undo")
+    assert session.keep == []
+    weighted, _ = session_of("wav2vec2-weighted-layer-sum")
+    assert "keep at least one" in weighted.respond("-0-2")
+    assert weighted.respond("undo") == "nothing to undo"
+
+
+def test_session_of_a_pruned_model_shows_both_numberings():
+    model, extractor = small_model("wav2vec2")
+    encoders.prune_model(model, [0, 2])
+    session = PruningSession(2, SizeCounter(model, extractor).size_of)
+    assert session.show().splitlines()[0] == "[ 0][ 1]"
+    assert "(of the base model: 2)" in session.respond("-0")
+
+
+@pytest.mark.parametrize("n_layers", [0, 24])
+def test_grid_of_any_length(n_layers):
+    session = PruningSession(n_layers, any_size)
+    assert len(session.show().splitlines()) == n_layers // 12 + 1
+    assert f"there is no layer {n_layers}" in session.respond(f"-{n_layers}")
+
+
+def test_session_on_a_real_terminal(run_dir, tmp_path):
+    ours, theirs = os.openpty()
+    command = [sys.executable, ROOT / "07_manual_pruning.py", "--model_dir", run_dir, "--output_dir", tmp_path / "a"]
+    # What is not UTF-8, and an arrow key, come before two steps.
+    os.write(ours, b"\xff\xfe\n\x1b[A\n-1\n-7\nok\n")
+    done = subprocess.run(
+        [str(word) for word in command],
+        stdin=theirs,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
+    os.close(ours), os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    assert config_of(tmp_path / "a" / "model")["kept_layers"] == [0, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------ later stages
+
+
+def test_stages_02_and_03_take_what_this_one_leaves(run_dir, tmp_path, monkeypatch):
+    data_dir = write_processed(tmp_path / "processed")
+    monkeypatch.setattr(latency, "MAX_REPEATS", 3)
+    monkeypatch.setattr(latency, "MIN_REPEATS", 1)
+    assert main("--model_dir", run_dir, "--ladder", "--output_dir", tmp_path / "ladder") == 0
+    rung = tmp_path / "ladder" / "01-blocks"
+    validate, finetune = load_stage("03_model_validation"), load_stage("02_finetuning")
+
+    words = ["--model_dir", rung, "--data_dir", data_dir, "--output_dir", tmp_path / "results" / "one"]
+    assert validate.main([str(word) for word in words]) == 0
+    row = pd.read_csv(tmp_path / "results" / "summary.csv").iloc[0]
+    assert (row["n_layers"], row["kept_layers"]) == (1, 0)
+
+    words = ["--base_model", rung, "--data_dir", data_dir, "--output_dir", tmp_path / "healed", "--device", "cpu"]
+    assert finetune.main([str(word) for word in (*words, "--num_train_epochs", 1)]) == 0
+    assert config_of(tmp_path / "healed" / "model")["kept_layers"] == [0]

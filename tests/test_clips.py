@@ -1,0 +1,155 @@
+"""Clips on disk: what is written is read back, by our reader, pandas and datasets; damage is named."""
+
+import json
+import pickle
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data import CLIP_SECONDS, LABELS, SAMPLE_RATE_HZ, write_processed
+from utils import clips
+from utils.errors import InputError
+
+
+def row(number: int, audio: np.ndarray, **changes) -> dict:
+    return {
+        "clip_id": f"r{number}:0",
+        "recording_id": f"r{number}",
+        "group": f"g{number}",
+        "source_path": f"a/r{number}.wav",
+        "clip_index": 0,
+        "start_s": 0.5 * number,
+        "duration_s": 0.25,
+        "label": "ab"[number % 2],
+        "label_id": number % 2,
+        "split": "train",
+        "audio": audio,
+        **changes,
+    }
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Write 11 clips (three row groups) with the extreme sample values; return folder and audio."""
+    audio = np.random.default_rng(0).integers(-32768, 32768, (11, 400)).astype(np.int16)
+    audio[3, :4] = [-32768, 32767, 0, -1]
+    rows = [row(i, audio[i]) for i in range(11)]
+    assert clips.write_shard(tmp_path / clips.shard_name(0), iter(rows), 800, 0.5) == 11
+    clips.write_labels(tmp_path, ["a", "b"])
+    return tmp_path, audio
+
+
+def test_round_trip(stored):
+    folder, audio = stored
+    read = clips.read_clips(folder)
+    assert len(read) == 11 and read.labels == ["a", "b"]
+    assert (read.sample_rate_hz, read.clip_seconds) == (800, 0.5)
+    for i in np.random.default_rng(1).permutation(11):  # any order, through the cached row group
+        item = read[i]
+        assert item["audio"].dtype == np.float32
+        np.testing.assert_array_equal(item["audio"] * 32768, audio[i])
+        assert (item["label_id"], item["split"], item["index"]) == (i % 2, "train", i)
+    again = pickle.loads(pickle.dumps(read))  # as a data loader's worker gets it
+    np.testing.assert_array_equal(again.audio(10), read.audio(10))
+
+
+def test_pandas_and_datasets_read_it_without_our_code(stored, tmp_path):
+    folder, audio = stored
+    frame = pd.read_parquet(folder / "clips-00000.parquet")
+    assert list(frame.columns) == clips.CLIP_SCHEMA.names
+    np.testing.assert_array_equal(np.stack(frame["audio"]), audio)
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(folder / "*.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    np.testing.assert_array_equal(np.array(loaded["audio"]), audio)
+    assert loaded["start_s"][3] == 1.5
+
+
+def test_same_rows_same_bytes_and_small_row_groups(stored, tmp_path):
+    folder, audio = stored
+    (tmp_path / "again").mkdir()
+    clips.write_shard(tmp_path / "again" / "clips-00000.parquet", [row(i, audio[i]) for i in range(11)], 800, 0.5)
+    first = (folder / "clips-00000.parquet").read_bytes()
+    assert (tmp_path / "again" / "clips-00000.parquet").read_bytes() == first
+    metadata = pq.ParquetFile(folder / "clips-00000.parquet").metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4, 4, 3]
+
+
+def test_nothing_is_left_of_a_failed_write(tmp_path):
+    def rows():
+        yield from (row(i, np.zeros(4, np.int16)) for i in range(5))
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        clips.write_shard(tmp_path / "clips-00000.parquet", rows(), 800, 0.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_splits_and_caps(tmp_path):
+    folder = write_processed(tmp_path / "data", recordings_per_class={"train": 5, "val": 2, "test": 1})
+    assert len(clips.read_clips(folder)) == 3 * 2 * 8
+    train = clips.read_clips(folder, "train")
+    assert set(train.table["split"]) == {"train"} and len(train) == 30
+    some = clips.read_clips(folder, "train", max_clips_per_class=4, seed=1)
+    assert some.table["label"].value_counts().to_dict() == dict.fromkeys(LABELS, 4)
+    again = clips.read_clips(folder, "train", max_clips_per_class=4, seed=1)
+    other = clips.read_clips(folder, "train", max_clips_per_class=4, seed=2)
+    assert list(some.table["clip_id"]) == list(again.table["clip_id"]) == sorted(some.table["clip_id"])
+    assert list(some.table["clip_id"]) != list(other.table["clip_id"])
+    few = clips.read_clips(folder, "test", max_clips_per_class=100)
+    assert len(few) == 6 and few.labels == LABELS
+    with pytest.raises(InputError, match="no clips of the split 'holdout'"):
+        clips.read_clips(folder, "holdout")
+
+
+def test_damaged_missing_or_foreign_shards_are_named(tmp_path):
+    folder = write_processed(tmp_path / "data")
+    shard = folder / "clips-00001.parquet"
+    whole = shard.read_bytes()
+    with pytest.raises(InputError, match="has no clips-"):
+        clips.read_clips(tmp_path / "nowhere")
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=r"clips-00001\.parquet cannot be read"):
+        clips.read_clips(folder)
+    with pytest.raises(InputError, match=r"clips-00001\.parquet has .* bytes"):
+        clips.data_input(folder)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    shard.write_bytes(bytes(flipped))
+    with pytest.raises(InputError, match="altered or is damaged"):
+        clips.data_input(folder)
+    shard.write_bytes(whole)
+    (folder / "clips-00000.parquet").rename(folder / "clips-00002.parquet")
+    with pytest.raises(InputError, match=r"clips-00000\.parquet is missing"):
+        clips.read_clips(folder)
+    (folder / "clips-00002.parquet").rename(folder / "clips-00000.parquet")
+    pd.DataFrame({"x": [1]}).to_parquet(shard)
+    with pytest.raises(InputError, match="has the columns"):
+        clips.read_clips(folder)
+    other = [row(0, np.zeros(4, np.int16))]
+    clips.write_shard(shard, other, SAMPLE_RATE_HZ * 2, CLIP_SECONDS)
+    with pytest.raises(InputError, match="differ in sample rate"):
+        clips.read_clips(folder)
+
+
+def test_a_shard_that_breaks_while_it_is_read(tmp_path):
+    folder = write_processed(tmp_path / "data")
+    read = clips.read_clips(folder)
+    path = folder / "clips-00000.parquet"
+    path.write_bytes(b"PAR1" + bytes(path.stat().st_size - 8) + b"PAR1")
+    with pytest.raises(InputError, match=r"clips-00000\.parquet cannot be read"):
+        read.audio(0)
+
+
+def test_label_mappings(tmp_path):
+    clips.write_labels(tmp_path, ["b", "a"])
+    stored = json.loads((tmp_path / "label_mappings.json").read_text())
+    assert stored == {"label2id": {"b": 0, "a": 1}, "id2label": {"0": "b", "1": "a"}}
+    assert clips.read_labels(tmp_path) == ["b", "a"]
+    for garbage in ("", "[]", "{}", '{"label2id": {"a": 1}}', '{"label2id": {"a": "x"}}'):
+        (tmp_path / "label_mappings.json").write_text(garbage)
+        with pytest.raises(InputError, match=r"label_mappings\.json cannot be read"):
+            clips.read_labels(tmp_path)

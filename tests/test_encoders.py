@@ -1,0 +1,346 @@
+"""Loading, pruning and saving, for every architecture, against plain transformers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2ForSequenceClassification,
+    pipeline,
+)
+
+from tests.data import LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
+from utils import cnn, encoders
+from utils.clips import read_clips
+from utils.errors import InputError, UsageError
+
+N_LAYERS = 3
+SECOND = 16_000
+
+
+def clips_of_noise(n: int = 2) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).standard_normal((n, SECOND // 2)).astype(np.float32))
+
+
+def logits_of(model, inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize("n_kept", range(N_LAYERS + 1))
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_save_reload_equal_logits_and_pipeline(name, n_kept, tmp_path):
+    if name == "wav2vec2-weighted-layer-sum" and n_kept == 0:
+        pytest.skip("a weighted sum of no layers is refused; see test_impossible_layer_lists")
+    model, extractor = small_model(name)
+    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    keep = list(range(n_kept))
+    encoders.prune_model(model, keep)
+    encoders.save_model(model, extractor, tmp_path / "model")
+
+    reloaded, report = AutoModelForAudioClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert reloaded.config.num_hidden_layers == len(encoders.blocks_of(reloaded)) == n_kept
+    assert reloaded.config.kept_layers == keep
+    assert torch.equal(logits_of(reloaded.eval(), inputs), logits_of(model, inputs))
+
+    classify = pipeline("audio-classification", model=str(tmp_path / "model"), device="cpu")
+    answer = classify({"raw": clips_of_noise(1)[0], "sampling_rate": SECOND})
+    assert {row["label"] for row in answer} == set(LABELS)
+    assert sum(row["score"] for row in answer) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_pruning_equals_skipping_the_blocks(name):
+    """A pruned model computes what the whole one does when the removed blocks hand their input on."""
+    model, extractor = small_model(name)
+    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    if name == "wav2vec2-weighted-layer-sum":
+        pytest.skip("it also pools the outputs of the skipped blocks")
+    removed = encoders.blocks_of(model)[1]
+
+    def hand_on(module, args, kwargs, output):
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        return (hidden_states, *output[1:]) if isinstance(output, tuple) else hidden_states
+
+    handle = removed.register_forward_hook(hand_on, with_kwargs=True)
+    skipped = logits_of(model, inputs)
+    handle.remove()
+    whole = logits_of(model, inputs)
+    encoders.prune_model(model, [0, 2])
+    assert torch.equal(logits_of(model, inputs), skipped)
+    assert not torch.allclose(skipped, whole, atol=1e-6)
+
+
+def test_kept_layers_count_in_the_base_models_numbering():
+    model, _ = small_model("wav2vec2")
+    model.config.name_or_path = "somebody/wav2vec2"
+    second = encoders.blocks_of(model)[2]
+    encoders.prune_model(model, [0, 2])
+    encoders.prune_model(model, [1])
+    assert model.config.kept_layers == [2]
+    assert model.config.pruned_from == "somebody/wav2vec2"
+    assert encoders.blocks_of(model)[0] is second
+
+
+def test_a_model_knows_when_it_was_pruned(tmp_path):
+    data = read_clips(write_processed(tmp_path / "data"), "train")
+
+    def train(model):
+        encoders.configure_for_training(model, data, [], data_sha256="0")
+
+    model, extractor = small_model("hubert")
+    assert encoders.kind_of(model.config) == "whole"
+    train(model)
+    encoders.prune_model(model, [0, 1, 2])
+    assert encoders.kind_of(model.config) == "whole"
+    encoders.prune_model(model, [0, 2])
+    encoders.save_model(model, extractor, tmp_path / "after")
+    assert encoders.kind_of(AutoConfig.from_pretrained(tmp_path / "after")) == "pruned after"
+    encoders.configure_for_training(model, data, [])  # healing
+    assert encoders.kind_of(model.config) == "pruned after"
+    train(model)
+    assert encoders.kind_of(model.config) == "pruned before"
+
+    model, _ = small_model("hubert")
+    encoders.prune_model(model, [0])
+    assert encoders.kind_of(model.config) == "pruned before"
+    train(model)
+    assert encoders.kind_of(model.config) == "pruned before"
+    assert encoders.kind_of(cnn.WaveformCnnConfig()) == "CNN"
+
+
+def test_impossible_layer_lists():
+    model, _ = small_model("wavlm")
+    for keep, words in [([1], "relative positions"), ([0, 3], "from 0 to 2"), ([1, 0], "ascending"), ([0, 0], "asc")]:
+        with pytest.raises(UsageError, match=words):
+            encoders.prune_model(model, keep)
+    assert len(encoders.blocks_of(model)) == N_LAYERS
+    encoders.prune_model(model, [])
+    weighted, _ = small_model("wav2vec2-weighted-layer-sum")
+    with pytest.raises(UsageError, match="keep at least one"):
+        encoders.prune_model(weighted, [])
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_front_end_is_the_input_of_the_first_block(name):
+    model, extractor = small_model(name)
+    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    with torch.no_grad():
+        front = encoders.front_end_forward(model, inputs)
+        whole = model(**inputs, output_hidden_states=True)
+    assert torch.equal(front, whole.hidden_states[0])
+    assert torch.equal(logits_of(model, inputs), whole.logits), "the hook is gone"
+
+
+def test_front_end_without_blocks_is_what_the_head_sees():
+    model, extractor = small_model("wav2vec2")
+    encoders.prune_model(model, [])
+    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    with torch.no_grad():
+        pooled = model.projector(encoders.front_end_forward(model, inputs)).mean(dim=1)
+        assert torch.equal(model.classifier(pooled), model(**inputs).logits)
+
+
+def test_parameters_of_wav2vec2_base():
+    """methods.md §5: 7,087,872 a block + 9,523,107 with a 35-class head."""
+    with torch.device("meta"):
+        model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(num_labels=35))
+    assert encoders.count_parameters(model) == 12 * 7_087_872 + 9_523_107
+    encoders.prune_model(model, [0, 5, 11])
+    assert encoders.count_parameters(model) == 3 * 7_087_872 + 9_523_107
+
+
+# ------------------------------------------------------------------------------------- base models
+
+
+def old_hub_folder(folder, **config):
+    """Write a checkpoint as the hub has them from 2021: CTC head, weight_g/weight_v, pytorch_model.bin."""
+    model = Wav2Vec2ForCTC(Wav2Vec2Config(**{**SMALL_CONFIGS["wav2vec2"]().to_dict(), "vocab_size": 8, **config}))
+    weights = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): value
+        for name, value in model.state_dict().items()
+    }
+    assert "wav2vec2.encoder.pos_conv_embed.conv.weight_g" in weights
+    folder.mkdir()
+    model.config.architectures = ["Wav2Vec2ForCTC"]
+    model.config.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return model, weights
+
+
+def test_old_checkpoint_loads_with_only_the_head_new(tmp_path):
+    source, weights = old_hub_folder(tmp_path / "old")
+    torch.save(weights, tmp_path / "old" / "pytorch_model.bin")
+    model, _ = encoders.load_base_model(str(tmp_path / "old"), LABELS)
+    loaded, wanted = model.wav2vec2.state_dict(), source.wav2vec2.state_dict()
+    assert loaded.keys() == wanted.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in wanted.items())
+    assert model.config.id2label == dict(enumerate(LABELS))
+    assert model.config.layerdrop == 0.0
+    encoders.prune_model(model, [0, 2])
+    encoders.save_model(model, Wav2Vec2FeatureExtractor(), tmp_path / "new")
+    assert not list((tmp_path / "new").glob("*.bin"))
+
+
+def test_anything_missing_but_the_head_is_an_error_that_names_it(tmp_path):
+    _, weights = old_hub_folder(tmp_path / "old")
+    del weights["wav2vec2.encoder.layers.1.attention.k_proj.weight"]
+    torch.save(weights, tmp_path / "old" / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"encoder\.layers\.1\.attention\.k_proj\.weight"):
+        encoders.load_base_model(str(tmp_path / "old"), LABELS)
+
+
+def test_weights_of_another_shape_are_refused_but_another_head_is_replaced(tmp_path):
+    model, extractor = small_model("hubert", ["a", "b", "c", "d", "e"])
+    encoders.save_model(model, extractor, tmp_path / "five")
+    loaded, _ = encoders.load_base_model(str(tmp_path / "five"), LABELS)
+    assert loaded.classifier.out_features == len(LABELS)
+    last, wanted = (m.hubert.encoder.layers[2].feed_forward.output_dense.weight for m in (loaded, model))
+    assert torch.equal(last, wanted)
+    config = json.loads((tmp_path / "five" / "config.json").read_text())
+    (tmp_path / "five" / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(InputError, match="feed_forward"):
+        encoders.load_base_model(str(tmp_path / "five"), LABELS)
+
+
+def test_base_models_that_are_none(tmp_path):
+    with pytest.raises(InputError, match="no/such-model"):
+        encoders.load_base_model("no/such-model", LABELS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"config\.json"):
+        encoders.base_model_input(str(tmp_path / "empty"))
+
+
+def test_tiny_is_small_and_whole():
+    model, extractor = encoders.load_base_model(encoders.TINY, LABELS)
+    assert len(encoders.blocks_of(model)) == 4 and encoders.count_parameters(model) < 1_000_000
+    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    assert logits_of(model.eval(), inputs).shape == (2, 3)
+
+
+# -------------------------------------------------------------------------------- fine-tuned models
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    encoders.save_model(*small_model("wav2vec2"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_model_folder_half_written(model_dir):
+    weights = model_dir / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        encoders.load_model(model_dir, "cpu")
+    weights.unlink()
+    with pytest.raises(InputError, match="no weights"):
+        encoders.model_input(model_dir)
+    (model_dir / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"no preprocessor_config\.json"):
+        encoders.model_input(model_dir)
+    shutil.rmtree(model_dir)
+    with pytest.raises(InputError, match="no such folder"):
+        encoders.model_input(model_dir)
+
+
+def test_config_that_does_not_belong_to_the_weights(model_dir):
+    """A truncated model whose config still says three layers would load with a random third block."""
+    config = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    with pytest.raises(InputError, match=r"missing weights: wav2vec2\.encoder\.layers\.3"):
+        encoders.load_model(model_dir, "cpu")
+    (model_dir / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    with pytest.raises(InputError, match=r"unexpected weights: wav2vec2\.encoder\.layers\.2"):
+        encoders.load_model(model_dir, "cpu")
+
+
+def test_model_input_knows_content_not_place(model_dir, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "copy")
+    digest = encoders.model_input(model_dir).sha256
+    assert encoders.model_input(tmp_path / "copy").sha256 == digest
+    encoders.save_model(*small_model("wav2vec2"), tmp_path / "other")
+    assert encoders.model_input(tmp_path / "other").sha256 != digest
+
+
+def test_model_and_data_must_match(tmp_path):
+    model, extractor = small_model("wav2vec2")
+    clips = read_clips(write_processed(tmp_path / "data"))
+    encoders.check_matches(model, extractor, clips)
+    model.config.clip_seconds = 5.0
+    with pytest.raises(InputError, match=r"trained on 5 s.*--clip_seconds 5"):
+        encoders.check_matches(model, extractor, clips)
+    model.config.clip_seconds = clips.clip_seconds
+    model.config.id2label = {0: "Blackbird", 1: "Great Tit", 2: "Crow"}
+    with pytest.raises(InputError, match="another order"):
+        encoders.check_matches(model, extractor, clips)
+    model.config.id2label = {0: "Blackbird", 1: "Wren"}
+    with pytest.raises(
+        InputError, match=r"the model has 2.*only the model has Wren; only the data has Crow, Great Tit"
+    ):
+        encoders.check_matches(model, extractor, clips)
+    extractor.sampling_rate = 8_000
+    with pytest.raises(InputError, match="--sample_rate 8000"):
+        encoders.check_matches(model, extractor, clips)
+
+
+@pytest.mark.parametrize(("name", "window_s"), [("whisper", 1), ("ast", 1.295)])
+def test_a_window_shorter_than_the_clip_is_refused(name, window_s, tmp_path):
+    model, extractor = small_model(name)
+    assert encoders.longest_clip_seconds(extractor, model.config) == pytest.approx(window_s)
+    short = read_clips(write_processed(tmp_path / "short", clip_seconds=1.0))
+    encoders.check_base_matches(extractor, model.config, short)
+    long = read_clips(write_processed(tmp_path / "long", clip_seconds=1.5))
+    with pytest.raises(InputError, match="--clip_seconds 1"):
+        encoders.check_base_matches(extractor, model.config, long)
+
+
+def test_ast_window_is_where_the_extractor_starts_to_cut():
+    """Independent of the formula: one frame more than the window no longer changes the input."""
+    extractor = small_extractor("ast")
+    window = round(1.295 * SECOND)
+    clip = np.random.default_rng(1).standard_normal(window + 160).astype(np.float32)
+    inside = extractor(clip[:window], sampling_rate=SECOND, return_tensors="pt")["input_values"]
+    outside = extractor(clip, sampling_rate=SECOND, return_tensors="pt")["input_values"]
+    assert inside.shape == outside.shape == (1, 128, 32)
+    shorter = extractor(clip[: window - 160], sampling_rate=SECOND, return_tensors="pt")["input_values"]
+    padding = shorter[0, -1]
+    assert not torch.allclose(inside[0, -1], padding), "the last frame is audio"
+    assert torch.allclose(padding, padding[0].expand_as(padding)), "one frame less leaves padding"
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast"])
+def test_frozen_parts_have_no_gradient(name):
+    model, extractor = small_model(name)
+    encoders.freeze(model, feature_encoder=True, layers=[0])
+    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    model(**inputs).logits.sum().backward()  # in evaluation mode: layerdrop would leave out a block now and then
+    moving = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    architecture = encoders.architecture_of(model.config)
+    for still in (f"{architecture.blocks}.0.", *(f"{path}." for path in architecture.feature_encoder)):
+        assert not any(n.startswith(still) for n in moving)
+    assert any(n.startswith(f"{architecture.blocks}.1.") for n in moving)
+
+
+@pytest.mark.shared
+def test_real_whisper_loads_prunes_and_reloads(shared_dir, tmp_path):
+    folder = str(shared_dir / "models" / "whisper-tiny-en-encoder")
+    model, extractor = encoders.load_base_model(folder, LABELS)
+    encoders.prune_model(model, [0, 3])
+    encoders.save_model(model.eval(), extractor, tmp_path / "model")
+    reloaded, again = encoders.load_model(tmp_path / "model", "cpu")
+    clip = [np.random.default_rng(0).standard_normal(5 * SECOND).astype(np.float32)]
+    inputs = encoders.prepare(extractor, clip, SECOND, model.main_input_name)
+    assert torch.equal(logits_of(model, inputs), logits_of(reloaded, inputs))
+    assert type(AutoFeatureExtractor.from_pretrained(tmp_path / "model")) is type(again)

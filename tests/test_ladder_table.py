@@ -1,0 +1,104 @@
+"""The tables and the figure of `make ladder`, on results written by hand."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import ladder_table
+from tests.results import write_result
+from utils import evaluation, summary
+
+SEEDS = ("1", "2")
+N_CLIPS = 40
+# How many clips the models with so many blocks get right, in either seed.
+RIGHT = {0: (4, 8), 1: (18, 22), 2: (20, 24)}
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory):
+    """Return results of three models for each of two seeds, and of a sweep of the whole ones."""
+    results_dir = tmp_path_factory.mktemp("ladder") / "validation_results"
+    results_dir.mkdir()
+    label_ids, groups = np.arange(N_CLIPS) % 4, [f"g{i // 4}" for i in range(N_CLIPS)]
+    for number, seed in enumerate(SEEDS):
+        for n_layers, right in RIGHT.items():
+            keep = ["none", "0", "0-1"][n_layers]
+            predicted_ids = np.where(np.arange(N_CLIPS) < right[number], label_ids, (label_ids + 1) % 4)
+            values = {"kept_layers": keep, "n_layers": n_layers, "n_classes": 4, "data_sha256": seed}
+            cost = {"n_parameters": 1_000_000 * (n_layers + 1), "latency_ms_median": 10 + 5 * n_layers}
+            write_result(results_dir, f"birds-{keep}-{seed}", predicted_ids, label_ids, groups, **values, **cost)
+        folder = results_dir / f"birds-0-1-{seed}-pruning"
+        folder.mkdir()
+        full = RIGHT[2][number] / N_CLIPS
+        rows = [
+            ("full", 2, full),
+            ("forward", 1, full - 0.05),
+            ("backward", 1, full - 0.2),
+            ("random", 1, full - 0.1),
+            ("random", 1, full - 0.2),
+            ("exhaustive", 1, full),
+        ]
+        table = pd.DataFrame(rows, columns=["strategy", "n_layers", "report_accuracy"])
+        table.to_csv(folder / "pruning.csv", index=False)
+        best = {"by_depth": {"1": {"keep": [1], "report_accuracy": full - 0.05}}}
+        (folder / "best.json").write_text(json.dumps(best))
+    write_result(results_dir, "other-0-1-1", [0], [0], ["g"], kept_layers="0-1")
+    write_result(results_dir, "birds-0-1-recordist-1", [0], [0], ["g"], kept_layers="0-1")
+    summary.rebuild_summary(results_dir)
+    return results_dir
+
+
+def main(results_dir, name="birds"):
+    return ladder_table.main(["--results_dir", str(results_dir), "--name", name])
+
+
+def test_tables_and_figure(ladder, capsys):
+    assert main(ladder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    label_ids = np.tile(np.arange(N_CLIPS) % 4, 2)
+    groups = np.array([f"g{i // 4}" for i in range(N_CLIPS)] * 2)
+    hits = {n: np.concatenate([np.arange(N_CLIPS) < right for right in RIGHT[n]]) for n in RIGHT}
+    differences = {}
+    for n in (0, 1):
+        predicted_ids = [np.where(hits[k], label_ids, (label_ids + 1) % 4) for k in (n, 2)]
+        differences[n] = evaluation.paired_difference(label_ids, *predicted_ids, groups)["accuracy"]
+    assert differences[1][0] == pytest.approx(-0.05)
+    shown = {n: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*differences[n]) for n in differences}
+    assert lines[2:5] == [
+        f"| 0 | 1.0 | 10 | 0.10, 0.20 | **0.15** | {shown[0]} |  |  |  |",
+        f"| 1 | 2.0 | 15 | 0.45, 0.55 | **0.50** | {shown[1]} | 0.45 (1), 0.55 (1) | **0.50** | 0.40 |",
+        "| 2 | 3.0 | 20 | 0.50, 0.60 | **0.55** |  | 0.50, 0.60 | **0.55** |  |",
+    ]
+    assert lines[5] == ""
+    assert lines[6:] == [
+        "| rule, by number of blocks kept | 1 | to random, each seed | mean |",
+        "|---|---|---|---|",
+        "| forward | 0.50 | +0.100, +0.100 | **+0.100** |",
+        "| random | 0.40 |  |  |",
+        "| backward | 0.35 | -0.050, -0.050 | **-0.050** |",
+    ]
+    assert {path.name for path in ladder.glob("birds-ladder.*")} == {"birds-ladder.pdf", "birds-ladder.png"}
+
+
+def test_what_is_missing_is_named(ladder, tmp_path, caplog):
+    assert main(ladder, name="wetland") == 3
+    assert "run make ladder NAME=wetland" in caplog.text
+    copy = tmp_path / "copy"
+    shutil.copytree(ladder, copy)
+    (copy / "birds-0-1-2-pruning" / "best.json").unlink()
+    assert main(copy) == 3
+    assert "run 05_pruning.py on birds-0-1-2" in caplog.text
+
+
+def test_models_of_other_clips_are_not_compared(ladder, tmp_path, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(ladder, copy)
+    shutil.rmtree(copy / "birds-0-2")
+    values = {"kept_layers": "0", "n_layers": 1, "n_classes": 4, "data_sha256": "2"}
+    write_result(copy, "birds-0-2", [0, 1], [0, 1], ["g0", "g1"], **values)
+    summary.rebuild_summary(copy)
+    assert main(copy) == 3
+    assert "were scored on different clips" in caplog.text

@@ -1,0 +1,329 @@
+"""Subsets that share their prefix give what each pruned model gives by itself, with the work that is said."""
+
+import contextlib
+import copy
+import itertools
+import logging
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data import LABELS, SMALL_CONFIGS, small_model, write_processed
+from utils import encoders, evaluation, layer_sweep, onednn
+from utils.clips import read_clips
+from utils.encoder_parts import EncoderParts
+from utils.errors import InputError, UsageError
+
+N_CLIPS = 6
+ALL_THAT_KEEP_BLOCK_0 = [(0,), (0, 1), (0, 2), (0, 1, 2)]
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    data_dir = write_processed(tmp_path_factory.mktemp("data") / "processed", recordings_per_class={"test": 1})
+    return read_clips(data_dir)
+
+
+def distinct_model(name):
+    """Return a small model in which every block matters: new ones are almost the identity."""
+    torch.manual_seed(1)
+    model, extractor = small_model(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter *= 4
+    return model, extractor
+
+
+def sweep(model, extractor, clips, keeps, **arguments):
+    return layer_sweep.evaluate_subsets(
+        model, extractor, clips, keeps, **{"batch_size": 4, "device": "cpu", **arguments}
+    )
+
+
+def reloaded_logits(model, extractor, clips, keep, folder):
+    """Return the logits of the pruned model as it is saved and loaded again; `model` is left as it was."""
+    name = f"keep{'-'.join(map(str, keep))}"
+    pruned = copy.deepcopy(model)
+    encoders.prune_model(pruned, list(keep))
+    encoders.save_model(pruned, extractor, folder / name)
+    reloaded, _ = encoders.load_model(folder / name, "cpu")
+    return evaluation.predict(reloaded, extractor, clips, batch_size=3, device="cpu")
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_every_subset_gives_the_logits_of_the_pruned_model_after_reload(name, clips, tmp_path):
+    model, extractor = distinct_model(name)
+    rng = np.random.default_rng(2)
+    keeps = [(), *ALL_THAT_KEEP_BLOCK_0, (1,), (2,), (1, 2)]
+    if name == "wavlm":
+        keeps = [keep for keep in keeps if not keep or keep[0] == 0]
+    if "sum" in name:
+        keeps = [keep for keep in keeps if keep]
+    keeps = [keeps[i] for i in rng.permutation(len(keeps))[:4]]
+    logits = sweep(model, extractor, clips, keeps)
+    assert logits.shape == (len(keeps), N_CLIPS, len(LABELS)) and logits.dtype == np.float32
+    for keep, found in zip(keeps, logits, strict=True):
+        np.testing.assert_allclose(found, reloaded_logits(model, extractor, clips, keep, tmp_path), **TOLERANCE)
+    for i, j in itertools.combinations(range(len(keeps)), 2):
+        assert np.abs(logits[i] - logits[j]).max() > 1000 * TOLERANCE["atol"]
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast"])
+def test_batch_size_and_memory_limit_change_nothing(name, clips):
+    model, extractor = distinct_model(name)
+    expected = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, batch_size=N_CLIPS)
+    for arguments in ({"batch_size": 1}, {"batch_size": 4}, {"memory_limit_mb": 64}, {"memory_limit_mb": 1e6}):
+        found = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, **arguments)
+        np.testing.assert_allclose(found, expected, **TOLERANCE)
+
+
+def test_results_come_in_the_order_asked_for_with_duplicates(clips):
+    model, extractor = distinct_model("wav2vec2")
+    keeps = [(0, 2), (1,), (0, 2), (0,), [1], np.array([0, 1])]
+    logits = sweep(model, extractor, clips, keeps)
+    for keep, found in zip(keeps, logits, strict=True):
+        np.testing.assert_allclose(found, sweep(model, extractor, clips, [keep])[0], **TOLERANCE)
+    predicted_ids = layer_sweep.predict_subsets(model, extractor, clips, keeps, batch_size=4, device="cpu")
+    assert predicted_ids.dtype == np.int16
+    np.testing.assert_array_equal(predicted_ids, logits.argmax(axis=2))
+
+
+def test_nothing_asked_for_is_nothing_found(clips):
+    model, extractor = distinct_model("wav2vec2")
+    assert sweep(model, extractor, clips, []).shape == (0, N_CLIPS, len(LABELS))
+
+
+def test_trie_cost_is_that_of_a_hand_drawn_trie():
+    # 0 ─ 1 ─ 2, 0 ─ 2 and 1: five nodes
+    keeps = [(0, 1, 2), (0, 2), (0, 1), (1,), (), (0, 2)]
+    assert layer_sweep.trie_cost(keeps) == (5, 3 + 2 + 2 + 1)
+    # One node for every subset that keeps block 0: its path ends there.
+    every = [(0, *(i for i in range(1, 12) if number >> i & 1)) for number in range(0, 2**12, 2)]
+    assert layer_sweep.trie_cost(every) == (2048, 13_312)
+
+
+def test_each_node_is_one_block_call_a_batch_and_few_states_live_at_once(clips):
+    model, extractor = distinct_model("wavlm")
+    alive, most_alive, n_calls = weakref.WeakSet(), [], []
+
+    def look(module, args, kwargs, output):
+        alive.add(output[0])
+        n_calls.append(1)
+        most_alive.append(len(alive))
+
+    for block in encoders.blocks_of(model):
+        block.register_forward_hook(look, with_kwargs=True)
+    sweep(model, extractor, clips, [*ALL_THAT_KEEP_BLOCK_0, ()], batch_size=4)
+    n_nodes, _ = layer_sweep.trie_cost(ALL_THAT_KEEP_BLOCK_0)
+    n_batches = 2
+    assert len(n_calls) == n_nodes * n_batches == 4 * 2
+    assert max(most_alive) <= 3  # of blocks; the front end's is the one more
+    assert not alive
+
+
+def test_a_front_end_runs_once_a_batch(clips, caplog):
+    model, extractor = distinct_model("wav2vec2")
+    calls = []
+    model.wav2vec2.feature_extractor.register_forward_hook(lambda *_: calls.append(1))
+    with caplog.at_level(logging.INFO):
+        sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, batch_size=2)
+    assert len(calls) == N_CLIPS // 2
+    assert "4 subsets share 4 block passes instead of 8" in caplog.text
+
+
+def test_a_sweep_leaves_the_model_as_it_was(clips):
+    model, extractor = distinct_model("hubert")
+    before = evaluation.predict(model, extractor, clips, batch_size=4, device="cpu")
+    sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0)
+    np.testing.assert_array_equal(evaluation.predict(model, extractor, clips, batch_size=4, device="cpu"), before)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_broken_weights_are_named_with_subset_and_clip(clips):
+    model, extractor = distinct_model("wav2vec2")
+    with torch.no_grad():
+        encoders.blocks_of(model)[1].feed_forward.output_dense.bias[0] = float("nan")
+    sweep(model, extractor, clips, [(0,), (0, 2)])
+    first = clips.table["clip_id"].iloc[0]
+    with pytest.raises(InputError, match=rf"blocks \[0, 1\] .* clip {first};"):
+        sweep(model, extractor, clips, [(0, 2), (0, 1, 2), (0, 1)])
+    with pytest.raises(InputError, match=rf"blocks \[1\] .* pooled states .* clip {first};"):
+        layer_sweep.pooled_states(model, extractor, clips, (1,), batch_size=4, device="cpu")
+
+
+def test_a_broken_clip_of_a_later_batch_is_named(clips, monkeypatch):
+    model, extractor = distinct_model("wav2vec2")
+    samples = type(clips).__getitem__
+
+    def fifth_is_broken(self, index):
+        row = samples(self, index)
+        return {**row, "audio": row["audio"] * np.float32("nan" if index == 4 else 1)}
+
+    monkeypatch.setattr(type(clips), "__getitem__", fifth_is_broken)
+    with pytest.raises(InputError, match=f"clip {clips.table['clip_id'].iloc[4]};"):
+        sweep(model, extractor, clips, [(0,), (1,)], batch_size=4)
+
+
+@pytest.mark.parametrize("keep", [(1, 0), (0, 0), (0, 3), (-1,)])
+def test_impossible_lists_are_refused(keep, clips):
+    model, extractor = distinct_model("wav2vec2")
+    with pytest.raises(UsageError, match="ascending and from 0 to 2"):
+        sweep(model, extractor, clips, [(0,), keep])
+    with pytest.raises(UsageError, match="ascending and from 0 to 2"):
+        layer_sweep.pooled_states(model, extractor, clips, keep, batch_size=4, device="cpu")
+
+
+def test_wavlm_keeps_the_block_that_the_others_need(clips):
+    model, extractor = distinct_model("wavlm")
+    with pytest.raises(UsageError, match="layer 0 of a wavlm model"):
+        sweep(model, extractor, clips, [(0, 1), (1, 2)])
+
+
+def test_a_model_without_blocks_is_refused(clips):
+    model, extractor = distinct_model("wav2vec2")
+    encoders.prune_model(model, [])
+    with pytest.raises(InputError, match="no transformer block left"):
+        sweep(model, extractor, clips, [()])
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+def test_a_limit_below_a_single_clip_is_refused_with_what_it_takes(clips):
+    model, extractor = distinct_model("wav2vec2")
+    with pytest.raises(
+        UsageError, match=r"--memory_limit_mb 10 is too little.* 3 blocks takes up to \d+ MB"
+    ) as refusal:
+        sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, memory_limit_mb=10)
+    enough = int(str(refusal.value).split(" MB besides")[0].split()[-1])
+    sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, memory_limit_mb=enough)
+
+
+def batch_sizes(model, monkeypatch):
+    sizes = []
+    front_end = EncoderParts.front_end
+
+    def look(self, inputs):
+        sizes.append(len(inputs[model.main_input_name]))
+        return front_end(self, inputs)
+
+    monkeypatch.setattr(EncoderParts, "front_end", look)
+    return sizes
+
+
+def test_a_batch_grows_with_the_limit_up_to_batch_size(clips, monkeypatch):
+    model, extractor = distinct_model("wav2vec2")
+    sizes = batch_sizes(model, monkeypatch)
+    monkeypatch.setattr(layer_sweep, "KERNELS_MB", 0)
+    found = []
+    for limit_mb in (0.5, 1, 2, 1000):
+        sizes.clear()
+        sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, memory_limit_mb=limit_mb, batch_size=5)
+        found.append(max(sizes))
+    assert found[0] == 1 and found[-1] == 5 and found == sorted(found) and 1 < found[1] < 5
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast", "wav2vec2-weighted-layer-sum"])
+def test_a_batch_takes_no_more_than_its_clips_one_by_one(name, clips):
+    """The estimate multiplies what one clip takes; here the sum over a whole walk is measured."""
+    model, extractor = distinct_model(name)
+    parts = EncoderParts(model)
+
+    def highest(n_clips, keeps):
+        audio = [clips.audio(i) for i in range(n_clips)]
+        inputs = encoders.prepare(extractor, audio, clips.sample_rate_hz, model.main_input_name)
+        with torch.no_grad(), layer_sweep._LiveBytes() as live:
+            for keep, path in layer_sweep._walk(parts, inputs, keeps):
+                parts.logits(path, keep)
+            del keep, path
+        assert live.now == 0
+        return live.highest
+
+    assert 0 < highest(4, ALL_THAT_KEEP_BLOCK_0) <= 4 * highest(1, [(0, 1, 2)])
+
+
+def test_live_bytes_are_those_of_storages():
+    with torch.no_grad(), layer_sweep._LiveBytes() as live:
+        x = torch.zeros(1000)  # 4,000 bytes
+        y = x.view(10, 100).T + 1  # 4,000 bytes; the views none
+        x.add_(1)
+        assert live.now == live.highest == 8000
+        del x
+        assert live.now == 4000
+        z = torch.cat([y, y])  # 8,000 bytes
+        assert live.now == live.highest == 12_000
+        del y, z
+    assert live.now == 0 and live.highest == 12_000
+
+
+# -------------------------------------------------------------------------------------- pooled states
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_the_head_turns_pooled_states_into_the_pruned_models_logits(name, clips, tmp_path):
+    model, extractor = distinct_model(name)
+    for keep in ((0, 2), (0, 1, 2)):
+        pooled = layer_sweep.pooled_states(model, extractor, clips, keep, batch_size=4, device="cpu")
+        assert pooled.shape == (N_CLIPS, 32) and pooled.dtype == np.float32
+        logits = EncoderParts(model).head(torch.from_numpy(pooled))
+        assert logits.requires_grad  # a head can be trained on them
+        expected = reloaded_logits(model, extractor, clips, keep, tmp_path)
+        np.testing.assert_allclose(logits.detach().numpy(), expected, **TOLERANCE)
+
+
+def test_pooled_states_of_the_front_end_alone(clips, tmp_path):
+    model, extractor = distinct_model("wav2vec2")
+    pooled = layer_sweep.pooled_states(model, extractor, clips, (), batch_size=4, device="cpu")
+    logits = EncoderParts(model).head(torch.from_numpy(pooled)).detach().numpy()
+    np.testing.assert_allclose(logits, reloaded_logits(model, extractor, clips, (), tmp_path), **TOLERANCE)
+
+
+# ------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_bfloat16_gives_nearly_the_same(name, clips, monkeypatch):
+    """What a GPU does, on this machine's CPU: every architecture runs in bfloat16, and within a limit."""
+    model, extractor = distinct_model(name)
+    expected = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0)
+
+    @contextlib.contextmanager
+    def in_bfloat16(model, device):
+        with torch.autocast(device, torch.bfloat16):
+            yield
+
+    monkeypatch.setattr(layer_sweep, "_computing", in_bfloat16)
+    found = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, memory_limit_mb=1000)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+    assert not np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 8), (2, 5, 8), (1, 8)])
+def test_linear_layers_by_onednn_give_the_same(bias, shape):
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=bias))
+    x = torch.randn(shape)
+    views = [x, x.transpose(0, -2) if x.dim() == 3 else x, x.double().float().expand(shape)]
+    with torch.inference_mode(), onednn.linear_layers(layer, "cpu"):
+        found = [layer(view) for view in views]
+    for y, view in zip(found, views, strict=True):
+        torch.testing.assert_close(y, layer(view), rtol=1e-5, atol=1e-6)
+
+
+def test_linear_layers_are_themselves_again_after_an_error():
+    layer = torch.nn.Linear(8, 4)
+    with pytest.raises(KeyError), onednn.linear_layers(layer, "cpu"):
+        raise KeyError
+    assert "forward" not in vars(layer) and layer(torch.zeros(1, 8)).requires_grad
+
+
+def test_linear_layers_on_a_gpu_are_left_alone():
+    layer = torch.nn.Linear(8, 4)
+    with onednn.linear_layers(layer, "cuda"):
+        assert "forward" not in vars(layer)

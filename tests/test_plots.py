@@ -1,0 +1,247 @@
+"""Figures: deterministic files, labels that do not overlap, nothing of the user's settings changed."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from utils import evaluation, plots
+
+
+def birds(n):
+    return [f"{('Great', 'White-throated', 'Little')[i % 3]} Bird {i:03d}" for i in range(n)]
+
+
+def confusion(n_classes, n_clips=None):
+    rng = np.random.default_rng(0)
+    label_ids = rng.integers(n_classes, size=n_clips or 30 * n_classes)
+    predicted_ids = np.where(rng.random(len(label_ids)) < 0.7, label_ids, rng.integers(n_classes, size=len(label_ids)))
+    return evaluation.confusion_table(label_ids, predicted_ids, birds(n_classes))
+
+
+def summary(n_models, n_sets=1):
+    rng = np.random.default_rng(0)
+    accuracy, layers = rng.uniform(0.2, 0.9, n_models), rng.integers(1, 13, n_models)
+    return pd.DataFrame(
+        {
+            "model_name": [f"birds20_recordist_whisper_base_seed_{i:02d}" for i in range(n_models)],
+            "data_sha256": [str(i % n_sets) for i in range(n_models)],
+            "split": "test",
+            "n_clips": [300 + i % n_sets for i in range(n_models)],
+            "n_classes": 20,
+            "accuracy": accuracy,
+            "accuracy_low": accuracy - 0.05,
+            "accuracy_high": accuracy + 0.04,
+            "n_parameters": 7_087_872 * layers + 9_523_107,
+            "latency_ms_median": 100.0 + 30 * layers,
+            "device": "a processor",
+            "kind": [list(plots.KINDS)[i % len(plots.KINDS)] for i in range(n_models)],
+        }
+    )
+
+
+def comparison(n_pairs):
+    values = np.linspace(-0.3, 0.3, n_pairs)
+    scores = {"difference": values, "low": values - 0.1, "high": values + 0.1, "p_holm": np.abs(values) < 0.2}
+    columns = {f"{name}_{key}": value for name in ("accuracy", "macro_f1") for key, value in scores.items()}
+    names = summary(n_pairs + 1)["model_name"]
+    return pd.DataFrame({"first": names[:-1], "second": names[1:].to_numpy(), **columns})
+
+
+CURVES = pd.DataFrame(
+    {
+        "epoch": [1.0, 2.0, 3.0],
+        "step": [10, 20, 30],
+        "train_loss": [np.nan, 1.5, 1.0],
+        "eval_loss": [2.0, 1.8, 1.9],
+        "eval_accuracy": [0.2, 0.4, 0.5],
+        "eval_macro_f1": [0.1, 0.4, 0.3],
+        "learning_rate": [1e-4, 5e-5, 0.0],
+    }
+)
+LOGITS = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+DRAWINGS = {
+    "confusion": (lambda path: plots.confusion_figure(confusion(3), path), {".pdf", ".png"}),
+    "reliability": (
+        lambda path: plots.reliability_figure(evaluation.calibration(np.arange(50) % 4, LOGITS), path),
+        {".pdf", ".png"},
+    ),
+    "training": (lambda path: plots.training_curves(CURVES, path), {".png"}),
+    "summary": (lambda path: plots.summary_figure(summary(4, 2), path), {".png"}),
+    "comparison": (lambda path: plots.comparison_figure(comparison(3), path), {".pdf", ".png"}),
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return the list of figures that the test draws; none is written."""
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda fig, path, suffixes=(): figures.append(fig))
+    return figures
+
+
+def boxes(fig, texts):
+    renderer = FigureCanvasAgg(fig).get_renderer()
+    fig.draw_without_rendering()
+    return [text.get_window_extent(renderer) for text in texts if text.get_text()]
+
+
+def no_overlap(boxes):
+    return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_same_content_gives_the_same_bytes(tmp_path, name):
+    draw, suffixes = DRAWINGS[name]
+    for stem in ("first.v1", "second"):
+        draw(tmp_path / stem)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{stem}{suffix}" for stem in ("first.v1", "second") for suffix in suffixes
+    }
+    for suffix in suffixes:
+        content = (tmp_path / f"second{suffix}").read_bytes()
+        assert content == (tmp_path / f"first.v1{suffix}").read_bytes()
+        assert content.startswith({".pdf": b"%PDF", ".png": b"\x89PNG"}[suffix])
+        assert b"CreationDate" not in content
+
+
+def test_the_users_settings_neither_matter_nor_change(tmp_path):
+    draw, _ = DRAWINGS["reliability"]
+    draw(tmp_path / "plain")
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9}):
+        draw(tmp_path / "odd")
+        assert matplotlib.rcParams["font.size"] == 30
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "odd.png").read_bytes()
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="space"):
+        plots.training_curves(CURVES, tmp_path / "curves")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n_classes", [2, 20, 114])
+def test_labels_of_a_confusion_matrix_do_not_overlap(drawn, n_classes):
+    plots.confusion_figure(confusion(n_classes), "unused")
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == sorted(birds(n_classes))
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert no_overlap(boxes(drawn[0], labels))
+        assert min(label.get_fontsize() for label in labels) >= 7
+
+
+def test_confusion_matrix_shows_shares_of_rows_and_counts(drawn):
+    counts = pd.DataFrame([[3, 1, 0], [0, 0, 0], [0, 0, 2]], index=["b", "a", "c"], columns=["b", "a", "c"])
+    plots.confusion_figure(counts, "unused")
+    axes = drawn[0].axes[0]
+    shares = np.ma.filled(axes.images[0].get_array().astype(float), np.nan)
+    np.testing.assert_allclose(shares, [[np.nan] * 3, [0.25, 0.75, 0], [0, 0, 1]])
+    cells = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
+    assert cells == {(1, 0): "1", (1, 1): "3", (2, 2): "2"}
+
+
+def test_counts_are_left_out_where_they_would_not_fit(drawn):
+    plots.confusion_figure(confusion(plots.NUMBERS_UP_TO + 1), "unused")
+    assert not drawn[0].axes[0].texts
+
+
+@pytest.mark.parametrize("largest", [999, 123_456])
+def test_counts_stay_in_their_cells(drawn, largest):
+    names = birds(20)
+    counts = pd.DataFrame(np.diag([largest] * 20), index=names, columns=names)
+    plots.confusion_figure(counts, "unused")
+    axes = drawn[0].axes[0]
+    widest = max(box.width for box in boxes(drawn[0], axes.texts))
+    assert widest < axes.get_window_extent().width / 20
+
+
+@pytest.mark.parametrize("label", ["Price $5 and $6", "two\nlines", "Zoë's 鳥", "x" * 300])
+def test_any_label_can_be_drawn(tmp_path, label):
+    table = pd.DataFrame([[1, 0], [0, 1]], index=[label, "b"], columns=[label, "b"])
+    plots.confusion_figure(table, tmp_path / "figure")
+    assert (tmp_path / "figure.png").stat().st_size < 500_000
+
+
+def test_shorten_keeps_both_ends():
+    assert plots.shorten("short") == "short"
+    long = "birds20_" + "x" * 50 + "_seed_7"
+    short = plots.shorten(long)
+    assert len(short) == 40
+    assert short.startswith("birds20_")
+    assert short.endswith("_seed_7")
+
+
+@pytest.mark.parametrize(("n_models", "n_sets"), [(1, 1), (30, 3), (9, 9)])
+def test_names_in_the_summary_do_not_overlap(drawn, n_models, n_sets):
+    table = summary(n_models, n_sets)
+    plots.summary_figure(table, "unused")
+    names, *panels = drawn[0].axes
+    assert sorted(text.get_text() for text in names.get_yticklabels()) == sorted(table["model_name"])
+    assert no_overlap(boxes(drawn[0], names.get_yticklabels()))
+    assert len(names.texts) == n_sets  # a heading for each set of clips
+    for panel in panels:
+        ticks = [text for text in panel.get_xticklabels() if text.get_text()]
+        assert len(ticks) >= 1
+        assert no_overlap(boxes(drawn[0], panel.get_xticklabels()))
+
+
+def test_summary_sorts_by_accuracy_and_draws_intervals(drawn):
+    table = summary(5)
+    plots.summary_figure(table, "unused")
+    names = drawn[0].axes[0]
+    best_first = table.sort_values("accuracy", ascending=False)
+    assert [text.get_text() for text in names.get_yticklabels()] == list(best_first["model_name"])
+    ends = np.array([segment[:, 0] for segment in names.collections[0].get_segments()])
+    np.testing.assert_allclose(ends, best_first[["accuracy_low", "accuracy_high"]])
+
+
+def test_summary_marks_what_a_model_is(drawn):
+    table = summary(len(plots.KINDS))
+    costs = 2.0 ** np.arange(len(table))  # no two models in one place
+    table = table.assign(n_parameters=1e6 * costs, latency_ms_median=costs)
+    plots.summary_figure(table, "unused")
+    for axes, column in zip(drawn[0].axes[1:], ("n_parameters", "latency_ms_median"), strict=True):
+        for _, row in table.iterrows():
+            marked = [line for line in axes.lines if row[column] in line.get_xdata()]
+            assert [line.get_marker() for line in marked] == [plots.KINDS[row["kind"]]]
+    legend = drawn[0].axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == list(plots.KINDS)
+
+
+def test_sets_of_clips_are_told_apart_without_colour(drawn):
+    plots.summary_figure(summary(8, 2).assign(kind="whole"), "unused")
+    marked = [line for line in drawn[0].axes[0].lines if len(line.get_xdata())]
+    assert len({line.get_fillstyle() for line in marked}) == 2
+
+
+@pytest.mark.parametrize("n_pairs", [1, 15])
+def test_comparison_names_every_pair_and_fills_what_is_sure(drawn, n_pairs):
+    table = comparison(n_pairs)
+    plots.comparison_figure(table, "unused")
+    left, right = drawn[0].axes
+    assert len([text for text in left.get_yticklabels() if "−" in text.get_text()]) == n_pairs
+    assert no_overlap(boxes(drawn[0], left.get_yticklabels()))
+    assert no_overlap(boxes(drawn[0], [left.xaxis.label, right.xaxis.label]))
+    for axes, name in ((left, "accuracy"), (right, "macro_f1")):
+        filled = [x for line in axes.lines if line.get_markerfacecolor() != "white" for x in line.get_xdata()]
+        sure = table.loc[table[f"{name}_p_holm"] < 0.05, f"{name}_difference"]
+        assert set(sure) == set(filled) - {0}  # the line at zero
+
+
+def test_summary_without_intervals_is_drawn(drawn):
+    plots.summary_figure(summary(2).assign(accuracy_low=np.nan, accuracy_high=np.nan), "unused")
+    low, high = drawn[0].axes[0].get_xlim()
+    assert low < high
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_training_curves_mark_the_best_epoch(drawn, n_rows):
+    plots.training_curves(CURVES.head(n_rows), "unused")
+    legend = [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()]
+    assert legend[-1] == {1: "best macro F1 0.100, epoch 1", 3: "best macro F1 0.400, epoch 2"}[n_rows]

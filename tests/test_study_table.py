@@ -1,0 +1,103 @@
+"""The table, the figure and the answers of `make study`, on results written by hand."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import study_table
+from tests.results import write_result
+from utils import evaluation, summary
+
+N_CLIPS = 60
+LABEL_IDS = np.arange(N_CLIPS) % 3
+GROUPS = [f"g{i // 5}" for i in range(N_CLIPS)]
+
+
+def answers_of(n_right, seed):
+    rng = np.random.default_rng(seed)
+    right = rng.permutation(N_CLIPS) < n_right
+    return np.where(right, LABEL_IDS, (LABEL_IDS + 1) % 3)
+
+
+@pytest.fixture(scope="module")
+def results_dir(tmp_path_factory):
+    results_dir = tmp_path_factory.mktemp("study") / "validation_results"
+    results_dir.mkdir()
+    models = {
+        "whole": ("whole", 12, 50e6, 90.0, (48, 50)),
+        "half": ("pruned before", 6, 25e6, 50.0, (48, 49)),
+        "cnn": ("CNN", 0, 1e6, 9.0, (30, 32)),
+        "half-clip": ("pruned before", 6, 25e6, 50.0, (58, 60)),
+    }
+    for model, (kind, n_layers, n_parameters, latency, n_right) in models.items():
+        for seed, n in enumerate(n_right):
+            split = "clip" if model.endswith("clip") else "recordist"
+            values = {"kind": kind, "n_layers": n_layers, "n_parameters": int(n_parameters), "gmacs_per_clip": 2.0}
+            values |= {"latency_ms_median": latency, "data_sha256": f"{split}{seed}"}
+            answers = answers_of(n, seed)
+            write_result(results_dir, f"birds-{model}-{seed}", answers, LABEL_IDS, GROUPS, **values)
+    summary.rebuild_summary(results_dir)
+    return results_dir
+
+
+def main(results_dir, name="birds"):
+    return study_table.main(["--results_dir", str(results_dir), "--name", name])
+
+
+def test_table_pools_the_seeds(results_dir, capsys):
+    assert main(results_dir) == 0
+    table = pd.read_csv(results_dir / "birds-study.csv").set_index("model")
+    assert list(table.index) == ["whole", "half", "cnn"]  # best first, and no split by clip among them
+    label_ids, groups = np.tile(LABEL_IDS, 2), np.array(GROUPS * 2)
+    pooled = {
+        m: np.concatenate([answers_of(n, seed) for seed, n in enumerate(right)])
+        for m, right in {"whole": (48, 50), "half": (48, 49), "cnn": (30, 32)}.items()
+    }
+    for model, predicted_ids in pooled.items():
+        row = table.loc[model]
+        assert row["accuracy"] == pytest.approx((predicted_ids == label_ids).mean(), abs=1e-5)
+        interval = evaluation.bootstrap_intervals(label_ids, predicted_ids, groups)["accuracy"]
+        assert row[["accuracy_low", "accuracy_high"]].tolist() == pytest.approx(interval, abs=1e-5)
+        difference = evaluation.paired_difference(label_ids, predicted_ids, pooled["whole"], groups)["accuracy"]
+        columns = ["difference", "difference_low", "difference_high"]
+        assert row[columns].tolist() == pytest.approx(difference, abs=1e-5)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["whole", "half", "cnn"]
+    assert [line.split("|")[3].strip() for line in lines[2:5]] == ["12", "6", ""]
+    assert {path.suffix for path in results_dir.glob("birds-study.*")} == {".csv", ".pdf", ".png"}
+
+
+def test_answers_keep_to_what_is_shown(results_dir, capsys):
+    assert main(results_dir) == 0
+    best, smallest, fastest, claim = capsys.readouterr().out.splitlines()[6:]
+    assert best.startswith("best accuracy: whole, accuracy 0.817 [")
+    assert smallest.startswith("smallest within 0.02 of it: half, accuracy 0.808 [")
+    assert fastest.startswith("fastest within 0.02 of it: half")
+    assert "25.0 M parameters, 50 ms; to the best -0.008 [" in fastest
+    assert claim.startswith("what another split would have claimed, half-clip: 0.983 [")
+    row = pd.read_csv(results_dir / "birds-study.csv").set_index("model").loc["half"]
+    assert smallest.endswith("is seen, not shown") == (row["difference_low"] < -0.02)
+
+
+def test_model_without_all_seeds_is_left_out(results_dir, tmp_path, caplog, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(results_dir, copy)
+    shutil.rmtree(copy / "birds-whole-1")
+    summary.rebuild_summary(copy)
+    assert main(copy) == 0
+    assert "whole is left out: it has 1 of 2 seeds" in caplog.text
+    assert capsys.readouterr().out.splitlines()[2].startswith("| half |")
+
+
+def test_no_such_study_or_other_clips(results_dir, tmp_path, caplog):
+    assert main(results_dir, name="wetland") == 3
+    assert "run make study" in caplog.text
+    copy = tmp_path / "copy"
+    shutil.copytree(results_dir, copy)
+    shutil.rmtree(copy / "birds-cnn-1")
+    write_result(copy, "birds-cnn-1", [0, 1], [0, 1], ["g0", "g1"], data_sha256="recordist1", kind="CNN")
+    summary.rebuild_summary(copy)
+    assert main(copy) == 3
+    assert "were scored on different clips" in caplog.text
