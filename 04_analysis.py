@@ -1,0 +1,355 @@
+"""Ask every layer of an audio encoder what it knows, and compare the layers with each other.
+
+    python 04_analysis.py --model_dir facebook/wav2vec2-base --split train --output_dir analysis_results/base
+    python 04_analysis.py --model_dir runs/wav2vec2 --data_dir processed_data
+    python 04_analysis.py --model_dir runs/wav2vec2 --compare_to facebook/wav2vec2-base
+    torchrun --nproc_per_node 4 04_analysis.py --model_dir runs/wav2vec2        # on four GPUs
+    python 04_analysis.py --model_dir tiny --metrics block_influence cka        # in seconds on a CPU
+
+Takes the output of stage 02 or 07, a model folder, a base model's name on the hub, or tiny. Layer 0 is the
+input of the first block, layer l the output of block l - 1. A clip is the mean of its frames.
+
+graph_convexity     do shortest paths among a class's neighbours stay in the class? (T23, arXiv 2305.17154)
+euclidean_convexity do straight lines between its clips? needs a model fine-tuned on this data; takes minutes
+probe               accuracy of a linear classifier on the layer: trained on train clips; with --split train
+                    or all cross-validated over groups
+cka, cka_biased, cka_rbf, mutual_knn, cosine    similarity of all pairs of layers
+block_influence     how much a block turns a frame; beside it 1 - mutual kNN of its input and output
+angular_distance    angle between the input and the output of every run of blocks
+
+Every metric stands beside its null level, what it would be if labels or clips were shuffled. With
+--compare_to the layers of two models are compared, by metrics that do not depend on a model's axes.
+
+Writes into <output_dir> a CSV and a PDF and PNG of each metric, overview.pdf/.png, null_levels.csv,
+recommendation.json (layers to keep by each rule, with the numbers behind it: 05 and 07 read it),
+hidden_states.npy with its clips, which the next run takes again if model and data are the same, log.txt
+and run.json.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils import analysis, analysis_plots, cli, clips, encoders, evaluation, hidden_states, layer_selection, runs
+from utils.encoder_parts import EncoderParts
+from utils.errors import InputError, UsageError
+from utils.euclidean_convexity import euclidean_convexity
+from utils.files import write_json, write_text
+
+log = logging.getLogger(Path(__file__).stem)
+
+DEFAULT_OUTPUT_DIR = "analysis_results/<name of the model's run>"
+ALL_SPLITS = "all"
+OF_CLASSES = ("graph_convexity", "euclidean_convexity", "probe")
+OF_FRAMES = ("block_influence", "angular_distance")
+METRICS = (*OF_CLASSES, *analysis.SIMILARITIES, *OF_FRAMES)
+ON_REQUEST = ("euclidean_convexity", "cka_biased", "cka_rbf")
+SIMILARITY_NAMES = {
+    "cka": "CKA",
+    "cka_biased": "CKA, biased",
+    "cka_rbf": "CKA, RBF kernel",
+    "mutual_knn": "mutual kNN",
+    "cosine": "cosine",
+}
+STATES, TRAIN_STATES, OTHER_STATES = "hidden_states", "train_hidden_states", "other_hidden_states"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this stage."""
+    parser = cli.build_stage_parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--model_dir",
+        required=True,
+        help="run folder of 02_finetuning.py, model folder, name of a base model on the hub, or tiny",
+    )
+    add("--split", choices=[*clips.SPLITS, ALL_SPLITS], default="test", help="clips to look at")
+    add(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        default=None,
+        help=f"what to measure (default: all but {', '.join(ON_REQUEST)}; with --compare_to: cka mutual_knn)",
+    )
+    add("--compare_to", default=None, help="another model, as --model_dir: compare its layers with those of the first")
+    add("--num_neighbors", type=cli.positive_int, default=10, help="neighbours of a clip in graphs and mutual kNN")
+    add("--num_pairs", type=cli.positive_int, default=5000, help="pairs of clips of each class in graph convexity")
+    add("--num_segments", type=cli.positive_int, default=20, help="segments of each class in Euclidean convexity")
+    add("--num_points", type=cli.positive_int, default=10, help="points on each of these segments")
+    add("--per_class", action="store_true", help="also draw the convexity of every class")
+    add("--batch_size", type=cli.positive_int, default=16, help="clips at once")
+    add("--recompute", action="store_true", help="replace the folder, and its hidden states too")
+    cli.add_data_arguments(parser)
+    cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Leave a folder of results."""
+    args.metrics = chosen_metrics(args.metrics, between_models=args.compare_to is not None)
+    if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
+        name = cli.model_name(args.model_dir)
+        if args.compare_to is not None:
+            name += f"-and-{cli.model_name(args.compare_to)}"
+        args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(name)
+    args.overwrite = args.overwrite or args.recompute
+    device = runs.resolve_device(args.device)
+    inputs = {"model_dir": encoders.any_model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
+    if args.compare_to is not None:
+        inputs["compare_to"] = encoders.any_model_input(args.compare_to)
+    states = {name for stem in (STATES, TRAIN_STATES, OTHER_STATES) for name in hidden_states.file_names(stem)}
+    with runs.open_run(
+        Path(__file__).stem,
+        args,
+        inputs,
+        result_neutral={"recompute"},
+        reusable=() if args.recompute else states,
+    ) as this_run:
+        this_run.device = runs.device_name(device)
+        if args.compare_to is None:
+            analyse_layers(args, inputs, this_run, device)
+        else:
+            compare_models(args, inputs, this_run, device)
+        for figure in sorted(args.output_dir.glob("*.png")):
+            log.info("figure: %s", figure)
+
+
+def chosen_metrics(names: Sequence[str] | None, between_models: bool) -> list[str]:
+    """Return the metrics to measure, in the order of `METRICS`.
+
+    Raises
+    ------
+    UsageError
+        If one cannot compare two models.
+    """
+    if names is None:
+        names = ("cka", "mutual_knn") if between_models else set(METRICS) - set(ON_REQUEST)
+    refused = [name for name in METRICS if name in names and name not in analysis.ROTATION_INVARIANT]
+    if between_models and refused:
+        raise UsageError(
+            f"--metrics {refused[0]} cannot stand beside --compare_to: "
+            + (
+                "cosine compares two layers axis by axis, and two models have no axes in common; "
+                if refused[0] == "cosine"
+                else "it looks at one model; "
+            )
+            + f"two models can be compared by {', '.join(analysis.ROTATION_INVARIANT)}"
+        )
+    return [name for name in METRICS if name in names]
+
+
+def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> None:
+    """Measure and draw everything that was asked for of one model."""
+    split_clips = read_split(args, args.split)
+    model, extractor, fine_tuned = load(args.model_dir, split_clips, device)
+    n_layers = EncoderParts(model).n_layers
+    cross_validated = args.split in ("train", ALL_SPLITS)
+    if fine_tuned and cross_validated:
+        log.warning(
+            "the model was fine-tuned, and --split %s holds clips that it may have been trained on: "
+            "what is measured on them is better than on new ones",
+            args.split,
+        )
+    key = {"model": inputs["model_dir"].sha256, "data": inputs["data_dir"].sha256}
+    extraction = (args.batch_size, device, args.output_dir)
+    with this_run.timed("hidden_states"):
+        hidden = hidden_states.extract(model, extractor, split_clips, *extraction, STATES, key)
+    train = None
+    if "probe" in args.metrics and not cross_validated:
+        with this_run.timed("hidden_states_train"):
+            train = hidden_states.extract(model, extractor, read_split(args, "train"), *extraction, TRAIN_STATES, key)
+    logits = None
+    if "euclidean_convexity" in args.metrics:
+        require_head(fine_tuned, model, split_clips)
+        logits = evaluation.predict(model, extractor, split_clips, args.batch_size, device)
+    if not runs.is_first_process():
+        return
+
+    draw, found = Figures(args), {}
+    if "graph_convexity" in args.metrics:
+        with this_run.timed("graph_convexity"):
+            layers, classes = analysis.graph_convexity(
+                hidden, split_clips.labels, args.num_neighbors, args.num_pairs, args.seed
+            )
+        found["convexity"] = layers
+        draw.convexity("graph_convexity", layers, classes)
+        best = layers.loc[layers["convexity"].idxmax()]
+        log.info(
+            "graph convexity is highest at layer %d: %.3f [%.3f, %.3f], null %.3f",
+            *best[["layer", "convexity", "convexity_low", "convexity_high", "null"]],
+        )
+    if logits is not None:
+        with this_run.timed("euclidean_convexity"):
+            layers, classes = euclidean_convexity(
+                model, extractor, split_clips, logits, args.num_segments, args.num_points, args.seed, device
+            )
+        found["euclidean_convexity"] = layers
+        draw.convexity("euclidean_convexity", layers, classes)
+    if "probe" in args.metrics:
+        with this_run.timed("probe"):
+            found["probe"] = analysis.probe(hidden, train, args.seed)
+        draw.table("probe", found["probe"])
+        analysis_plots.probe_figure(found["probe"], args.output_dir / "probe")
+        best = found["probe"].loc[found["probe"]["accuracy"].idxmax()]
+        log.info(
+            "a linear probe does best on layer %d: accuracy %.3f [%.3f, %.3f]",
+            *best[["layer", "accuracy", "accuracy_low", "accuracy_high"]],
+        )
+    similarities = measure_similarities(args, this_run, hidden.pooled, None)
+    draw.similarities(similarities)
+    knn = similarities.get("mutual_knn")
+    cosine = analysis.mean_over_clips(hidden.cosine) if "block_influence" in args.metrics else None
+    if knn or cosine is not None:
+        found["influence"] = analysis.influence(cosine, knn and knn.matrix)
+        found["knn_null"] = 1 - float(knn.null[0, 0]) if knn else None
+        draw.table("block_influence", found["influence"])
+        analysis_plots.influence_figure(found["influence"], args.output_dir / "block_influence", found["knn_null"])
+    angle = analysis.mean_over_clips(hidden.angle) if "angular_distance" in args.metrics else None
+    if angle is not None:
+        draw.table("angular_distance", analysis.angular_distance_table(angle))
+        found["angular_distance"] = analysis_plots.distances_by_length(angle)
+        analysis_plots.angular_distance_figure(found["angular_distance"], args.output_dir / "angular_distance")
+    analysis_plots.overview_figure(args.output_dir / "overview", similarity=draw.maps(similarities), **found)
+
+    def measured(table: str, column: str) -> np.ndarray | None:
+        return found[table][column].to_numpy() if column in found.get(table, ()) else None
+
+    evidence = layer_selection.Evidence(
+        block_influence=measured("influence", "block_influence"),
+        knn_block_influence=measured("influence", "knn_block_influence"),
+        angular_distance=angle,
+        cka=similarities["cka"].matrix if "cka" in similarities else None,
+        convexity=measured("convexity", "convexity"),
+    )
+    protected = encoders.architecture_of(model.config).protected | layer_selection.FIRST_BLOCK
+    write_json(
+        args.output_dir / "recommendation.json",
+        {
+            "model_dir": args.model_dir,
+            "model_sha256": inputs["model_dir"].sha256,
+            "data_sha256": inputs["data_dir"].sha256,
+            "split": args.split,
+            **analysis.recommend(evidence, n_layers, protected, similarities, args.seed),
+        },
+    )
+
+
+def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> None:
+    """Compare all layers of one model with all layers of another."""
+    split_clips = read_split(args, args.split)
+    states = []
+    for flag, stem in (("model_dir", STATES), ("compare_to", OTHER_STATES)):
+        model, extractor, _ = load(getattr(args, flag), split_clips, device)
+        key = {"model": inputs[flag].sha256, "data": inputs["data_dir"].sha256}
+        with this_run.timed(stem):
+            hidden = hidden_states.extract(
+                model, extractor, split_clips, args.batch_size, device, args.output_dir, stem, key
+            )
+        states.append(hidden.pooled)
+    if not runs.is_first_process():
+        return
+    similarities = measure_similarities(args, this_run, *states)
+    Figures(args).similarities(similarities)
+
+
+def read_split(args: argparse.Namespace, split: str) -> clips.Clips:
+    """Return the clips of a split, or of all."""
+    return clips.read_clips(args.data_dir, None if split == ALL_SPLITS else split, args.max_clips_per_class, args.seed)
+
+
+def load(model_dir: str, split_clips: clips.Clips, device: str) -> tuple:
+    """Load a model; say whether it is a classifier (True) or a base model with a new head."""
+    runs.seed_everything(0)  # a new head is not looked at, but it should not differ from run to run
+    model, extractor, fine_tuned = encoders.load_any_model(model_dir, device)
+    encoders.check_base_matches(extractor, model.config, split_clips)
+    return model, extractor, fine_tuned
+
+
+def require_head(fine_tuned: bool, model, split_clips: clips.Clips) -> None:
+    """Check that the model tells the classes of the data apart.
+
+    Raises
+    ------
+    InputError
+        If it is a base model, or was trained on other labels.
+    """
+    if not fine_tuned or encoders.labels_of(model.config) != split_clips.labels:
+        raise InputError(
+            "euclidean_convexity asks the model what it takes a point for, and this one was not fine-tuned on the "
+            f"labels of {split_clips.data_dir}: fine-tune it with 02_finetuning.py, or leave it out of --metrics"
+        )
+
+
+def measure_similarities(
+    args: argparse.Namespace, this_run: runs.Run, states: np.ndarray, other: np.ndarray | None
+) -> dict[str, analysis.LayerSimilarity]:
+    """Compare the layers by every metric of similarity that was asked for."""
+    similarities = {}
+    for metric in args.metrics:
+        if metric in analysis.SIMILARITIES:
+            with this_run.timed(metric):
+                similarities[metric] = analysis.similarity_of_layers(
+                    metric, states, other, args.num_neighbors, args.seed
+                )
+    return similarities
+
+
+class Figures:
+    """Writes tables and figures into the output folder."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.folder, self.per_class = args.output_dir, args.per_class
+        self.models = None
+        if args.compare_to is not None:
+            self.models = cli.model_name(args.model_dir), cli.model_name(args.compare_to)
+
+    def table(self, name: str, table: pd.DataFrame, **options) -> None:
+        """Write a CSV."""
+        write_text(self.folder / f"{name}.csv", table.to_csv(**{"index": False, **options}))
+
+    def convexity(self, name: str, layers: pd.DataFrame, classes: pd.DataFrame) -> None:
+        """Write convexity by layer, and by layer and class; draw the first, and on request the second."""
+        self.table(name, layers)
+        self.table(f"{name}_per_class", classes)
+        words = name.replace("_", " ").replace("euclidean", "Euclidean")
+        analysis_plots.convexity_figure(layers, self.folder / name, ylabel=words)
+        if self.per_class:
+            analysis_plots.class_convexity_figure(classes, self.folder / f"{name}_per_class", ylabel=words)
+
+    def similarities(self, similarities: dict[str, analysis.LayerSimilarity]) -> None:
+        """Write every matrix and its null level; draw them on one scale."""
+        maps = self.maps(similarities)
+        if not maps:
+            return
+        lowest = analysis_plots.lowest_similarity(maps)
+        for metric, found in similarities.items():
+            frame = pd.DataFrame(found.matrix).rename_axis(index="layer")
+            self.table(metric, frame, index=True)
+            name = SIMILARITY_NAMES[metric]
+            analysis_plots.similarity_figure({name: maps[name]}, self.folder / metric, self.models, lowest)
+        nulls = [{"metric": metric, "null": pd.DataFrame(s.null).stack().mean()} for metric, s in similarities.items()]
+        self.table("null_levels", pd.DataFrame(nulls))
+
+    def maps(self, similarities: dict[str, analysis.LayerSimilarity]) -> dict[str, analysis_plots.Similarity]:
+        """Return the matrices as the figures take them; a boundary only where it shows more than distance does."""
+        maps = {}
+        for metric, found in similarities.items():
+            blocks = found.blocks
+            shown = blocks is not None and blocks.contrast > blocks.contrast_of_distance_alone
+            boundary = blocks.boundary if shown else None
+            maps[SIMILARITY_NAMES[metric]] = analysis_plots.Similarity(found.matrix, found.null, boundary)
+        return maps
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage and return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""Find out which blocks of a fine-tuned encoder can go, by every rule of the field, without training.
+
+    python 05_pruning.py --model_dir runs/wav2vec2 --data_dir processed_data
+    python 05_pruning.py --model_dir runs/wav2vec2 --analysis_dir analysis_results/wav2vec2-train   # measured in 04
+    python 05_pruning.py --model_dir runs/wav2vec2 --strategies exhaustive --sizes 6-8
+    python 05_pruning.py --model_dir runs/tiny --heal 5                                 # in a minute on a CPU
+
+Every strategy proposes subsets of the blocks. All are scored on --search_split, where every choice is made;
+then the whole model, what the rules propose and the best that the searches find are scored on --report_split,
+once. What is measured for the rules comes from --analysis_dir, or from the clips of `train`.
+
+forward, backward, middle, single, alternate, simple_deep: by position; random: five draws of each size, which
+every rule must beat; block_influence, knn_block_influence: least influence first; angular_block, cka_block:
+adjacent blocks that change least; convexity_peak: all blocks after the layer of highest convexity; greedy,
+beam, exhaustive: searches for the best accuracy. Block 0 stays unless --remove_first_block is given.
+
+Subsets that begin alike share what they have in common, so that all 2,048 subsets of 12 blocks cost one front
+end and 2,048 blocks a clip. Stopped at any moment, the same command goes on from there.
+
+Writes <output_dir>/pruning.csv (grows with the strategies), best.json (for 07_manual_pruning.py --from), log.txt
+and run.json; pruning.pdf/.png (blocks kept and removed beside their scores) for all strategies and for each,
+strategies.pdf/.png (accuracy by size) and pareto.pdf/.png (against parameters and latency); with --heal also
+healing.csv and healed/model. Layers count from 0 in the model given.
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from transformers import PreTrainedModel
+
+from utils import cli, clips, encoders, healing, layer_evidence, pruning_plots, runs, summary
+from utils.errors import AlreadyComplete, UsageError
+from utils.files import write_json
+from utils.layer_selection import Candidate, Evidence, Keep
+from utils.pruning_plan import EXHAUSTIVE, MOST_SUBSETS, STRATEGIES, make_plan
+from utils.pruning_table import BEST_SCHEMA_VERSION, FULL, PruningTable, choose, log_answer, write_rows
+from utils.subset_scores import SubsetScores
+
+log = logging.getLogger(Path(__file__).stem)
+
+DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>-pruning"
+SCRATCH = ".sweep"
+HEALED = "healed"
+NUM_NEIGHBORS = 10
+NUM_PAIRS = 5000
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this stage."""
+    parser = cli.build_stage_parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--model_dir",
+        type=Path,
+        required=True,
+        help="run folder of 02_finetuning.py, or any folder of an audio-classification model with the data's labels",
+    )
+    add(
+        "--strategies",
+        nargs="+",
+        choices=STRATEGIES,
+        default=None,
+        metavar="STRATEGY",
+        help=f"of {', '.join(STRATEGIES)} (default: all; exhaustive only up to {MOST_SUBSETS} subsets)",
+    )
+    add("--sizes", default=None, help="numbers of layers that exhaustive keeps, as 3-6,9 (default: all)")
+    add("--beam_width", type=cli.positive_int, default=4, help="subsets of a size that beam goes on from")
+    add(
+        "--iterative",
+        action="store_true",
+        help="also measure the influence anew on the pruned model after every removal: one pass over the clips of "
+        "train for each",
+    )
+    add("--search_split", choices=clips.SPLITS, default="val", help="clips to choose subsets by")
+    add("--report_split", choices=["val", "test"], default="test", help="clips to score the chosen subsets on, once")
+    add(
+        "--analysis_dir",
+        type=Path,
+        default=None,
+        help="output folder of 04_analysis.py for this model (default: measure what is needed on the clips of train)",
+    )
+    add("--remove_first_block", action="store_true", help="let block 0 go too, where the architecture allows it")
+    add("--margin", type=cli.fraction, default=0.02, help="accuracy that may be lost, as a share of all clips")
+    add("--heal", type=cli.non_negative_int, default=0, help="epochs of fine-tuning for the chosen subset")
+    add(
+        "--heal_part", choices=healing.PARTS, default="head", help="what healing trains: head, head and last block, all"
+    )
+    add(
+        "--heal_keep",
+        default=None,
+        help="subset to heal, as 0-3,7 (default: the smallest that is no worse than the margin)",
+    )
+    add("--batch_size", type=cli.positive_int, default=16, help="clips at once")
+    add(
+        "--memory_limit_mb",
+        type=cli.positive_float,
+        default=None,
+        help="most memory besides the model, in MB (10^6 bytes): fewer clips at once where they do not fit "
+        "(default: no limit)",
+    )
+    cli.add_data_arguments(parser)
+    cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Leave a folder of results, and the summary of all results beside it."""
+    if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
+        args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(f"{cli.model_name(args.model_dir)}-pruning")
+    try:
+        sweep(args)
+    except AlreadyComplete:
+        show_results(args.output_dir)
+        raise
+    show_results(args.output_dir)
+
+
+def show_results(output_dir: Path) -> None:
+    """Rebuild the summary of all results beside this one, which has no row in it; log where the figures are."""
+    summary.rebuild_summary(output_dir.resolve().parent)
+    for figure in sorted(output_dir.glob("*.png")):
+        log.info("figure: %s", figure)
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """Check what was asked for, and open the folder of results."""
+    if args.search_split == args.report_split:
+        raise UsageError(
+            f"--search_split and --report_split are both {args.report_split}: a subset that was chosen by its score on "
+            "some clips looks better on these than on any others; choose on val, report on test"
+        )
+    device = runs.resolve_device(args.device)
+    inputs = {"model_dir": encoders.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
+    evidence = Evidence()
+    if args.analysis_dir is not None:
+        inputs["analysis_dir"] = layer_evidence.analysis_input(args.analysis_dir)
+        evidence = layer_evidence.read_evidence(args.analysis_dir, inputs["model_dir"], args.report_split)
+    model, extractor = encoders.load_model(args.model_dir, device)
+    train_clips, search_clips, report_clips = (
+        clips.read_clips(args.data_dir, split, args.max_clips_per_class, args.seed)
+        for split in ("train", args.search_split, args.report_split)
+    )
+    encoders.check_matches(model, extractor, report_clips)
+    plan = make_plan(
+        *(model, args.strategies, args.sizes, args.beam_width, args.iterative, args.remove_first_block, args.seed)
+    )
+    heal_keep = parse_heal_keep(args, model)
+
+    with runs.open_run(
+        Path(__file__).stem, args, inputs, result_neutral={"memory_limit_mb"}, scratch=[SCRATCH]
+    ) as this_run:
+        this_run.device = runs.device_name(device)
+        scratch = args.output_dir / SCRATCH
+        scratch.mkdir(exist_ok=True)
+        key = {"model": inputs["model_dir"].sha256, "data": inputs["data_dir"].sha256}
+
+        def measure(keep: Keep, needs: Sequence[str]) -> Evidence:
+            return layer_evidence.evidence_of_subset(
+                *(model, extractor, train_clips, keep, needs, NUM_NEIGHBORS, NUM_PAIRS, args.seed),
+                *(args.batch_size, device, scratch, key),
+            )
+
+        on_search, on_report = (
+            SubsetScores(
+                *(model, extractor, split_clips, split, args.batch_size, device, args.memory_limit_mb),
+                *(scratch, key, args.seed),
+            )
+            for split, split_clips in ((args.search_split, search_clips), (args.report_split, report_clips))
+        )
+        table = PruningTable(args.output_dir / "pruning.csv", model, on_search, on_report)
+
+        # What the rules propose is scored in one walk, with all subsets if the search is exhaustive.
+        with this_run.timed("rules"):
+            proposed = [Candidate(FULL, plan.whole, 0), *plan.by_rules(evidence, measure)]
+        with this_run.timed("search"):
+            on_search.run(candidate.keep for candidate in [*proposed, *plan.all_subsets()])
+            finalists = {candidate.keep for candidate in proposed}
+            table.add(proposed)
+            for strategy in plan.searches:
+                best = plan.by_search(strategy, on_search.ranks)
+                table.add(plan.all_subsets() if strategy == EXHAUSTIVE else best)
+                finalists |= {candidate.keep for candidate in best}
+
+        # Every choice is made before the first look at the clips of the report.
+        choices = choose(table.candidates, on_search, args.margin)
+        finalists |= choices.keeps()
+        to_heal = heal_keep or choices.to_heal()
+        if args.heal:
+            on_search.run([to_heal])
+            finalists.add(to_heal)
+        with this_run.timed("costs"):
+            table.measure_costs(extractor, search_clips, device, scratch / "costs.json")
+        with this_run.timed("report"):
+            on_report.run(finalists)
+            rows = table.write()
+        best = {
+            "schema_version": BEST_SCHEMA_VERSION,
+            "model_sha256": inputs["model_dir"].sha256,
+            "model_dir": str(args.model_dir),
+            "n_layers": plan.n_layers,
+            "search_split": args.search_split,
+            "report_split": args.report_split,
+            "margin": args.margin,
+            **choices.scored(on_search, on_report),
+        }
+        write_json(args.output_dir / "best.json", best)
+        this_run.metrics = {name: best[name] for name in ("smallest_within_margin", "smallest_surely_within_margin")}
+        with this_run.timed("figures"):
+            draw(rows, args.output_dir, args.margin)
+
+        if args.heal:
+            with this_run.timed("healing"):
+                healed_dir = args.output_dir / HEALED / "model"
+                healing.heal_subset(
+                    *(model, extractor, to_heal, healed_dir, args.heal_part, train_clips, search_clips),
+                    *(healing.settings_for(args.heal, args.seed), scratch / HEALED, args.batch_size, device),
+                )
+                healed = {"part": args.heal_part, "epochs": args.heal, "kept_layers": cli.format_layer_list(to_heal)}
+                healed |= healing.compare(healed_dir, to_heal, {"search": on_search, "report": on_report}, device)
+                write_rows(args.output_dir / "healing.csv", pd.DataFrame([healed]))
+        n_subsets = len({candidate.keep for candidate in table.candidates if candidate.n_removed})
+        log_answer(choices, n_subsets, args.margin, on_search, on_report)
+        shutil.rmtree(scratch)
+
+
+def parse_heal_keep(args: argparse.Namespace, model: PreTrainedModel) -> Keep | None:
+    """Return the subset that the user wants healed; None leaves it to the sweep.
+
+    Raises
+    ------
+    UsageError
+        If it is impossible for this model, or nothing is to be healed.
+    """
+    if args.heal_keep is None:
+        return None
+    if not args.heal:
+        raise UsageError("--heal_keep names what --heal trains: give the number of epochs by --heal")
+    keep = cli.parse_layer_list(args.heal_keep, model.config.num_hidden_layers)
+    encoders.check_keep(model.config, keep)
+    if not keep:
+        raise UsageError("--heal_keep none: without a layer there is no encoder to heal")
+    return tuple(keep)
+
+
+def draw(table: pd.DataFrame, output_dir: Path, margin: float) -> None:
+    """Draw the grid of kept and removed blocks, of each strategy and of all; accuracy by depth; Pareto fronts."""
+    pruning_plots.kept_grids_figure(table, output_dir / "pruning")
+    for strategy in table["strategy"].unique():
+        if strategy != FULL:
+            pruning_plots.strategy_figure(table, strategy, output_dir / f"pruning_{strategy}")
+    pruning_plots.strategies_figure(table, output_dir / "strategies", margin)
+    pruning_plots.pareto_figure(table, output_dir / "pareto")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage and return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""Speed and memory of 01_data_processing.py, side by side with other ways to do its work.
+
+    python benchmarks/bench_data_processing.py
+    python benchmarks/bench_data_processing.py --minutes 10 --repeats 1
+
+Synthesises sound files in a temporary folder (wav, flac, ogg and mp3; 32, 44.1 and 48 kHz; mono and
+stereo), links each under several names, and compares, in turns, on the same files:
+
+- 01: the whole command, from the start of the interpreter to its end: everything it checks and writes;
+- bare loop: worker processes, as many, that decode and resample every file and throw the result away,
+  whole files at a time, and again block by block, which is faster;
+- published way: one process reads whole files, resamples segment by segment with torchaudio, collects
+  lists of floats, and writes them with pandas and Dataset.save_to_disk. It is slow and its memory grows,
+  so it gets every file once; imports are not counted.
+
+Throughput is seconds of sound per second; ratios are medians over the repeats. Memory is the highest
+sum over all processes of the command, sampled: RSS counts shared libraries once a process, PSS once.
+"""
+
+import argparse
+import multiprocessing
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import soundfile
+import soxr
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET_RATE_HZ = 16000
+FILE_SECONDS = 45
+BLOCK_VALUES = 2**16
+# suffix, subtype, sample rate in Hz, channels: what the archives of bird sound hold
+FORMATS = [
+    ("mp3", "MPEG_LAYER_III", 44100, 2),
+    ("ogg", "VORBIS", 32000, 1),
+    ("mp3", "MPEG_LAYER_III", 48000, 1),
+    ("wav", "PCM_16", 48000, 2),
+    ("flac", "PCM_16", 44100, 1),
+    ("mp3", "MPEG_LAYER_III", 48000, 2),
+    ("ogg", "VORBIS", 44100, 2),
+    ("flac", "PCM_24", 48000, 2),
+]
+N_LABELS = 4
+SAMPLE_EVERY_S = 0.05
+
+
+# ------------------------------------------------------------------------------------------ the sound files
+
+
+def write_sound(path: Path, subtype: str, rate_hz: int, n_channels: int, seconds: float, seed: int) -> None:
+    """Write whistles over noise, block by block; every seed sounds different."""
+    rng = np.random.default_rng(seed)
+    carrier, sweep, speed = rng.uniform(2000, 6000), rng.uniform(200, 1500), rng.uniform(0.5, 8)
+    with soundfile.SoundFile(path, "w", rate_hz, n_channels, subtype=subtype) as file:
+        for start in range(0, round(seconds * rate_hz), rate_hz):
+            t = np.arange(start, min(start + rate_hz, round(seconds * rate_hz))) / rate_hz
+            whistle = 0.3 * np.sin(2 * np.pi * carrier * t + sweep / speed * np.sin(2 * np.pi * speed * t))
+            whistle *= np.sin(2 * np.pi * 0.7 * t) > 0
+            block = whistle[:, None] + 0.02 * rng.standard_normal((len(t), n_channels))
+            for i in range(0, len(block), 8192):  # libsndfile's Vorbis encoder crashes on long blocks
+                file.write(block[i : i + 8192])
+
+
+def synthesise(folder: Path, n_files: int, num_workers: int) -> list[Path]:
+    tasks = []
+    for i in range(n_files):
+        suffix, *sound = FORMATS[i % len(FORMATS)]
+        path = folder / f"species {i % N_LABELS}" / f"XC{i}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Lengths differ, as those of real recordings do.
+        tasks.append((path, *sound, FILE_SECONDS * (0.5 + i * 0.618 % 1), i))
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        pool.starmap(write_sound, tasks, chunksize=4)
+    return [path for path, *_ in tasks]
+
+
+# ------------------------------------------------------------------------------------------------- the ways
+
+
+def run_stage(raw_dir: Path, output_dir: Path, num_workers: int) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "01_data_processing.py", "--raw_dir", raw_dir, "--output_dir", output_dir]
+    command += ["--min_recordings", "1", "--num_workers", str(num_workers), "--log_level", "error"]
+    return subprocess.Popen(list(map(str, command)))
+
+
+def time_stage(raw_dir: Path, scratch: Path, num_workers: int) -> float:
+    output_dir = scratch / "processed"
+    start = time.perf_counter()
+    if run_stage(raw_dir, output_dir, num_workers).wait():
+        raise SystemExit("01_data_processing.py failed")
+    seconds = time.perf_counter() - start
+    shutil.rmtree(output_dir)
+    return seconds
+
+
+def decode_whole(path: Path) -> int:
+    samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    return len(soxr.resample(samples.mean(axis=1), rate_hz, TARGET_RATE_HZ))
+
+
+class Stream(soundfile.SoundFile):
+    """A file that is not sought in: soundfile's seek after every read resets the decoder of an mp3."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def decode_by_blocks(path: Path) -> int:
+    with Stream(path) as file:
+        stream = soxr.ResampleStream(file.samplerate, TARGET_RATE_HZ, 1, dtype="float32")
+        buffer = np.empty((BLOCK_VALUES // file.channels, file.channels), np.float32)
+        n_samples = 0
+        while n := file.buffer_read_into(buffer, "float32"):
+            mono = buffer[:n, 0].copy() if file.channels == 1 else (buffer[:n, 0] + buffer[:n, 1]) / 2
+            n_samples += len(stream.resample_chunk(mono))
+        return n_samples + len(stream.resample_chunk(np.empty(0, np.float32), last=True))
+
+
+def time_bare_loop(decode: Callable[[Path], int], paths: Sequence[Path], num_workers: int) -> float:
+    start = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        for _ in pool.imap_unordered(decode, paths, chunksize=2):
+            pass
+    return time.perf_counter() - start
+
+
+def time_published_way(paths: Sequence[Path], scratch: Path) -> float:
+    """Do what the published script did: segments are cut first, at the source rate, then resampled."""
+    import datasets
+    import pandas as pd
+    import torch
+    import torchaudio
+
+    datasets.disable_progress_bars()
+    output_dir = scratch / "published"
+    start = time.perf_counter()
+    rows = []
+    for path in paths:
+        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        sound = torch.from_numpy(samples[:, 0].copy())
+        for segment in sound.split(10 * TARGET_RATE_HZ):
+            resampled = torchaudio.functional.resample(segment, rate_hz, TARGET_RATE_HZ)
+            rows.append({"audio": resampled.tolist(), "label": path.parent.name})
+    datasets.Dataset.from_pandas(pd.DataFrame(rows)).save_to_disk(output_dir)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(output_dir)
+    return seconds
+
+
+# ---------------------------------------------------------------------------------------------------- memory
+
+
+def peak_memory(raw_dir: Path, scratch: Path, num_workers: int) -> tuple[float, float]:
+    """Return the highest sums of RSS and of PSS over the processes of 01, in MB."""
+    output_dir = scratch / "processed"
+    child = run_stage(raw_dir, output_dir, num_workers)
+    stage = psutil.Process(child.pid)
+    rss = pss = 0.0
+    while child.poll() is None:
+        total_rss = total_pss = 0
+        try:
+            for process in [stage, *stage.children(recursive=True)]:
+                memory = process.memory_full_info()
+                total_rss += memory.rss
+                total_pss += memory.pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            pass  # one ended while it was looked at
+        rss, pss = max(rss, total_rss), max(pss, total_pss)
+        time.sleep(SAMPLE_EVERY_S)
+    shutil.rmtree(output_dir)
+    return rss / 1e6, pss / 1e6
+
+
+# ------------------------------------------------------------------------------------------------------ main
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--minutes", type=float, default=50, help="sound to synthesise, in minutes (default: 50)")
+    parser.add_argument("--copies", type=int, default=10, help="names of every sound file (default: 10)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; medians are reported (default: 3)")
+    parser.add_argument("--num_workers", type=int, default=2, help="worker processes (default: 2)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        report(args, Path(name))
+    return 0
+
+
+def link(paths: Sequence[Path], source: Path, target: Path, n_copies: int) -> list[Path]:
+    """Link files of one folder into another under `n_copies` names each, as many recordings."""
+    links = []
+    for copy in range(n_copies):
+        for path in paths:
+            name = target / path.relative_to(source).with_stem(f"{path.stem}{copy:02d}")
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.hardlink_to(path)
+            links.append(name)
+    return links
+
+
+def report(args: argparse.Namespace, scratch: Path) -> None:
+    n_files = max(2 * len(FORMATS), round(args.minutes * 60 / FILE_SECONDS))
+    distinct = synthesise(scratch / "distinct", n_files, args.num_workers)
+    paths = link(distinct, scratch / "distinct", scratch / "large", args.copies)
+    once = link(distinct, scratch / "distinct", scratch / "once", 1)
+    once_seconds = sum(soundfile.info(path).duration for path in once)
+    seconds = args.copies * once_seconds
+    print(f"{len(paths)} files, {seconds / 3600:.2f} h of sound, {args.num_workers} worker processes")
+
+    ways = {
+        "01, whole command": lambda: seconds / time_stage(scratch / "large", scratch, args.num_workers),
+        "bare loop, whole files": lambda: seconds / time_bare_loop(decode_whole, paths, args.num_workers),
+        "bare loop, by blocks": lambda: seconds / time_bare_loop(decode_by_blocks, paths, args.num_workers),
+        "published way": lambda: once_seconds / time_published_way(once, scratch),
+    }
+    throughput: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(args.repeats):
+        for way, measure in ways.items():
+            throughput[way].append(measure())
+    ours, *others = ways
+    print(f"\n{'way':<26}{'s of sound / s':>16}{'01 is so many times as fast':>30}{'goal':>8}")
+    goals = dict(zip(others, ["0.85", "", "4"], strict=True))
+    for way, values in throughput.items():
+        line = f"{way:<26}{statistics.median(values):>16.0f}"
+        if way != ours:
+            ratio = statistics.median(a / b for a, b in zip(throughput[ours], values, strict=True))
+            line += f"{ratio:>30.2f}{goals[way]:>8}"
+        print(line)
+
+    hour = scratch / "hour"
+    for i, hour_seconds in enumerate([3600, 30]):
+        path = hour / f"species {i}" / f"XC{i}.wav"
+        path.parent.mkdir(parents=True)
+        write_sound(path, "PCM_16", 44100, 2, hour_seconds, i)
+    memory = {
+        "every file once": peak_memory(scratch / "once", scratch, args.num_workers),
+        f"every file {args.copies} times": peak_memory(scratch / "large", scratch, args.num_workers),
+        "one file of an hour": peak_memory(hour, scratch, args.num_workers),
+    }
+    (base_rss, base_pss), *_ = memory.values()
+    print(f"\n{'memory of 01':<26}{'RSS in MB':>12}{'relative':>10}{'PSS in MB':>12}{'relative':>10}")
+    for what, (rss, pss) in memory.items():
+        print(f"{what:<26}{rss:>12.0f}{rss / base_rss:>10.2f}{pss:>12.0f}{pss / base_pss:>10.2f}")
+    print("goals: RSS below 1500 MB, relative below 1.10")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Cost of evaluating many pruned models at once, side by side with one model at a time.
+
+    python -m benchmarks.bench_layer_sweep
+    python -m benchmarks.bench_layer_sweep --clips 8 --batch_size 8 --rounds 8 --sample 4
+
+A wav2vec2-base of full size with random weights and 35 classes hears clips of noise, on the CPU. Three
+sweeps: the classic ones of 12 blocks (forward, backward, middle, single), all subsets of a 6-block encoder
+that keep block 0, and all 2,048 of a 12-block encoder. In turns, round by round, are timed
+
+- shared: utils.layer_sweep, reading of clips included. Of the 2,048 subsets each round takes one of eight
+  parts (those that agree in blocks 1, 2 and 3), which is scaled up; so eight front ends are counted, not one;
+- one at a time: the pruned model, built in memory at no cost, classifies the same clips in the same batches;
+  for a few subsets, drawn evenly over their lengths, scaled up. Once with the same faster linear layers
+  (utils.onednn) as the sweep, so that the ratio is that of sharing alone, and once as it comes.
+
+Ratios are of sums over the rounds. Then the front end's time in blocks, and the peak memory of fresh processes
+against the limit that they were given: resident memory beyond what the process held when its model was loaded.
+"""
+
+import argparse
+import contextlib
+import copy
+import itertools
+import multiprocessing
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
+
+from benchmarks.noise import SAMPLE_RATE_HZ, new_model, noise_clips
+from utils import onednn
+from utils.clips import Clips, read_clips
+from utils.encoder_parts import EncoderParts
+from utils.encoders import prepare, prune_model
+from utils.evaluation import predict
+from utils.layer_selection import all_subsets, candidates
+from utils.layer_sweep import predict_subsets, trie_cost
+
+Keep = tuple[int, ...]
+
+CLASSIC = ("forward", "backward", "middle", "single")
+N_SPLIT_BLOCKS = 3
+N_TIMES = 5
+GOALS = {"classic sweeps": 4.5, "all of 6 blocks": 6, "all of 12 blocks": 14}
+LIMITS_MB = (300, 1000)
+KIBIBYTE = 1024
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+# ----------------------------------------------------------------------------------------------- ratios
+
+
+def parts_of_all(n_layers: int) -> list[list[Keep]]:
+    """Return all subsets that keep block 0, apart by which of blocks 1, 2, 3 they keep."""
+    parts: dict[Keep, list[Keep]] = {}
+    for keep in all_subsets(n_layers):
+        parts.setdefault(tuple(layer for layer in keep if layer <= N_SPLIT_BLOCKS), []).append(keep)
+    return list(parts.values())
+
+
+def evenly(keeps: Sequence[Keep], n: int, rng: np.random.Generator) -> list[Keep]:
+    """Draw `n` lists whose mean length is about that of all: a random start, then even steps by length."""
+    by_length = sorted(rng.permutation(np.array(keeps, dtype=object)).tolist(), key=len)
+    return [by_length[int((i + rng.random()) * len(keeps) / n)] for i in range(n)]
+
+
+def measure(
+    model: PreTrainedModel,
+    extractor: Wav2Vec2FeatureExtractor,
+    clips: Clips,
+    parts: Sequence[Sequence[Keep]],
+    args: argparse.Namespace,
+) -> dict[str, float]:
+    """Return the seconds that all lists, in `parts` for the shared way, take in each of three ways."""
+    rng = np.random.default_rng(args.seed)
+    keeps = [keep for part in parts for keep in part]
+    weights = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+    shared, alone = [], {True: [], False: []}
+    order = rng.permutation(len(parts))
+    for number in range(args.rounds):
+        part = parts[order[number % len(parts)]]
+        arguments = {"batch_size": args.batch_size, "device": "cpu"}
+        shared.append(seconds_of(lambda p=part, a=arguments: predict_subsets(model, extractor, clips, p, **a)))
+        for keep in evenly(keeps, args.sample, rng):
+            pruned = copy.deepcopy(model, dict(weights))  # shares the weights
+            prune_model(pruned, list(keep))
+            for faster, seconds in alone.items():
+                with onednn.linear_layers(pruned, "cpu") if faster else contextlib.nullcontext():
+                    seconds.append(seconds_of(lambda p=pruned: predict(p, extractor, clips, args.batch_size, "cpu")))
+    return {
+        "shared": statistics.mean(shared) * len(parts),
+        "one at a time": statistics.mean(alone[True]) * len(keeps),
+        "as it comes": statistics.mean(alone[False]) * len(keeps),
+    }
+
+
+def report_ratios(clips: Clips, args: argparse.Namespace) -> None:
+    model, extractor = new_model()
+    small_model, _ = new_model(6)
+    predict(small_model, extractor, clips, args.batch_size, "cpu")  # warms up
+    classic = {candidate.keep for rule in CLASSIC for candidate in candidates(rule, 12)}
+    sweeps = {
+        "classic sweeps": (model, [sorted(classic)]),
+        "all of 6 blocks": (small_model, [list(all_subsets(6))]),
+        "all of 12 blocks": (model, parts_of_all(12)),
+    }
+    head = f"{'sweep':<18}{'subsets':>9}{'block passes':>14}{'shared, s':>11}{'one at a time, s':>18}"
+    print(f"\n{head}{'ratio':>8}{'goal':>7}{'as it comes, s':>16}{'ratio':>8}")
+    for name, (of, parts) in sweeps.items():
+        keeps = [keep for part in parts for keep in part]
+        seconds = measure(of, extractor, clips, parts, args)
+        shared, alone, plain = seconds.values()
+        passes = "{} / {}".format(*trie_cost(keeps))
+        print(
+            f"{name:<18}{len(keeps):>9}{passes:>14}{shared:>11.1f}{alone:>18.1f}{alone / shared:>8.2f}"
+            f"{GOALS[name]:>7}{plain:>16.1f}{plain / shared:>8.2f}",
+            flush=True,
+        )
+
+
+def report_front_end(clips: Clips, args: argparse.Namespace) -> None:
+    model, extractor = new_model(1)
+    parts = EncoderParts(model)
+    audio = [clips.audio(i % len(clips)) for i in range(args.batch_size)]
+    inputs = prepare(extractor, audio, SAMPLE_RATE_HZ, model.main_input_name)
+    print(
+        f"\n{'batch of ' + str(args.batch_size):<26}{'front end, ms':>15}{'block, ms':>11}{'front end in blocks':>21}"
+    )
+    with torch.inference_mode():
+        state = parts.front_end(inputs)
+        for name, faster in {"as in the sweep": True, "as it comes": False}.items():
+            with onednn.linear_layers(model, "cpu") if faster else contextlib.nullcontext():
+                parts.block(0, state)
+                times = [
+                    (seconds_of(lambda: parts.front_end(inputs)), seconds_of(lambda: parts.block(0, state)))
+                    for _ in range(N_TIMES)
+                ]
+            front_end, block = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
+            print(f"{name:<26}{front_end:>15.0f}{block:>11.1f}{front_end / block:>21.1f}")
+
+
+# ----------------------------------------------------------------------------------------------- memory
+
+
+def peak_beyond_model_mb(data_dir: Path, limit_mb: float) -> float:
+    """Sweep with batches as large as the limit allows; return the highest memory since the model was loaded."""
+    model, extractor = new_model()
+    clips = read_clips(data_dir)
+    before_mb = resident_mb("VmRSS")
+    keeps = [tuple(range(n)) for n in range(13)]
+    predict_subsets(model, extractor, clips, keeps, batch_size=len(clips), device="cpu", memory_limit_mb=limit_mb)
+    return resident_mb("VmHWM") - before_mb
+
+
+def resident_mb(field: str) -> float:
+    """Return the resident memory of this process, or its peak; getrusage's peak is also that of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return float(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) * KIBIBYTE / 1e6
+
+
+def report_memory(data_dir: Path) -> None:
+    print(f"\n{'limit, MB':<12}{'peak, MB':>10}")
+    for limit_mb in LIMITS_MB:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(f"{limit_mb:<12}{pool.apply(peak_beyond_model_mb, (data_dir, limit_mb)):>10.0f}", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------- main
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--clips", type=int, default=1, help="clips to classify (default: 1)")
+    parser.add_argument("--seconds", type=float, default=5, help="length of a clip, in seconds (default: 5)")
+    parser.add_argument("--batch_size", type=int, default=1, help="clips at once (default: 1)")
+    parser.add_argument("--rounds", type=int, default=2, help="times that each way is measured (default: 2)")
+    parser.add_argument("--sample", type=int, default=3, help="pruned models a round, one at a time (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn subsets (default: 0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    print(f"wav2vec2-base, {args.clips} clips of {args.seconds:g} s, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as name:
+        clips = noise_clips(Path(name) / "clips", args.clips, args.seconds)
+        report_front_end(clips, args)
+        report_ratios(clips, args)
+        noise_clips(Path(name) / "more", 8, args.seconds)
+        report_memory(Path(name) / "more")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

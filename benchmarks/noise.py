@@ -1,0 +1,45 @@
+"""What benchmarks of full-size models run on: a wav2vec2-base with random weights, and clips of noise."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
+
+from utils.clips import Clips, read_clips, shard_name, write_labels, write_shard
+
+N_LABELS = 35
+SAMPLE_RATE_HZ = 16_000
+
+
+def new_model(n_layers: int = 12) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtractor]:
+    """Return a classifier in evaluation mode, with its feature extractor."""
+    torch.manual_seed(0)
+    model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(num_labels=N_LABELS, num_hidden_layers=n_layers))
+    return model.eval(), Wav2Vec2FeatureExtractor(return_attention_mask=False)
+
+
+def noise_clips(folder: Path, n_clips: int, seconds: float) -> Clips:
+    """Write clips of noise into a new folder as stage 01 would, and open them."""
+    rng = np.random.default_rng(0)
+    labels = [f"word {i}" for i in range(N_LABELS)]
+    rows = [
+        {
+            "clip_id": f"{i}:0",
+            "recording_id": str(i),
+            "group": str(i),
+            "source_path": f"{i}.wav",
+            "clip_index": 0,
+            "start_s": 0.0,
+            "duration_s": seconds,
+            "label": labels[i % N_LABELS],
+            "label_id": i % N_LABELS,
+            "split": "test",
+            "audio": np.round(3000 * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ))).astype(np.int16),
+        }
+        for i in range(n_clips)
+    ]
+    folder.mkdir()
+    write_shard(folder / shard_name(0), rows, SAMPLE_RATE_HZ, seconds)
+    write_labels(folder, labels)
+    return read_clips(folder)

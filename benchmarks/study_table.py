@@ -1,0 +1,209 @@
+"""Compare all models of a study over all its seeds: a table in Markdown and CSV, a figure, and the answers.
+
+    python -m benchmarks.study_table --results_dir validation_results --name birds20
+
+Takes the results <name>-<model>-<seed> that `make study` left. Scores are on the test clips of all seeds
+together; 95 % intervals are from a bootstrap over groups, a group with its clips of every seed in which it is
+tested. A difference is that to the most accurate model, clip by clip. Results of a split by recording or by
+clip, <name>-<model>-recording-<seed> or -clip-, stand apart: they are no scores on unseen recordists, but
+what such a split would have claimed.
+
+Writes <results_dir>/<name>-study.csv, .pdf and .png.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils import cli, comparison, evaluation, plots, summary
+from utils.errors import InputError
+from utils.files import write_text
+from utils.splits import SPLIT_BY
+
+log = logging.getLogger(__name__)
+
+MARGIN = 0.02
+# The split that the study is about needs no name of its own.
+OTHER_SPLITS = tuple(name for name in SPLIT_BY if name != "recordist")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script."""
+    parser = cli.build_stage_parser(__doc__)
+    parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
+    parser.add_argument("--name", default="birds", help="what the names of its results begin with")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table and the answers; write the table and the figure."""
+    rows = summary.read_metrics(args.results_dir / f"{summary.SUMMARY_NAME}.csv")
+    parts = rows["model_name"].str.extract(rf"^{re.escape(args.name)}-(.+)-(\d+)$")
+    rows = rows.assign(model=parts[0], seed=parts[1])[parts[0].notna()]
+    if rows.empty:
+        raise InputError(f"{args.results_dir} has no result {args.name}-<model>-<seed>; run make study")
+    elsewhere = rows["model"].str.extract(rf"-({'|'.join(OTHER_SPLITS)})$")[0]
+    table = study(rows[elsewhere.isna()], args.results_dir)
+    other = rows[elsewhere.notna()]
+    claims = pooled_scores(other, read_seeds(other, args.results_dir))
+    write_text(args.results_dir / f"{args.name}-study.csv", table.to_csv(index=False, float_format="%.6g"))
+    draw(table, args.results_dir / f"{args.name}-study")
+    print("\n".join([*markdown(table), "", *answers(table, claims)]))
+
+
+def read_seeds(rows: pd.DataFrame, results_dir: Path) -> dict[str, list[comparison.Scored]]:
+    """Return the results of every model, by seed."""
+    return {
+        model: [comparison.read_scored(results_dir / name) for name in own.sort_values("seed")["model_name"]]
+        for model, own in rows.groupby("model")
+    }
+
+
+def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]]) -> pd.DataFrame:
+    """Return each model's scores over the clips of all its seeds, with intervals; a row a model."""
+    found = []
+    for model, own in rows.groupby("model"):
+        clips = pd.concat([one.predictions for one in scored[model]])
+        label_ids, predicted_ids = clips["label_id"].to_numpy(), clips["predicted_id"].to_numpy()
+        row = {
+            "model": model,
+            "kind": own["kind"].iloc[0],
+            "n_seeds": len(own),
+            "n_clips": len(clips),
+            "n_groups": clips["group"].nunique(),
+            "n_layers": own["n_layers"].iloc[0],
+            "n_parameters": int(own["n_parameters"].median()),
+            "gmacs_per_clip": own["gmacs_per_clip"].median(),
+            "latency_ms_median": own["latency_ms_median"].median(),
+            "accuracy": float((label_ids == predicted_ids).mean()),
+            "macro_f1": evaluation.macro_f1(label_ids, predicted_ids),
+            "accuracy_of_seeds": " ".join(f"{accuracy:.3f}" for accuracy in own["accuracy"]),
+        }
+        intervals = evaluation.bootstrap_intervals(label_ids, predicted_ids, clips["group"].to_numpy())
+        for name, (low, high) in intervals.items():
+            row[f"{name}_low"], row[f"{name}_high"] = low, high
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def study(rows: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
+    """Return the scores of every model and its difference to the most accurate one, best first.
+
+    A model that lacks a seed is left out with a warning: seeds differ in how hard their test clips are.
+
+    Raises
+    ------
+    InputError
+        If models were scored on different clips of one seed.
+    """
+    seeds = rows.groupby("model")["seed"].nunique()
+    for model in seeds.index[seeds < seeds.max()]:
+        log.warning(
+            "%s is left out: it has %d of %d seeds; run make study until it ends", model, seeds[model], seeds.max()
+        )
+    rows = rows[rows["model"].map(seeds) == seeds.max()]
+    scored = read_seeds(rows, results_dir)
+    table = pooled_scores(rows, scored).sort_values(
+        ["accuracy", "n_parameters"], ascending=[False, True], ignore_index=True
+    )
+    best = scored[table["model"].iloc[0]]
+    differences = [
+        comparison.paired_difference(list(zip(scored[model], best, strict=True)))["accuracy"]
+        for model in table["model"]
+    ]
+    table[["difference", "difference_low", "difference_high"]] = np.array(differences)
+    return table
+
+
+def markdown(table: pd.DataFrame) -> list[str]:
+    """Return the lines of the table: a line a model."""
+    lines = [
+        "| model | | blocks | parameters (millions) | GMACs | latency (ms) | accuracy | macro F1 | to the best |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for _, row in table.iterrows():
+        cells = [
+            row["model"],
+            row["kind"],
+            "" if row["kind"] == "CNN" else str(row["n_layers"]),
+            f"{row['n_parameters'] / 1e6:.1f}",
+            f"{row['gmacs_per_clip']:.2f}",
+            f"{row['latency_ms_median']:.0f}",
+            *(f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]" for name in comparison.SCORES),
+            f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
+    """Return what the study was made for, in sentences that keep to what the intervals allow."""
+    best = table.iloc[0]
+    near = table[table["difference"] >= -MARGIN]
+
+    def sentence(what: str, row: pd.Series) -> str:
+        shown = row["difference_low"] >= -MARGIN
+        return (
+            f"{what}: {row['model']}, accuracy {row['accuracy']:.3f} [{row['accuracy_low']:.3f}, "
+            f"{row['accuracy_high']:.3f}], {row['n_parameters'] / 1e6:.1f} M parameters, "
+            f"{row['latency_ms_median']:.0f} ms; to the best {row['difference']:+.3f} "
+            f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+            + ("" if shown else f", so that it is within {MARGIN:g} is seen, not shown")
+        )
+
+    lines = [
+        sentence("best accuracy", best),
+        sentence(f"smallest within {MARGIN:g} of it", near.loc[near["n_parameters"].idxmin()]),
+        sentence(f"fastest within {MARGIN:g} of it", near.loc[near["latency_ms_median"].idxmin()]),
+    ]
+    for _, row in claims.iterrows():
+        lines.append(
+            f"what another split would have claimed, {row['model']}: {row['accuracy']:.3f} "
+            f"[{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"
+        )
+    return lines
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw accuracy with its interval against parameters and latency: one point a model, marked by its kind."""
+    with plots.style():
+        fig = Figure(figsize=(9.5, 3.8), layout="constrained")
+        panels = fig.subplots(1, 2, sharey=True)
+        for axes, column, unit in zip(panels, ("n_parameters", "latency_ms_median"), (1e6, 1.0), strict=True):
+            for number, (kind, marker) in enumerate(plots.KINDS.items()):
+                own = table[table["kind"] == kind]
+                if own.empty:
+                    continue
+                color = plots.COLOURS[number]
+                axes.vlines(own[column], own["accuracy_low"], own["accuracy_high"], color=color, linewidth=1, alpha=0.5)
+                axes.plot(own[column], own["accuracy"], linestyle="none", marker=marker, color=color, label=kind)
+                for _, row in own.iterrows():
+                    axes.annotate(
+                        plots.shorten(row["model"], 24),
+                        (row[column], row["accuracy"]),
+                        xytext=(4, 3),
+                        textcoords="offset points",
+                        fontsize=6.5,
+                    )
+            plots.set_log_axis(axes, table[column], unit)
+        panels[0].set(xlabel="parameters (millions)", ylabel="accuracy of test clips, with its 95 % interval")
+        panels[1].set_xlabel("latency of one clip (ms)")
+        panels[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(plots.KINDS), fontsize=7.5)
+        plots.save_figure(fig, path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
