@@ -1,0 +1,73 @@
+"""Train a convolutional network from scratch on the clips of stage 01: the baseline that an encoder has to beat.
+
+    python 06_cnn.py --architecture melspectrogram --data_dir processed_data --output_dir runs/cnn
+    python 06_cnn.py --architecture melspectrogram --pcen --width 2 --output_dir runs/cnn-pcen-wide
+    python 06_cnn.py --architecture waveform --output_dir runs/cnn-waveform
+    python 06_cnn.py --architecture melspectrogram --width 0.25 --num_train_epochs 5 --output_dir runs/small
+
+melspectrogram  a residual network of 1.2 M parameters on log-mel spectrograms, for clips of any length
+waveform        two convolutions and two dense layers on the samples, as published: 32 x 2,322 features
+                before the first dense layer for 58,050 samples (3.63 s at 16 kHz), more for longer clips
+
+Trains as 02_finetuning.py does, with the same flags and the same run folder: keeps the checkpoint with the
+best macro F1 on `val`, never reads `test`, and goes on where it was stopped when the same command is given.
+03_model_validation.py scores it. It has no transformer blocks: 04, 05 and 07 refuse it.
+
+Writes <output_dir>/model (loads with `from_pretrained` after `import utils.cnn`), metrics.csv,
+training_curves.png, tensorboard/, log.txt and run.json.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import cli, clips, cnn, training
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this stage."""
+    parser = cli.build_stage_parser(__doc__)
+    parser.add_argument("--architecture", choices=cnn.ARCHITECTURES, required=True, help="network to train")
+    parser.add_argument(
+        "--width",
+        type=cli.positive_float,
+        default=1.0,
+        help="factor on the channels of every convolution and the units of the hidden dense layer",
+    )
+    parser.add_argument(
+        "--pcen", action="store_true", help="per-channel energy normalisation of the spectrogram, not its logarithm"
+    )
+    cli.add_data_arguments(parser)
+    cli.add_training_arguments(parser)
+    # Random weights need larger steps and more of them than those of a pre-trained encoder.
+    parser.set_defaults(learning_rate=1e-3, num_train_epochs=50, early_stopping_patience=10)
+    cli.add_common_arguments(parser, output_dir=None)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and leave a run folder."""
+    args.augment = cli.augmentations(args.augment)
+
+    def build(train_clips: clips.Clips) -> tuple:
+        return cnn.build_cnn(
+            args.architecture,
+            train_clips.labels,
+            train_clips.sample_rate_hz,
+            train_clips.clip_seconds,
+            args.width,
+            args.pcen,
+        )
+
+    inputs = {"data_dir": clips.data_input(args.data_dir)}
+    training.train_in_run_folder(Path(__file__).stem, args, inputs, build)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage and return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+#!/bin/bash
+# Recordings to clips: 01_data_processing.py, on a node without a GPU, in the cluster's default queue.
+#
+#     RAW_DIR=recordings METADATA=metadata.csv NAME=wetland bsub < jobs/01.sh
+#     RAW_DIR=recordings NAME=wetland SHARDS=8 bsub -J "01[1-8]" < jobs/01.sh    # then, once all are done:
+#     RAW_DIR=recordings NAME=wetland MERGE_SHARDS=8 bsub < jobs/01.sh
+#
+# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
+# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+#
+#BSUB -J 01
+#BSUB -n 8
+#BSUB -R "span[hosts=1] rusage[mem=2GB]"
+#BSUB -W 12:00
+#BSUB -wa USR2 -wt 10
+#BSUB -r
+#BSUB -Q "75"
+#BSUB -o logs/01.%J.out
+#BSUB -e logs/01.%J.err
+
+source jobs/stage.sh || exit 2
+
+[[ -n ${RAW_DIR:-} ]] || fail "RAW_DIR=<folder of recordings> is missing" 2
+flags=(--raw_dir "$RAW_DIR" --split_by "$SPLIT_BY" --seed "$SEED" --output_dir "$DATA_DIR")
+if [[ -n ${METADATA:-} ]]; then
+    flags+=(--metadata "$METADATA")
+fi
+if [[ -n ${LSB_DJOB_NUMPROC:-} ]]; then
+    flags+=(--num_workers "$LSB_DJOB_NUMPROC")
+fi
+if [[ -n ${MERGE_SHARDS:-} ]]; then
+    require_count MERGE_SHARDS
+    flags+=(--merge_shards "$MERGE_SHARDS")
+elif [[ -n ${SHARDS:-} ]]; then
+    require_count SHARDS
+    [[ ${LSB_JOBINDEX:-0} != 0 ]] || fail "SHARDS=$SHARDS is for a job array: bsub -J \"01[1-$SHARDS]\" < jobs/01.sh" 2
+    flags+=(--shard "$LSB_JOBINDEX/$SHARDS")
+fi
+run_stage 01_data_processing.py "${DATA_ARGS:-}" "${flags[@]}" "$@"

@@ -1,0 +1,26 @@
+#!/bin/bash
+# Fine-tuning: 02_finetuning.py. At the wall-time it saves a checkpoint, goes back into the queue and goes on.
+#
+#     NAME=wetland BASE_MODEL=facebook/wav2vec2-base bsub < jobs/02.sh
+#     NAME=wetland NUM_GPUS=4 bsub -n 16 -gpu "num=4:mode=exclusive_process" < jobs/02.sh
+#     NAME=wetland NUM_GPUS=4 jobs/02.sh                          # on a node that you have to yourself
+#
+# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
+# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+#
+#BSUB -J 02
+#BSUB -q gpua100
+#BSUB -gpu "num=1:mode=exclusive_process"
+#BSUB -n 4
+#BSUB -R "span[hosts=1] rusage[mem=8GB]"
+#BSUB -W 24:00
+#BSUB -wa USR2 -wt 10
+#BSUB -r
+#BSUB -Q "75"
+#BSUB -o logs/02.%J.out
+#BSUB -e logs/02.%J.err
+
+source jobs/stage.sh || exit 2
+
+run_training 02_finetuning.py "${TRAIN_ARGS:-}" --base_model "$BASE_MODEL" --data_dir "$DATA_DIR" --seed "$SEED" \
+    --output_dir "$RUN_DIR" "$@"

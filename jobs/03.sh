@@ -1,0 +1,26 @@
+#!/bin/bash
+# Scores of a model: 03_model_validation.py.
+#
+#     NAME=wetland bsub < jobs/03.sh
+#     NAME=wetland RUN_DIR=runs/half RESULTS_DIR=validation_results/half bsub < jobs/03.sh
+#
+# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
+# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+#
+#BSUB -J 03
+#BSUB -q gpua100
+#BSUB -gpu "num=1:mode=exclusive_process"
+#BSUB -n 4
+#BSUB -R "span[hosts=1] rusage[mem=8GB]"
+#BSUB -W 2:00
+#BSUB -wa USR2 -wt 10
+#BSUB -r
+#BSUB -Q "75"
+#BSUB -o logs/03.%J.out
+#BSUB -e logs/03.%J.err
+
+: "${MAX_ATTEMPTS:=3}" # each start begins anew
+source jobs/stage.sh || exit 2
+
+run_stage 03_model_validation.py "${VALIDATE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
+    --output_dir "$RESULTS_DIR" "$@"

@@ -1,0 +1,26 @@
+#!/bin/bash
+# What every layer knows: 04_analysis.py.
+#
+#     NAME=wetland bsub < jobs/04.sh
+#     NAME=wetland RUN_DIR=facebook/wav2vec2-base ANALYSIS_DIR=analysis_results/base bsub < jobs/04.sh
+#
+# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
+# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+#
+#BSUB -J 04
+#BSUB -q gpua100
+#BSUB -gpu "num=1:mode=exclusive_process"
+#BSUB -n 4
+#BSUB -R "span[hosts=1] rusage[mem=8GB]"
+#BSUB -W 8:00
+#BSUB -wa USR2 -wt 10
+#BSUB -r
+#BSUB -Q "75"
+#BSUB -o logs/04.%J.out
+#BSUB -e logs/04.%J.err
+
+: "${MAX_ATTEMPTS:=3}" # each start begins anew, but for the hidden states
+source jobs/stage.sh || exit 2
+
+run_stage 04_analysis.py "${ANALYSE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
+    --output_dir "$ANALYSIS_DIR" "$@"

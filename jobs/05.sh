@@ -1,0 +1,25 @@
+#!/bin/bash
+# Which blocks can go: 05_pruning.py.
+#
+#     NAME=wetland bsub < jobs/05.sh
+#     NAME=wetland PRUNE_ARGS="--strategies greedy beam --heal 5" bsub < jobs/05.sh
+#
+# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
+# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+#
+#BSUB -J 05
+#BSUB -q gpua100
+#BSUB -gpu "num=1:mode=exclusive_process"
+#BSUB -n 4
+#BSUB -R "span[hosts=1] rusage[mem=8GB]"
+#BSUB -W 12:00
+#BSUB -wa USR2 -wt 10
+#BSUB -r
+#BSUB -Q "75"
+#BSUB -o logs/05.%J.out
+#BSUB -e logs/05.%J.err
+
+source jobs/stage.sh || exit 2
+
+run_stage 05_pruning.py "${PRUNE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
+    --output_dir "$RESULTS_DIR-pruning" "$@"

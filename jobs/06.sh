@@ -1,0 +1,25 @@
+#!/bin/bash
+# A CNN as the baseline: 06_cnn.py. At the wall-time it saves a checkpoint, goes back into the queue and goes on.
+#
+#     NAME=wetland bsub < jobs/06.sh
+#     NAME=wetland CNN_ARGS="--architecture waveform" bsub < jobs/06.sh
+#
+# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
+# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+#
+#BSUB -J 06
+#BSUB -q gpua100
+#BSUB -gpu "num=1:mode=exclusive_process"
+#BSUB -n 4
+#BSUB -R "span[hosts=1] rusage[mem=8GB]"
+#BSUB -W 24:00
+#BSUB -wa USR2 -wt 10
+#BSUB -r
+#BSUB -Q "75"
+#BSUB -o logs/06.%J.out
+#BSUB -e logs/06.%J.err
+
+source jobs/stage.sh || exit 2
+
+run_training 06_cnn.py "${CNN_ARGS:-}" --architecture melspectrogram --data_dir "$DATA_DIR" --seed "$SEED" \
+    --output_dir "$RUN_DIR-cnn" "$@"

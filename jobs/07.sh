@@ -1,0 +1,27 @@
+#!/bin/bash
+# A model without the blocks that can go: 07_manual_pruning.py, on a node without a GPU, in the default queue.
+#
+#     NAME=wetland bsub < jobs/07.sh                                           # what 05 found to be enough
+#     NAME=wetland KEEP_ARGS="--n_layers 6" bsub < jobs/07.sh                  # the best 6 of 05
+#     NAME=wetland KEEP_ARGS="--keep_layers 0-3,7" bsub < jobs/07.sh
+#
+# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
+# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+#
+#BSUB -J 07
+#BSUB -n 1
+#BSUB -R "span[hosts=1] rusage[mem=8GB]"
+#BSUB -W 0:30
+#BSUB -wa USR2 -wt 10
+#BSUB -r
+#BSUB -Q "75"
+#BSUB -o logs/07.%J.out
+#BSUB -e logs/07.%J.err
+
+source jobs/stage.sh || exit 2
+
+flags=(--model_dir "$RUN_DIR" --seed "$SEED" --output_dir "$RUN_DIR-pruned")
+if ! names_layers; then
+    flags+=(--from "$RESULTS_DIR-pruning/best.json")
+fi
+run_stage 07_manual_pruning.py "${KEEP_ARGS:-}" "${flags[@]}" "$@"

@@ -1,0 +1,52 @@
+"""torchrun for batch jobs: what LSF sends reaches the stage, and LSF sees the exit code of the stage.
+
+    python -m jobs.launch --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2
+
+Takes what torchrun takes; all processes run on this machine. Of itself torchrun dies of SIGUSR2, kills a stage 30 s
+after SIGTERM, in the middle of a checkpoint if that takes longer, and ends with 1 whatever the stage ended with.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+
+import psutil
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from utils.errors import Interrupted
+from utils.runs import STOP_SIGNALS
+
+# On these torchrun itself ends all processes; STOP_SIGNALS are not among them.
+SIGNALS_OF_TORCHRUN = "SIGHUP,SIGQUIT"
+
+
+def pass_on(number: int, frame: object) -> None:
+    """Send a signal to the processes of the stage, which save a checkpoint and end; before there are any, end."""
+    processes = psutil.Process().children()
+    if not processes:
+        sys.exit(Interrupted.exit_code)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a stage in several processes; return the exit code of the one that failed first, or 0.
+
+    A process that died of a signal counts as 128 plus its number, as in a shell.
+    """
+    words = ["--standalone", "--signals_to_handle", SIGNALS_OF_TORCHRUN, *(sys.argv[1:] if argv is None else argv)]
+    for number in STOP_SIGNALS:
+        signal.signal(number, pass_on)
+    try:
+        torchrun.run(torchrun.parse_args(words))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+#!/bin/bash
+# Submits a study to LSF: one job a step, each waiting for the steps whose output it reads. --help says how.
+
+usage() {
+    cat <<'TEXT'
+usage: jobs/submit.sh [--dry_run] [--email ADDRESS] [STEP …]
+
+    RAW_DIR=recordings NAME=wetland jobs/submit.sh --dry_run
+    RAW_DIR=recordings NAME=wetland jobs/submit.sh
+    NAME=wetland QUEUE=gpuv100 WALLTIME_02=48:00 NUM_GPUS=4 jobs/submit.sh 02 03
+
+Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn. A step that is not named must be done.
+
+  --dry_run        print the commands; submit nothing, write nothing
+  --email ADDRESS  let LSF write to ADDRESS when a job ends (default: no e-mail)
+
+What to do, from the environment, as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY BASE_MODEL OUT_DIR
+DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR, and flags of the stages: DATA_ARGS (01) TRAIN_ARGS (02) VALIDATE_ARGS (03)
+ANALYSE_ARGS (04) PRUNE_ARGS (05) CNN_ARGS (06) KEEP_ARGS (07). SHARDS=N does 01 as an array of N jobs and a merge.
+
+What to ask LSF for; without them, what stands in the head of jobs/01.sh to 07.sh:
+  QUEUE, CPU_QUEUE   queue of 02 to 06; of 01 and 07
+  WALLTIME           [hours:]minutes, more than 10
+  NUM_GPUS           GPUs of 02 and 06, with 4 cores each
+  CORES, MEMORY      cores; memory as LSF takes it, such as 16GB
+  BSUB_ARGS          any other options of bsub, such as "-P project"
+Each, with _01 to _07 behind it, is for that stage alone: WALLTIME_02=48:00.
+MAX_ATTEMPTS         starts that LSF may give one job (default: 20; 3 for 03 and 04)
+TEXT
+}
+
+if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then # also where there is no .venv yet
+    usage
+    exit 0
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+source jobs/stage.sh || exit 2
+
+readonly STEPS=(01 02 03 04 05 07 03-pruned 06 03-cnn)
+readonly WARNING_MIN=10 # -wt in the jobs: SIGUSR2 comes so long before the end
+
+dry_run=false email='' named=()
+while (($#)); do
+    case $1 in
+        --dry_run) dry_run=true ;;
+        --email)
+            [[ ${2:-} == *@* ]] || fail "--email ${2:-}: expected an address" 2
+            email=$2
+            shift
+            ;;
+        *)
+            [[ " ${STEPS[*]} " == *" $1 "* ]] || fail "$1: expected --dry_run, --email or a step of: ${STEPS[*]}" 2
+            named+=("$1")
+            ;;
+    esac
+    shift
+done
+if ((${#named[@]} == 0)); then
+    named=(01 02 03 04 05 07 03-pruned)
+fi
+[[ $NAME =~ ^[A-Za-z0-9._-]+$ ]] || fail "NAME=$NAME: expected letters, digits, dots, hyphens and underscores" 2
+
+declare -A id_of=() # of a job that is submitted already, by its step
+submitted=()
+
+# has STEP: is it to be submitted?
+has() {
+    [[ " ${named[*]} " == *" $1 "* ]]
+}
+
+# setting VARIABLE STEP [DEFAULT]: its value for the stage of a step, else its value for all, else the default.
+setting() {
+    local for_stage="$1_${2%%-*}"
+    echo "${!for_stage:-${!1:-${3:-}}}"
+}
+
+# reads STEP PATH: the job in hand reads PATH, which STEP writes.
+reads() {
+    if has "$1"; then
+        waits_for+=("$1")
+    elif [[ ! -e $2 ]]; then
+        fail "step $step reads $2, which is not there (paths count from $PWD); name step $1 too, or run it first" 3
+    fi
+}
+
+# minutes [HOURS:]MINUTES: in minutes; 0 for what is no time.
+minutes() {
+    if [[ $1 =~ ^(([0-9]+):)?([0-9]+)$ ]]; then
+        echo $((60 * 10#0${BASH_REMATCH[2]} + 10#${BASH_REMATCH[3]}))
+    else
+        echo 0
+    fi
+}
+
+# plan STEP: sets what it waits for, the variables that differ from those of the study, and the options of bsub.
+plan() {
+    step=$1 waits_for=() variables=() options=()
+    local stage=${1%%-*} queue walltime n_gpus=1 cores memory more=()
+    case $step in
+        01)
+            [[ -n ${RAW_DIR:-} ]] || fail "step 01 needs RAW_DIR=<folder of recordings>" 2
+            [[ -d $RAW_DIR ]] || fail "RAW_DIR=$RAW_DIR: no such folder (paths count from $PWD)" 3
+            [[ -z ${METADATA:-} || -f $METADATA ]] || fail "METADATA=$METADATA: no such file (paths count from $PWD)" 3
+            ;;
+        02 | 06) reads 01 "$DATA_DIR" ;;
+        03 | 05)
+            reads 01 "$DATA_DIR"
+            reads 02 "$RUN_DIR"
+            ;;
+        04) # also takes a base model, by its name on the hub
+            reads 01 "$DATA_DIR"
+            if has 02; then waits_for+=(02); fi
+            ;;
+        07)
+            if has 02; then waits_for+=(02); fi
+            names_layers || reads 05 "$RESULTS_DIR-pruning/best.json"
+            ;;
+        03-pruned)
+            [[ ${KEEP_ARGS:-} != *--ladder* ]] ||
+                fail "step 03-pruned scores one model, and KEEP_ARGS=$KEEP_ARGS makes many: name the other steps" 2
+            reads 01 "$DATA_DIR"
+            reads 07 "$RUN_DIR-pruned"
+            variables+=("RUN_DIR=$RUN_DIR-pruned" "RESULTS_DIR=$RESULTS_DIR-pruned")
+            ;;
+        03-cnn)
+            reads 01 "$DATA_DIR"
+            reads 06 "$RUN_DIR-cnn"
+            variables+=("RUN_DIR=$RUN_DIR-cnn" "RESULTS_DIR=$RESULTS_DIR-cnn")
+            ;;
+    esac
+    case $stage in
+        01 | 07) queue=$(setting CPU_QUEUE "$step") ;;
+        02 | 06)
+            queue=$(setting QUEUE "$step")
+            n_gpus=$(setting NUM_GPUS "$step")
+            ;;
+        *) queue=$(setting QUEUE "$step") ;;
+    esac
+    walltime=$(setting WALLTIME "$step")
+    cores=$(setting CORES "$step")
+    memory=$(setting MEMORY "$step")
+    if [[ -n $queue ]]; then
+        options+=(-q "$queue")
+    fi
+    if [[ -n $walltime ]]; then
+        (($(minutes "$walltime") > WARNING_MIN)) || fail "WALLTIME=$walltime for step $step: expected [hours:]minutes, \
+more than the $WARNING_MIN minutes before the end at which the job is told to stop" 2
+        options+=(-W "$walltime")
+    fi
+    if [[ ! $n_gpus =~ ^[1-9][0-9]*$ ]]; then
+        fail "NUM_GPUS_$stage=$n_gpus: expected an integer of at least 1" 2
+    elif [[ $stage == 0[26] && $n_gpus != "$NUM_GPUS" ]]; then
+        variables+=("NUM_GPUS=$n_gpus")
+    fi
+    if ((n_gpus > 1)); then
+        options+=(-gpu "num=$n_gpus:mode=exclusive_process")
+        cores=${cores:-$((4 * n_gpus))}
+    fi
+    if [[ -n $cores ]]; then
+        options+=(-n "$cores")
+    fi
+    if [[ -n $memory ]]; then
+        options+=(-R "span[hosts=1] rusage[mem=$memory]")
+    fi
+    if [[ -n $email ]]; then
+        options+=(-N -u "$email")
+    fi
+    read -r -d '' -a more <<<"$(setting BSUB_ARGS "$step")" || true
+    if ((${#more[@]})); then
+        options+=("${more[@]}")
+    fi
+}
+
+# quoted WORD …: as one would type them.
+quoted() {
+    local word line=''
+    for word in "$@"; do
+        if [[ ! $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+            word="'${word//\'/\'\\\'\'}'"
+        fi
+        line+="$word "
+    done
+    echo "${line% }"
+}
+
+# submit STEP [INDICES]: hands the job in hand to LSF, to start when those it waits for have ended well; notes its id.
+submit() {
+    local condition='' other answer
+    for other in ${waits_for[@]+"${waits_for[@]}"}; do
+        condition+="${condition:+ && }done(${id_of[$other]})"
+    done
+    local wait_options=()
+    if [[ -n $condition ]]; then
+        wait_options=(-w "$condition" -ti) # -ti: a job whose turn can never come is taken out of the queue
+    fi
+    local command=(bsub -J "$NAME-$1${2:-}" ${options[@]+"${options[@]}"} ${wait_options[@]+"${wait_options[@]}"})
+    if ((${#variables[@]})); then
+        command=(env "${variables[@]}" "${command[@]}")
+    fi
+    if $dry_run; then
+        echo "$(quoted "${command[@]}") < jobs/${step%%-*}.sh"
+        id_of[$1]="<id of $1>"
+        return
+    fi
+    answer=$("${command[@]}" <"jobs/${step%%-*}.sh") || answer="bsub ended with exit code $?; $answer"
+    if [[ ! $answer =~ Job\ \<([0-9]+)\>\ is\ submitted ]]; then
+        echo "step $1 was not submitted: $answer" >&2
+        if ((${#submitted[@]})); then
+            echo "those before it were; to take them back: bkill ${submitted[*]}" >&2
+        fi
+        exit 3
+    fi
+    id_of[$1]=${BASH_REMATCH[1]}
+    submitted+=("${BASH_REMATCH[1]}")
+    printf '%-10s %s%s\n' "$1" "$answer" "${condition:+ It waits for $condition.}"
+}
+
+# All are checked before the first is submitted.
+for step in "${STEPS[@]}"; do
+    if has "$step"; then
+        plan "$step"
+    fi
+done
+if [[ -n ${SHARDS:-} ]]; then
+    require_count SHARDS
+fi
+if ! $dry_run; then
+    command -v bsub >/dev/null || fail "there is no bsub here: this is no node that submits to LSF; --dry_run works" 3
+    mkdir -p logs
+fi
+for step in "${STEPS[@]}"; do
+    has "$step" || continue
+    plan "$step"
+    if [[ $step == 01 && -n ${SHARDS:-} ]]; then
+        options+=(-o logs/01.%J.%I.out -e logs/01.%J.%I.err)
+        submit 01-shards "[1-$SHARDS]"
+        plan "$step"
+        variables=("MERGE_SHARDS=$SHARDS") waits_for=(01-shards)
+    fi
+    submit "$step"
+done
+if ! $dry_run; then
+    echo
+    echo "watch them:            bjobs -a ${submitted[*]}"
+    echo "take them back:        bkill ${submitted[*]}"
+    echo "what they say:         logs/<stage>.<id>.err, and log.txt in every output folder while a stage is running"
+fi
