@@ -33,7 +33,6 @@ RUNGS       ?= none 0 0-1 0-2 0-3 0-4 0-5
 SHARED      ?= ../shared
 ENCODER_ARGS = --learning_rate 1e-4 --per_device_train_batch_size 4 --augment roll gain specaugment \
                --early_stopping_patience 10
-LEAK_ARGS    = --keep_layers 0-1 --learning_rate 1e-4 --per_device_train_batch_size 4 --early_stopping_patience 20
 STUDY        = $(MAKE) --no-print-directory BASE_MODEL=$(SHARED)/models/whisper-base-encoder \
                RAW_DIR=$(SHARED)/data/$* METADATA=$(SHARED)/data/$*/metadata.csv DATA_ARGS="--min_recordings 5"
 
@@ -121,7 +120,8 @@ study-birds20 study-birds25: study-%: venv
 	        $(STUDY) model $$same NAME=$*-cnn-$$cnn-$$seed TRAIN="06_cnn.py --architecture $$cnn" || exit; \
 	    done || exit; \
 	done
-	$(STUDY) leak NAME=$*-whisper-base-0-1 TRAIN_ARGS="$(LEAK_ARGS) --num_train_epochs $$((2 * $(EPOCHS)))"
+	$(STUDY) leak NAME=$*-whisper-base-0-1 \
+	    TRAIN_ARGS="--keep_layers 0-1 $(ENCODER_ARGS) --num_train_epochs $(EPOCHS)"
 	$(PY) -m benchmarks.study_table --results_dir "$(OUT_DIR)/validation_results" --name $*
 
 test: venv
