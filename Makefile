@@ -26,6 +26,8 @@ RUN_DIR      = $(OUT_DIR)/runs/$(NAME)
 RESULTS_DIR  = $(OUT_DIR)/validation_results/$(NAME)
 ANALYSIS_DIR = $(OUT_DIR)/analysis_results/$(NAME)
 SEEDS       ?= 1 2 3
+# Of each drill, in each stage.
+TRIES       ?= 10
 # Models of the ladder: from the front end alone to all blocks of the base model.
 RUNGS       ?= none 0 0-1 0-2 0-3 0-4 0-5
 
@@ -36,7 +38,7 @@ ENCODER_ARGS = --learning_rate 1e-4 --per_device_train_batch_size 4 --augment ro
 STUDY        = $(MAKE) --no-print-directory BASE_MODEL=$(SHARED)/models/whisper-base-encoder \
                RAW_DIR=$(SHARED)/data/$* METADATA=$(SHARED)/data/$*/metadata.csv DATA_ARGS="--min_recordings 5"
 
-.PHONY: venv demo test pipeline model leak ladder study study-birds20 study-birds25 lint bench clean
+.PHONY: venv demo test pipeline model leak ladder study study-birds20 study-birds25 lint bench drills clean
 
 venv: $(VENV)/installed
 
@@ -138,6 +140,11 @@ bench: venv
 	$(PY) -m benchmarks.bench_convexity
 	$(PY) -m benchmarks.bench_similarity
 	$(PY) -m benchmarks.bench_layer_sweep
+
+# Every fault that the pipeline has to survive, and rubbish for all that reads files from outside; an hour or more.
+drills: venv
+	$(PY) -m drills.faults --tries $(TRIES)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_fuzz.py --hypothesis-profile drills
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache

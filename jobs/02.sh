@@ -22,5 +22,5 @@
 
 source jobs/stage.sh || exit 2
 
-run_training 02_finetuning.py "${TRAIN_ARGS:-}" --base_model "$BASE_MODEL" --data_dir "$DATA_DIR" --seed "$SEED" \
+run_on_gpus 02_finetuning.py "${TRAIN_ARGS:-}" --base_model "$BASE_MODEL" --data_dir "$DATA_DIR" --seed "$SEED" \
     --output_dir "$RUN_DIR" "$@"

@@ -22,5 +22,5 @@
 : "${MAX_ATTEMPTS:=3}" # each start begins anew
 source jobs/stage.sh || exit 2
 
-run_stage 03_model_validation.py "${VALIDATE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
+run_on_gpus 03_model_validation.py "${VALIDATE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
     --output_dir "$RESULTS_DIR" "$@"

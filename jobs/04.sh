@@ -22,5 +22,5 @@
 : "${MAX_ATTEMPTS:=3}" # each start begins anew, but for the hidden states
 source jobs/stage.sh || exit 2
 
-run_stage 04_analysis.py "${ANALYSE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
+run_on_gpus 04_analysis.py "${ANALYSE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
     --output_dir "$ANALYSIS_DIR" "$@"

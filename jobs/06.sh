@@ -21,5 +21,5 @@
 
 source jobs/stage.sh || exit 2
 
-run_training 06_cnn.py "${CNN_ARGS:-}" --architecture melspectrogram --data_dir "$DATA_DIR" --seed "$SEED" \
+run_on_gpus 06_cnn.py "${CNN_ARGS:-}" --architecture melspectrogram --data_dir "$DATA_DIR" --seed "$SEED" \
     --output_dir "$RUN_DIR-cnn" "$@"

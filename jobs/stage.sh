@@ -41,8 +41,8 @@ run_stage() {
     become 1 "$@"
 }
 
-# run_training SCRIPT MORE FLAG …: the same, in NUM_GPUS processes.
-run_training() {
+# run_on_gpus SCRIPT MORE FLAG …: the same, in NUM_GPUS processes.
+run_on_gpus() {
     become "$NUM_GPUS" "$@"
 }
 

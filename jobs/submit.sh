@@ -21,7 +21,7 @@ ANALYSE_ARGS (04) PRUNE_ARGS (05) CNN_ARGS (06) KEEP_ARGS (07). SHARDS=N does 01
 What to ask LSF for; without them, what stands in the head of jobs/01.sh to 07.sh:
   QUEUE, CPU_QUEUE   queue of 02 to 06; of 01 and 07
   WALLTIME           [hours:]minutes, more than 10
-  NUM_GPUS           GPUs of 02 and 06, with 4 cores each
+  NUM_GPUS           GPUs of 02 and 06, with 4 cores each; 03 and 04 take one unless NUM_GPUS_03, NUM_GPUS_04 say more
   CORES, MEMORY      cores; memory as LSF takes it, such as 16GB
   BSUB_ARGS          any other options of bsub, such as "-P project"
 Each, with _01 to _07 behind it, is for that stage alone: WALLTIME_02=48:00.
@@ -134,6 +134,11 @@ plan() {
             queue=$(setting QUEUE "$step")
             n_gpus=$(setting NUM_GPUS "$step")
             ;;
+        03 | 04) # to score what 02 has trained takes minutes: more GPUs are waited for only if that is asked for
+            queue=$(setting QUEUE "$step")
+            n_gpus=NUM_GPUS_$stage
+            n_gpus=${!n_gpus:-1}
+            ;;
         *) queue=$(setting QUEUE "$step") ;;
     esac
     walltime=$(setting WALLTIME "$step")
@@ -149,7 +154,7 @@ more than the $WARNING_MIN minutes before the end at which the job is told to st
     fi
     if [[ ! $n_gpus =~ ^[1-9][0-9]*$ ]]; then
         fail "NUM_GPUS_$stage=$n_gpus: expected an integer of at least 1" 2
-    elif [[ $stage == 0[26] && $n_gpus != "$NUM_GPUS" ]]; then
+    elif [[ $stage == 0[2346] && $n_gpus != "$NUM_GPUS" ]]; then
         variables+=("NUM_GPUS=$n_gpus")
     fi
     if ((n_gpus > 1)); then

@@ -1,8 +1,9 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests, and how many examples the fuzz targets try."""
 
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Read by the hub's client when it is imported: a test never waits for a network.
@@ -10,6 +11,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+# The same examples in each run of the tests; `make drills` asks for other ones, and many.
+SETTINGS = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck), "database": None}
+hypothesis.settings.register_profile("tests", max_examples=150, derandomize=True, **SETTINGS)
+hypothesis.settings.register_profile("drills", max_examples=20_000, **SETTINGS)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -274,7 +274,7 @@ def test_what_is_asked_of_lsf_can_be_changed(site):
     answer = site.submit(
         *("--email", "ada@example.org", *STUDY, "06", "03-cnn"),
         **{"QUEUE": "gpuv100", "CPU_QUEUE": "normal", "QUEUE_05": "gpua100", "WALLTIME_02": "48:00", "CORES_03": "7"},
-        **{"NUM_GPUS": "4", "NUM_GPUS_06": "1", "MEMORY": "16GB", "BSUB_ARGS": "-P birds -sp 7"},
+        **{"NUM_GPUS": "4", "NUM_GPUS_06": "1", "NUM_GPUS_04": "2", "MEMORY": "16GB", "BSUB_ARGS": "-P birds -sp 7"},
     )
     assert answer.returncode == 0, answer.stderr
     site.cluster.run()
@@ -285,13 +285,15 @@ def test_what_is_asked_of_lsf_can_be_changed(site):
     }
     assert options["02"]["-W"] == "48:00" and options["06"]["-W"] == "24:00"
     assert options["02"]["-gpu"] == "num=4:mode=exclusive_process" and options["02"]["-n"] == "16"
-    assert all("num=1" in options[step]["-gpu"] for step in ("03", "04", "05", "06", "03-cnn"))
-    assert options["03"]["-n"] == "7" and options["04"]["-n"] == "4"
+    assert all("num=1" in options[step]["-gpu"] for step in ("03", "05", "06", "03-cnn"))
+    assert options["04"]["-gpu"] == "num=2:mode=exclusive_process"
+    assert options["03"]["-n"] == "7" and options["04"]["-n"] == "8" and options["05"]["-n"] == "4"
     assert {step["-R"] for step in options.values()} == {"span[hosts=1] rusage[mem=16GB]"}
     assert {(step["-P"], step["-sp"], step["-u"]) for step in options.values()} == {("birds", "7", "ada@example.org")}
     assert sorted(site.cluster.mail) == sorted(site.cluster.jobs)
     call_of = dict(zip(site.cluster.run_order, site.calls, strict=True))
     assert call_of["study-02"][:5] == ["-m", "jobs.launch", "--nproc_per_node", "4", "02_finetuning.py"]
+    assert call_of["study-04"][:5] == ["-m", "jobs.launch", "--nproc_per_node", "2", "04_analysis.py"]
     assert call_of["study-03"][0] == "03_model_validation.py" and call_of["study-06"][0] == "06_cnn.py"
     assert call_of["study-03-cnn"][1:3] == ["--model_dir", "runs/study-cnn"]
     assert call_of["study-03-pruned"][-2:] == ["--output_dir", "validation_results/study-pruned"]

@@ -326,3 +326,16 @@ def test_usage_errors_exit_with_2(capsys):
     assert exit_code_of(None, "--device", "tpu") == 2
     assert exit_code_of(None, "--help") == 0
     assert "integer from 0" in capsys.readouterr().err
+
+
+def test_no_library_swallows_a_stop(tmp_path):
+    def library():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Exception as error:
+            raise ValueError("cannot be loaded") from error
+
+    with pytest.raises(Interrupted, match="SIGTERM"), runs.open_run("x", arguments(tmp_path / "run"), {}):
+        library()
+    assert runs.read_record(tmp_path / "run")["status"] == "interrupted"

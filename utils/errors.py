@@ -52,8 +52,12 @@ class OutputExistsError(StageError):
     exit_code = 4
 
 
-class Interrupted(StageError):
-    """Stopped by a signal with everything saved: the same command goes on from here."""
+class Interrupted(BaseException):
+    """Stopped by a signal with everything saved: the same command goes on from here.
+
+    As little an `Exception` as KeyboardInterrupt: a library that goes on after any error, or gives it another name,
+    must not swallow it.
+    """
 
     exit_code = 75
 

@@ -1,6 +1,7 @@
 """Figures: one style, colour-blind safe and legible in black and white, saved as PDF and PNG."""
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,10 +76,13 @@ def save_figure(fig: Figure, path: Path, suffixes: Sequence[str] = (".pdf", ".pn
     undated = {".pdf": {"CreationDate": None}, ".png": {"Software": None}}
     path = Path(path)
     for suffix in suffixes:
-        with atomic_path(path.with_name(path.name + suffix)) as partial, warnings.catch_warnings():
+        drawn = io.BytesIO()  # on a full disk Matplotlib's writer of PDFs hides the error behind one of its own
+        with warnings.catch_warnings():
             # A character that the font has not is drawn as a box; the CSV beside the figure has it.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            fig.savefig(partial, format=suffix[1:], metadata=undated[suffix])
+            fig.savefig(drawn, format=suffix[1:], metadata=undated[suffix])
+        with atomic_path(path.with_name(path.name + suffix)) as partial:
+            partial.write_bytes(drawn.getbuffer())
 
 
 def shorten(label: str, longest: int = LONGEST_LABEL) -> str:

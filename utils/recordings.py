@@ -128,8 +128,9 @@ def find_recordings(raw_dir: Path, metadata: Path | None = None) -> tuple[list[S
         found = "it is a file" if raw_dir.exists() else "no such folder"
         raise InputError(f"{raw_dir}: {found}; expected a folder of recordings")
     files, skipped = _from_folders(raw_dir) if metadata is None else _from_metadata(raw_dir, Path(metadata))
+    files, unprintable = _printable_labels(files)
     files, ambiguous = _one_label_each(files)
-    skipped = sorted(skipped + ambiguous, key=lambda skip: (skip.file, skip.reason))
+    skipped = sorted(skipped + unprintable + ambiguous, key=lambda skip: (skip.file, skip.reason))
     if not files:
         first = f"{skipped[0].file}: {skipped[0].reason}"
         raise InputError(
@@ -141,6 +142,13 @@ def find_recordings(raw_dir: Path, metadata: Path | None = None) -> tuple[list[S
         "%s: %d files, %d recordings, %d labels; %d skipped", raw_dir, len(files), n_recordings, n_labels, len(skipped)
     )
     return sorted(files, key=lambda file: (file.recording_id, file.path)), skipped
+
+
+def _printable_labels(files: list[SourceFile]) -> tuple[list[SourceFile], list[Skipped]]:
+    """Leave out labels with NUL, escape codes and the like, which break the figures, CSVs and terminals they go to."""
+    kept = [file for file in files if file.label.isprintable()]
+    reason = "its label {!r} holds characters that cannot be printed: correct it"
+    return kept, [Skipped(file.path, reason.format(file.label)) for file in files if not file.label.isprintable()]
 
 
 def _one_label_each(files: list[SourceFile]) -> tuple[list[SourceFile], list[Skipped]]:

@@ -370,7 +370,7 @@ def own_share(n_items: int, multiple: int = 1) -> range:
 def from_all_processes(call: Callable[[], object]) -> list:
     """Call something in every process; return in all of them what it returned in each, in their order.
 
-    What it raises in one of them, of the kinds that a user can mend, is raised in all: the others would wait
+    What it raises in one of them, of the kinds that a user can mend or a stop, is raised in all: the others would wait
     for it for ever.
     """
     if n_processes() == 1:
@@ -379,12 +379,12 @@ def from_all_processes(call: Callable[[], object]) -> list:
 
     try:
         outcome = call()
-    except StageError as error:
+    except (StageError, Interrupted) as error:
         outcome = error
     outcomes = [None] * n_processes()
     torch.distributed.all_gather_object(outcomes, outcome)
     for outcome in outcomes:
-        if isinstance(outcome, StageError):
+        if isinstance(outcome, (StageError, Interrupted)):
             raise outcome
     return outcomes
 

@@ -1,0 +1,662 @@
+"""Inject every fault that the pipeline has to survive, into every stage, and count what came of it.
+
+    python -m drills.faults                                # every drill, every stage, ten times
+    python -m drills.faults --drills sigkill full_disk --stages 01 02 --tries 50
+
+To survive is: the stage ends with the exit code and the message that the README promises, no other stage takes what
+it left for a result, and the same command, run again, leaves the files of an undisturbed run. Prints the table of
+docs/reliability.md; whatever did not survive is told in full, its folder is kept, and the exit code is 1.
+
+The full and the read-only disk are small file systems in memory. They need Linux, and root or user namespaces
+(`unshare`); where there are none, these two drills say so and are left out.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import logging
+import multiprocessing
+import os
+import random
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pandas as pd
+
+from utils import cli, runs, synthetic
+from utils.errors import InputError, StageError, UsageError
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+IN_NAMESPACE = "DRILLS_IN_NAMESPACE"
+# Imported once, in the process that all stages are forked from: to import PyTorch takes longer than most stages here.
+IMPORTED = ["utils.analysis_plots", "utils.latency", "utils.preparation", "utils.pruning_plan"]
+IMPORTED += ["utils.pruning_plots", "utils.summary", "utils.training"]
+CONTEXT = multiprocessing.get_context("forkserver")
+# Measured anew in each run, or the name of the output folder: no part of what two runs have in common.
+MEASURED = re.compile("latency|seconds|throughput|real_time_factor|peak_memory|git_commit|model_name")
+TRAINING = ["--num_train_epochs", "2", "--early_stopping_patience", "2", "--learning_rate", "1e-3"]
+DAY_S = 86_400.0
+LEAST_TMPFS_BYTES = 16_384
+
+
+class NotSurvived(Exception):
+    """A stage did not do after a fault what it promises; the message says what it did."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage, ready to be run: the words of its command but for ``--output_dir``."""
+
+    number: str
+    script: str
+    words: tuple[str, ...] = ()
+    inputs: tuple[tuple[str, str], ...] = ()  # an argument, and the number of the stage whose output it names
+    more: tuple[str, ...] = ()  # other stages whose output is needed
+
+
+STAGES = (
+    Stage("01", "01_data_processing.py", ("--min_recordings", "4", "--clip_seconds", "1", "--num_workers", "2")),
+    Stage("02", "02_finetuning.py", ("--base_model", "tiny", *TRAINING), (("data_dir", "01"),)),
+    Stage("03", "03_model_validation.py", (), (("model_dir", "02"), ("data_dir", "01"))),
+    Stage(
+        "04",
+        "04_analysis.py",
+        ("--metrics", "graph_convexity", "cka", "probe"),
+        (("model_dir", "02"), ("data_dir", "01")),
+    ),
+    Stage(
+        "05",
+        "05_pruning.py",
+        ("--strategies", "backward", "greedy", "--heal", "1"),
+        (("model_dir", "02"), ("data_dir", "01")),
+    ),
+    Stage(
+        "06",
+        "06_cnn.py",
+        ("--architecture", "melspectrogram", "--width", "0.25", *TRAINING),
+        (("data_dir", "01"),),
+    ),
+    Stage("07", "07_manual_pruning.py", ("--keep_layers", "0,2"), (("model_dir", "02"),), ("01",)),
+)
+BY_NUMBER = {stage.number: stage for stage in STAGES}
+
+
+@dataclass
+class World:
+    """Recordings, what every stage makes of them undisturbed, and room for what goes wrong.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds ``raw``, ``reference/<stage>`` and ``tries/<drill>-<stage>-<try>``.
+    rng : random.Random
+        Decides on moments, sizes, files and bits.
+    duration_s, peak_bytes : dict
+        By the number of the stage: its undisturbed run time, and the most that it had on disk.
+    """
+
+    folder: Path
+    rng: random.Random
+    duration_s: dict[str, float] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+
+    def reference(self, number: str) -> Path:
+        """Return the folder of an undisturbed run."""
+        return self.folder / "reference" / number
+
+    @property
+    def printed(self) -> Path:
+        """Return the file of what stages print."""
+        return self.folder / "printed.txt"
+
+    @contextlib.contextmanager
+    def kept(self, folder: Path) -> Iterator[None]:
+        """Put a folder back, at the end, as it is now."""
+        copy = folder.with_name(f"{folder.name}-kept")
+        shutil.copytree(folder, copy)
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder)
+            copy.rename(folder)
+
+    def start(self, stage: Stage, output_dir: Path, *more: str, clock_s: float = 0.0) -> BaseProcess:
+        """Start a stage as a process of its own; what it prints is added to `printed`."""
+        words = [*stage.words, *more]
+        if stage.number == "01":
+            words += ["--raw_dir", str(self.folder / "raw"), "--metadata", str(self.folder / "raw" / "metadata.csv")]
+        for argument, made_by in stage.inputs:
+            words += [f"--{argument}", str(self.reference(made_by))]
+        words += ["--output_dir", str(output_dir), "--device", "cpu"]
+        is_ready = CONTEXT.Event()
+        process = CONTEXT.Process(target=become, args=(stage.script, words, self.printed, clock_s, is_ready))
+        process.start()
+        is_ready.wait()
+        return process
+
+    def wait_a_moment(self, stage: Stage, process: BaseProcess) -> None:
+        """Wait for some part of the time that the stage takes, or until it has ended."""
+        process.join(self.rng.uniform(0, self.duration_s[stage.number]))
+
+    def expect(self, code: int, text: str, stage: Stage, output_dir: Path, *more: str, clock_s: float = 0.0) -> None:
+        """Run a stage that has to end with an exit code and print a text, whatever the case of its letters."""
+        self.printed.unlink(missing_ok=True)
+        process = self.start(stage, output_dir, *more, clock_s=clock_s)
+        process.join()
+        self.check_end(process, {code}, text)
+
+    def check_end(self, process: BaseProcess, codes: set[int], text: str = "") -> None:
+        """Raise unless a stage ended with one of the codes, and printed the text and no traceback."""
+        printed = self.printed.read_text() if self.printed.exists() else ""
+        if process.exitcode not in codes:
+            trouble = f"exit code {process.exitcode}, expected {sorted(codes)}"
+        elif text.lower() not in printed.lower():
+            trouble = f"it said nothing of {text!r}"
+        elif "Traceback" in printed:
+            trouble = "it printed a traceback"
+        else:
+            return
+        raise NotSurvived(f"{trouble}; it printed:\n{printed[-1500:]}")
+
+    def expect_undisturbed(self, stage: Stage, output_dir: Path, *more: str) -> None:
+        """Run a stage that has to end well and leave what an undisturbed run leaves."""
+        self.expect(0, "", stage, output_dir, *more)
+        difference = first_difference(self.reference(stage.number), output_dir)
+        if difference:
+            raise NotSurvived(f"run again it left something else: {difference}")
+
+
+def become(script: str, words: list[str], printed: Path, clock_s: float, is_ready: Event) -> None:
+    """Be a stage, in a process of its own."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # as jobs/stage.sh leaves it
+    is_ready.set()
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if clock_s:
+        set_clock(clock_s)
+    sys.argv = [script, *words]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def set_clock(ahead_s: float) -> None:
+    """Have the clock of this process run ahead, and jump back an hour at every tenth look."""
+    real_s, looks = time.time, iter(range(sys.maxsize))
+
+    def time_s() -> float:
+        return real_s() + ahead_s - 3600 * (next(looks) // 10)
+
+    time.time, time.time_ns = time_s, lambda: int(time_s() * 1e9)
+
+
+# ------------------------------------------------------------------------------------------- comparing
+
+
+def without_measured(value: object) -> object:
+    """Return a JSON value without what is measured anew in each run."""
+    if isinstance(value, dict):
+        return {key: without_measured(item) for key, item in value.items() if not MEASURED.search(key)}
+    return [without_measured(item) for item in value] if isinstance(value, list) else value
+
+
+def content_of(path: Path) -> object:
+    """Return what two runs have to agree in; of figures, in which latencies are drawn, that they are there."""
+    if path.suffix in (".png", ".pdf"):
+        return path.stat().st_size > 0
+    if path.suffix == ".json":
+        return without_measured(json.loads(path.read_text()))
+    if path.suffix == ".csv":
+        table = pd.read_csv(path)
+        return table.drop(columns=[name for name in table if MEASURED.search(name)])
+    return path.read_bytes()
+
+
+def are_equal(one: object, other: object) -> bool:
+    """Compare two contents; numbers of a table to a millionth: the loss of an epoch in two parts is added up in two."""
+    if not isinstance(one, pd.DataFrame):
+        return one == other
+    try:
+        pd.testing.assert_frame_equal(one, other, rtol=1e-6, atol=0)
+    except AssertionError:
+        return False
+    return True
+
+
+def first_difference(reference: Path, folder: Path) -> str | None:
+    """Say in what a finished folder differs from an undisturbed one; None if in nothing."""
+    names = [{o["path"] for o in runs.read_record(each)["outputs"]} for each in (reference, folder)]
+    if names[0] != names[1]:
+        return f"files {sorted(names[0] ^ names[1])} are in one of the two only"
+    for name in sorted(names[0]):
+        contents = [content_of(each / name) for each in (reference, folder)]
+        if not are_equal(*contents):
+            return f"{name}: {contents[0]!s:.500} and {contents[1]!s:.500}"
+    return None
+
+
+def check_no_result(stage: Stage, folder: Path, reference: Path) -> None:
+    """Raise unless every stage would refuse the folder, and no file of it with a final name is half there."""
+    with contextlib.suppress(InputError):
+        runs.folder_input(folder, [stage.script.removesuffix(".py")])
+        raise NotSurvived("what it left passes for a result")
+    for output in runs.read_record(reference)["outputs"]:
+        path = folder / output["path"]
+        if path.exists() and not is_whole(path, reference / output["path"]):
+            raise NotSurvived(f"{output['path']} is half written")
+
+
+def is_whole(path: Path, reference: Path) -> bool:
+    """Tell whether a file is what an undisturbed run leaves; a table may have fewer rows yet, but no half ones."""
+    if path.suffix == ".csv":
+        text = path.read_text()
+        return text.endswith("\n") and len({len(row) for row in csv.reader(text.splitlines())}) == 1
+    if path.suffix == ".npy":
+        return True  # mapped into memory and filled bit by bit; the JSON beside it counts the clips that are done
+    try:
+        return are_equal(content_of(path), content_of(reference))
+    except ValueError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------- drills
+
+
+def sigkill(world: World, stage: Stage, folder: Path) -> None:
+    """Kill a stage at a random moment."""
+    stop(world, stage, folder, signal.SIGKILL)
+
+
+def sigterm(world: World, stage: Stage, folder: Path) -> None:
+    """Send SIGTERM at a random moment."""
+    stop(world, stage, folder, signal.SIGTERM)
+
+
+def sigusr2(world: World, stage: Stage, folder: Path) -> None:
+    """Send SIGUSR2, as LSF does ahead of the wall-time, at a random moment."""
+    stop(world, stage, folder, signal.SIGUSR2)
+
+
+def stop(world: World, stage: Stage, folder: Path, number: signal.Signals) -> None:
+    """Send a signal at a random moment, and run the stage again."""
+    output_dir = folder / "out"
+    process = world.start(stage, output_dir)
+    world.wait_a_moment(stage, process)
+    if process.exitcode is None:
+        os.kill(process.pid, number)
+    process.join()
+    codes = {0, -signal.SIGKILL} if number == signal.SIGKILL else {0, 75}
+    if number == signal.SIGTERM and not (output_dir / runs.RECORD_NAME).exists():
+        codes.add(-signal.SIGTERM)  # before there is anything to save
+    world.check_end(process, codes)
+    if process.exitcode != 0 and not is_complete(output_dir):
+        check_no_result(stage, output_dir, world.reference(stage.number))
+    world.expect_undisturbed(stage, output_dir)
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether a run had written its record before it was killed."""
+    record = runs.read_record(folder)
+    return record is not None and record["status"] == "complete"
+
+
+def full_disk(world: World, stage: Stage, folder: Path) -> None:
+    """Give a stage a disk that fills at a random moment; make it larger, and run the stage again."""
+    n_bytes = world.rng.uniform(0, 1) * world.peak_bytes[stage.number]
+    with tmpfs(folder / "disk") as disk:
+        output_dir = disk / "out"
+        while True:
+            n_bytes = max(int(n_bytes), LEAST_TMPFS_BYTES)
+            mount("-o", f"remount,size={n_bytes}", str(disk))
+            process = world.start(stage, output_dir)
+            process.join()
+            if process.exitcode != 0 or n_bytes == LEAST_TMPFS_BYTES:
+                break
+            shutil.rmtree(output_dir)  # there was room enough
+            n_bytes *= 0.8
+        world.check_end(process, {3}, "disk is full")
+        check_no_result(stage, output_dir, world.reference(stage.number))
+        mount("-o", "remount,size=1G", str(disk))
+        world.expect_undisturbed(stage, output_dir)
+
+
+def read_only(world: World, stage: Stage, folder: Path) -> None:
+    """Let a stage write to a read-only disk, before it has begun or in a folder that it has begun."""
+    with tmpfs(folder / "disk") as disk:
+        output_dir = disk / "out"
+        if world.rng.random() < 0.5:
+            process = world.start(stage, output_dir)
+            world.wait_a_moment(stage, process)
+            process.kill()
+            process.join()
+            if is_complete(output_dir):
+                shutil.rmtree(output_dir)
+        mount("-o", "remount,ro", str(disk))
+        world.expect(3, "read-only", stage, output_dir)
+        mount("-o", "remount,rw,size=1G", str(disk))
+        world.expect_undisturbed(stage, output_dir)
+
+
+def truncated_input(world: World, stage: Stage, folder: Path) -> None:
+    """Cut off a file of what the stage reads at a random byte."""
+    damaged_input(world, stage, folder, truncate)
+
+
+def flipped_input(world: World, stage: Stage, folder: Path) -> None:
+    """Flip a random bit of a file of what the stage reads."""
+    damaged_input(world, stage, folder, flip)
+
+
+def damaged_input(world: World, stage: Stage, folder: Path, damage: Callable) -> None:
+    """Damage a random output of an earlier stage; make it again as the message says."""
+    _, made_by = world.rng.choice(stage.inputs)
+    with world.kept(world.reference(made_by)):
+        name = damage_one(world, world.reference(made_by), damage)
+        world.expect(3, name, stage, folder / "out")
+        world.expect(0, "", BY_NUMBER[made_by], world.reference(made_by), "--overwrite")
+        world.expect_undisturbed(stage, folder / "out")
+
+
+def damaged_output(world: World, stage: Stage, folder: Path) -> None:
+    """Damage a file of a finished stage, which then does not count as done."""
+    output_dir = folder / "out"
+    shutil.copytree(world.reference(stage.number), output_dir)
+    name = damage_one(world, output_dir, world.rng.choice([truncate, flip]))
+    world.expect(4, name, stage, output_dir)
+    world.expect_undisturbed(stage, output_dir, "--overwrite")
+
+
+def damage_one(world: World, folder: Path, damage: Callable) -> str:
+    """Damage one of the outputs in a folder, each as likely; return its name."""
+    outputs = [o for o in runs.read_record(folder)["outputs"] if o["bytes"]]
+    name = world.rng.choice(outputs)["path"]
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(damage(data, world.rng))
+    return name
+
+
+def truncate(data: bytes, rng: random.Random) -> bytes:
+    """Return a random beginning of some bytes."""
+    return data[: rng.randrange(len(data))]
+
+
+def flip(data: bytes, rng: random.Random) -> bytes:
+    """Return some bytes with one bit changed."""
+    changed, bit = bytearray(data), rng.randrange(8 * len(data))
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def emptied_checkpoint(world: World, stage: Stage, folder: Path) -> None:
+    """Stop a training, and delete some or all files of its checkpoints before it goes on."""
+    output_dir = folder / "out"
+    process = world.start(stage, output_dir)
+    while process.is_alive() and not list((output_dir / "checkpoints").glob("checkpoint-*")):
+        time.sleep(0.005)
+    world.wait_a_moment(stage, process)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    world.check_end(process, {0, 75})
+    files = [path for path in (output_dir / "checkpoints").rglob("*") if path.is_file()]
+    for path in files if world.rng.random() < 0.5 else world.rng.sample(files, k=min(3, len(files))):
+        path.unlink()
+    world.expect_undisturbed(stage, output_dir)
+
+
+def two_at_once(world: World, stage: Stage, folder: Path) -> None:
+    """Start a stage twice, the second a moment after the first: one wins, the other ends with 4."""
+    output_dir = folder / "out"
+    delay_s = world.rng.uniform(0, 0.5 * world.duration_s[stage.number])
+    for _ in range(20):
+        first = world.start(stage, output_dir)
+        first.join(delay_s)
+        second = world.start(stage, output_dir)
+        first.join()
+        second.join()
+        codes = sorted([first.exitcode, second.exitcode])
+        if codes != [0, 0]:
+            break
+        shutil.rmtree(output_dir)  # they did not meet: the second found the first one's result
+        delay_s /= 2
+    if codes != [0, 4]:
+        raise NotSurvived(f"exit codes {first.exitcode} and {second.exitcode}, expected 0 and 4")
+    world.expect_undisturbed(stage, output_dir)
+
+
+def clock_backwards(world: World, stage: Stage, folder: Path) -> None:
+    """Let the clock jump back while a stage runs, kill it, and run it again a day before its files were made."""
+    output_dir = folder / "out"
+    process = world.start(stage, output_dir, clock_s=DAY_S)
+    world.wait_a_moment(stage, process)
+    process.kill()
+    process.join()
+    for path in output_dir.rglob("*") if output_dir.exists() else ():
+        ahead_s = path.stat().st_mtime + DAY_S
+        os.utime(path, (ahead_s, ahead_s))
+    world.expect(0, "", stage, output_dir, clock_s=-DAY_S)
+    world.expect_undisturbed(stage, output_dir)
+
+
+def corrupt_record(world: World, stage: Stage, folder: Path) -> None:
+    """Replace the run.json of a finished stage by something else."""
+    output_dir = folder / "out"
+    shutil.copytree(world.reference(stage.number), output_dir)
+    path = output_dir / runs.RECORD_NAME
+    data = path.read_bytes()
+    rubbish = [b"", b"null", b"[]", b"{}", world.rng.randbytes(100), b'{"status": "complete"}']
+    path.write_bytes(world.rng.choice([truncate(data, world.rng), *rubbish]))
+    check_no_result(stage, output_dir, world.reference(stage.number))
+    world.expect(4, runs.RECORD_NAME, stage, output_dir)
+    world.expect_undisturbed(stage, output_dir, "--overwrite")
+
+
+def replaced_input(world: World, stage: Stage, folder: Path) -> None:
+    """Put another input in place of one that a stage has been run with, to its end or not."""
+    argument, made_by = world.rng.choice(stage.inputs or (("raw_dir", ""),))
+    original = world.reference(made_by) if made_by else world.folder / "raw"
+    with world.kept(original):
+        process = world.start(stage, folder / "out")
+        if world.rng.random() < 0.5:
+            world.wait_a_moment(stage, process)
+            process.kill()
+        process.join()
+        if made_by:
+            world.expect(0, "", BY_NUMBER[made_by], original, "--overwrite", "--seed", "7")
+        else:
+            victim, donor = world.rng.sample(sorted(original.rglob("*.wav")), k=2)
+            shutil.copyfile(donor, victim)
+        if (folder / "out" / runs.RECORD_NAME).exists():
+            world.expect(4, argument, stage, folder / "out")
+        else:
+            shutil.rmtree(folder / "out", ignore_errors=True)  # killed before it had begun
+    world.expect_undisturbed(stage, folder / "out")
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A row of the table."""
+
+    inject: Callable[[World, Stage, Path], None]
+    fault: str
+    how: str
+    lost: str
+    stages: tuple[str, ...] = tuple(BY_NUMBER)
+    needs_tmpfs: bool = False
+
+
+AGAIN = "nothing but the time since the last checkpoint"
+WITH_INPUT = tuple(number for number in BY_NUMBER if number != "01")
+DRILLS = (
+    Drill(sigkill, "SIGKILL", "at a random moment of the run, then the same command", AGAIN),
+    Drill(sigterm, "SIGTERM", "the same", AGAIN),
+    Drill(sigusr2, "SIGUSR2 (LSF, ahead of the wall-time)", "the same", AGAIN),
+    Drill(full_disk, "full disk", "a tmpfs of a random size below what the run needs", AGAIN, needs_tmpfs=True),
+    Drill(
+        read_only, "read-only output", "a tmpfs remounted, before or in the middle of a run", AGAIN, needs_tmpfs=True
+    ),
+    Drill(truncated_input, "input truncated", "a random file, at a random byte", "nothing", WITH_INPUT),
+    Drill(flipped_input, "bit of an input flipped", "a random bit of a random file", "nothing", WITH_INPUT),
+    Drill(damaged_output, "finished output damaged", "a random file, truncated or a bit flipped", "nothing"),
+    Drill(
+        emptied_checkpoint, "checkpoints emptied", "all of their files or three, between two runs", AGAIN, ("02", "06")
+    ),
+    Drill(two_at_once, "two jobs on one output folder", "the second at a random moment of the first", "nothing"),
+    Drill(
+        clock_backwards, "clock goes backwards", "by an hour again and again, then by two days; killed between", AGAIN
+    ),
+    Drill(corrupt_record, "corrupt run.json", "truncated at a random byte, or rubbish", "nothing"),
+    Drill(replaced_input, "input replaced between two runs", "a model or data of another seed; a recording", "nothing"),
+)
+
+
+# -------------------------------------------------------------------------------------------- file systems
+
+
+def mount(*words: str) -> None:
+    """Call mount."""
+    subprocess.run(["mount", *words], check=True, capture_output=True, text=True)
+
+
+@contextlib.contextmanager
+def tmpfs(folder: Path) -> Iterator[Path]:
+    """Mount a file system in memory."""
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=1G", "tmpfs", str(folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def enter_namespace() -> bool:
+    """Become root of a mount namespace, by starting anew; return False where this machine allows none."""
+    if IN_NAMESPACE in os.environ:
+        return True
+    unshare = ["unshare", "--map-root-user", "--mount"]
+    probe = "d=$(mktemp -d) && mount -t tmpfs -o size=64k tmpfs $d"
+    try:
+        subprocess.run([*unshare, "sh", "-c", probe], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    os.environ[IN_NAMESPACE] = "1"
+    os.execvp("unshare", [*unshare, sys.executable, "-m", "drills.faults", *sys.argv[1:]])
+
+
+# --------------------------------------------------------------------------------------------------- main
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script."""
+    parser = cli.build_stage_parser(__doc__)
+    names = [drill.inject.__name__ for drill in DRILLS]
+    parser.add_argument("--drills", nargs="+", choices=names, default=names, help="faults to inject")
+    parser.add_argument("--stages", nargs="+", choices=list(BY_NUMBER), default=list(BY_NUMBER), help="into these")
+    parser.add_argument("--tries", type=cli.positive_int, default=10, help="of each drill in each stage")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("demo/drills"), help="folder for all of it, emptied first"
+    )
+    parser.add_argument("--seed", type=cli.non_negative_int, default=42, help="seed of moments, sizes and bits")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    return parser
+
+
+def build_world(folder: Path, stages: Sequence[str], has_tmpfs: bool, seed: int) -> World:
+    """Make the recordings, and the undisturbed run of the stages and of those that they read from."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "raw").is_dir():
+        raise UsageError(f"--output_dir {folder} holds something else; name a new folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder = folder.resolve()
+    world = World(folder, random.Random(seed))
+    synthetic.write_recordings(folder / "raw", 4, 4, 1, (3.0, 5.0), seed, overwrite=False)
+    needed = set(stages)
+    for stage in reversed(STAGES):
+        if stage.number in needed:
+            needed |= {made_by for _, made_by in stage.inputs} | set(stage.more)
+    (folder / "reference").mkdir()
+    (folder / "tries").mkdir()
+    for stage in STAGES:
+        if stage.number not in needed:
+            continue
+        world.expect(0, "", stage, world.reference(stage.number))
+        if stage.number not in stages:
+            continue
+        disk = tmpfs(folder / f"disk-{stage.number}") if has_tmpfs else contextlib.nullcontext(folder / "again")
+        with disk as path:
+            path.mkdir(exist_ok=True)
+            start, peak = time.monotonic(), 0
+            process = world.start(stage, path / "out")
+            while process.is_alive():
+                peak = max(peak, shutil.disk_usage(path).used if has_tmpfs else 0)
+                process.join(0.002)
+            world.duration_s[stage.number], world.peak_bytes[stage.number] = time.monotonic() - start, peak
+            world.check_end(process, {0})
+            difference = first_difference(world.reference(stage.number), path / "out")
+            if difference:
+                raise InputError(f"stage {stage.number}: two undisturbed runs disagree: {difference}")
+            shutil.rmtree(path / "out")
+        log.info("stage %s: %.1f s, %.2f MB on disk", stage.number, world.duration_s[stage.number], peak / 1e6)
+    return world
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the drills and print the table."""
+    has_tmpfs = IN_NAMESPACE in os.environ
+    CONTEXT.set_forkserver_preload(IMPORTED)
+    world = build_world(args.output_dir, args.stages, has_tmpfs, args.seed)
+    print("| fault | how it is injected | stages | tried | survived | what is lost |\n|---|---|---|---|---|---|")
+    failures = []
+    for drill in DRILLS:
+        stages = [number for number in args.stages if number in drill.stages]
+        if drill.inject.__name__ not in args.drills or not stages:
+            continue
+        if drill.needs_tmpfs and not has_tmpfs:
+            log.warning("%s: left out, this machine lets nobody mount a file system in memory", drill.fault)
+            continue
+        n_tried = n_survived = 0
+        for number in stages:
+            for i in range(args.tries):
+                folder = world.folder / "tries" / f"{drill.inject.__name__}-{number}-{i}"
+                folder.mkdir()
+                world.printed.unlink(missing_ok=True)
+                n_tried += 1
+                try:
+                    drill.inject(world, BY_NUMBER[number], folder)
+                except (NotSurvived, StageError) as trouble:
+                    failures.append(f"{drill.fault}, stage {number}, {folder}: {trouble}")
+                    log.warning("%s", failures[-1])
+                    continue
+                n_survived += 1
+                shutil.rmtree(folder)
+            log.info("%s, stage %s: %d of %d survived so far", drill.fault, number, n_survived, n_tried)
+        names = ", ".join(stages)
+        print(f"| {drill.fault} | {drill.how} | {names} | {n_tried} | {n_survived} | {drill.lost} |", flush=True)
+    if failures:
+        raise NotAllSurvived(f"{len(failures)} tries were not survived; their folders are kept")
+
+
+class NotAllSurvived(StageError):
+    """A fault did harm."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    enter_namespace()
+    sys.exit(main())
