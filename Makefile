@@ -124,6 +124,8 @@ study-birds20 study-birds25: study-%: venv
 	done
 	$(STUDY) leak NAME=$*-whisper-base-0-1 \
 	    TRAIN_ARGS="--keep_layers 0-1 $(ENCODER_ARGS) --num_train_epochs $(EPOCHS)"
+	$(PY) -m benchmarks.latencies --runs_dir "$(OUT_DIR)/runs" --results_dir "$(OUT_DIR)/validation_results" --name $* \
+	    --seed $(firstword $(SEEDS)) --data_dir "$(OUT_DIR)/processed_data/$*-whisper-base-$(firstword $(SEEDS))"
 	$(PY) -m benchmarks.study_table --results_dir "$(OUT_DIR)/validation_results" --name $*
 
 test: venv

@@ -4,9 +4,9 @@
 
 Takes the results <name>-<model>-<seed> that `make study` left. Scores are on the test clips of all seeds
 together; 95 % intervals are from a bootstrap over groups, a group with its clips of every seed in which it is
-tested. A difference is that to the most accurate model, clip by clip. Results of a split by recording or by
-clip, <name>-<model>-recording-<seed> or -clip-, stand apart: they are no scores on unseen recordists, but
-what such a split would have claimed.
+tested. A difference is that to the most accurate model, clip by clip. What `make leak` left, <name>-<model>-clip-<seed>
+and so on, stands apart: it tells what another split would have claimed. Latencies are those of <name>-latency.csv,
+measured side by side by benchmarks.latencies; where it is missing, those that stage 03 measured one after the other.
 
 Writes <results_dir>/<name>-study.csv, .pdf and .png.
 """
@@ -30,8 +30,6 @@ from utils.splits import SPLIT_BY
 log = logging.getLogger(__name__)
 
 MARGIN = 0.02
-# The split that the study is about needs no name of its own.
-OTHER_SPLITS = tuple(name for name in SPLIT_BY if name != "recordist")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,13 +48,30 @@ def run(args: argparse.Namespace) -> None:
     rows = rows.assign(model=parts[0], seed=parts[1])[parts[0].notna()]
     if rows.empty:
         raise InputError(f"{args.results_dir} has no result {args.name}-<model>-<seed>; run make study")
-    elsewhere = rows["model"].str.extract(rf"-({'|'.join(OTHER_SPLITS)})$")[0]
-    table = study(rows[elsewhere.isna()], args.results_dir)
-    other = rows[elsewhere.notna()]
-    claims = pooled_scores(other, read_seeds(other, args.results_dir))
+    of_leak = rows["model"].str.contains(rf"-(?:{'|'.join(SPLIT_BY)})$")
+    table = study(rows[~of_leak], args.results_dir)
+    latencies = args.results_dir / f"{args.name}-latency.csv"
+    if latencies.exists():
+        table["latency_ms_median"] = table["model"].map(side_by_side(latencies, table["model"]))
+    claims = pooled_scores(rows[of_leak], read_seeds(rows[of_leak], args.results_dir))
     write_text(args.results_dir / f"{args.name}-study.csv", table.to_csv(index=False, float_format="%.6g"))
     draw(table, args.results_dir / f"{args.name}-study")
     print("\n".join([*markdown(table), "", *answers(table, claims)]))
+
+
+def side_by_side(path: Path, models: pd.Series) -> pd.Series:
+    """Return the latency of every model, in ms, from what `benchmarks.latencies` wrote.
+
+    Raises
+    ------
+    InputError
+        If one of the models is not in the table.
+    """
+    latencies = pd.read_csv(path, dtype={"model": str}).set_index("model")["latency_ms"]
+    missing = sorted(set(models) - set(latencies.index))
+    if missing:
+        raise InputError(f"{path} has no latency of {', '.join(missing)}; run benchmarks.latencies again, or delete it")
+    return latencies
 
 
 def read_seeds(rows: pd.DataFrame, results_dir: Path) -> dict[str, list[comparison.Scored]]:
@@ -165,8 +180,9 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
         sentence(f"fastest within {MARGIN:g} of it", near.loc[near["latency_ms_median"].idxmin()]),
     ]
     for _, row in claims.iterrows():
+        model, _, split = row["model"].rpartition("-")
         lines.append(
-            f"what another split would have claimed, {row['model']}: {row['accuracy']:.3f} "
+            f"what a split by {split} claims of {model}: {row['accuracy']:.3f} "
             f"[{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"
         )
     return lines

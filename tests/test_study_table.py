@@ -76,9 +76,23 @@ def test_answers_keep_to_what_is_shown(results_dir, capsys):
     assert smallest.startswith("smallest within 0.02 of it: half, accuracy 0.808 [")
     assert fastest.startswith("fastest within 0.02 of it: half")
     assert "25.0 M parameters, 50 ms; to the best -0.008 [" in fastest
-    assert claim.startswith("what another split would have claimed, half-clip: 0.983 [")
+    assert claim.startswith("what a split by clip claims of half: 0.983 [")
     row = pd.read_csv(results_dir / "birds-study.csv").set_index("model").loc["half"]
     assert smallest.endswith("is seen, not shown") == (row["difference_low"] < -0.02)
+
+
+def test_latencies_measured_side_by_side_replace_those_of_stage_03(results_dir, tmp_path, capsys, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(results_dir, copy)
+    latencies = pd.DataFrame({"model": ["cnn", "half", "whole"], "latency_ms": [3.0, 44.0, 33.0]})
+    latencies.to_csv(copy / "birds-latency.csv", index=False)
+    assert main(copy) == 0
+    table = pd.read_csv(copy / "birds-study.csv").set_index("model")
+    assert table["latency_ms_median"].to_dict() == {"whole": 33.0, "half": 44.0, "cnn": 3.0}
+    assert "fastest within 0.02 of it: whole" in capsys.readouterr().out
+    latencies[1:].to_csv(copy / "birds-latency.csv", index=False)
+    assert main(copy) == 3
+    assert "has no latency of cnn" in caplog.text
 
 
 def test_model_without_all_seeds_is_left_out(results_dir, tmp_path, caplog, capsys):
