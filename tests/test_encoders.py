@@ -238,6 +238,14 @@ def model_dir(tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "runs/wetland/model", "~/model"])
+def test_a_path_without_a_folder_is_not_looked_for_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr(encoders.AutoConfig, "from_pretrained", None)
+    for load in (lambda: encoders.load_any_model(name, "cpu"), lambda: encoders.load_base_model(name, ["a", "b"])):
+        with pytest.raises(InputError, match="cannot be loaded: no such folder"):
+            load()
+
+
 def test_model_folder_half_written(model_dir):
     weights = model_dir / "model.safetensors"
     whole = weights.read_bytes()

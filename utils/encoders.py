@@ -316,8 +316,18 @@ def resolve_model_dir(model_dir: Path) -> Path:
 
 
 def _name_or_folder(model: str) -> str:
-    """Return what `from_pretrained` takes for a run folder, a model folder, or a name on the hub."""
-    return str(resolve_model_dir(Path(model))) if Path(model).is_dir() else model
+    """Return what `from_pretrained` takes for a run folder, a model folder, or a name on the hub.
+
+    Raises
+    ------
+    InputError
+        If it can only be a path, and no folder is there: the hub would be asked for it, again and again.
+    """
+    if Path(model).is_dir():
+        return str(resolve_model_dir(Path(model)))
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise InputError(f"{model} cannot be loaded: no such folder, and no name on the hub looks like this")
+    return model
 
 
 def model_input(model_dir: Path) -> runs.Input:
