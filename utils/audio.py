@@ -151,7 +151,8 @@ class _Decoding:
         """Hand on float32 samples in [-1, 1] as int16; `samples` is overwritten."""
         if not len(samples):
             return
-        samples *= np.float32(PCM_SCALE)
+        with np.errstate(over="ignore"):  # what no longer fits is clipped below, and reported by its peak
+            samples *= np.float32(PCM_SCALE)
         np.rint(samples, out=samples)
         np.clip(samples, -PCM_SCALE, PCM_SCALE - 1, out=samples)
         pcm = samples.astype(np.int16)

@@ -457,13 +457,20 @@ def _read_state(checkpoint: Path) -> dict:
 
 
 def _last_whole_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end; delete those that were not."""
+    """Return the newest checkpoint from which a run goes on as if it had not stopped; delete newer ones.
+
+    The Trainer itself would start with a new optimizer, or end with another model than the best, where files are gone.
+    """
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
         try:
-            _read_state(path)  # the Trainer writes this file last
-            return path
-        except (OSError, ValueError):
-            log.warning("%s was not written to its end and is deleted", path)
-            shutil.rmtree(path, ignore_errors=True)  # every process of torchrun finds it
+            best = _read_state(path)["best_model_checkpoint"]  # the Trainer writes this file last
+            needed = [path / name for name in ("model.safetensors", "optimizer.pt", "scheduler.pt")]
+            needed += [checkpoints / Path(best).name / "model.safetensors"] if best else []
+            if all(file.is_file() for file in needed) and list(path.glob("rng_state*.pth")):
+                return path
+        except (OSError, ValueError, KeyError):
+            pass
+        log.warning("%s is not whole and is deleted", path)
+        shutil.rmtree(path, ignore_errors=True)  # every process of torchrun finds it
     return None
