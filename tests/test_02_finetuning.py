@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -210,6 +211,23 @@ def test_checkpoint_that_was_not_written_to_its_end(undisturbed, data_dir, base_
         patch.setattr(training.Trainer, "_save_rng_state", die)
         stage.main(args)
     assert not (tmp_path / "run" / "checkpoints" / "checkpoint-10" / "trainer_state.json").exists()
+    assert stage.main(args) == 0
+    assert_same_weights(weights_of(tmp_path / "run"), weights_of(undisturbed))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "all", "best"])
+def test_checkpoint_with_files_gone_is_not_gone_on_from(name, undisturbed, data_dir, base_dir, tmp_path, monkeypatch):
+    args = words(data_dir, tmp_path / "run", epochs=3, base_model=base_dir)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.encoders, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stage.main(args)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    last = max(checkpoints.iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    if name == "best":
+        state = json.loads((last / "trainer_state.json").read_text())
+        (checkpoints / Path(state["best_model_checkpoint"]).name / "model.safetensors").unlink()
+    for path in list(last.iterdir()) if name == "all" else [last / name] if name != "best" else []:
+        path.unlink()
     assert stage.main(args) == 0
     assert_same_weights(weights_of(tmp_path / "run"), weights_of(undisturbed))
 
