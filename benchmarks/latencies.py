@@ -21,6 +21,7 @@ import pandas as pd
 from utils import cli, clips, encoders, latency, runs
 from utils.errors import InputError
 from utils.files import write_text
+from utils.splits import SPLIT_BY
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Time the models; write the table and print it."""
-    pattern = re.compile(rf"{re.escape(args.name)}-(.+)-{args.seed}")
+    # What `make leak` left is a model of the study once more.
+    pattern = re.compile(rf"{re.escape(args.name)}-(.+)(?<!-{')(?<!-'.join(SPLIT_BY)})-{args.seed}")
     folders = {m[1]: path for path in sorted(args.runs_dir.glob("*")) if (m := pattern.fullmatch(path.name))}
     if not folders:
         raise InputError(f"{args.runs_dir} has no run {args.name}-<model>-{args.seed}; run make study")
