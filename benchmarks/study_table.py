@@ -141,11 +141,12 @@ def study(rows: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> list[str]:
     """Return the lines of the table: a line a model."""
     lines = [
-        "| model | | blocks | parameters (millions) | GMACs | latency (ms) | accuracy | macro F1 | to the best |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | model | | blocks | parameters (millions) | GMACs | latency (ms) | accuracy | macro F1 | to the best |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for _, row in table.iterrows():
+    for number, row in table.iterrows():
         cells = [
+            str(number + 1),
             row["model"],
             row["kind"],
             "" if row["kind"] == "CNN" else str(row["n_layers"]),
@@ -189,7 +190,7 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy with its interval against parameters and latency: one point a model, marked by its kind."""
+    """Draw accuracy with its interval against parameters and latency: one point a model, numbered as in the table."""
     with plots.style():
         fig = Figure(figsize=(9.5, 3.8), layout="constrained")
         panels = fig.subplots(1, 2, sharey=True)
@@ -201,17 +202,20 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 color = plots.COLOURS[number]
                 axes.vlines(own[column], own["accuracy_low"], own["accuracy_high"], color=color, linewidth=1, alpha=0.5)
                 axes.plot(own[column], own["accuracy"], linestyle="none", marker=marker, color=color, label=kind)
-                for _, row in own.iterrows():
+                for place, row in own.iterrows():  # neighbours in the table are often neighbours here
                     axes.annotate(
-                        plots.shorten(row["model"], 24),
+                        str(place + 1),
                         (row[column], row["accuracy"]),
-                        xytext=(4, 3),
+                        xytext=(4, 3) if place % 2 else (-4, 3),
+                        ha="left" if place % 2 else "right",
                         textcoords="offset points",
-                        fontsize=6.5,
+                        fontsize=7,
                     )
             plots.set_log_axis(axes, table[column], unit)
         panels[0].set(xlabel="parameters (millions)", ylabel="accuracy of test clips, with its 95 % interval")
         panels[1].set_xlabel("latency of one clip (ms)")
+        key = "\n".join(f"{place + 1}  {plots.shorten(model)}" for place, model in table["model"].items())
+        panels[1].text(1.04, 1, key, transform=panels[1].transAxes, va="top", fontsize=7, linespacing=1.5)
         panels[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(plots.KINDS), fontsize=7.5)
         plots.save_figure(fig, path)
 

@@ -64,8 +64,8 @@ def test_table_pools_the_seeds(results_dir, capsys):
         columns = ["difference", "difference_low", "difference_high"]
         assert row[columns].tolist() == pytest.approx(difference, abs=1e-5)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["whole", "half", "cnn"]
-    assert [line.split("|")[3].strip() for line in lines[2:5]] == ["12", "6", ""]
+    assert [line.split("|")[2].strip() for line in lines[2:5]] == ["whole", "half", "cnn"]
+    assert [line.split("|")[4].strip() for line in lines[2:5]] == ["12", "6", ""]
     assert {path.suffix for path in results_dir.glob("birds-study.*")} == {".csv", ".pdf", ".png"}
 
 
@@ -102,7 +102,7 @@ def test_model_without_all_seeds_is_left_out(results_dir, tmp_path, caplog, caps
     summary.rebuild_summary(copy)
     assert main(copy) == 0
     assert "whole is left out: it has 1 of 2 seeds" in caplog.text
-    assert capsys.readouterr().out.splitlines()[2].startswith("| half |")
+    assert capsys.readouterr().out.splitlines()[2].startswith("| 1 | half |")
 
 
 def test_no_such_study_or_other_clips(results_dir, tmp_path, caplog):
