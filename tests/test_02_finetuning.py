@@ -88,17 +88,19 @@ def test_run_folder(undisturbed, data_dir):
     assert config["data_sha256"] == next(i["sha256"] for i in record["inputs"] if i["name"] == "data_dir")
 
 
-def test_saved_model_is_the_best_checkpoint(undisturbed, data_dir):
-    """Recompute val accuracy and macro F1 with plain transformers and scikit-learn."""
+def test_saved_model_is_the_best_checkpoint(data_dir, base_dir, tmp_path):
+    """Recompute val accuracy and macro F1 with plain transformers and scikit-learn, both in float32."""
     from sklearn.metrics import accuracy_score, f1_score
 
-    model = AutoModelForAudioClassification.from_pretrained(undisturbed / "model").eval()
-    _, extractor = encoders.load_model(undisturbed, "cpu")
+    run_dir = tmp_path / "run"
+    assert stage.main(words(data_dir, run_dir, "--mixed_precision", "no", epochs=3, base_model=base_dir)) == 0
+    model = AutoModelForAudioClassification.from_pretrained(run_dir / "model").eval()
+    _, extractor = encoders.load_model(run_dir, "cpu")
     val = read_clips(data_dir, "val")
     inputs = extractor([val.audio(i) for i in range(len(val))], sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
         predicted = model(inputs["input_values"]).logits.argmax(dim=1).numpy()
-    best = json.loads((undisturbed / "run.json").read_text())["metrics"]
+    best = json.loads((run_dir / "run.json").read_text())["metrics"]
     truth = val.table["label_id"]
     assert accuracy_score(truth, predicted) == pytest.approx(best["eval_accuracy"])
     assert f1_score(truth, predicted, average="macro") == pytest.approx(best["eval_macro_f1"])
