@@ -149,5 +149,5 @@ drills: venv
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_fuzz.py --hypothesis-profile drills
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache
+	rm -rf demo .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -exec rm -rf {} +

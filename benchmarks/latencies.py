@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.study_table import OF_LEAK
 from utils import cli, clips, encoders, latency, runs
 from utils.errors import InputError
 from utils.files import write_text
-from utils.splits import SPLIT_BY
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", type=Path, required=True, help="output folder of 01: its first test clip is used")
     parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder to write to")
     parser.add_argument("--rounds", type=cli.positive_int, default=5, help="times that each model has its turn")
-    parser.add_argument(
-        "--seconds",
-        type=cli.positive_float,
-        default=1.0,
-        help="of a turn, which has 20 to 100 passes",
-    )
+    parser.add_argument("--seconds", type=cli.positive_float, default=1.0, help="of a turn, which has 20 to 100 passes")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="device to time on")
     parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
     return parser
@@ -50,9 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Time the models; write the table and print it."""
-    # What `make leak` left is a model of the study once more.
-    pattern = re.compile(rf"{re.escape(args.name)}-(.+)(?<!-{')(?<!-'.join(SPLIT_BY)})-{args.seed}")
-    folders = {m[1]: path for path in sorted(args.runs_dir.glob("*")) if (m := pattern.fullmatch(path.name))}
+    pattern = re.compile(rf"{re.escape(args.name)}-(.+)-{args.seed}")
+    found = {m[1]: path for path in sorted(args.runs_dir.glob("*")) if (m := pattern.fullmatch(path.name))}
+    folders = {name: path for name, path in found.items() if not OF_LEAK.search(name)}
     if not folders:
         raise InputError(f"{args.runs_dir} has no run {args.name}-<model>-{args.seed}; run make study")
     device = runs.resolve_device(args.device)

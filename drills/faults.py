@@ -576,18 +576,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def build_world(folder: Path, stages: Sequence[str], has_tmpfs: bool, seed: int) -> World:
     """Make the recordings, and the undisturbed run of the stages and of those that they read from."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "raw").is_dir():
+    if folder.exists() and any(folder.iterdir()) and not (folder / "reference").is_dir():
         raise UsageError(f"--output_dir {folder} holds something else; name a new folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder = folder.resolve()
+    (folder / "reference").mkdir(parents=True)
+    (folder / "tries").mkdir()
     world = World(folder, random.Random(seed))
     synthetic.write_recordings(folder / "raw", 4, 4, 1, (3.0, 5.0), seed, overwrite=False)
     needed = set(stages)
     for stage in reversed(STAGES):
         if stage.number in needed:
             needed |= {made_by for _, made_by in stage.inputs} | set(stage.more)
-    (folder / "reference").mkdir()
-    (folder / "tries").mkdir()
     for stage in STAGES:
         if stage.number not in needed:
             continue

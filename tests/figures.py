@@ -1,5 +1,8 @@
 """What tests ask of figures."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, Tick
@@ -32,3 +35,16 @@ def lines(axes: Axes) -> dict:
 def _is_within(axis: Axis, tick: Tick) -> bool:
     low, high = sorted(axis.get_view_interval())
     return low <= tick.get_loc() <= high
+
+
+def check_same_bytes(draw: Callable[[Path], None], folder: Path) -> None:
+    """Check that a figure, drawn twice under a name without suffix, is the same PDF and the same PNG."""
+    for stem in ("first.v1", "second"):
+        draw(folder / stem)
+    assert {path.name for path in folder.iterdir()} == {
+        f"{stem}.{kind}" for stem in ("first.v1", "second") for kind in ("pdf", "png")
+    }
+    for kind, start in (("pdf", b"%PDF"), ("png", b"\x89PNG")):
+        content = (folder / f"second.{kind}").read_bytes()
+        assert content == (folder / f"first.v1.{kind}").read_bytes()
+        assert content.startswith(start)

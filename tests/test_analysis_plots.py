@@ -6,7 +6,7 @@ import pytest
 from matplotlib.collections import FillBetweenPolyCollection, PatchCollection
 from matplotlib.colors import to_rgba
 
-from tests.figures import lines, no_overlap
+from tests.figures import check_same_bytes, lines, no_overlap
 from utils import analysis_plots
 from utils.analysis_plots import Similarity
 
@@ -99,17 +99,8 @@ def n_hatched(axes):
 
 def test_same_content_gives_the_same_bytes(tmp_path):
     tables = everything(2)
-    for stem in ("first.v1", "second"):
-        analysis_plots.overview_figure(
-            tmp_path / stem, **{name: tables[name] for name in ("convexity", "influence", "angular_distance")}
-        )
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"{stem}.{kind}" for stem in ("first.v1", "second") for kind in ("pdf", "png")
-    }
-    for kind, start in (("pdf", b"%PDF"), ("png", b"\x89PNG")):
-        content = (tmp_path / f"second.{kind}").read_bytes()
-        assert content == (tmp_path / f"first.v1.{kind}").read_bytes()
-        assert content.startswith(start)
+    shown = {name: tables[name] for name in ("convexity", "influence", "angular_distance")}
+    check_same_bytes(lambda path: analysis_plots.overview_figure(path, **shown), tmp_path)
 
 
 def test_convexity_draws_curve_interval_null_and_shares(drawn):

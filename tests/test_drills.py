@@ -6,7 +6,7 @@ import pytest
 
 from drills import faults
 from utils import runs
-from utils.files import write_text
+from utils.files import sha256_of_file, write_json, write_text
 
 
 def test_a_row_for_each_drill_that_can_be_run(tmp_path, capsys, caplog, monkeypatch):
@@ -35,6 +35,12 @@ def test_what_was_not_survived_is_told_and_kept(tmp_path, capsys, caplog, monkey
     assert (tmp_path / "drills" / "tries" / "harm-01-0" / "evidence").exists()
 
 
+def test_a_folder_of_something_else_is_not_emptied(tmp_path, caplog):
+    (tmp_path / "raw").mkdir()  # such as that of make demo
+    assert faults.main(["--output_dir", str(tmp_path)]) == 2
+    assert "holds something else" in caplog.text and (tmp_path / "raw").is_dir()
+
+
 @pytest.fixture
 def folders(tmp_path):
     pair = []
@@ -46,7 +52,7 @@ def folders(tmp_path):
         (folder / "model.safetensors").write_bytes(b"weights")
         outputs = [{"path": path.name, "bytes": 1, "sha256": "x"} for path in sorted(folder.iterdir())]
         record = {"stage": "07_manual_pruning", "status": "complete", "arguments": {}, "inputs": [], "attempts": 1}
-        runs.write_json(folder / runs.RECORD_NAME, {**record, "outputs": outputs})
+        write_json(folder / runs.RECORD_NAME, {**record, "outputs": outputs})
         pair.append(folder)
     return pair
 
@@ -66,7 +72,7 @@ def test_runs_may_differ_in_what_is_measured_and_in_nothing_else(folders):
         assert faults.first_difference(reference, again).startswith(name)
         (again / name).write_bytes(before)
     record = runs.read_record(again)
-    runs.write_json(again / runs.RECORD_NAME, {**record, "outputs": record["outputs"][1:]})
+    write_json(again / runs.RECORD_NAME, {**record, "outputs": record["outputs"][1:]})
     assert "best.json" in faults.first_difference(reference, again)
 
 
@@ -92,11 +98,11 @@ def test_a_complete_folder_is_no_half_result(folders):
     record = runs.read_record(folders[1])
     outputs = [{**o, "bytes": (folders[1] / o["path"]).stat().st_size} for o in record["outputs"]]
     for output in outputs:
-        output["sha256"] = runs.sha256_of_file(folders[1] / output["path"])
-    runs.write_json(folders[1] / runs.RECORD_NAME, {**record, "outputs": outputs})
+        output["sha256"] = sha256_of_file(folders[1] / output["path"])
+    write_json(folders[1] / runs.RECORD_NAME, {**record, "outputs": outputs})
     with pytest.raises(faults.NotSurvived, match="passes for a result"):
         faults.check_no_result(stage, folders[1], folders[0])
-    runs.write_json(folders[1] / runs.RECORD_NAME, {**record, "status": "interrupted"})
+    write_json(folders[1] / runs.RECORD_NAME, {**record, "status": "interrupted"})
     faults.check_no_result(stage, folders[1], folders[0])
 
 

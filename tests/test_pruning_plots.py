@@ -6,7 +6,7 @@ import pytest
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_rgba
 
-from tests.figures import lines, no_overlap
+from tests.figures import check_same_bytes, lines, no_overlap
 from utils import pruning_plots
 from utils.cli import format_layer_list
 from utils.errors import UsageError
@@ -89,15 +89,7 @@ def kept_cells(axes):
     ids=["strategy", "kept_grids", "strategies", "pareto"],
 )
 def test_same_content_gives_the_same_bytes(tmp_path, draw):
-    for stem in ("first.v1", "second"):
-        draw(tmp_path / stem)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"{stem}.{kind}" for stem in ("first.v1", "second") for kind in ("pdf", "png")
-    }
-    for kind, start in (("pdf", b"%PDF"), ("png", b"\x89PNG")):
-        content = (tmp_path / f"second.{kind}").read_bytes()
-        assert content == (tmp_path / f"first.v1.{kind}").read_bytes()
-        assert content.startswith(start)
+    check_same_bytes(draw, tmp_path)
 
 
 def test_a_table_that_was_read_again_gives_the_same_figure(tmp_path):

@@ -6,6 +6,7 @@ folder and environment. Signals are passed on, and the exit code comes back.
 """
 
 import array
+import importlib
 import json
 import os
 import runpy
@@ -67,13 +68,10 @@ def ask(address: str, words: list[str]) -> int:
 def wait(address: str) -> None:
     """Import what the stages need, and run scripts for ever."""
     sys.path.insert(0, str(Path.cwd()))
-    import utils.analysis_plots
-    import utils.latency
-    import utils.pruning_plan
-    import utils.pruning_plots
-    import utils.summary
-    import utils.training  # noqa: F401
+    from drills.faults import IMPORTED
 
+    for name in IMPORTED:
+        importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
