@@ -135,10 +135,18 @@ def test_mixed_precision_is_used_where_asked_and_weights_stay_float32(data_dir, 
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
 
 
-@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", None])
-def test_auto_takes_bfloat16_where_the_processor_is_made_for_it(capability, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True, "avx2": True})
-    assert training.uses_bf16("auto", "cpu") == (capability is not None)
+@pytest.mark.parametrize(
+    ("cpu_name", "capability", "expected"),
+    [
+        ("AMD EPYC 9B14", "avx512_bf16", True),
+        ("Intel Xeon", "amx_bf16", True),
+        ("Intel Xeon", "avx512_bf16", False),
+        ("AMD EPYC 7B12", "avx2", False),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_is_faster_with_it(monkeypatch, cpu_name, capability, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": cpu_name, capability: True})
+    assert training.uses_bf16("auto", "cpu") == expected
 
 
 # ------------------------------------------------------------------------------------------- resuming
