@@ -26,6 +26,8 @@ RUN_DIR      = $(OUT_DIR)/runs/$(NAME)
 RESULTS_DIR  = $(OUT_DIR)/validation_results/$(NAME)
 ANALYSIS_DIR = $(OUT_DIR)/analysis_results/$(NAME)
 SEEDS       ?= 1 2 3
+# Ways of splitting that `make leak` compares.
+SPLITS      ?= recordist recording clip
 # Of each drill, in each stage.
 TRIES       ?= 10
 # Models of the ladder: from the front end alone to all blocks of the base model.
@@ -34,7 +36,7 @@ RUNGS       ?= none 0 0-1 0-2 0-3 0-4 0-5
 # The study's data sets and encoders, and how it trains them; learning rate and augmentations by val clips of seed 1.
 SHARED      ?= ../shared
 ENCODER_ARGS = --learning_rate 1e-4 --per_device_train_batch_size 4 --augment roll gain specaugment \
-               --early_stopping_patience 10
+               --early_stopping_patience 10 --num_train_epochs $(EPOCHS)
 STUDY        = $(MAKE) --no-print-directory BASE_MODEL=$(SHARED)/models/whisper-base-encoder \
                RAW_DIR=$(SHARED)/data/$* METADATA=$(SHARED)/data/$*/metadata.csv DATA_ARGS="--min_recordings 5"
 
@@ -76,10 +78,12 @@ model: venv
 	$(PY) 03_model_validation.py --model_dir "$(RUN_DIR)" --data_dir "$(DATA_DIR)" --seed $(SEED) \
 	    --output_dir "$(RESULTS_DIR)" $(VALIDATE_ARGS)
 
-# What a split by recording or by clip would have claimed: all three splits, each seed.
+# What a split by recording or by clip would have claimed: all three splits, each seed. By recordist, as everywhere
+# else, it is <name>-<seed>.
 leak: venv
-	@for seed in $(SEEDS); do for split_by in recordist recording clip; do \
-	    $(MAKE) --no-print-directory model SEED=$$seed SPLIT_BY=$$split_by NAME=$(NAME)-$$split_by-$$seed || exit; \
+	@for seed in $(SEEDS); do for split_by in $(SPLITS); do \
+	    case $$split_by in recordist) name=$(NAME)-$$seed ;; *) name=$(NAME)-$$split_by-$$seed ;; esac; \
+	    $(MAKE) --no-print-directory model SEED=$$seed SPLIT_BY=$$split_by NAME=$$name || exit; \
 	done; done
 	$(PY) -m benchmarks.leak_table --summary "$(OUT_DIR)/validation_results/summary.csv" --name $(NAME)
 
@@ -104,7 +108,7 @@ study:
 study-birds20: EPOCHS = 10
 study-birds25: EPOCHS = 5
 study-birds20 study-birds25: study-%: venv
-	$(STUDY) ladder NAME=$*-whisper-base TRAIN_ARGS="$(ENCODER_ARGS) --num_train_epochs $(EPOCHS)"
+	$(STUDY) ladder NAME=$*-whisper-base TRAIN_ARGS="$(ENCODER_ARGS)" RUNGS="$(RUNGS)"
 	@for seed in $(SEEDS); do \
 	    whole=$*-whisper-base-$(lastword $(RUNGS))-$$seed; \
 	    for n in 1 2 3 4 5; do \
@@ -117,13 +121,12 @@ study-birds20 study-birds25: study-%: venv
 	    done; \
 	    same="SEED=$$seed DATA_DIR=$(OUT_DIR)/processed_data/$*-whisper-base-$$seed"; \
 	    $(STUDY) model $$same NAME=$*-whisper-tiny-$$seed BASE_MODEL=$(SHARED)/models/whisper-tiny-en-encoder \
-	        TRAIN_ARGS="$(ENCODER_ARGS) --num_train_epochs $(EPOCHS)" && \
+	        TRAIN_ARGS="$(ENCODER_ARGS)" && \
 	    for cnn in waveform melspectrogram; do \
 	        $(STUDY) model $$same NAME=$*-cnn-$$cnn-$$seed TRAIN="06_cnn.py --architecture $$cnn" || exit; \
 	    done || exit; \
 	done
-	$(STUDY) leak NAME=$*-whisper-base-0-1 \
-	    TRAIN_ARGS="--keep_layers 0-1 $(ENCODER_ARGS) --num_train_epochs $(EPOCHS)"
+	$(STUDY) leak NAME=$*-whisper-base-0-1 SPLITS="recording clip" TRAIN_ARGS="--keep_layers 0-1 $(ENCODER_ARGS)"
 	$(PY) -m benchmarks.latencies --runs_dir "$(OUT_DIR)/runs" --results_dir "$(OUT_DIR)/validation_results" --name $* \
 	    --seed $(firstword $(SEEDS)) --data_dir "$(OUT_DIR)/processed_data/$*-whisper-base-$(firstword $(SEEDS))"
 	$(PY) -m benchmarks.study_table --results_dir "$(OUT_DIR)/validation_results" --name $*

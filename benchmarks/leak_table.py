@@ -2,7 +2,8 @@
 
     python -m benchmarks.leak_table --summary validation_results/summary.csv --name birds
 
-Reads the rows that `make leak` wrote, <name>-<split_by>-<seed>; an interval is that of one seed's test clips.
+Reads the rows that `make leak` wrote: <name>-<seed> by recordist, <name>-recording-<seed>, <name>-clip-<seed>. An
+interval is that of one seed's test clips.
 """
 
 import argparse
@@ -32,11 +33,12 @@ def run(args: argparse.Namespace) -> None:
     rows = summary.read_metrics(args.summary)
     lines = ["| split by | test clips | accuracy | mean | macro F1 | mean |", "|---|---|---|---|---|---|"]
     for split_by in SPLIT_BY:
-        own = rows[rows["model_name"].str.fullmatch(rf"{re.escape(args.name)}-{split_by}-\d+")]
+        name = args.name if split_by == SPLIT_BY[0] else f"{args.name}-{split_by}"
+        own = rows[rows["model_name"].str.fullmatch(rf"{re.escape(name)}-\d+")]
         if len(own):
             lines.append(table_line(split_by, own))
     if len(lines) == 2:
-        raise InputError(f"{args.summary} has no row {args.name}-<split_by>-<seed>; run make leak NAME={args.name}")
+        raise InputError(f"{args.summary} has no row {args.name}-<seed>; run make leak NAME={args.name}")
     print("\n".join(lines))
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MARGIN = 0.02
 # What `make leak` leaves is a model of the study once more, by the way of splitting.
-OF_LEAK = re.compile(rf"-(?:{'|'.join(SPLIT_BY)})$")
+OF_LEAK = re.compile(rf"-(?:{'|'.join(SPLIT_BY[1:])})$")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -182,12 +182,13 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
         sentence(f"smallest within {MARGIN:g} of it", near.loc[near["n_parameters"].idxmin()]),
         sentence(f"fastest within {MARGIN:g} of it", near.loc[near["latency_ms_median"].idxmin()]),
     ]
-    for _, row in claims.iterrows():
-        model, _, split = row["model"].rpartition("-")
-        lines.append(
-            f"what a split by {split} claims of {model}: {row['accuracy']:.3f} "
-            f"[{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"
-        )
+    accuracies = pd.concat([table, claims]).set_index("model")[["accuracy", "accuracy_low", "accuracy_high"]]
+    for claimed in claims["model"]:
+        model, _, split = claimed.rpartition("-")
+        line = "what a split by {} claims of {}: {:.3f} [{:.3f}, {:.3f}]".format(split, model, *accuracies.loc[claimed])
+        if model in accuracies.index:
+            line += "; it has {:.3f} [{:.3f}, {:.3f}]".format(*accuracies.loc[model])
+        lines.append(line)
     return lines
 
 

@@ -23,10 +23,10 @@ def write_summary(path, rows: dict[str, tuple[float, float]]) -> None:
 def test_table(tmp_path, capsys):
     rows = {
         "birds-clip-1": (0.7, 0.6),
-        "birds-recordist-1": (0.3, 0.25),
-        "birds-recordist-2": (0.4, 0.35),
-        "birds-recordist-2-again": (0.9, 0.9),
-        "other-recordist-1": (0.9, 0.9),
+        "birds-1": (0.3, 0.25),
+        "birds-2": (0.4, 0.35),
+        "birds-2-again": (0.9, 0.9),
+        "other-1": (0.9, 0.9),
     }
     write_summary(tmp_path / "summary.csv", rows)
     assert leak_table.main(["--summary", str(tmp_path / "summary.csv"), "--name", "birds"]) == 0

@@ -77,6 +77,7 @@ def test_answers_keep_to_what_is_shown(results_dir, capsys):
     assert fastest.startswith("fastest within 0.02 of it: half")
     assert "25.0 M parameters, 50 ms; to the best -0.008 [" in fastest
     assert claim.startswith("what a split by clip claims of half: 0.983 [")
+    assert "]; it has 0.808 [" in claim
     row = pd.read_csv(results_dir / "birds-study.csv").set_index("model").loc["half"]
     assert smallest.endswith("is seen, not shown") == (row["difference_low"] < -0.02)
 
