@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MARGIN = 0.02
 # What `make leak` leaves is a model of the study once more, by the way of splitting.
-OF_LEAK = re.compile(rf"-(?:{'|'.join(SPLIT_BY[1:])})$")
+OF_LEAK = re.compile(rf"-(?:{'|'.join(SPLIT_BY)})$")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -182,6 +182,8 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
         sentence(f"smallest within {MARGIN:g} of it", near.loc[near["n_parameters"].idxmin()]),
         sentence(f"fastest within {MARGIN:g} of it", near.loc[near["latency_ms_median"].idxmin()]),
     ]
+    if claims.empty:
+        return lines
     accuracies = pd.concat([table, claims]).set_index("model")[["accuracy", "accuracy_low", "accuracy_high"]]
     for claimed in claims["model"]:
         model, _, split = claimed.rpartition("-")

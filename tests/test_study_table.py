@@ -106,6 +106,14 @@ def test_model_without_all_seeds_is_left_out(results_dir, tmp_path, caplog, caps
     assert capsys.readouterr().out.splitlines()[2].startswith("| 1 | half |")
 
 
+def test_without_other_splits_there_is_no_claim(results_dir, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(results_dir, copy, ignore=shutil.ignore_patterns("birds-half-clip-*"))
+    summary.rebuild_summary(copy)
+    assert main(copy) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("fastest within 0.02 of it: half")
+
+
 def test_no_such_study_or_other_clips(results_dir, tmp_path, caplog):
     assert main(results_dir, name="wetland") == 3
     assert "run make study" in caplog.text
