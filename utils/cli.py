@@ -79,6 +79,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--per_device_eval_batch_size", type=positive_int, default=16, help="the same in evaluation")
     add("--gradient_accumulation_steps", type=positive_int, default=1, help="batches in an optimizer step")
     add("--learning_rate", type=positive_float, default=1e-4, help="peak learning rate of AdamW, falling linearly")
+    add(
+        "--head_learning_rate",
+        type=positive_float,
+        default=None,
+        help="the same for the head, whose weights are new (default: that of --learning_rate)",
+    )
     add("--weight_decay", type=non_negative_float, default=0.01, help="weight decay of AdamW")
     add("--warmup_ratio", type=fraction, default=0.1, help="share of all steps in which the learning rate rises")
     add("--label_smoothing_factor", type=fraction, default=0.1, help="share of a target spread over all classes")

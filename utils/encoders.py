@@ -299,6 +299,12 @@ def _head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
     return (*(f"{name}." for name in head), "layer_weights")
 
 
+def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the parameters of the head: what a base model has not, and fine-tuning adds."""
+    head = _head_prefixes(model)
+    return [parameter for name, parameter in model.named_parameters() if name.startswith(head)]
+
+
 def base_model_input(base_model: str) -> runs.Input:
     """Describe a base model as the input of a stage: a local folder by its content, others by name."""
     folder = Path(base_model)

@@ -50,6 +50,7 @@ class TrainingSettings:
     per_device_eval_batch_size: int
     gradient_accumulation_steps: int
     learning_rate: float
+    head_learning_rate: float | None
     weight_decay: float
     warmup_ratio: float
     label_smoothing_factor: float
@@ -146,8 +147,9 @@ def train(
         log.info("going on from %s", last)
     collator = Collator(extractor, model.main_input_name, train_clips, settings.augment, settings.seed)
     writes = runs.is_first_process()
-    trainer = Trainer(
+    trainer = HeadRateTrainer(
         model=model,
+        head_learning_rate=settings.head_learning_rate,
         args=_trainer_arguments(settings, checkpoints, device),
         data_collator=collator,
         train_dataset=train_clips,
@@ -192,6 +194,33 @@ def train(
         # Optimizer states are three times the size of the model and of no use to a finished run.
         shutil.rmtree(checkpoints)
     trainer.accelerator.wait_for_everyone()
+
+
+class HeadRateTrainer(Trainer):
+    """A Trainer that can give the head a learning rate of its own.
+
+    Parameters
+    ----------
+    head_learning_rate : float, optional
+        Peak learning rate of the head; it rises and falls with the encoder's. Default: the encoder's.
+    **kwargs
+        Of the Trainer.
+    """
+
+    def __init__(self, *, head_learning_rate: float | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.head_learning_rate = head_learning_rate
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        """Return the Trainer's optimizer, the head's parameters in groups of their own where they have a rate."""
+        optimizer = super().create_optimizer(model)
+        if self.head_learning_rate is not None:
+            head = {id(parameter) for parameter in encoders.head_parameters(self.model)}
+            for group in list(optimizer.param_groups):
+                moved = [parameter for parameter in group["params"] if id(parameter) in head]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
+                optimizer.add_param_group({**group, "params": moved, "lr": self.head_learning_rate})
+        return optimizer
 
 
 def uses_bf16(mixed_precision: str, device: str) -> bool:
