@@ -33,9 +33,9 @@ TRIES       ?= 10
 # Models of the ladder: from the front end alone to all blocks of the base model.
 RUNGS       ?= none 0 0-1 0-2 0-3 0-4 0-5
 
-# The study's data sets and encoders, and how it trains them; learning rate and augmentations by val clips of seed 1.
+# The study's data sets and encoders, and how it trains them; learning rates and augmentations by val clips of seed 1.
 SHARED      ?= ../shared
-ENCODER_ARGS = --learning_rate 1e-4 --per_device_train_batch_size 4 --augment roll gain specaugment \
+ENCODER_ARGS = $(RATES) --per_device_train_batch_size 4 --augment roll gain specaugment \
                --early_stopping_patience 10 --num_train_epochs $(EPOCHS)
 STUDY        = $(MAKE) --no-print-directory BASE_MODEL=$(SHARED)/models/whisper-base-encoder \
                RAW_DIR=$(SHARED)/data/$* METADATA=$(SHARED)/data/$*/metadata.csv DATA_ARGS="--min_recordings 5" \
@@ -108,7 +108,9 @@ study study-birds20 study-birds25: OUT_DIR = study
 study:
 	$(MAKE) --no-print-directory study-birds20 study-birds25
 
+study-birds20: RATES = --learning_rate 1e-4
 study-birds20: EPOCHS = 10
+study-birds25: RATES = --learning_rate 5e-5 --head_learning_rate 1e-3
 study-birds25: EPOCHS = 5
 study-birds20 study-birds25: study-%: venv
 	$(STUDY) ladder NAME=$*-whisper-base TRAIN_ARGS="$(ENCODER_ARGS)" RUNGS="$(RUNGS)"
