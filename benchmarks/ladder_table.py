@@ -1,4 +1,4 @@
-"""Compare pruning before and after fine-tuning, from what `make ladder` left: tables in Markdown, and a figure.
+"""Compare pruning before and after fine-tuning, from what benchmarks.study left: tables in Markdown, and a figure.
 
     python -m benchmarks.ladder_table --results_dir validation_results --name birds
 
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
-    parser.add_argument("--name", default="birds", help="NAME that was given to make ladder")
+    parser.add_argument("--name", default="birds", help="what the names of its results begin with")
     parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
     return parser
 
@@ -61,7 +61,7 @@ def fine_tuned(results_dir: Path, name: str) -> pd.DataFrame:
     parts = rows["model_name"].str.extract(rf"^{re.escape(name)}-({KEEP})-(\d+)$")
     rows = rows.assign(seed=parts[1])[parts[0].notna() & (parts[0] == rows["kept_layers"])]
     if rows.empty:
-        raise InputError(f"{results_dir} has no model {name}-<kept layers>-<seed>; run make ladder NAME={name}")
+        raise InputError(f"{results_dir} has no model {name}-<kept layers>-<seed>; run benchmarks.study")
     return rows.sort_values(["n_layers", "seed"], ignore_index=True)
 
 

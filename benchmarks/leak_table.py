@@ -1,8 +1,8 @@
-"""Print what three ways of splitting claim for the same model: the table of `make leak`, in Markdown.
+"""Print what three ways of splitting claim for the same model: a table of `make study`, in Markdown.
 
     python -m benchmarks.leak_table --summary validation_results/summary.csv --name birds
 
-Reads the rows that `make leak` wrote: <name>-<seed> by recordist, <name>-recording-<seed>, <name>-clip-<seed>. An
+Reads the rows that benchmarks.study left: <name>-<seed> by recordist, <name>-recording-<seed>, <name>-clip-<seed>. An
 interval is that of one seed's test clips.
 """
 
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--summary", type=Path, default=Path("validation_results/summary.csv"), help="table to read")
-    parser.add_argument("--name", default="birds", help="NAME that was given to make leak")
+    parser.add_argument("--name", default="birds", help="what the names of its results begin with")
     parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
     return parser
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
         if len(own):
             lines.append(table_line(split_by, own))
     if len(lines) == 2:
-        raise InputError(f"{args.summary} has no row {args.name}-<seed>; run make leak NAME={args.name}")
+        raise InputError(f"{args.summary} has no row {args.name}-<seed>; run benchmarks.study")
     print("\n".join(lines))
 
 

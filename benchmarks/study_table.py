@@ -4,9 +4,10 @@
 
 Takes the results <name>-<model>-<seed> that `make study` left. Scores are on the test clips of all seeds
 together; 95 % intervals are from a bootstrap over groups, a group with its clips of every seed in which it is
-tested. A difference is that to the most accurate model, clip by clip. What `make leak` left, <name>-<model>-clip-<seed>
-and so on, stands apart: it tells what another split would have claimed. Latencies are those of <name>-latency.csv,
-measured side by side by benchmarks.latencies; where it is missing, those that stage 03 measured one after the other.
+tested. A difference is that to the most accurate model, clip by clip. What other splits left,
+<name>-<model>-clip-<seed> and so on, stands apart: it tells what another split would have claimed. Latencies are those
+of <name>-latency.csv, measured side by side by benchmarks.latencies; where it is missing, those that stage 03 measured
+one after the other.
 
 Writes <results_dir>/<name>-study.csv, .pdf and .png.
 """
@@ -30,7 +31,7 @@ from utils.splits import SPLIT_BY
 log = logging.getLogger(__name__)
 
 MARGIN = 0.02
-# What `make leak` leaves is a model of the study once more, by the way of splitting.
+# A model of the study once more, by the way of splitting.
 OF_LEAK = re.compile(rf"-(?:{'|'.join(SPLIT_BY)})$")
 
 

@@ -14,13 +14,12 @@ The full and the read-only disk are small file systems in memory. They need Linu
 import argparse
 import contextlib
 import csv
+import functools
 import json
 import logging
-import multiprocessing
 import os
 import random
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -29,22 +28,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.stage_processes import start_stage
 from utils import cli, runs, synthetic
 from utils.errors import InputError, StageError, UsageError
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent
 IN_NAMESPACE = "DRILLS_IN_NAMESPACE"
-# Imported once, in the process that all stages are forked from: to import PyTorch takes longer than most stages here.
-IMPORTED = ["utils.analysis_plots", "utils.latency", "utils.preparation", "utils.pruning_plan"]
-IMPORTED += ["utils.pruning_plots", "utils.summary", "utils.training"]
-CONTEXT = multiprocessing.get_context("forkserver")
 # Measured anew in each run, or the name of the output folder: no part of what two runs have in common.
 MEASURED = re.compile("latency|seconds|throughput|real_time_factor|peak_memory|git_commit|model_name")
 TRAINING = ["--num_train_epochs", "2", "--early_stopping_patience", "2", "--learning_rate", "1e-3"]
@@ -141,11 +135,8 @@ class World:
         for argument, made_by in stage.inputs:
             words += [f"--{argument}", str(self.reference(made_by))]
         words += ["--output_dir", str(output_dir), "--device", "cpu"]
-        is_ready = CONTEXT.Event()
-        process = CONTEXT.Process(target=become, args=(stage.script, words, self.printed, clock_s, is_ready))
-        process.start()
-        is_ready.wait()
-        return process
+        prepare = functools.partial(set_clock, clock_s) if clock_s else None
+        return start_stage(stage.script, words, self.printed, prepare)
 
     def wait_a_moment(self, stage: Stage, process: BaseProcess) -> None:
         """Wait for some part of the time that the stage takes, or until it has ended."""
@@ -177,19 +168,6 @@ class World:
         difference = first_difference(self.reference(stage.number), output_dir)
         if difference:
             raise NotSurvived(f"run again it left something else: {difference}")
-
-
-def become(script: str, words: list[str], printed: Path, clock_s: float, is_ready: Event) -> None:
-    """Be a stage, in a process of its own."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # as jobs/stage.sh leaves it
-    is_ready.set()
-    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    if clock_s:
-        set_clock(clock_s)
-    sys.argv = [script, *words]
-    runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def set_clock(ahead_s: float) -> None:
@@ -615,7 +593,6 @@ def build_world(folder: Path, stages: Sequence[str], has_tmpfs: bool, seed: int)
 def run(args: argparse.Namespace) -> None:
     """Run the drills and print the table."""
     has_tmpfs = IN_NAMESPACE in os.environ
-    CONTEXT.set_forkserver_preload(IMPORTED)
     world = build_world(args.output_dir, args.stages, has_tmpfs, args.seed)
     print("| fault | how it is injected | stages | tried | survived | what is lost |\n|---|---|---|---|---|---|")
     failures = []

@@ -123,6 +123,29 @@ def test_it_learns(data_dir, tmp_path):
     assert curves["train_loss"].iloc[-1] < curves["train_loss"].iloc[0]
 
 
+def test_head_has_its_own_learning_rate(data_dir, base_dir, tmp_path):
+    """At a rate next to nothing the weights stay what they were."""
+    weights = {}
+    for name, rates in {"neither": (1e-30, 1e-30), "encoder": (1e-3, 1e-30), "head": (1e-30, 1e-3)}.items():
+        more = ("--learning_rate", rates[0], "--head_learning_rate", rates[1], "--weight_decay", 0)
+        assert stage.main(words(data_dir, tmp_path / name, *more, epochs=1, base_model=base_dir)) == 0
+        weights[name] = weights_of(tmp_path / name)
+    first = weights["neither"]
+    moved = {
+        name: {key for key, value in first.items() if not torch.allclose(value, weights[name][key], atol=1e-9)}
+        for name in ("encoder", "head")
+    }
+    head = {key for key in first if key.startswith(("projector.", "classifier."))}
+    assert len(head) == 4 and moved["head"] == head
+    assert len(moved["encoder"]) > len(head) and not moved["encoder"] & head
+
+
+def test_head_rate_equal_to_the_other_changes_nothing(undisturbed, data_dir, base_dir, tmp_path):
+    same = words(data_dir, tmp_path / "same", "--head_learning_rate", "1e-4", epochs=3, base_model=base_dir)
+    assert stage.main(same) == 0
+    assert_same_weights(weights_of(tmp_path / "same"), weights_of(undisturbed))
+
+
 def test_mixed_precision_is_used_where_asked_and_weights_stay_float32(data_dir, tmp_path):
     losses = {}
     for choice in ("bf16", "no"):

@@ -1,4 +1,4 @@
-"""The tables and the figure of `make ladder`, on results written by hand."""
+"""The tables and the figure of pruning before and after fine-tuning, on results written by hand."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def test_tables_and_figure(ladder, capsys):
 
 def test_what_is_missing_is_named(ladder, tmp_path, caplog):
     assert main(ladder, name="wetland") == 3
-    assert "run make ladder NAME=wetland" in caplog.text
+    assert "run benchmarks.study" in caplog.text
     copy = tmp_path / "copy"
     shutil.copytree(ladder, copy)
     (copy / "birds-0-1-2-pruning" / "best.json").unlink()

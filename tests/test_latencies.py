@@ -19,7 +19,7 @@ def folders(tmp_path_factory):
         encoders.prune_model(model, keep)
         for seed in (1, 2):
             encoders.save_model(model, extractor, folder / "runs" / f"birds-{name}-{seed}")
-    (folder / "runs" / "birds-whole-clip-2").mkdir()  # of make leak: the same model once more
+    (folder / "runs" / "birds-whole-clip-2").mkdir()  # by another split: the same model once more
     (folder / "results").mkdir()
     return folder, write_processed(folder / "data")
 

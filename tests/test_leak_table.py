@@ -1,4 +1,4 @@
-"""The table of `make leak`."""
+"""The table of what other splits claim."""
 
 import pandas as pd
 
@@ -40,5 +40,5 @@ def test_table(tmp_path, capsys):
 def test_no_such_name_or_table(tmp_path, caplog):
     write_summary(tmp_path / "summary.csv", {"birds-clip-1": (0.7, 0.6)})
     assert leak_table.main(["--summary", str(tmp_path / "summary.csv"), "--name", "wetland"]) == 3
-    assert "run make leak NAME=wetland" in caplog.text
+    assert "run benchmarks.study" in caplog.text
     assert leak_table.main(["--summary", str(tmp_path / "none.csv")]) == 3

@@ -19,7 +19,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.required or action.nargs == 0 or action.default is None or "(default:" in action.help:
             return action.help
-        default = " ".join(action.default) if isinstance(action.default, list) else action.default
+        default = action.default
+        if isinstance(default, list):
+            default = " ".join(map(str, default)) or "none"
         return f"{action.help} (default: {default})"
 
 

@@ -1,0 +1,144 @@
+"""What `make study` runs: the plan, steps side by side, a stop half-way, a step that fails, and the tables."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from transformers import AutoModelForAudioClassification
+
+from benchmarks import study
+from tests.data import SMALL_CONFIGS, small_extractor
+from tests.stages import load_stage
+from utils import encoders, synthetic
+
+QUICK = "--num_train_epochs 1 --augment none --learning_rate 1e-3"
+MODELS = {"small-none-1", "small-0-1", "small-0-1-1", "small-0-clip-1", "cnn-melspectrogram-1", "small-after-1-1"}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Return a command for a base model of two blocks, a CNN and one seed."""
+    folder = tmp_path_factory.mktemp("study")
+    synthetic.write_recordings(
+        folder / "raw", n_species=3, recordists_per_species=5, recordings_per_recordist=1, seconds=(1.0, 1.5)
+    )
+    config = SMALL_CONFIGS["wav2vec2"]()
+    config.num_hidden_layers = 2
+    model = AutoModelForAudioClassification.from_config(config)
+    encoders.save_model(model, small_extractor("wav2vec2"), folder / "base")
+    return [
+        *("--name", "birds", "--raw_dir", str(folder / "raw"), "--metadata", str(folder / "raw" / "metadata.csv")),
+        *("--base_model", f"small={folder / 'base'}", "--claim_layers", "0", "--splits", "clip", "--seeds", "1"),
+        *("--architectures", "melspectrogram", "--data_args=--min_recordings 3 --clip_seconds 1"),
+        *(f"--train_args={QUICK}", f"--cnn_args=--width 0.125 {QUICK}"),
+    ]
+
+
+def records(output_dir: Path) -> dict[str, dict]:
+    return {
+        str(path.parent.relative_to(output_dir)): json.loads(path.read_text(encoding="utf-8"))
+        for path in output_dir.glob("*/*/run.json")
+    }
+
+
+def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, monkeypatch, capsys, caplog):
+    command = [*words, "--output_dir", str(tmp_path / "study")]
+    real, started = study.start_stage, []
+
+    def start(*step):
+        process = real(*step)
+        started.append(step[0])
+        if len(started) == 6:  # both preparations, and training has begun
+            os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "start_stage", start)
+        assert study.main(command) == 75
+    assert len(started) == 6 and "stopped by SIGTERM" in caplog.text
+    before = records(tmp_path / "study")
+    complete = {name for name, record in before.items() if record["status"] == "complete"}
+    assert {"processed_data/birds-1", "processed_data/birds-clip-1"} <= complete
+    assert not any((tmp_path / "study" / "validation_results").glob("birds-study.*"))
+
+    assert study.main(command) == 0
+    after = records(tmp_path / "study")
+    results = {f"validation_results/birds-{model}" for model in MODELS}
+    assert results | {"validation_results/birds-small-0-1-1-pruning"} <= after.keys()
+    assert {record["status"] for record in after.values()} == {"complete"}
+    assert all(after[name] == before[name] for name in complete), "what was done is not done again"
+    table = pd.read_csv(tmp_path / "study" / "validation_results" / "birds-study.csv").set_index("model")
+    assert set(table.index) == {name.removesuffix("-1") for name in MODELS - {"small-0-clip-1"}}
+    for model in table.index:
+        scored = pd.read_csv(tmp_path / "study" / "validation_results" / f"birds-{model}-1" / "metrics.csv")
+        assert table.loc[model, "accuracy"] == pytest.approx(scored["accuracy"].item(), abs=1e-5)
+    assert table["kind"].value_counts().to_dict() == {"pruned before": 2, "whole": 1, "pruned after": 1, "CNN": 1}
+    printed = capsys.readouterr().out
+    for line in (
+        "| clip |",
+        "| rule, by number of blocks kept |",
+        "best accuracy: ",
+        "what a split by clip claims of small-0",
+    ):
+        assert line in printed
+
+    assert study.main(command) == 0, "done already"
+    assert records(tmp_path / "study") == after
+
+
+def test_every_step_is_a_command_that_its_stage_takes(words, capsys):
+    assert study.main([*words, "--seeds", "1", "2", "--other_models", "more=tiny", "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # For each seed: two preparations; six models that are trained, and scored; a sweep, its subset, and its score.
+    assert len(lines) == 2 * (2 + 6 * 2 + 3)
+    parsed = []
+    for line in lines:
+        python, script, *arguments = study.shlex.split(line)
+        assert python == "python"
+        parsed.append((script, load_stage(script.removesuffix(".py")).build_parser().parse_args(arguments)))
+    outputs = [str(args.output_dir) for _, args in parsed]
+    assert len(set(outputs)) == len(outputs)
+    for number, (script, args) in enumerate(parsed):
+        for name in ("data_dir", "model_dir"):
+            assert str(getattr(args, name, None)) in {"None", *outputs[:number]}, "made by an earlier step"
+        if script == study.TRAIN:
+            assert args.learning_rate == 1e-3 and args.num_train_epochs == 1
+
+
+def test_a_step_that_fails_is_told_and_nothing_starts_after_it(tmp_path, caplog):
+    broken = (study.PRUNE, "--model_dir", str(tmp_path / "nowhere"), "--keep_layers", "0", "--output_dir", "x")
+    jobs = [study.Job("first", (broken, broken)), study.Job("second", (broken,))]
+    with pytest.raises(study.InputError, match=r"first: 07_manual_pruning.py ended with exit code 3: .*no such folder"):
+        study.run_jobs(jobs, 1, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["first.txt"]
+    assert (tmp_path / "first.txt").read_text().count("no such folder") == 1
+
+
+def test_help_shows_its_defaults():
+    text = " ".join(study.build_parser().format_help().split())
+    assert "each with a split of its own (default: 1 2 3)" in text
+    assert "encoders to fine-tune whole (default: none)" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--claim_layers", "1"), "--claim_layers 1 is none of the study's models, which keep none, 0, 0-1"),
+        (("--seeds", "1", "1"), "each seed counts once"),
+        (("--base_model", "tiny"), "'tiny' is not a short name and a model"),
+        (("--other_models", "a/b=tiny"), "'a/b=tiny' is not a short name and a model"),
+        (("--splits", "recordist"), "invalid choice: 'recordist'"),
+    ],
+)
+def test_wrong_arguments(words, more, text, tmp_path, caplog, capsys):
+    assert study.main([*words, *more, "--output_dir", str(tmp_path / "study")]) == 2
+    assert text in caplog.text + capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
+def test_base_model_that_is_missing(words, tmp_path, caplog):
+    assert study.main([*words, "--base_model", f"gone={tmp_path / 'gone'}", "--output_dir", str(tmp_path / "out")]) == 3
+    assert "gone cannot be loaded: no such folder" in caplog.text and not (tmp_path / "out").exists()
