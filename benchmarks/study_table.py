@@ -1,6 +1,7 @@
 """Compare all models of a study over all its seeds: a table in Markdown and CSV, a figure, and the answers.
 
     python -m benchmarks.study_table --results_dir validation_results --name birds20
+    python -m benchmarks.study_table --name birds25 birds20     # and their models side by side
 
 Takes the results <name>-<model>-<seed> that `make study` left. Scores are on the test clips of all seeds
 together; 95 % intervals are from a bootstrap over groups, a group with its clips of every seed in which it is
@@ -39,27 +40,35 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
-    parser.add_argument("--name", default="birds", help="what the names of its results begin with")
+    parser.add_argument("--name", nargs="+", default=["birds"], help="what the names of its results begin with")
     parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table and the answers; write the table and the figure."""
-    rows = summary.read_metrics(args.results_dir / f"{summary.SUMMARY_NAME}.csv")
-    parts = rows["model_name"].str.extract(rf"^{re.escape(args.name)}-(.+)-(\d+)$")
+    """Print the table and the answers of every study; write the tables and the figures."""
+    tables = {name: report(args.results_dir, name) for name in args.name}
+    if len(tables) > 1:
+        print("\n".join(["", *markdown_of_all(tables)]))
+
+
+def report(results_dir: Path, name: str) -> pd.DataFrame:
+    """Print the table and the answers of one study; write and return the table, and draw the figure."""
+    rows = summary.read_metrics(results_dir / f"{summary.SUMMARY_NAME}.csv")
+    parts = rows["model_name"].str.extract(rf"^{re.escape(name)}-(.+)-(\d+)$")
     rows = rows.assign(model=parts[0], seed=parts[1])[parts[0].notna()]
     if rows.empty:
-        raise InputError(f"{args.results_dir} has no result {args.name}-<model>-<seed>; run make study")
+        raise InputError(f"{results_dir} has no result {name}-<model>-<seed>; run make study")
     of_leak = rows["model"].str.contains(OF_LEAK)
-    table = study(rows[~of_leak], args.results_dir)
-    latencies = args.results_dir / f"{args.name}-latency.csv"
+    table = study(rows[~of_leak], results_dir)
+    latencies = results_dir / f"{name}-latency.csv"
     if latencies.exists():
         table["latency_ms_median"] = table["model"].map(side_by_side(latencies, table["model"]))
-    claims = pooled_scores(rows[of_leak], read_seeds(rows[of_leak], args.results_dir))
-    write_text(args.results_dir / f"{args.name}-study.csv", table.to_csv(index=False, float_format="%.6g"))
-    draw(table, args.results_dir / f"{args.name}-study")
+    claims = pooled_scores(rows[of_leak], read_seeds(rows[of_leak], results_dir))
+    write_text(results_dir / f"{name}-study.csv", table.to_csv(index=False, float_format="%.6g"))
+    draw(table, results_dir / f"{name}-study")
     print("\n".join([*markdown(table), "", *answers(table, claims)]))
+    return table
 
 
 def side_by_side(path: Path, models: pd.Series) -> pd.Series:
@@ -150,17 +159,47 @@ def markdown(table: pd.DataFrame) -> list[str]:
     for number, row in table.iterrows():
         cells = [
             str(number + 1),
-            row["model"],
-            row["kind"],
-            "" if row["kind"] == "CNN" else str(row["n_layers"]),
-            f"{row['n_parameters'] / 1e6:.1f}",
-            f"{row['gmacs_per_clip']:.2f}",
-            f"{row['latency_ms_median']:.0f}",
-            *(f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]" for name in comparison.SCORES),
+            *description(row),
+            *(score(row, name) for name in comparison.SCORES),
             f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def markdown_of_all(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Return the lines of a table of several studies: a line for each model that all have, as the first ranks them."""
+    first = next(iter(tables))
+    common = set.intersection(*(set(table["model"]) for table in tables.values()))
+    by_model = {name: table.set_index("model") for name, table in tables.items()}
+    lines = [
+        "| model | | blocks | parameters (millions) | GMACs | latency (ms) | "
+        + " | ".join(f"accuracy, {name}" for name in tables)
+        + " |",
+        "|---" * (6 + len(tables)) + "|",
+    ]
+    for _, row in tables[first].iterrows():
+        if row["model"] in common:
+            scores = [score(by_model[name].loc[row["model"]], "accuracy") for name in tables]
+            lines.append(f"| {' | '.join([*description(row), *scores])} |")
+    return lines
+
+
+def description(row: pd.Series) -> list[str]:
+    """Return the cells that tell what a model is and what it costs."""
+    return [
+        row["model"],
+        row["kind"],
+        "" if row["kind"] == "CNN" else str(row["n_layers"]),
+        f"{row['n_parameters'] / 1e6:.1f}",
+        f"{row['gmacs_per_clip']:.2f}",
+        f"{row['latency_ms_median']:.0f}",
+    ]
+
+
+def score(row: pd.Series, name: str) -> str:
+    """Return a score with its interval."""
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
 def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
@@ -171,8 +210,7 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
     def sentence(what: str, row: pd.Series) -> str:
         shown = row["difference_low"] >= -MARGIN
         return (
-            f"{what}: {row['model']}, accuracy {row['accuracy']:.3f} [{row['accuracy_low']:.3f}, "
-            f"{row['accuracy_high']:.3f}], {row['n_parameters'] / 1e6:.1f} M parameters, "
+            f"{what}: {row['model']}, accuracy {score(row, 'accuracy')}, {row['n_parameters'] / 1e6:.1f} M parameters, "
             f"{row['latency_ms_median']:.0f} ms; to the best {row['difference']:+.3f} "
             f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
             + ("" if shown else f", so that it is within {MARGIN:g} is seen, not shown")
@@ -185,12 +223,12 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
     ]
     if claims.empty:
         return lines
-    accuracies = pd.concat([table, claims]).set_index("model")[["accuracy", "accuracy_low", "accuracy_high"]]
+    by_model = pd.concat([table, claims]).set_index("model")
     for claimed in claims["model"]:
         model, _, split = claimed.rpartition("-")
-        line = "what a split by {} claims of {}: {:.3f} [{:.3f}, {:.3f}]".format(split, model, *accuracies.loc[claimed])
-        if model in accuracies.index:
-            line += "; it has {:.3f} [{:.3f}, {:.3f}]".format(*accuracies.loc[model])
+        line = f"what a split by {split} claims of {model}: {score(by_model.loc[claimed], 'accuracy')}"
+        if model in by_model.index:
+            line += f"; it has {score(by_model.loc[model], 'accuracy')}"
         lines.append(line)
     return lines
 

@@ -69,6 +69,23 @@ def test_table_pools_the_seeds(results_dir, capsys):
     assert {path.suffix for path in results_dir.glob("birds-study.*")} == {".csv", ".pdf", ".png"}
 
 
+def test_studies_side_by_side_have_the_models_that_both_have(results_dir, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(results_dir, copy)
+    for seed in (0, 1):  # a second study, in which the CNN wins
+        for model, n_right in {"cnn": 54, "whole": 42, "other": 40}.items():
+            write_result(copy, f"ducks-{model}-{seed}", answers_of(n_right, seed), LABEL_IDS, GROUPS, kind="CNN")
+    summary.rebuild_summary(copy)
+    assert study_table.main(["--results_dir", str(copy), "--name", "birds", "ducks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(n for n, line in enumerate(lines) if "accuracy, birds | accuracy, ducks" in line)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[header + 2 :]]
+    assert [row[0] for row in cells] == ["whole", "cnn"]
+    assert [row[1:4] for row in cells] == [["whole", "12", "50.0"], ["CNN", "", "1.0"]], "as the first study has them"
+    assert [row[6].split()[0] for row in cells] == ["0.817", "0.517"]
+    assert [row[7].split()[0] for row in cells] == ["0.700", "0.900"]
+
+
 def test_answers_keep_to_what_is_shown(results_dir, capsys):
     assert main(results_dir) == 0
     best, smallest, fastest, claim = capsys.readouterr().out.splitlines()[6:]
