@@ -22,10 +22,12 @@ logs/ with what its steps print; then the tables of benchmarks.leak_table, ladde
 
 import argparse
 import logging
+import multiprocessing
 import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -215,7 +217,7 @@ def run_jobs(jobs: Sequence[Job], n_at_once: int, logs_dir: Path) -> None:
 
     def start(job: Job, number: int, since_s: float) -> None:
         script, *words = job.steps[number]
-        process = start_stage(script, words, logs_dir / f"{job.name}.txt")
+        process = start_stage(script, words, logs_dir / f"{job.name}.txt", prepare=stop_with_parent)
         running[process] = (job, number, since_s)
         if stopped_by:  # while it was starting
             process.terminate()
@@ -244,6 +246,16 @@ def run_jobs(jobs: Sequence[Job], n_at_once: int, logs_dir: Path) -> None:
         raise Interrupted(f"stopped by {stopped_by[0]}: run the same command again to go on")
     if failures:
         raise InputError("; ".join(_told(*failure, logs_dir) for failure in failures))
+
+
+def stop_with_parent() -> None:
+    """Have this process stop, as for a batch system, when the one that started it is gone: nobody waits for it."""
+
+    def stop() -> None:
+        multiprocessing.parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
 
 
 def _told(job: Job, number: int, exit_code: int, logs_dir: Path) -> str:

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +13,8 @@ import pytest
 from transformers import AutoModelForAudioClassification
 
 from benchmarks import study
-from tests.data import SMALL_CONFIGS, small_extractor
-from tests.stages import load_stage
+from tests.data import SMALL_CONFIGS, small_extractor, write_processed
+from tests.stages import ROOT, load_stage
 from utils import encoders, synthetic
 
 QUICK = "--num_train_epochs 1 --augment none --learning_rate 1e-3"
@@ -48,8 +51,8 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
     command = [*words, "--output_dir", str(tmp_path / "study")]
     real, started = study.start_stage, []
 
-    def start(*step):
-        process = real(*step)
+    def start(*step, **more):
+        process = real(*step, **more)
         started.append(step[0])
         if len(started) == 6:  # both preparations, and training has begun
             os.kill(os.getpid(), signal.SIGTERM)
@@ -87,6 +90,32 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
 
     assert study.main(command) == 0, "done already"
     assert records(tmp_path / "study") == after
+
+
+def test_killed_it_leaves_no_step_behind_that_nobody_waits_for(tmp_path):
+    data_dir, run_dir = write_processed(tmp_path / "data"), tmp_path / "run"
+    step = (study.TRAIN, "--base_model", "tiny", "--data_dir", str(data_dir), "--output_dir", str(run_dir))
+    step += ("--num_train_epochs", "1000", "--early_stopping_patience", "1000", "--device", "cpu")
+    code = (
+        "import sys; from pathlib import Path; from benchmarks import study\n"
+        "if __name__ == '__main__':\n"
+        "    study.run_jobs([study.Job('job', (tuple(sys.argv[2:]),))], 1, Path(sys.argv[1]))\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, tmp_path / "main.py", tmp_path, *step], cwd=ROOT, env=environment)
+    wait_for(lambda: any(run_dir.glob("checkpoints/checkpoint-*")))
+    process.kill()
+    process.wait()
+    wait_for(lambda: json.loads((run_dir / "run.json").read_text())["status"] == "interrupted")
+    assert "stopped by SIGTERM" in (tmp_path / "job.txt").read_text()
+
+
+def wait_for(condition, most_s=120.0):
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < most_s
+        time.sleep(0.05)
 
 
 def test_every_step_is_a_command_that_its_stage_takes(words, capsys):
