@@ -7,7 +7,8 @@ of every size of the whole model <name>-<all layers>-<seed>, chosen on val (best
 and its random subsets. All scores are on test clips. A difference is that to the whole model of the same seed;
 its 95 % interval is from a paired bootstrap over the groups of all seeds together, a group with its clips of
 every seed in which it is tested. The second table has the rules that need no search, after fine-tuning: how
-accurate what they keep is, and how much more so than the random subsets of the same sizes, for each seed.
+accurate what they keep is, and how much more so than the random subsets of the same sizes, for each seed; none where a
+rule removes no block.
 """
 
 import argparse
@@ -157,7 +158,8 @@ def rules(whole: dict[str, str], results_dir: Path) -> list[str]:
     """Return the lines of a table of the rules: a line a rule, best first, accuracies as means over the seeds."""
     tables = [read_sweep(results_dir, name)[1].assign(seed=seed) for seed, name in whole.items()]
     rows = pd.concat(tables, ignore_index=True)
-    rows = rows[~rows["strategy"].isin([FULL, *SEARCHES])]
+    # A rule may well propose to keep all blocks, which is no subset.
+    rows = rows[~rows["strategy"].isin([FULL, *SEARCHES]) & (rows["n_layers"] < rows["n_layers"].max())]
     # The random subsets of a size, or the subsets that an iterative rule passes, count as one.
     by_size = rows.groupby(["strategy", "seed", "n_layers"])["report_accuracy"].mean()
     gains = (by_size - by_size.loc[RANDOM]).groupby(["strategy", "seed"]).mean().unstack("seed")
@@ -172,7 +174,7 @@ def rules(whole: dict[str, str], results_dir: Path) -> list[str]:
         if strategy == RANDOM:
             cells += ["", ""]
         else:
-            cells += [", ".join(f"{gain:+.3f}" for gain in gains.loc[strategy])]
+            cells += [", ".join("none" if np.isnan(gain) else f"{gain:+.3f}" for gain in gains.loc[strategy])]
             cells += [f"**{gains.loc[strategy].mean():+.3f}**"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

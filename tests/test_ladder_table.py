@@ -40,6 +40,7 @@ def ladder(tmp_path_factory):
             ("random", 1, full - 0.1),
             ("random", 1, full - 0.2),
             ("exhaustive", 1, full),
+            ("convexity_peak", 2 - number, full),  # all blocks for the first seed
         ]
         table = pd.DataFrame(rows, columns=["strategy", "n_layers", "report_accuracy"])
         table.to_csv(folder / "pruning.csv", index=False)
@@ -76,6 +77,7 @@ def test_tables_and_figure(ladder, capsys):
     assert lines[6:] == [
         "| rule, by number of blocks kept | 1 | to random, each seed | mean |",
         "|---|---|---|---|",
+        "| convexity_peak | 0.60 | none, +0.150 | **+0.150** |",
         "| forward | 0.50 | +0.100, +0.100 | **+0.100** |",
         "| random | 0.40 |  |  |",
         "| backward | 0.35 | -0.050, -0.050 | **-0.050** |",
