@@ -239,6 +239,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         fig = Figure(figsize=(9.5, 3.8), layout="constrained")
         panels = fig.subplots(1, 2, sharey=True)
         for axes, column, unit in zip(panels, ("n_parameters", "latency_ms_median"), (1e6, 1.0), strict=True):
+            sides = free_sides(np.log(table[column].to_numpy(dtype=float)), table["accuracy"].to_numpy())
             for number, (kind, marker) in enumerate(plots.KINDS.items()):
                 own = table[table["kind"] == kind]
                 if own.empty:
@@ -246,12 +247,12 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 color = plots.COLOURS[number]
                 axes.vlines(own[column], own["accuracy_low"], own["accuracy_high"], color=color, linewidth=1, alpha=0.5)
                 axes.plot(own[column], own["accuracy"], linestyle="none", marker=marker, color=color, label=kind)
-                for place, row in own.iterrows():  # neighbours in the table are often neighbours here
+                for place, row in own.iterrows():
                     axes.annotate(
                         str(place + 1),
                         (row[column], row["accuracy"]),
-                        xytext=(4, 3) if place % 2 else (-4, 3),
-                        ha="left" if place % 2 else "right",
+                        xytext=(4, 3) if sides[place] == "right" else (-4, 3),
+                        ha="left" if sides[place] == "right" else "right",
                         textcoords="offset points",
                         fontsize=7,
                     )
@@ -262,6 +263,25 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         panels[1].text(1.04, 1, key, transform=panels[1].transAxes, va="top", fontsize=7, linespacing=1.5)
         panels[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(plots.KINDS), fontsize=7.5)
         plots.save_figure(fig, path)
+
+
+def free_sides(x: np.ndarray, y: np.ndarray) -> list[str]:
+    """Return on which side of each point its number stands: not on that of the nearest other point.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (n_points,)
+        As far apart as they are drawn, but for a factor.
+
+    Returns
+    -------
+    list of {"left", "right"}
+    """
+    points = np.column_stack([values / (np.ptp(values) or 1.0) for values in (x, y)])
+    distances = np.linalg.norm(points[:, None] - points, axis=2)
+    np.fill_diagonal(distances, np.inf)
+    nearest = distances.argmin(axis=1)
+    return ["left" if (x[j], j) > (x[i], i) and len(x) > 1 else "right" for i, j in enumerate(nearest)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -99,6 +99,13 @@ def test_answers_keep_to_what_is_shown(results_dir, capsys):
     assert smallest.endswith("is seen, not shown") == (row["difference_low"] < -0.02)
 
 
+def test_number_of_a_point_keeps_away_from_the_next_point():
+    assert study_table.free_sides(np.array([0.0, 0.1, 1.0, 1.0]), np.array([0.5, 0.5, 0.0, 1.0])) == [
+        *("left", "right", "left", "right")
+    ]
+    assert study_table.free_sides(np.array([2.0]), np.array([0.5])) == ["right"]
+
+
 def test_latencies_measured_side_by_side_replace_those_of_stage_03(results_dir, tmp_path, capsys, caplog):
     copy = tmp_path / "copy"
     shutil.copytree(results_dir, copy)
