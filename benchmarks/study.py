@@ -133,10 +133,12 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         Which of them other splits are tried on.
     """
     base, base_model = args.base_model
-    folders = {kind: args.output_dir / kind for kind in ("processed_data", "runs", "validation_results")}
 
     def path(kind: str, name: str) -> str:
-        return str(folders[kind] / f"{args.name}-{name}")
+        return str(args.output_dir / kind / f"{args.name}-{name}")
+
+    def on(data: str, seed: int) -> tuple[str, ...]:
+        return ("--data_dir", path("processed_data", data), "--seed", str(seed))
 
     def prepared(seed: int, split_by: str, data: str) -> Job:
         words = ["--raw_dir", str(args.raw_dir), *(["--metadata", str(args.metadata)] if args.metadata else [])]
@@ -144,12 +146,11 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         return Job(data, ((PREPARE, *words, "--output_dir", path("processed_data", data)),))
 
     def validation(name: str, data: str, seed: int) -> tuple[str, ...]:
-        words = ("--model_dir", path("runs", name), "--data_dir", path("processed_data", data), "--seed", str(seed))
+        words = ("--model_dir", path("runs", name), *on(data, seed))
         return (VALIDATE, *words, "--output_dir", path("validation_results", name))
 
     def trained(name: str, data: str, seed: int, script: str, *words: str) -> Job:
-        words = (*words, "--data_dir", path("processed_data", data), "--seed", str(seed))
-        training = (script, *words, "--output_dir", path("runs", name))
+        training = (script, *words, *on(data, seed), "--output_dir", path("runs", name))
         return Job(name, (training, validation(name, data, seed)))
 
     def fine_tuned(name: str, data: str, seed: int, model: str, *words: str) -> Job:
@@ -161,8 +162,7 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
     def pruned(seed: int) -> Job:
         whole = f"{base}-{rungs[-1]}-{seed}"
         sweep_dir, words = path("validation_results", f"{whole}-pruning"), ("--model_dir", path("runs", whole))
-        data = ("--data_dir", path("processed_data", str(seed)), "--seed", str(seed))
-        steps = [(SWEEP, *words, *data, "--output_dir", sweep_dir)]
+        steps = [(SWEEP, *words, *on(str(seed), seed), "--output_dir", sweep_dir)]
         for n in range(1, len(rungs) - 1):
             name = f"{base}-after-{n}-{seed}"
             choice = ("--from", f"{sweep_dir}/best.json", "--n_layers", str(n))
