@@ -103,7 +103,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--mixed_precision",
         choices=["auto", "bf16", "no"],
         default="auto",
-        help="bf16 computes matrix products in bfloat16; auto does so on GPUs and CPUs made for it",
+        help="bf16 computes matrix products in bfloat16; auto does so on GPUs and AMD's CPUs made for it",
     )
     add("--gradient_checkpointing", action="store_true", help="less memory for a third more computing")
     add(

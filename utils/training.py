@@ -224,19 +224,20 @@ class HeadRateTrainer(Trainer):
 
 
 def uses_bf16(mixed_precision: str, device: str) -> bool:
-    """Tell whether matrix products are computed in bfloat16: ``bf16``, or ``auto`` on hardware made for it.
+    """Tell whether matrix products are computed in bfloat16: ``bf16``, or ``auto`` where that is faster and safe.
 
-    Weights, gradients and the optimizer's state stay float32. A core with AMX trains two to three times as fast
-    with it, as does one of AMD's with AVX-512 BF16. Intel's execute the same instructions at half the rate: where a
-    virtual machine hides AMX, bfloat16 takes nearly twice as long as float32.
+    Weights, gradients and the optimizer's state stay float32. One of AMD's cores with AVX-512 BF16 trains two to three
+    times as fast with it. Intel's execute the same instructions at half the rate and take nearly twice as long as in
+    float32. Those with AMX would be as fast as AMD's, but there oneDNN, up to its version 3.14, multiplies what lies
+    beyond the end of a row by zero: where that is no finite number, the product is NaN
+    (https://github.com/uxlfoundation/oneDNN/issues/5717), and a training is lost now and then.
     """
     if mixed_precision != "auto":
         return mixed_precision == "bf16"
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
-    is_amd = "AMD" in str(capabilities.get("cpu_name"))
-    return bool(capabilities.get("amx_bf16") or (is_amd and capabilities.get("avx512_bf16")))
+    return "AMD" in str(capabilities.get("cpu_name")) and bool(capabilities.get("avx512_bf16"))
 
 
 def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: str) -> TrainingArguments:
@@ -423,8 +424,8 @@ class Steering(TrainerCallback):
         loss = (logs or {}).get("loss")
         if loss is not None and not np.isfinite(loss):
             raise InputError(
-                f"the training loss became {loss} in epoch {state.epoch:.2f}; "
-                "lower --learning_rate, or look for broken weights in --base_model"
+                f"the training loss became {loss} in epoch {state.epoch:.2f}; lower --learning_rate, "
+                f"{'give --mixed_precision no, ' if args.bf16 else ''}or look for broken weights in --base_model"
             )
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
