@@ -73,7 +73,7 @@ pipeline: venv
 # augmentations by val clips of seed 1.
 study: study-birds20 study-birds25
 
-study-birds20: RECIPE = --learning_rate 5e-5 --head_learning_rate 1e-3 --num_train_epochs 10
+study-birds20: RECIPE = --learning_rate 1e-4 --num_train_epochs 10
 study-birds25: RECIPE = --learning_rate 5e-5 --head_learning_rate 1e-3 --num_train_epochs 5
 study-birds20 study-birds25: study-%: venv
 	$(PY) -m benchmarks.study --name $* --raw_dir $(SHARED)/data/$* --metadata $(SHARED)/data/$*/metadata.csv \
