@@ -54,11 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 def report(results_dir: Path, name: str) -> pd.DataFrame:
     """Print the table and the answers of one study; write and return the table, and draw the figure."""
-    rows = summary.read_metrics(results_dir / f"{summary.SUMMARY_NAME}.csv")
-    parts = rows["model_name"].str.extract(rf"^{re.escape(name)}-(.+)-(\d+)$")
-    rows = rows.assign(model=parts[0], seed=parts[1])[parts[0].notna()]
-    if rows.empty:
-        raise InputError(f"{results_dir} has no result {name}-<model>-<seed>; run make study")
+    rows = read_rows(results_dir, name)
     of_leak = rows["model"].str.contains(OF_LEAK)
     table = study(rows[~of_leak], results_dir)
     latencies = results_dir / f"{name}-latency.csv"
@@ -69,6 +65,22 @@ def report(results_dir: Path, name: str) -> pd.DataFrame:
     draw(table, results_dir / f"{name}-study")
     print("\n".join([*markdown(table), "", *answers(table, claims)]))
     return table
+
+
+def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
+    """Return the rows of ``summary.csv`` that belong to a study, with the columns ``model`` and ``seed``.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    rows = summary.read_metrics(results_dir / f"{summary.SUMMARY_NAME}.csv")
+    parts = rows["model_name"].str.extract(rf"^{re.escape(name)}-(.+)-(\d+)$")
+    rows = rows.assign(model=parts[0], seed=parts[1])[parts[0].notna()]
+    if rows.empty:
+        raise InputError(f"{results_dir} has no result {name}-<model>-<seed>; run make study")
+    return rows
 
 
 def side_by_side(path: Path, models: pd.Series) -> pd.Series:
@@ -161,7 +173,7 @@ def markdown(table: pd.DataFrame) -> list[str]:
             str(number + 1),
             *description(row),
             *(score(row, name) for name in comparison.SCORES),
-            f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]",
+            score(row, "difference", "+.3f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -197,9 +209,9 @@ def description(row: pd.Series) -> list[str]:
     ]
 
 
-def score(row: pd.Series, name: str) -> str:
+def score(row: pd.Series, name: str, form: str = ".3f") -> str:
     """Return a score with its interval."""
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+    return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
 def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
@@ -211,8 +223,7 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
         shown = row["difference_low"] >= -MARGIN
         return (
             f"{what}: {row['model']}, accuracy {score(row, 'accuracy')}, {row['n_parameters'] / 1e6:.1f} M parameters, "
-            f"{row['latency_ms_median']:.0f} ms; to the best {row['difference']:+.3f} "
-            f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+            f"{row['latency_ms_median']:.0f} ms; to the best {score(row, 'difference', '+.3f')}"
             + ("" if shown else f", so that it is within {MARGIN:g} is seen, not shown")
         )
 
