@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import study_table
@@ -45,12 +46,12 @@ def compare(results_dir: Path, committed_dir: Path, name: str) -> pd.DataFrame:
     DataFrame
         ``model, n_seeds``; for ``accuracy`` and ``macro_f1`` the score as committed with its interval ``_low, _high``,
         the other one ``_again``, and whether that is ``_within``; ``difference, difference_low, difference_high``, of
-        accuracy, again less committed, clip by clip.
+        accuracy, again less committed, clip by clip, NaN where they had other data.
 
     Raises
     ------
     InputError
-        If they have no model in common, or one was scored on different clips.
+        If they have no model in common, or one was scored on other clips of the same data.
     """
     again, committed = study_table.read_rows(results_dir, name), study_table.read_rows(committed_dir, name)
     both = ["model", "seed"]
@@ -59,18 +60,21 @@ def compare(results_dir: Path, committed_dir: Path, name: str) -> pd.DataFrame:
         raise InputError(f"{results_dir} and {committed_dir} have no model and seed of {name} in common")
     scored, before = study_table.read_seeds(again, results_dir), study_table.read_seeds(committed, committed_dir)
     table = study_table.pooled_scores(committed, before).set_index("model")
-    table["difference"], table["difference_low"], table["difference_high"] = zip(
-        *(
-            comparison.paired_difference(list(zip(scored[model], before[model], strict=True)))["accuracy"]
-            for model in table.index
-        ),
-        strict=True,
-    )
+    pairs = {model: list(zip(scored[model], before[model], strict=True)) for model in table.index}
+    differences = [paired_difference(pairs[model]) for model in table.index]
+    table[["difference", "difference_low", "difference_high"]] = np.array(differences)
     scores = study_table.pooled_scores(again, scored).set_index("model")
     for column in comparison.SCORES:
         table[f"{column}_again"] = scores[column]
         table[f"{column}_within"] = scores[column].between(table[f"{column}_low"], table[f"{column}_high"])
     return table.sort_values("accuracy", ascending=False).reset_index()
+
+
+def paired_difference(pairs: Sequence[tuple[comparison.Scored, comparison.Scored]]) -> tuple[float, float, float]:
+    """Return the difference in accuracy with its interval; NaN where a pair was not scored on the same data."""
+    if any(again.metrics["data_sha256"] != before.metrics["data_sha256"] for again, before in pairs):
+        return (np.nan, np.nan, np.nan)
+    return comparison.paired_difference(pairs)["accuracy"]
 
 
 def markdown(table: pd.DataFrame) -> list[str]:
@@ -84,7 +88,8 @@ def markdown(table: pd.DataFrame) -> list[str]:
         for name in comparison.SCORES:
             again = f"{row[f'{name}_again']:.3f}"
             cells += [study_table.score(row, name), again if row[f"{name}_within"] else f"**{again}, outside**"]
-        lines.append(f"| {' | '.join([*cells, study_table.score(row, 'difference', '+.3f')])} |")
+        cells.append("other data" if np.isnan(row["difference"]) else study_table.score(row, "difference", "+.3f"))
+        lines.append(f"| {' | '.join(cells)} |")
     counts = [f"{table[f'{name}_within'].sum()} of {len(table)} by {name}" for name in comparison.SCORES]
     return [*lines, "", f"within the intervals: {', '.join(counts)}"]
 

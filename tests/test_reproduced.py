@@ -17,10 +17,10 @@ def answers_of(n_right):
     return np.where(np.arange(N_CLIPS) < n_right, LABEL_IDS, (LABEL_IDS + 1) % 3)
 
 
-def write_study(results_dir, n_right, label_ids=LABEL_IDS):
+def write_study(results_dir, n_right, label_ids=LABEL_IDS, **values):
     results_dir.mkdir(parents=True)
     for name, n in n_right.items():
-        write_result(results_dir, f"birds-{name}", answers_of(n), label_ids, GROUPS)
+        write_result(results_dir, f"birds-{name}", answers_of(n), label_ids, GROUPS, **values)
     summary.rebuild_summary(results_dir)
     return results_dir
 
@@ -66,6 +66,15 @@ def test_a_study_reproduces_itself(committed_dir):
     assert (table["difference"] == 0).all()
     assert (table["accuracy"] == table["accuracy_again"]).all()
     assert table[["accuracy_within"]].all(axis=None)
+
+
+def test_scores_on_other_data_have_no_difference_clip_by_clip(committed_dir, tmp_path, capsys):
+    again_dir = write_study(tmp_path / "again", {"cnn-1": 25}, data_sha256="other")
+    assert main(again_dir, committed_dir) == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.startswith("| cnn | 1 | 0.333 [")
+    assert "| 0.417 |" in line
+    assert line.endswith("| other data |")
 
 
 def test_studies_that_cannot_be_compared_end_with_the_reason(committed_dir, tmp_path, caplog):
