@@ -69,7 +69,7 @@ pipeline: venv
 
 # The study: two data sets, each with the base model cut to every depth before fine-tuning and after it, a smaller
 # encoder, two CNNs, and what other splits would have claimed. Goes on where it was stopped; some hours on two cores.
-# Its results lie apart from those that came with the code: a model trained again is another model. Learning rates and
+# Its results lie apart from those that came with the code, for benchmarks.reproduced to compare. Learning rates and
 # augmentations by val clips of seed 1.
 study: study-birds20 study-birds25
 
