@@ -291,7 +291,7 @@ def open_run(
             "schema_version": SCHEMA_VERSION,
             "stage": stage,
             "status": "running",
-            "argv": sys.argv,
+            "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "arguments": {k: _as_json(v) for k, v in vars(args).items()},
             "asked": asked,
             "seed": args.seed,
