@@ -13,7 +13,6 @@ rule removes no block.
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +21,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils import cli, comparison, plots, summary
+from benchmarks import study_table
+from utils import cli, comparison, plots
 from utils.errors import InputError
 from utils.layer_selection import SEARCHES
 from utils.pruning_table import FULL
 
 RANDOM = "random"
-KEEP = r"none|\d[\d,-]*"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,9 +57,8 @@ def fine_tuned(results_dir: Path, name: str) -> pd.DataFrame:
     InputError
         If there is none.
     """
-    rows = summary.read_metrics(results_dir / f"{summary.SUMMARY_NAME}.csv")
-    parts = rows["model_name"].str.extract(rf"^{re.escape(name)}-({KEEP})-(\d+)$")
-    rows = rows.assign(seed=parts[1])[parts[0].notna() & (parts[0] == rows["kept_layers"])]
+    rows = study_table.read_rows(results_dir, name)
+    rows = rows[rows["model"] == rows["kept_layers"]]
     if rows.empty:
         raise InputError(f"{results_dir} has no model {name}-<kept layers>-<seed>; run benchmarks.study")
     return rows.sort_values(["n_layers", "seed"], ignore_index=True)

@@ -79,7 +79,7 @@ def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
     parts = rows["model_name"].str.extract(rf"^{re.escape(name)}-(.+)-(\d+)$")
     rows = rows.assign(model=parts[0], seed=parts[1])[parts[0].notna()]
     if rows.empty:
-        raise InputError(f"{results_dir} has no result {name}-<model>-<seed>; run make study")
+        raise InputError(f"{results_dir} has no result {name}-<model>-<seed>; run make study, or run benchmarks.study")
     return rows
 
 
