@@ -182,6 +182,17 @@ def start(args: list[str]) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "02_finetuning.py", *args], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
+def test_denormal_numbers_are_zero_while_a_model_is_trained_and_not_after(data_dir, tmp_path, monkeypatch):
+    def product() -> float:
+        return float(torch.tensor([1e-30]) * torch.tensor([1e-10]))
+
+    products = []
+    monkeypatch.setattr(training, "train", lambda *args, **kwargs: products.append(product()))
+    assert stage.main(words(data_dir, tmp_path / "run")) == 0
+    assert products == [0.0]
+    assert product() == pytest.approx(1e-40, rel=1e-4)
+
+
 @pytest.mark.parametrize("at_step", [2, 4, 5], ids=["in an epoch", "later in an epoch", "at the end of an epoch"])
 def test_interrupted_and_resumed_weights_are_bit_equal(at_step, undisturbed, data_dir, base_dir, tmp_path, monkeypatch):
     """SIGUSR2 during a step of a 3-epoch run of 5 steps each; the same command finishes it."""
