@@ -178,10 +178,6 @@ def test_bfloat16_is_chosen_where_the_processor_is_faster_and_right(monkeypatch,
 # ------------------------------------------------------------------------------------------- resuming
 
 
-def start(args: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "02_finetuning.py", *args], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
 def test_denormal_numbers_are_zero_while_a_model_is_trained_and_not_after(data_dir, tmp_path, monkeypatch):
     def product() -> float:
         return float(torch.tensor([1e-30]) * torch.tensor([1e-10]))
@@ -191,6 +187,10 @@ def test_denormal_numbers_are_zero_while_a_model_is_trained_and_not_after(data_d
     assert stage.main(words(data_dir, tmp_path / "run")) == 0
     assert products == [0.0]
     assert product() == pytest.approx(1e-40, rel=1e-4)
+
+
+def start(args: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "02_finetuning.py", *args], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("at_step", [2, 4, 5], ids=["in an epoch", "later in an epoch", "at the end of an epoch"])

@@ -63,6 +63,21 @@ class TrainingSettings:
     dataloader_num_workers: int | None
 
 
+@contextlib.contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Take numbers below 1.2e-38 for zero, on this thread and those of PyTorch that start meanwhile.
+
+    The optimizer's momentum of a weight that gets no gradient any more decays to such numbers, and some processors
+    compute with them many times slower. PyTorch's threads start with the first work that is shared among them.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@denormals_flushed()
 def train_in_run_folder(
     stage: str,
     args: argparse.Namespace,
@@ -85,8 +100,7 @@ def train_in_run_folder(
     """
     device = runs.resolve_device(args.device)
     neutral = {"dataloader_num_workers", "resume"}
-    opened = runs.open_run(stage, args, inputs, result_neutral=neutral, scratch=SCRATCH, defer_signals=True)
-    with denormals_flushed(), opened as run:
+    with runs.open_run(stage, args, inputs, result_neutral=neutral, scratch=SCRATCH, defer_signals=True) as run:
         run.device = runs.device_name(device)
         train_clips, val_clips = (
             read_clips(args.data_dir, split, args.max_clips_per_class, args.seed) for split in ("train", "val")
@@ -240,20 +254,6 @@ def uses_bf16(mixed_precision: str, device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return "AMD" in str(capabilities.get("cpu_name")) and bool(capabilities.get("avx512_bf16"))
-
-
-@contextlib.contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Take numbers below 1.2e-38 for zero, on this thread and those of PyTorch that start meanwhile.
-
-    The optimizer's momentum of a weight that gets no gradient any more decays to such numbers, and some processors
-    compute with them many times slower. PyTorch's threads start with the first work that is shared among them.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: str) -> TrainingArguments:
