@@ -36,6 +36,7 @@ from transformers import PreTrainedConfig
 from utils import cli, clips, comparison, encoders, evaluation, latency, plots, runs, summary
 from utils.errors import AlreadyComplete, UsageError
 from utils.files import write_text
+from utils.text import some
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -189,7 +190,9 @@ def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray
     report = evaluation.per_class_report(label_ids, logits.argmax(axis=1), labels)
     missing = report.loc[report["support"] == 0, "label"]
     if len(missing):
-        log.warning("%d of %d labels have no clip here and no score: %s", len(missing), len(labels), ", ".join(missing))
+        log.warning(
+            "%d of %d labels have no clip here and no score: %s", len(missing), len(labels), some(list(missing))
+        )
     confusion = evaluation.confusion_table(label_ids, logits.argmax(axis=1), labels)
     evaluation.write_predictions(output_dir / "predictions.parquet", split_clips, logits)
     write_text(output_dir / "classification_report.csv", report.to_csv(index=False))

@@ -173,7 +173,7 @@ def test_missing_numbers_of_few_classes_stand_above_the_axes(drawn):
     assert min(line.get_ydata()[0] for line in hollow) > 1  # in shares of the axes' height
 
 
-@pytest.mark.parametrize("n_classes", [8, 114])
+@pytest.mark.parametrize("n_classes", [8, 60])
 def test_many_classes_are_a_heat_map(drawn, n_classes):
     table = classes(n_classes)
     table.loc[[3, 9], "convexity"] = np.nan
@@ -187,6 +187,21 @@ def test_many_classes_are_a_heat_map(drawn, n_classes):
     labels = axes.get_yticklabels()
     assert [label.get_text().rpartition(" (")[0] for label in labels] == list(order)
     assert no_overlap(drawn[0])
+
+
+@pytest.mark.parametrize("n_with_a_number", [1000, 650, 61, 40, 0])
+def test_of_a_thousand_classes_the_extremes_are_drawn(drawn, n_with_a_number):
+    table = classes(1000)
+    table.loc[table["label"].isin(sorted(set(table["label"]))[n_with_a_number:]), "convexity"] = np.nan
+    analysis_plots.class_convexity_figure(table, "unused")
+    means = table.groupby("label")["convexity"].mean().dropna().sort_values(ascending=False)
+    names = [label.get_text().rpartition(" (")[0] for label in drawn[0].axes[0].get_yticklabels()]
+    if n_with_a_number > 60:
+        assert names == [*means.index[:30], *means.index[-30:]]
+    elif n_with_a_number:
+        assert names == list(means.index)
+    assert f"of {n_with_a_number:,} classes" in drawn[0].get_suptitle()
+    assert max(drawn[0].get_size_inches()) < 20
 
 
 # ------------------------------------------------------------------------------------------ heat maps

@@ -126,7 +126,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("n_classes", [2, 20, 114])
+@pytest.mark.parametrize("n_classes", [2, 20, 60])
 def test_labels_of_a_confusion_matrix_do_not_overlap(drawn, n_classes):
     plots.confusion_figure(confusion(n_classes), "unused")
     axes = drawn[0].axes[0]
@@ -149,6 +149,58 @@ def test_confusion_matrix_shows_shares_of_rows_and_counts(drawn):
 def test_counts_are_left_out_where_they_would_not_fit(drawn):
     plots.confusion_figure(confusion(plots.NUMBERS_UP_TO + 1), "unused")
     assert not drawn[0].axes[0].texts
+
+
+@pytest.mark.parametrize("n_classes", [61, 1000])
+def test_of_many_labels_the_worst_confusions_are_drawn(drawn, n_classes):
+    counts = confusion(n_classes)
+    plots.confusion_figure(counts, "unused")
+    axes = drawn[0].axes[0]
+    pairs = [
+        (n, n / counts.loc[true].sum(), f"{true} → {predicted}")
+        for true, row in zip(counts.index, counts.to_numpy(), strict=True)
+        for predicted, n in zip(counts.columns, row, strict=True)
+        if n and true != predicted
+    ]
+    pairs.sort(key=lambda pair: pair[:2], reverse=True)
+    assert [bar.get_width() for bar in axes.patches] == [n for n, _, _ in pairs[:40]]
+    assert {label.get_text() for label in axes.get_yticklabels()} <= {
+        name for n, share, name in pairs if (n, share) >= pairs[39][:2]
+    }
+    n_wrong = counts.to_numpy().sum() - np.trace(counts)
+    assert f"of {len(pairs):,} among {n_classes:,} labels" in drawn[0].get_suptitle()
+    assert f"of the {n_wrong:,} wrong clips" in drawn[0].get_suptitle()
+    assert no_overlap(boxes(drawn[0], axes.get_yticklabels()))
+    assert max(drawn[0].get_size_inches()) < 12
+
+
+def test_of_many_labels_without_a_confusion_the_figure_says_so(drawn):
+    names = birds(61)
+    plots.confusion_figure(pd.DataFrame(np.diag([3] * 61), index=names, columns=names), "unused")
+    assert drawn[0].get_suptitle() == "No confusion among 61 labels: all 183 clips are right"
+
+
+def test_more_models_than_a_picture_can_hold(drawn):
+    table = summary(2500, 3)  # a line each would be 100,000 pixels, and Matplotlib draws 65,536
+    plots.summary_figure(table, "unused")
+    names = drawn[0].axes[0]
+    best = table[table["n_clips"] == 301].sort_values("accuracy", ascending=False)["model_name"].head(66)
+    assert set(best) <= {text.get_text() for text in names.get_yticklabels()}
+    assert [text.get_text() for text in names.texts][1] == "301 test clips, 20 classes: the best 66 of 833 models"
+    assert drawn[0].get_size_inches()[1] < 60
+    plots.summary_figure(summary(900, 300), "unused")
+    assert len(drawn[1].axes[0].texts) == plots.MOST_ROWS
+
+
+def test_more_pairs_than_a_picture_can_hold(drawn):
+    table = comparison(1770)  # of 60 models
+    plots.comparison_figure(table.assign(accuracy_p_holm=np.arange(1770)[::-1] / 1770), "unused")
+    names = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
+    assert len(names) == plots.MOST_ROWS
+    assert all(
+        name.startswith(plots.shorten(first, 32)) for name, first in zip(names, table["first"][-200:], strict=True)
+    )
+    assert "200 pairs of 1,770" in drawn[0].get_suptitle()
 
 
 @pytest.mark.parametrize("largest", [999, 123_456])

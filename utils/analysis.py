@@ -10,6 +10,7 @@ import pandas as pd
 from utils import convexity, evaluation, layer_selection, probes, similarity
 from utils.errors import InputError
 from utils.hidden_states import HiddenStates
+from utils.text import some
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def graph_convexity(
         )
     if alone:
         log.warning(
-            "%d of %d classes have fewer than two clips and no convexity: %s", len(alone), len(labels), ", ".join(alone)
+            "%d of %d classes have fewer than two clips and no convexity: %s", len(alone), len(labels), some(alone)
         )
     layers, classes = [], []
     for layer, states in enumerate(hidden.pooled):

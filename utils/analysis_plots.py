@@ -31,6 +31,7 @@ MISSING = {"facecolor": LIGHT_GREY, "edgecolor": GREY, "hatch": "/////", "linewi
 COLOUR_MAP = "viridis"
 HIDDEN_LAYER = "hidden layer (0: first block's input)"
 LINES_UP_TO = len(COLOURS)
+MAP_UP_TO = 60  # classes
 ROW_INCHES = 0.17
 LEGEND_ROW_INCHES = 0.15
 TICK_INCHES = 0.22
@@ -244,7 +245,8 @@ def class_convexity_figure(
 ) -> None:
     """Draw the convexity of every class by hidden layer: as lines up to 7 classes, as a heat map beyond.
 
-    Classes are sorted by their mean over the layers, the most convex first.
+    Classes are sorted by their mean over the layers, the most convex first. Of more than 60 classes the 30
+    most and the 30 least convex are drawn.
 
     Parameters
     ----------
@@ -258,6 +260,10 @@ def class_convexity_figure(
     """
     by_class = table.pivot(index="label", columns="layer", values="convexity")
     order = by_class.mean(axis=1).sort_values(ascending=False, kind="stable").index
+    if len(order) > MAP_UP_TO:
+        there, half = order[by_class.loc[order].notna().any(axis=1)], MAP_UP_TO // 2
+        order = there[:half].union(there[half:][-half:], sort=False) if len(there) else order[:half]
+        title = f"{title or ylabel}: the most and the least convex {len(order)} of {len(there):,} classes with a number"
     by_class = by_class.loc[order]
     n_clips = table.groupby("label")["n_clips"].max()
     labels = [f"{shorten(str(label))} ({n_clips[label]:.0f})" for label in order]

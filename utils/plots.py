@@ -51,6 +51,9 @@ LONGEST_LABEL = 40
 NUMBERS_UP_TO = 25
 CELL_INCHES = 0.17
 LEAST_ROWS = 12
+MATRIX_UP_TO = 60  # labels; beyond them a matrix is larger than a screen, and with 300 it took 6 GB to draw
+WORST_CONFUSIONS = 40
+MOST_ROWS = 200  # of a figure with a line a model or a pair; Matplotlib draws no picture of more than 65,536 pixels
 
 
 @contextlib.contextmanager
@@ -97,10 +100,7 @@ def shorten(label: str, longest: int = LONGEST_LABEL) -> str:
 
 
 def confusion_figure(counts: pd.DataFrame, path: Path) -> None:
-    """Draw a confusion matrix: a row a true label, coloured by the share of the row's clips.
-
-    The figure grows with the classes, so that labels stay legible at 100 % zoom; up to 25 classes the
-    counts are written in the cells. A row without clips is grey.
+    """Draw a confusion matrix; of more than 60 labels, the most frequent confusions.
 
     Parameters
     ----------
@@ -108,6 +108,17 @@ def confusion_figure(counts: pd.DataFrame, path: Path) -> None:
         Index: true labels; columns: predicted ones; see `evaluation.confusion_table`.
     path : Path
         Name without suffix.
+    """
+    draw = _confusion_matrix if len(counts) <= MATRIX_UP_TO else _worst_confusions
+    with style():
+        save_figure(draw(counts), path)
+
+
+def _confusion_matrix(counts: pd.DataFrame) -> Figure:
+    """Return a row a true label, coloured by the share of the row's clips.
+
+    The figure grows with the classes, so that labels stay legible at 100 % zoom; up to 25 classes the
+    counts are written in the cells. A row without clips is grey.
     """
     order = sorted(counts.index)
     counts = counts.loc[order, order]
@@ -117,45 +128,76 @@ def confusion_figure(counts: pd.DataFrame, path: Path) -> None:
     n = len(order)
     with_numbers = n <= NUMBERS_UP_TO
     side = max(2.4, n * (CELL_INCHES * 1.7 if with_numbers else CELL_INCHES))
-    with style():
-        fig = Figure(figsize=(side + 1.0, side))
-        axes = fig.add_axes((0, 0, side / (side + 1.0), 1))
-        colour_map = matplotlib.colormaps["Blues"].with_extremes(bad=LIGHT_GREY)
-        # The square root keeps a confusion of one clip in twenty visible beside a full diagonal.
-        image = axes.imshow(shares, cmap=colour_map, norm=PowerNorm(0.5, 0, 1))
-        labels = [shorten(label) for label in order]
-        size = 8 if with_numbers else 7
-        axes.set_xticks(range(n), labels, rotation=90, fontsize=size)
-        axes.set_yticks(range(n), labels, fontsize=size)
-        axes.tick_params(length=0)
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
-        axes.grid(which="minor", color="white" if with_numbers else LIGHT_GREY, linewidth=0.8 if with_numbers else 0.4)
-        axes.tick_params(which="minor", length=0)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        if with_numbers:
-            for row, column in np.argwhere(values > 0):
-                dark = shares[row, column] > 0.3  # where the square root has passed half of the colours
-                axes.text(
-                    column,
-                    row,
-                    str(values[row, column]),
-                    ha="center",
-                    va="center",
-                    fontsize=min(7, 28 / len(str(values.max()))),  # the widest count fills its cell
-                    color="white" if dark else "black",
-                )
-        bar_height = min(1.0, 4.0 / side)
-        bar_axes = fig.add_axes(((side + 0.15) / (side + 1.0), 1 - bar_height, 0.15 / (side + 1.0), bar_height))
-        bar = fig.colorbar(image, cax=bar_axes, ticks=[0, 0.05, 0.2, 0.5, 1])
-        bar.ax.set_yticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
-        bar.ax.minorticks_off()
-        bar.set_label("share of the true label's clips")
-        bar.outline.set_visible(False)
-        save_figure(fig, path)
+    fig = Figure(figsize=(side + 1.0, side))
+    axes = fig.add_axes((0, 0, side / (side + 1.0), 1))
+    colour_map = matplotlib.colormaps["Blues"].with_extremes(bad=LIGHT_GREY)
+    # The square root keeps a confusion of one clip in twenty visible beside a full diagonal.
+    image = axes.imshow(shares, cmap=colour_map, norm=PowerNorm(0.5, 0, 1))
+    labels = [shorten(label) for label in order]
+    size = 8 if with_numbers else 7
+    axes.set_xticks(range(n), labels, rotation=90, fontsize=size)
+    axes.set_yticks(range(n), labels, fontsize=size)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white" if with_numbers else LIGHT_GREY, linewidth=0.8 if with_numbers else 0.4)
+    axes.tick_params(which="minor", length=0)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if with_numbers:
+        for row, column in np.argwhere(values > 0):
+            dark = shares[row, column] > 0.3  # where the square root has passed half of the colours
+            axes.text(
+                column,
+                row,
+                str(values[row, column]),
+                ha="center",
+                va="center",
+                fontsize=min(7, 28 / len(str(values.max()))),  # the widest count fills its cell
+                color="white" if dark else "black",
+            )
+    bar_height = min(1.0, 4.0 / side)
+    bar_axes = fig.add_axes(((side + 0.15) / (side + 1.0), 1 - bar_height, 0.15 / (side + 1.0), bar_height))
+    bar = fig.colorbar(image, cax=bar_axes, ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
+    bar.ax.minorticks_off()
+    bar.set_label("share of the true label's clips")
+    bar.outline.set_visible(False)
+    return fig
+
+
+def _worst_confusions(counts: pd.DataFrame) -> Figure:
+    """Return a bar a pair of a true and another predicted label: those of the most clips, then of the largest share."""
+    values = counts.to_numpy()
+    n_of_label, n_wrong = values.sum(axis=1), values.sum() - np.trace(values)
+    true, predicted = np.nonzero(values * ~np.eye(len(values), dtype=bool))
+    n_clips = values[true, predicted]
+    order = np.lexsort((predicted, true, -n_clips / n_of_label[true], -n_clips))[:WORST_CONFUSIONS]
+    true, predicted, n_clips, n_pairs = true[order], predicted[order], n_clips[order], len(true)
+    rows = np.arange(len(order))
+    fig = Figure(figsize=(7.5, 1.2 + 0.2 * max(len(order), 3)), layout="constrained")
+    axes = fig.add_subplot()
+    axes.barh(rows, n_clips, color=COLOURS[0])
+    for row, n, n_true in zip(rows, n_clips, n_of_label[true], strict=True):
+        axes.annotate(
+            f"{n / n_true:.0%} of {n_true:,}", (n, row), (3, 0), textcoords="offset points", va="center", fontsize=7
+        )
+    pairs = zip(counts.index[true], counts.columns[predicted], strict=True)
+    axes.set_yticks(rows, [f"{shorten(a)} → {shorten(b)}" for a, b in pairs])
+    axes.set_ylim(max(len(order), 3) - 0.4, -0.6)
+    axes.set_xlim(0, 1.15 * n_clips.max(initial=1))  # room for what is written beside the longest bar
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("clips of the true label (left) that are taken for the other one")
+    title = f"No confusion among {len(counts):,} labels: all {values.sum():,} clips are right"
+    if n_wrong:
+        share = f"{n_clips.sum() / n_wrong:.0%} of the {n_wrong:,} wrong clips"
+        title = f"The {len(order)} most frequent confusions of {n_pairs:,} among {len(counts):,} labels: {share}"
+    fig.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return fig
 
 
 def reliability_figure(calibration: Calibration, path: Path) -> None:
@@ -250,7 +292,8 @@ def summary_figure(summary: pd.DataFrame, path: Path) -> None:
 
     Left a line a model, best first, so that no two names overlap. The marker tells what a model is: a
     CNN, whole, or pruned before or after fine-tuning. Models that were scored on different clips stand in
-    blocks of their own, with a colour and a filling each: their scores do not compare.
+    blocks of their own, with a colour and a filling each: their scores do not compare. Of more than
+    200 models the best of each block are drawn.
 
     Parameters
     ----------
@@ -259,8 +302,14 @@ def summary_figure(summary: pd.DataFrame, path: Path) -> None:
     path : Path
         Name without suffix.
     """
+    summary = summary.sort_values(["accuracy", "model_name"], ascending=[False, True])
     clip_sets = [models for _, models in summary.groupby(["data_sha256", "split", "n_clips"], dropna=False)]
     clip_sets.sort(key=lambda models: models["model_name"].min())  # their digests mean nothing to a reader
+    n_models = [len(models) for models in clip_sets]
+    if len(summary) > MOST_ROWS:
+        clip_sets = clip_sets[:MOST_ROWS]
+        clip_sets = [models.head(MOST_ROWS // len(clip_sets)) for models in clip_sets]
+        summary = pd.concat(clip_sets)
     n_rows = len(summary) + len(clip_sets)
     limits = _score_limits(summary)
     with style():
@@ -269,8 +318,7 @@ def summary_figure(summary: pd.DataFrame, path: Path) -> None:
         names = fig.add_subplot(grid[:, 0])
         by_size, by_latency = fig.add_subplot(grid[0, 1]), fig.add_subplot(grid[1, 1])
         row, ticks = 0, {}
-        for number, models in enumerate(clip_sets):
-            models = models.sort_values(["accuracy", "model_name"], ascending=[False, True])
+        for number, (models, n) in enumerate(zip(clip_sets, n_models, strict=False)):
             look = {
                 "color": COLOURS[number % len(COLOURS)],
                 "fillstyle": FILLS[number % len(FILLS)],
@@ -281,7 +329,8 @@ def summary_figure(summary: pd.DataFrame, path: Path) -> None:
             names.text(
                 0.01,
                 row,
-                f"{first['n_clips']} {first['split']} clips, {first['n_classes']} classes",
+                f"{first['n_clips']} {first['split']} clips, {first['n_classes']} classes"
+                + (f": the best {len(models)} of {n} models" if n > len(models) else ""),
                 transform=names.get_yaxis_transform(),
                 va="center",
                 color=look["color"],
@@ -341,7 +390,8 @@ def set_log_axis(axes: Axes, values: pd.Series, unit: float) -> None:
 def comparison_figure(table: pd.DataFrame, path: Path) -> None:
     """Draw the difference of every pair of models with its interval, in accuracy and in macro F1.
 
-    A filled marker has an adjusted p value under 0.05.
+    A filled marker has an adjusted p value under 0.05. Of more than 200 pairs those with the smallest p
+    values of accuracy are drawn.
 
     Parameters
     ----------
@@ -350,6 +400,9 @@ def comparison_figure(table: pd.DataFrame, path: Path) -> None:
     path : Path
         Name without suffix.
     """
+    n_pairs = len(table)
+    if n_pairs > MOST_ROWS:
+        table = table.sort_values("accuracy_p_holm", kind="stable").head(MOST_ROWS).sort_index()
     rows = np.arange(len(table))
     with style():
         fig = Figure(figsize=(9.5, 1.1 + 0.24 * max(len(table), 3)), layout="constrained")
@@ -381,4 +434,6 @@ def comparison_figure(table: pd.DataFrame, path: Path) -> None:
         )
         panels[0].tick_params(axis="y", length=0)
         panels[0].set_ylim(max(len(table), 3) - 0.4, -0.6)
+        if n_pairs > len(table):
+            fig.suptitle(f"The {len(table)} pairs of {n_pairs:,} with the smallest p values", x=0.01, ha="left")
         save_figure(fig, path)

@@ -21,6 +21,7 @@ from utils.errors import InputError
 from utils.files import sha256_of_lines, write_json, write_text
 from utils.recordings import Skipped, SourceFile
 from utils.splits import assign_splits, group_keys, merge_groups
+from utils.text import some
 
 SCRATCH_NAME = ".work"
 PLAN_NAME = "plan.json"
@@ -116,7 +117,7 @@ def drop_rare_labels(files: Sequence[SourceFile], min_recordings: int) -> tuple[
         recordings[file.label].add(file.recording_id)
     rare = {label: len(ids) for label, ids in sorted(recordings.items()) if len(ids) < min_recordings}
     if rare:
-        names = ", ".join(f"{label} ({n})" for label, n in rare.items())
+        names = some([f"{label} ({n})" for label, n in rare.items()], NAMED_IN_LOG)
         log.warning("%d labels have fewer than %d recordings and are left out: %s", len(rare), min_recordings, names)
     reason = "its label {} has {} recordings, fewer than --min_recordings {}"
     skipped = [
@@ -156,7 +157,7 @@ def drop_contradictions(recorded: Sequence[Recorded]) -> tuple[list[Recorded], l
                 reason = f"the same sound as {other.path}, under another label ({file.label}, {other.label})"
                 skipped[file.path] = Skipped(file.path, reason)
         elif len(files) > 1:
-            twice.append(", ".join(file.path for file in files))
+            twice.append(some([file.path for file in files]))
     report(twice, "the same sound, kept on one side of the split")
     return [r for r in recorded if r.file.path not in skipped], list(skipped.values())
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from utils.clips import SPLITS
 from utils.errors import UsageError
+from utils.text import some
 
 SPLIT_BY = ("recordist", "strict_recordist", "recording", "clip")
 
@@ -344,7 +345,7 @@ class _Division:
             else:
                 why = "whose groups hold other labels too, so that no better division was found,"
             found.setdefault(f"labels {why} are not in {' and '.join(absent)}", []).append(name)
-        warnings = [f"{what}: {', '.join(names)}" for what, names in sorted(found.items())]
+        warnings = [f"{what}: {some(names)}" for what, names in sorted(found.items())]
         empty = [s for s, count in zip(self.splits, self.counts[self.everything], strict=True) if not count]
         warnings += [f"the split {split} is empty: there are too few groups" for split in empty]
         return warnings
