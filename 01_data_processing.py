@@ -161,6 +161,7 @@ def make_data_set(
             runs.open_run(STAGE, args, inputs, result_neutral=SPEED_ARGUMENTS, scratch={scratch}) as this_run,
             workers.worker_pool(args.num_workers) as pool_map,
         ):
+            log_start(args, files)
             (args.output_dir / scratch).mkdir(exist_ok=True)
             process(args, this_run, pool_map, merge, files, listed, skipped)
     except AlreadyComplete:
@@ -183,6 +184,7 @@ def decode_shard(
         ) as this_run,
         workers.worker_pool(args.num_workers) as pool_map,
     ):
+        log_start(args, files)
         shares.write_listing(args.output_dir, list(listed.values()))
         files, _ = worth_decoding(args, files)
         own = shares.deal([listed[file.path] for file in files], args.shard.n)[args.shard.number - 1]
@@ -205,6 +207,16 @@ def decode_shard(
             "%s, shard %s: %d files -> %s: %.2f h; %d cannot be decoded",
             *(args.raw_dir, args.shard, len(own), args.output_dir, hours, len(decoded.undecodable)),
         )
+
+
+def log_start(args: argparse.Namespace, files: list[recordings.SourceFile]) -> None:
+    """Log what is read and how, so that a wrong folder or table is seen before hours of decoding."""
+    runs.log_cpu_only(args.device)
+    log.info(
+        "device cpu (%s), %d workers; %s: %d files, %d labels; clips of %g s at %d Hz, split by %s",
+        *(runs.device_name("cpu"), args.num_workers, args.raw_dir, len(files), len({file.label for file in files})),
+        *(args.clip_seconds, args.sample_rate, args.split_by),
+    )
 
 
 def args_of_shard(args: argparse.Namespace, shard: Shard) -> argparse.Namespace:

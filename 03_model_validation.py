@@ -18,8 +18,9 @@ reliability.pdf/.png, predictions.parquet, log.txt and run.json, and rebuilds su
 in the folder above from all results there.
 
 --compare takes results that are there, of models scored on the same clips, and writes comparison.csv and
-comparison.pdf/.png: the difference of every pair, clip by clip, with an interval from the same draws of
-groups for both, a sign-flip p value, and that adjusted for the number of pairs (Holm).
+comparison.pdf/.png, by default into comparison-<name>-<name>-… beside them: the difference of every pair, clip
+by clip, with an interval from the same draws of groups for both, a sign-flip p value, and that adjusted for
+the number of pairs (Holm).
 """
 
 import argparse
@@ -36,6 +37,7 @@ from transformers import PreTrainedConfig
 from utils import cli, clips, comparison, encoders, evaluation, latency, plots, runs, summary
 from utils.errors import AlreadyComplete, UsageError
 from utils.files import write_text
+from utils.start_line import guessing, log_start
 from utils.text import some
 
 log = logging.getLogger(Path(__file__).stem)
@@ -100,7 +102,7 @@ def compare(args: argparse.Namespace) -> None:
     if len(set(names)) < max(2, len(names)):
         raise UsageError(f"--compare takes two or more results folders, each of another name; found {', '.join(names)}")
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
-        args.output_dir = args.compare[0].resolve().parent / COMPARISON_NAME
+        args.output_dir = args.compare[0].resolve().parent / comparison.folder_name(names)
     inputs = {
         f"compare {name}": comparison.results_input(folder) for name, folder in zip(names, args.compare, strict=True)
     }
@@ -108,6 +110,9 @@ def compare(args: argparse.Namespace) -> None:
     for model in models[1:]:
         comparison.check_same_clips(models[0], model)
     with runs.open_run(Path(__file__).stem, args, inputs, result_neutral=["compare"]) as this_run:
+        first = models[0]
+        levels = guessing(first.predictions["label_id"], int(first.metrics["n_classes"]), first.metrics["split"])
+        log.info("%d models: %s; %s clips, %s", len(models), ", ".join(names), f"{len(first.predictions):,}", levels)
         table = comparison.comparison_table(models, args.seed)
         write_text(args.output_dir / f"{COMPARISON_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
         plots.comparison_figure(table, args.output_dir / COMPARISON_NAME)
@@ -130,6 +135,7 @@ def validate(args: argparse.Namespace) -> None:
         split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed)
         model, extractor = encoders.load_model(args.model_dir, device)
         encoders.check_matches(model, extractor, split_clips)
+        log_start(args.device, device, {str(args.model_dir): model}, {args.split: split_clips})
         warn_of_other_data(model.config, inputs)
         table, labels = split_clips.table, split_clips.labels
 

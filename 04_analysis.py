@@ -40,6 +40,7 @@ from utils.encoder_parts import EncoderParts
 from utils.errors import InputError, UsageError
 from utils.euclidean_convexity import euclidean_convexity
 from utils.files import write_json, write_text
+from utils.start_line import log_start
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -147,6 +148,7 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     """Measure and draw everything that was asked for of one model."""
     split_clips = read_split(args, args.split)
     model, extractor, fine_tuned = load(args.model_dir, split_clips, device)
+    log_start(args.device, device, {args.model_dir: model}, {args.split: split_clips})
     n_layers = EncoderParts(model).n_layers
     cross_validated = args.split in ("train", ALL_SPLITS)
     if fine_tuned and cross_validated:
@@ -245,6 +247,7 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     states = []
     for flag, stem in (("model_dir", STATES), ("compare_to", OTHER_STATES)):
         model, extractor, _ = load(getattr(args, flag), split_clips, device)
+        log_start(args.device, device, {getattr(args, flag): model}, {args.split: split_clips})
         key = {"model": inputs[flag].sha256, "data": inputs["data_dir"].sha256}
         with this_run.timed(stem):
             hidden = hidden_states.extract(

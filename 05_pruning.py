@@ -39,6 +39,7 @@ from utils.files import write_json
 from utils.layer_selection import Candidate, Evidence, Keep
 from utils.pruning_plan import EXHAUSTIVE, MOST_SUBSETS, STRATEGIES, make_plan
 from utils.pruning_table import BEST_SCHEMA_VERSION, FULL, PruningTable, choose, log_answer, write_rows
+from utils.start_line import log_start
 from utils.subset_scores import SubsetScores
 
 log = logging.getLogger(Path(__file__).stem)
@@ -155,6 +156,10 @@ def sweep(args: argparse.Namespace) -> None:
         Path(__file__).stem, args, inputs, result_neutral={"memory_limit_mb"}, scratch=[SCRATCH]
     ) as this_run:
         this_run.device = runs.device_name(device)
+        log_start(
+            *(args.device, device, {str(args.model_dir): model}),
+            {"train": train_clips, args.search_split: search_clips, args.report_split: report_clips},
+        )
         scratch = args.output_dir / SCRATCH
         scratch.mkdir(exist_ok=True)
         key = {"model": inputs["model_dir"].sha256, "data": inputs["data_dir"].sha256}
@@ -203,6 +208,9 @@ def sweep(args: argparse.Namespace) -> None:
             "model_sha256": inputs["model_dir"].sha256,
             "model_dir": str(args.model_dir),
             "n_layers": plan.n_layers,
+            "data_dir": str(args.data_dir),
+            "data_sha256": inputs["data_dir"].sha256,
+            "clip_seconds": search_clips.clip_seconds,
             "search_split": args.search_split,
             "report_split": args.report_split,
             "margin": args.margin,

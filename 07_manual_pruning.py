@@ -37,6 +37,7 @@ from utils.files import PARTIAL_SUFFIX
 from utils.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
 from utils.pruning_session import HELP, PruningSession
 from utils.pruning_table import BEST_SCHEMA_VERSION
+from utils.start_line import log_start
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -176,23 +177,27 @@ def read_best(path: Path, model: runs.Input, config: PreTrainedConfig, n_layers:
     UsageError
         If the sweep holds no subset of that depth.
     """
-    redo = "run 05_pruning.py on this model"
+    usual = Path("validation_results", f"{cli.model_name(Path(model.path))}-pruning", "best.json")
+    redo = f"expected what 05_pruning.py found for this very model, by default {usual}; run it on this model"
     try:
         best = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} cannot be read as JSON ({error}); {redo}") from error
     expected = {"schema_version": int, "model_sha256": str, "model_dir": str, "by_depth": dict}
     if not isinstance(best, dict) or any(not isinstance(best.get(key), kind) for key, kind in expected.items()):
-        raise InputError(f"{path} is no best.json: expected the keys {', '.join(expected)}; {redo}")
+        found = ", ".join(list(best)[:3]) + ", …" if isinstance(best, dict) else type(best).__name__
+        raise InputError(f"{path} is not a best.json: expected the keys {', '.join(expected)}, found {found}; {redo}")
     if best["schema_version"] != BEST_SCHEMA_VERSION:
         raise InputError(
             f"{path} has schema_version {best['schema_version']}, expected {BEST_SCHEMA_VERSION}; {redo} again"
         )
     if best["model_sha256"] != model.sha256:
         raise InputError(
-            f"{path} is of another model: of {best['model_dir']} (sha256 {best['model_sha256'][:12]}…), "
-            f"--model_dir {model.path} has {model.sha256[:12]}…; {redo}"
+            f"{path} is of another model: of {best['model_dir']} (sha256 {best['model_sha256'][:12]}…), swept on "
+            f"{describe_data(best)}; --model_dir {model.path} has {model.sha256[:12]}… and was trained on "
+            f"{describe_data(vars(config))}; {redo}"
         )
+    warn_of_choice(path, best, config)
     depths = f"it has subsets of {', '.join(sorted(best['by_depth'], key=lambda depth: (len(depth), depth)))} layers"
     if n_layers is None:
         subset = best.get("smallest_within_margin")
@@ -212,6 +217,30 @@ def read_best(path: Path, model: runs.Input, config: PreTrainedConfig, n_layers:
     except UsageError as error:
         raise InputError(f"{path}: {error}; {redo} again") from error
     return keep
+
+
+def describe_data(source: dict) -> str:
+    """Return clip length and data set that a ``best.json`` or a model's config notes, in words."""
+    folder, seconds, digest = (source.get(name) for name in ("data_dir", "clip_seconds", "data_sha256"))
+    clips = f"clips of {seconds:g} s" if isinstance(seconds, int | float) else "clips of a length that is not noted"
+    data = f"sha256 {digest[:12]}…" if isinstance(digest, str) else "a data set that is not noted"
+    return f"{clips} of {folder} ({data})" if isinstance(folder, str) else f"{clips} ({data})"
+
+
+def warn_of_choice(path: Path, best: dict, config: PreTrainedConfig) -> None:
+    """Warn where layers were chosen by clips that the model has learned from, or that later score it."""
+    trained_on, swept_on = getattr(config, "data_sha256", None), best.get("data_sha256")
+    if None not in (trained_on, swept_on) and trained_on != swept_on:
+        log.warning(
+            "%s chose layers by %s, and the model was trained on %s: clips that it was trained on may be among them; "
+            "run 05_pruning.py with the --data_dir that the model was trained on",
+            *(path, describe_data(best), describe_data(vars(config))),
+        )
+    split = best.get("search_split")
+    if split == "test":
+        log.warning("%s chose layers by the split test: scores of the pruned model on test are too good", path)
+    elif split == "train":
+        log.warning("%s chose layers by the split train, which the model has learned: they may not be the best", path)
 
 
 def interact(n_layers: int, counter: SizeCounter) -> list[int] | None:
@@ -249,6 +278,7 @@ def prune(
     """Write one model, or those of a ladder that a stopped run has not written; the model is pruned in place."""
     with runs.open_run(Path(__file__).stem, args, inputs, result_neutral={"dry_run"}) as this_run:
         this_run.device = runs.device_name("cpu")
+        log_start(args.device, "cpu", {args.model_dir: model}, {})
         with this_run.timed("writing"):
             # Down a ladder every model holds the next: the first layers of the first layers.
             for folder, keep in keeps.items():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import random
+import re
 import shutil
 import signal
 import sys
@@ -63,6 +64,7 @@ def processed(raw_dir, tmp_path_factory):
 def test_the_folder_holds_what_the_contract_names_and_no_more(processed):
     names = {"clips-00000.parquet", "label_mappings.json", "recordings.csv", "split_report.csv", "skipped.csv"}
     assert {p.name for p in processed.iterdir()} == names | {"run.json", "log.txt", ".lock"}
+    assert re.search(r"device cpu \(.+ files, \d+ labels; clips of ", (processed / "log.txt").read_text())
     record = json.loads((processed / "run.json").read_text())
     assert record["status"] == "complete"
     assert {output["path"] for output in record["outputs"]} == names

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -69,6 +70,9 @@ def undisturbed(data_dir, base_dir, tmp_path_factory):
 def test_run_folder(undisturbed, data_dir):
     record = json.loads((undisturbed / "run.json").read_text())
     assert record["status"] == "complete" and record["device"]
+    log_text = (undisturbed / "log.txt").read_text()
+    assert re.search(r"INFO    device cpu \(.+\); model .+: wav2vec2, 3 blocks, 0.\d+ M parameters; ", log_text)
+    assert re.search(r"\d+ clips of train, \d+ clips of val; 3 classes, chance 0.333, majority 0.333 \(val\)", log_text)
     outputs = {output["path"] for output in record["outputs"]}
     assert outputs == {
         *("metrics.csv", "training_curves.png"),

@@ -14,7 +14,7 @@ from datasets import load_dataset
 
 from tests.data import LABELS, write_processed
 from tests.stages import load_stage
-from utils import clips, encoders, evaluation, latency, runs, summary
+from utils import clips, comparison, encoders, evaluation, latency, runs, summary
 from utils.errors import InputError
 
 stage = load_stage("03_model_validation")
@@ -198,6 +198,7 @@ def test_log_tells_the_scores(result):
         f"accuracy  {row['accuracy']:.3f}  (95 % interval {row['accuracy_low']:.3f} to {row['accuracy_high']:.3f})"
     )
     assert expected in text
+    assert "clips of test; 3 classes, chance 0.333, majority 0.333 (test)" in text
     assert "18 clips of 9 recordings in 9 groups, 3 classes" in text
 
 
@@ -529,10 +530,29 @@ def test_comparison_lies_beside_the_results_and_is_none_of_them(two_results, run
     results_dir = two_results[0].parent
     assert compare(two_results) == 0
     assert compare(two_results) == 0  # nothing to do
-    assert (results_dir / "comparison" / "comparison.csv").is_file()
-    assert compare(reversed(two_results)) == 0  # the same results in another order are the same inputs
+    assert (results_dir / "comparison-whole-half" / "comparison.csv").is_file()
+    assert compare(reversed(two_results)) == 0  # other signs: another folder
+    assert (results_dir / "comparison-half-whole" / "comparison.csv").is_file()
     table = summary.rebuild_summary(results_dir)
     assert sorted(table["model_name"]) == ["half", "whole"]
+
+
+def test_a_second_comparison_does_not_meet_the_first(two_results, caplog):
+    third = two_results[0].parent / "quarter"
+    shutil.copytree(two_results[1], third)
+    assert compare([two_results[0], third]) == 0
+    assert "2 models: whole, quarter; 18 clips, 3 classes, chance 0.333, majority 0.333 (test)" in caplog.text
+    assert compare([two_results[1], third]) == 0
+    assert (third.parent / "comparison-half-quarter" / "comparison.csv").is_file()
+    shutil.rmtree(third)
+
+
+@pytest.mark.parametrize("names", [[f"model-{number:02d}" for number in range(40)], ["ö" * 200, "b"], ["a" * 119, "b"]])
+def test_names_of_many_or_long_models_fit_into_a_folder_name(names, tmp_path):
+    name = comparison.folder_name(names)
+    (tmp_path / name).mkdir()
+    assert len(name.encode()) <= comparison.LONGEST_NAME and name.startswith(f"comparison-{names[0][:10]}")
+    assert name != comparison.folder_name(names[::-1])
 
 
 def refuses_to_compare(capfd, folders, tmp_path, code=3):

@@ -59,6 +59,7 @@ def test_every_metric_has_its_table_and_figure(analysed):
             assert not pd.read_csv(analysed / f"{name}.csv").isna().all(axis=None)
     record = json.loads((analysed / "run.json").read_text())
     assert record["status"] == "complete"
+    assert " 3 classes, chance 0.333, majority 0.333 (" in (analysed / "log.txt").read_text()
     assert {"hidden_states.npy", "recommendation.json"} <= {output["path"] for output in record["outputs"]}
 
 

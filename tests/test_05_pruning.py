@@ -114,6 +114,7 @@ def test_folder_is_whole_and_its_scratch_gone(result):
     record = json.loads((result / "run.json").read_text())
     assert (record["stage"], record["status"]) == ("05_pruning", "complete")
     assert {"rules_s", "search_s", "costs_s", "report_s"} <= set(record["timings"])
+    assert "clips of val, 18 clips of test; 3 classes, chance 0.333" in (result / "log.txt").read_text()
     assert record["metrics"]["smallest_within_margin"] == best_of(result)["smallest_within_margin"]
 
 
@@ -398,6 +399,24 @@ def test_the_table_has_grown_when_the_report_is_cut_off(data_dir, run_dir, resul
         patch.setattr(latency, "measure_cost", lambda *_, **__: pytest.fail("timed twice"))
         assert main(run_dir, data_dir, tmp_path / "out", "--iterative") == 0
     pd.testing.assert_frame_equal(table_of(tmp_path / "out")[UNTIMED], table_of(result)[UNTIMED])
+
+
+def test_progress_of_a_sweep_that_goes_on_counts_all_batches(data_dir, run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(subset_scores, "SAVE_EVERY_S", 0.0)
+    words = ("--strategies", "backward", "--batch_size", 4)
+    with monkeypatch.context() as patch:
+        Recorder(patch, stop_at=3)  # two of the five batches of val are saved
+        assert main(run_dir, data_dir, tmp_path / "out", *words) == 75
+    counted, progress = [], runs.progress
+
+    def noting(iterable, total, desc, unit, n_before=0):
+        counted.append((desc, total, n_before))
+        return progress(iterable, total, desc, unit, n_before)
+
+    monkeypatch.setattr(runs, "progress", noting)
+    assert main(run_dir, data_dir, tmp_path / "out", *words) == 0
+    sweeping = [(total, n_before) for desc, total, n_before in counted if desc == "sweeping"]
+    assert sweeping == [(5, 2), (5, 3), (5, 4), *((5, n) for n in range(5))]
 
 
 @pytest.mark.parametrize("damage", ["cut", "other model"])

@@ -46,6 +46,7 @@ def test_it_learns_and_leaves_a_run_folder(architecture, trained):
     run_dir = trained / architecture
     record = json.loads((run_dir / "run.json").read_text())
     assert (record["stage"], record["status"]) == ("06_cnn", "complete")
+    assert "model from scratch: " in (run_dir / "log.txt").read_text()
     assert {output["path"] for output in record["outputs"]} == {
         *("metrics.csv", "training_curves.png"),
         *("model/config.json", "model/model.safetensors", "model/preprocessor_config.json"),

@@ -355,10 +355,15 @@ def test_from_best_json(more, keep, run_dir, tmp_path):
             {"model_sha256": "0" * 64, "model_dir": "runs/other"},
             (),
             3,
-            r"of runs/other \(sha256 000000000000…\), --mod",
+            r"of runs/other \(sha256 000000000000…\), swept on",
         ),
         ({"schema_version": 2}, (), 3, "schema_version 2, expected 1"),
-        ({"by_depth": []}, (), 3, "is no best.json: expected the keys"),
+        (
+            {"by_depth": []},
+            (),
+            3,
+            r"is not a best.json: expected the keys .*, found schema_version, model_sha256, model_dir, …",
+        ),
         ({"smallest_within_margin": {"keep": "0-3"}}, (), 3, "expected a list of layers under 'keep', got '0-3'"),
         ({"smallest_within_margin": [0]}, (), 3, "expected a list of layers under 'keep', got None"),
         ({"smallest_within_margin": {"keep": [0, True]}}, (), 3, "expected a list of layers"),
@@ -369,6 +374,39 @@ def test_from_best_json(more, keep, run_dir, tmp_path):
 def test_bad_best_json(changes, more, code, words, run_dir, tmp_path, capfd):
     best = best_json(tmp_path / "best.json", run_dir, **changes)
     refuse(capfd, code, words, tmp_path / "no", "--model_dir", run_dir, "--from", best, *more)
+
+
+def test_a_best_json_of_another_training_says_which_file_is_wanted(run_dir, tmp_path, capfd):
+    """The run folder was trained again, on longer clips, after the sweep: both have the same path."""
+    swept = {"data_dir": "processed_data/short", "data_sha256": "a" * 64, "clip_seconds": 3.0, "search_split": "val"}
+    best = best_json(tmp_path / "best.json", run_dir, **swept, model_sha256="0" * 64)
+    words = (
+        r"swept on clips of 3 s of processed_data/short \(sha256 aaaaaaaaaaaa…\); --model_dir .* was trained on clips "
+        r"of 0.5 s \(a data set that is not noted\); expected what 05_pruning.py found for this very model, by default "
+        r"validation_results/birds-pruning/best.json"
+    )
+    refuse(capfd, 3, words, tmp_path / "no", "--model_dir", run_dir, "--from", best)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data_sha256": "b" * 64}, "clips that it was trained on may be among them"),
+        ({"search_split": "test"}, "by the split test: scores of the pruned model on test are too good"),
+        ({"search_split": "train"}, "by the split train, which the model has learned"),
+        ({"data_sha256": "d" * 64, "search_split": "val"}, None),
+        ({}, None),  # of an earlier version
+    ],
+)
+def test_layers_chosen_by_the_wrong_clips(changes, words, run_dir, tmp_path, caplog):
+    model = tmp_path / "model"
+    shutil.copytree(run_dir / "model", model)
+    config = config_of(model) | {"data_sha256": "d" * 64}
+    (model / "config.json").write_text(json.dumps(config))
+    best = best_json(tmp_path / "best.json", model, **changes)
+    assert main("--model_dir", model, "--from", best, "--dry_run") == 0
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (words is None and not warnings) or (len(warnings) == 1 and words in warnings[0])
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "7", "\x00"])

@@ -283,14 +283,47 @@ def test_progress_passes_everything_on_and_logs_now_and_then(monkeypatch, caplog
     assert "reading: 2 of 3 letters" in caplog.text
 
 
+def test_progress_of_a_resumed_run_counts_what_was_done_before(monkeypatch, caplog):
+    monkeypatch.setattr(runs, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(runs.time, "monotonic", iter(range(0, 100, 2)).__next__)  # 2 s a step
+    with caplog.at_level(logging.INFO):
+        list(runs.progress(iter("abc"), 40, "training", "steps", n_before=29))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"training: {n} of 40 steps, 0.5/s, {2 * (40 - n)} s left" for n in (30, 31, 32)
+    ]
+
+
 def test_device(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert runs.resolve_device("auto") == "cpu"
     assert runs.device_name("cpu")
-    with pytest.raises(UsageError, match="no CUDA device"):
+    with pytest.raises(InputError, match="the driver is missing"):
         runs.resolve_device("cuda")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    with pytest.raises(InputError, match="built without CUDA"):
+        runs.resolve_device("cuda")
+
+
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_a_gpu_that_cannot_be_used_is_no_bug_and_the_cpu_does_not_step_in(asked, monkeypatch):
+    import torch
+
+    def zeros(n, device):
+        assert device == "cuda:1"  # that of this process, whose memory the others do not touch
+        raise torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match=r"GPU 1 of this machine .* busy or unavailable; see nvidia-smi"):
+        runs.resolve_device(asked)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match=r"process 3 of this machine has no GPU .* shows 2"):
+        runs.resolve_device(asked)
+    assert runs.resolve_device("cpu") == "cpu"
 
 
 def exit_code_of(error: BaseException | None, *words: str) -> int:

@@ -9,9 +9,12 @@ import pandas as pd
 
 from utils import evaluation, runs, summary
 from utils.errors import InputError
+from utils.files import sha256_of_lines
 
 STAGE = "03_model_validation"
 PREDICTIONS_NAME = "predictions.parquet"
+# Of a folder, in bytes; file systems take 255.
+LONGEST_NAME = 120
 SCORES = ("accuracy", "macro_f1")
 
 
@@ -70,6 +73,18 @@ def check_same_clips(first: Scored, second: Scored) -> None:
         raise InputError(
             f"{where}, {n_clips[0]} and {n_clips[1]} of the same split; {again}, --max_clips_per_class and --seed"
         )
+
+
+def folder_name(names: Sequence[str]) -> str:
+    """Return the name of the folder that compares models of these names; each set of models has its own.
+
+    Names that together are longer than `LONGEST_NAME` bytes are told by the first one, their number and a digest.
+    """
+    name = "-".join(["comparison", *names])
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    first = names[0].encode()[: LONGEST_NAME // 2].decode(errors="ignore")
+    return f"comparison-{first}-and-{len(names) - 1}-more-{sha256_of_lines(names)[:8]}"
 
 
 def paired_difference(pairs: Sequence[tuple[Scored, Scored]], seed: int = 0) -> dict[str, tuple[float, float, float]]:

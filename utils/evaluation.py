@@ -113,6 +113,7 @@ def input_batches(
     device: str,
     desc: str,
     first: int = 0,
+    among: tuple[int, int] | None = None,
 ) -> Iterator[dict[str, "torch.Tensor"]]:
     """Yield a model's inputs for all clips, in their order, batch by batch; show how far it is.
 
@@ -124,6 +125,9 @@ def input_batches(
         What is done with them, for the log.
     first : int
         Index of the clip to begin with.
+    among : tuple of int, optional
+        Where these are a part of more clips: how many of those were done before, and how many there are, for the
+        log. Default: `first`, and all.
 
     Yields
     ------
@@ -137,7 +141,8 @@ def input_batches(
     num_workers = 0 if device == "cpu" else min(MOST_WORKERS, available_cpus() - 1)
     wanted = Subset(clips, range(first, len(clips)))
     loader = DataLoader(wanted, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
-    for inputs in runs.progress(loader, len(loader), desc, "batches"):
+    n_before, n_batches = (-(-n_clips // batch_size) for n_clips in among or (first, len(clips)))
+    for inputs in runs.progress(loader, n_batches, desc, "batches", n_before):
         yield {name: tensor.to(device) for name, tensor in inputs.items()}
 
 

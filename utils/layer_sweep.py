@@ -63,6 +63,7 @@ def predict_subsets(
     batch_size: int,
     device: str,
     memory_limit_mb: float | None = None,
+    among: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Return the classes that every pruned version of a model predicts.
 
@@ -73,6 +74,8 @@ def predict_subsets(
     ----------
     model, extractor, clips, keeps, batch_size, device, memory_limit_mb
         As for `evaluate_subsets`.
+    among : tuple of int, optional
+        As for `evaluation.input_batches`.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def predict_subsets(
     """
     dtype = np.promote_types(np.int16, np.min_scalar_type(-model.config.num_labels))
     predicted_ids = np.empty((len(keeps), len(clips)), dtype)
-    for where, logits in _sweep(model, extractor, clips, keeps, batch_size, device, memory_limit_mb):
+    for where, logits in _sweep(model, extractor, clips, keeps, batch_size, device, memory_limit_mb, among):
         predicted_ids[:, where] = logits.argmax(axis=2)
     return predicted_ids
 
@@ -210,6 +213,7 @@ def _sweep(
     batch_size: int,
     device: str,
     memory_limit_mb: float | None,
+    among: tuple[int, int] | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield which clips a batch holds, and their logits, shape (n_subsets, batch, n_classes), float32."""
     ordered = _checked(model, keeps)
@@ -225,7 +229,7 @@ def _sweep(
     row_of = {keep: row for row, keep in enumerate(ordered)}
     rows = [row_of[tuple(keep)] for keep in keeps]
     start = 0
-    for inputs in evaluation.input_batches(model, extractor, clips, batch_size, device, desc="sweeping"):
+    for inputs in evaluation.input_batches(model, extractor, clips, batch_size, device, desc="sweeping", among=among):
         logits = _logits(parts, inputs, ordered, device)
         _check_finite(logits, ordered, clips, start, "logits")
         yield slice(start, start + logits.shape[1]), logits[rows]

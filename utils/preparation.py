@@ -313,7 +313,8 @@ def write_shards(
             path.unlink()
         write_json(plan_path, plan)
     missing = [task for task in tasks if not task.path.exists()]
-    for _ in runs.progress(pool_map(spool.write_shard, missing), len(missing), "writing", "shards"):
+    written = pool_map(spool.write_shard, missing)
+    for _ in runs.progress(written, len(tasks), "writing", "shards", len(tasks) - len(missing)):
         pass
     return len(shards)
 

@@ -35,7 +35,6 @@ from utils.errors import (
     Interrupted,
     OutputExistsError,
     StageError,
-    UsageError,
     advice_on,
 )
 from utils.files import PARTIAL_SUFFIX, sha256_of_file, sha256_of_lines, write_json
@@ -664,19 +663,22 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def progress(iterable: Iterable, total: int, desc: str, unit: str) -> Iterator:
-    """Iterate and show how far it is: a bar on a terminal, a log line every 30 s elsewhere."""
+def progress(iterable: Iterable, total: int, desc: str, unit: str, n_before: int = 0) -> Iterator:
+    """Iterate and show how far it is: a bar on a terminal, a log line every 30 s elsewhere.
+
+    Of `total` things an earlier attempt has done the first `n_before`; the others are in `iterable`.
+    """
     if sys.stderr.isatty():
         with logging_redirect_tqdm():
-            yield from tqdm(iterable, total=total, desc=desc, unit=f" {unit}", leave=False)
+            yield from tqdm(iterable, total=total, initial=n_before, desc=desc, unit=f" {unit}", leave=False)
         return
     start = last = time.monotonic()
-    for n_done, item in enumerate(iterable, start=1):
+    for n_done, item in enumerate(iterable, start=n_before + 1):
         yield item
         now = time.monotonic()
         if now - last >= PROGRESS_EVERY_S:
             last = now
-            rate = n_done / (now - start)
+            rate = (n_done - n_before) / (now - start)
             log.info("%s: %d of %d %s, %.3g/s, %.0f s left", desc, n_done, total, unit, rate, (total - n_done) / rate)
 
 
@@ -692,23 +694,50 @@ def resolve_device(name: str) -> str:
 
     Raises
     ------
-    UsageError
-        If CUDA is asked for and this machine shows no CUDA device.
+    InputError
+        If a GPU is asked for and PyTorch finds none, or the one that it finds cannot be used.
     """
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine shows no CUDA device; use auto or cpu")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    host, visible = socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    where = f"{host}, CUDA_VISIBLE_DEVICES={visible}" if visible is not None else host
+    if not torch.cuda.is_available():
+        reason = f"the driver is missing or older than CUDA {torch.version.cuda} needs, or the job asked for no GPU"
+        if not torch.backends.cuda.is_built():
+            reason = f"PyTorch {torch.__version__} is built without CUDA: install one that has it"
+        raise InputError(
+            f"--device cuda: PyTorch finds no GPU on this machine ({where}): {reason}; see nvidia-smi, "
+            "or use --device cpu"
+        )
+    number, n_devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= n_devices:
+        raise InputError(
+            f"process {number + 1} of this machine has no GPU of its own ({where} shows {n_devices}): "
+            "start as many processes as there are GPUs, or use --device cpu"
+        )
+    try:
+        torch.zeros(1, device=f"cuda:{number}")
+    except RuntimeError as error:  # busy in exclusive mode, or broken
+        raise InputError(
+            f"GPU {number} of this machine ({where}) cannot be used: {str(error).splitlines()[0]}; "
+            "see nvidia-smi for what else runs on it, or use --device cpu"
+        ) from error
+    return "cuda"
+
+
+def log_cpu_only(asked: str) -> None:
+    """Warn where ``--device cuda`` is given to a stage that works on the CPU."""
+    if asked == "cuda":
+        log.warning("this stage works on the CPU: --device cuda changes nothing")
 
 
 def device_name(device: str) -> str:
     """Return the product name of a device for the record, such as ``NVIDIA A100-PCIE-40GB``."""
-    import torch
-
     if device == "cuda":
+        import torch
+
         return torch.cuda.get_device_name()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

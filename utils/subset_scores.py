@@ -107,6 +107,7 @@ class SubsetScores:
                 batch_size=self._batch_size,
                 device=self._device,
                 memory_limit_mb=self._memory_limit_mb,
+                among=(n_done, self.n_clips),
             )
             seconds = time.monotonic() - start
             walk = _Walk(new, np.concatenate([walk.predicted, predicted], axis=1), walk.seconds + seconds)

@@ -30,6 +30,7 @@ from utils.clips import Clips, read_clips
 from utils.errors import InputError, Interrupted, UsageError
 from utils.evaluation import macro_f1
 from utils.files import write_text
+from utils.start_line import log_start
 from utils.workers import available_cpus
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ def train_in_run_folder(
         runs.seed_everything(args.seed)
         model, extractor = build(train_clips)
         encoders.configure_for_training(model, train_clips, args.augment, inputs["data_dir"].sha256)
+        name = inputs["base_model"].path if "base_model" in inputs else "from scratch"
+        log_start(args.device, device, {name: model}, {"train": train_clips, "val": val_clips})
         settings = TrainingSettings(
             **{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingSettings)}
         )
@@ -416,9 +419,10 @@ class Steering(TrainerCallback):
         self.steps = iter(())
 
     def on_train_begin(self, args, state, control, **kwargs):
-        left = range(state.global_step, state.max_steps)
-        # Another process's bar would write over this one's.
-        self.steps = runs.progress(left, len(left), "training", "steps") if state.is_world_process_zero else iter(())
+        n_before, left = state.global_step, range(state.global_step, state.max_steps)
+        self.steps = iter(())
+        if state.is_world_process_zero:  # another process's bar would write over this one's
+            self.steps = runs.progress(left, state.max_steps, "training", "steps", n_before)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.collator.epoch = int(state.epoch or 0)

@@ -1,0 +1,50 @@
+"""The line that every stage begins with, against a hand count."""
+
+import logging
+
+import pandas as pd
+import pytest
+
+from tests.data import small_model
+from utils import cnn, encoders
+from utils.clips import Clips
+from utils.start_line import describe_clips, describe_model, log_start
+
+
+def clips_of(label_ids, tmp_path, labels=("Blackbird", "Crow", "Great Tit")):
+    columns = {"shard": 0, "row_group": 0, "row": 0, "split": "test"}
+    return Clips(pd.DataFrame({"label_id": label_ids}).assign(**columns), list(labels), 16_000, 0.5, tmp_path)
+
+
+def test_levels_of_guessing(tmp_path):
+    train, test = clips_of([0] * 2000, tmp_path), clips_of([0, 1, 1, 2], tmp_path)
+    assert describe_clips({"train": train, "test": test}) == (
+        "2,000 clips of train, 4 clips of test; 3 classes, chance 0.333, majority 0.500 (test)"
+    )
+
+
+def test_classes_without_a_clip_count_for_chance(tmp_path):
+    text = describe_clips({"val": clips_of([0, 0, 0, 2], tmp_path)})
+    assert text == "4 clips of val; 3 classes (1 without a clip of val), chance 0.333, majority 0.750 (val)"
+
+
+@pytest.mark.parametrize(("keep", "words"), [([0, 1, 2], "3 blocks"), ([1], "1 block"), ([], "0 blocks")])
+def test_blocks_and_parameters(keep, words):
+    model, _ = small_model("wav2vec2")
+    encoders.prune_model(model, keep)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert describe_model(model) == f"wav2vec2, {words}, {n_parameters / 1e6:.3g} M parameters"
+
+
+def test_a_cnn_has_no_blocks():
+    model, _ = cnn.build_cnn("melspectrogram", ["a", "b"], 16_000, 1.0, 0.25, False)
+    assert "block" not in describe_model(model)
+
+
+def test_a_device_that_is_not_used_is_told(caplog):
+    with caplog.at_level(logging.INFO):
+        log_start("cuda", "cpu", {}, {})
+    assert "--device cuda changes nothing" in caplog.text and "device cpu (" in caplog.text
+    caplog.clear()
+    log_start("auto", "cpu", {}, {})
+    assert not caplog.records or all(record.levelname == "INFO" for record in caplog.records)
