@@ -36,7 +36,7 @@ import numpy as np
 import pandas as pd
 
 from utils import analysis, analysis_plots, cli, clips, encoders, evaluation, hidden_states, layer_selection, runs
-from utils.encoder_parts import EncoderParts
+from utils.encoder_parts import EncoderParts, check_parts
 from utils.errors import InputError, UsageError
 from utils.euclidean_convexity import euclidean_convexity
 from utils.files import write_json, write_text
@@ -270,6 +270,7 @@ def load(model_dir: str, split_clips: clips.Clips, device: str) -> tuple:
     runs.seed_everything(0)  # a new head is not looked at, but it should not differ from run to run
     model, extractor, fine_tuned = encoders.load_any_model(model_dir, device)
     encoders.check_base_matches(extractor, model.config, split_clips)
+    check_parts(model, extractor, split_clips, device)
     return model, extractor, fine_tuned
 
 

@@ -34,6 +34,7 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from utils import cli, clips, encoders, healing, layer_evidence, pruning_plots, runs, summary
+from utils.encoder_parts import check_parts
 from utils.errors import AlreadyComplete, UsageError
 from utils.files import write_json
 from utils.layer_selection import Candidate, Evidence, Keep
@@ -147,6 +148,7 @@ def sweep(args: argparse.Namespace) -> None:
         for split in ("train", args.search_split, args.report_split)
     )
     encoders.check_matches(model, extractor, report_clips)
+    check_parts(model, extractor, search_clips, device)
     plan = make_plan(
         *(model, args.strategies, args.sizes, args.beam_width, args.iterative, args.remove_first_block, args.seed)
     )

@@ -37,34 +37,43 @@ _WAVEFORM = {
     "classifier_proj_size": 16,
 }
 _POSITIONS = {"num_conv_pos_embeddings": 16}
+SMALL_WAVEFORM_CONFIGS = {
+    "wav2vec2": lambda **more: Wav2Vec2Config(**{**_WAVEFORM, **_POSITIONS, **more}),
+    "hubert": lambda **more: HubertConfig(**{**_WAVEFORM, **_POSITIONS, **more}),
+    "wavlm": lambda **more: WavLMConfig(**{**_WAVEFORM, **_POSITIONS, **more}),
+    "data2vec-audio": lambda **more: Data2VecAudioConfig(**{**_WAVEFORM, "conv_pos_kernel_size": 3, **more}),
+    "unispeech-sat": lambda **more: UniSpeechSatConfig(**{**_WAVEFORM, **_POSITIONS, **more}),
+}
 SMALL_CONFIGS = {
-    "wav2vec2": lambda: Wav2Vec2Config(**_WAVEFORM, **_POSITIONS),
-    "wav2vec2-stable-layer-norm": lambda: Wav2Vec2Config(
-        **_WAVEFORM, **_POSITIONS, do_stable_layer_norm=True, feat_extract_norm="layer"
+    **SMALL_WAVEFORM_CONFIGS,
+    "wav2vec2-stable-layer-norm": lambda: SMALL_WAVEFORM_CONFIGS["wav2vec2"](
+        do_stable_layer_norm=True, feat_extract_norm="layer"
     ),
-    "wav2vec2-weighted-layer-sum": lambda: Wav2Vec2Config(**_WAVEFORM, **_POSITIONS, use_weighted_layer_sum=True),
-    "hubert": lambda: HubertConfig(**_WAVEFORM, **_POSITIONS),
-    "wavlm": lambda: WavLMConfig(**_WAVEFORM, **_POSITIONS),
-    "data2vec-audio": lambda: Data2VecAudioConfig(**_WAVEFORM, conv_pos_kernel_size=3),
-    "unispeech-sat": lambda: UniSpeechSatConfig(**_WAVEFORM, **_POSITIONS),
-    "whisper": lambda: WhisperConfig(
-        d_model=32,
-        encoder_layers=3,
-        encoder_attention_heads=2,
-        encoder_ffn_dim=64,
-        decoder_layers=1,
-        decoder_attention_heads=2,
-        decoder_ffn_dim=32,
-        max_source_positions=50,
-        classifier_proj_size=16,
+    "wav2vec2-weighted-layer-sum": lambda: SMALL_WAVEFORM_CONFIGS["wav2vec2"](use_weighted_layer_sum=True),
+    "whisper": lambda **more: WhisperConfig(
+        **{
+            "d_model": 32,
+            "encoder_layers": 3,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "decoder_layers": 1,
+            "decoder_attention_heads": 2,
+            "decoder_ffn_dim": 32,
+            "max_source_positions": 50,
+            "classifier_proj_size": 16,
+            **more,
+        }
     ),
-    "ast": lambda: ASTConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_length=128,
-        num_mel_bins=32,
+    "ast": lambda **more: ASTConfig(
+        **{
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "max_length": 128,
+            "num_mel_bins": 32,
+            **more,
+        }
     ),
 }
 
@@ -78,9 +87,9 @@ def small_extractor(name: str):
     return Wav2Vec2FeatureExtractor(return_attention_mask=False)
 
 
-def small_model(name: str, labels: list[str] | None = None):
+def small_model(name: str, labels: list[str] | None = None, **options):
     """Return a small classifier of an architecture, in evaluation mode, with its feature extractor."""
-    config = SMALL_CONFIGS[name]()
+    config = SMALL_CONFIGS[name](**options)
     labels = labels or LABELS
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}

@@ -20,9 +20,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from transformers import AutoModelForAudioClassification
 
-from tests.data import CLIP_SECONDS, LABELS, small_model, write_processed
+from tests.data import CLIP_SECONDS, LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
 from tests.stages import ROOT, load_stage
-from utils import encoders, training
+from utils import encoders, evaluation, training
 from utils.clips import read_clips
 
 stage = load_stage("02_finetuning")
@@ -117,6 +117,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(undisturbed, 
     assert_same_weights(weights_of(tmp_path / "a"), weights_of(undisturbed))
     assert stage.main(words(data_dir, tmp_path / "b", "--seed", 7, epochs=3, base_model=base_dir)) == 0
     assert not torch.equal(weights_of(tmp_path / "b")["projector.weight"], weights_of(undisturbed)["projector.weight"])
+
+
+@pytest.mark.parametrize("name", ["whisper", "wavlm"])
+def test_a_model_that_returns_its_layers_is_trained_and_scored_by_its_logits(name, data_dir, tmp_path):
+    """The Trainer of transformers 5.23.0 gathers everything that a model returns but its loss."""
+    config = SMALL_CONFIGS[name](use_weighted_layer_sum=True, output_hidden_states=True)
+    AutoModelForAudioClassification.from_config(config).save_pretrained(tmp_path / "base")
+    small_extractor(name).save_pretrained(tmp_path / "base")
+    assert stage.main(words(data_dir, tmp_path / "run", epochs=1, base_model=tmp_path / "base")) == 0
+    model, extractor = encoders.load_model(tmp_path / "run", "cpu")
+    val = read_clips(data_dir, "val")
+    predicted = evaluation.predict(model, extractor, val, 8, "cpu").argmax(axis=1)
+    curves = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert curves["eval_accuracy"][0] == pytest.approx((predicted == val.table["label_id"]).mean(), abs=0.06)
 
 
 def test_it_learns(data_dir, tmp_path):

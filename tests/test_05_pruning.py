@@ -666,6 +666,26 @@ def test_too_many_subsets_are_refused_if_asked_for_and_left_out_if_not(data_dir,
     assert sorted(table_of(tmp_path / "out")["n_layers"].unique()) == [1, 3, 4]
 
 
+def test_a_model_that_is_not_the_sum_of_its_known_parts_is_refused(data_dir, tmp_path, capfd, monkeypatch):
+    run_dir = write_run(tmp_path / "run", data_dir, "wav2vec2-stable-layer-norm")
+    monkeypatch.setattr("utils.encoder_parts.final_norm_of", lambda model: None)
+    assert main(run_dir, data_dir, tmp_path / "out") == 3
+    refused(capfd, "run block by block, gives other logits than by itself", tmp_path / "out")
+
+
+def test_the_whole_model_scores_as_by_itself_with_both_options(data_dir, tmp_path):
+    """methods.md §9: transformers 5.23.0 sums the layers before the final norm."""
+    model, extractor = small_model("hubert", do_stable_layer_norm=True, use_weighted_layer_sum=True)
+    model.config.clip_seconds = 0.5
+    fit(model, extractor, data_dir, n_epochs=10)
+    encoders.save_model(model, extractor, tmp_path / "model")
+    assert main(tmp_path / "model", data_dir, tmp_path / "out", "--strategies", "forward") == 0
+    test = clips.read_clips(data_dir, "test")
+    predicted = evaluation.predict(model.eval(), extractor, test, 4, "cpu").argmax(axis=1)
+    row = table_of(tmp_path / "out").iloc[0]
+    assert row["report_accuracy"] == pytest.approx((predicted == test.table["label_id"]).mean(), abs=1e-6)
+
+
 def test_wavlm_does_not_lose_its_first_block(data_dir, tmp_path, capfd):
     run_dir = write_run(tmp_path / "run", data_dir, "wavlm")
     assert main(run_dir, data_dir, tmp_path / "out", "--remove_first_block") == 2

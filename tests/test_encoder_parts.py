@@ -1,12 +1,16 @@
 """Running models through their parts: the same numbers as whole, and as pruned, saved and reloaded."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForAudioClassification
 
-from tests.data import SMALL_CONFIGS, small_model
+from tests.data import SMALL_CONFIGS, SMALL_WAVEFORM_CONFIGS, small_model, write_processed
 from utils import encoders
-from utils.encoder_parts import EncoderParts, valid_frames
+from utils.clips import read_clips
+from utils.encoder_parts import EncoderParts, check_parts, valid_frames
 from utils.errors import InputError
 
 N_SAMPLES = 8000
@@ -50,6 +54,123 @@ def test_left_out_blocks_give_the_logits_of_the_pruned_model_after_reload(name, 
         encoders.save_model(pruned, extractor, folder)
         reloaded, _ = encoders.load_model(folder, "cpu")
         torch.testing.assert_close(found, reloaded(**inputs).logits, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------ every architecture with every option
+
+
+def with_options(name, **options):
+    """Return a model in float64 whose weights are far from their start, so that a norm more or less shows."""
+    model = AutoModelForAudioClassification.from_config(SMALL_CONFIGS[name](**options)).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            random = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.copy_(0.2 * random + ("norm" in parameter_name and parameter_name.endswith("weight")))
+    return model
+
+
+@torch.inference_mode()
+def assert_parts_are_the_model(model, n_clips):
+    config = model.config
+    shape = {"whisper": (config.to_dict().get("num_mel_bins"), 100), "audio-spectrogram-transformer": (128, 32)}
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(n_clips, *shape.get(config.model_type, (4000,)), generator=generator, dtype=torch.float64)
+    inputs = {model.main_input_name: inputs}
+    parts, whole = EncoderParts(model), model(**inputs).logits
+    found = parts.logits(list(parts.hidden_layers(inputs)), range(parts.n_layers))
+    assert (found - whole).abs().max() <= 1e-9 * whole.abs().max()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("name", SMALL_WAVEFORM_CONFIGS)
+def test_parts_are_the_model_with_every_option(name, stable, weighted):
+    """transformers 5.23.0: data2vec-audio ignores do_stable_layer_norm; a sum takes the layers before the norm."""
+    for norm, tied in itertools.product(("group", "layer"), (None, False, True)):
+        model = with_options(
+            name,
+            do_stable_layer_norm=stable,
+            use_weighted_layer_sum=weighted,
+            feat_extract_norm=norm,
+            tie_last_hidden_states=tied,
+        )
+        assert_parts_are_the_model(model, n_clips=1)
+        encoders.prune_model(model, [0, 2])
+        assert_parts_are_the_model(model, n_clips=8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_weighted_layer_sum": True},
+        {"use_weighted_layer_sum": True, "tie_last_hidden_states": False},
+        {"scale_embedding": True},
+        {"num_mel_bins": 128, "use_weighted_layer_sum": True},
+        {"encoder_layerdrop": 0.5, "activation_function": "relu"},
+        {"output_hidden_states": True, "output_attentions": True},
+    ],
+    ids=str,
+)
+def test_parts_are_the_model_for_every_whisper(options):
+    model = with_options("whisper", **options)
+    assert_parts_are_the_model(model, n_clips=1)
+    encoders.prune_model(model, [1, 2])
+    assert_parts_are_the_model(model, n_clips=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ast", {}),
+        ("ast", {"qkv_bias": False, "frequency_stride": 16, "time_stride": 16}),
+        ("ast", {"use_weighted_layer_sum": True}),  # which AST does not read
+        ("hubert", {"conv_pos_batch_norm": True}),
+        ("hubert", {"feat_proj_layer_norm": False}),
+        ("hubert", {"do_stable_layer_norm": True, "adapter_attn_dim": 8}),
+        ("wav2vec2", {"do_stable_layer_norm": True, "adapter_attn_dim": 8, "use_weighted_layer_sum": True}),
+        ("wav2vec2", {"output_hidden_states": True, "output_attentions": True, "hidden_act": "relu"}),
+        ("wavlm", {"num_buckets": 8, "max_bucket_distance": 16, "do_stable_layer_norm": True}),
+        ("data2vec-audio", {"conv_pos_kernel_size": 19, "num_conv_pos_embeddings": 3}),
+    ],
+    ids=str,
+)
+def test_parts_are_the_model_with_options_of_its_own(name, options):
+    model = with_options(name, **options)
+    assert_parts_are_the_model(model, n_clips=1)
+    encoders.prune_model(model, [0, 2])
+    assert_parts_are_the_model(model, n_clips=8)
+
+
+@pytest.fixture(scope="module")
+def scored_clips(tmp_path_factory):
+    return read_clips(write_processed(tmp_path_factory.mktemp("clips") / "data"), "test")
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_a_known_model_passes_the_check_of_its_parts(name, scored_clips):
+    check_parts(*small_model(name), scored_clips, "cpu")
+
+
+def test_a_model_that_norms_elsewhere_is_refused_by_its_options(scored_clips, monkeypatch):
+    """As transformers does between 4.57 and 5.23, and as it may again."""
+    extractor = small_model("hubert")[1]
+    model = with_options("hubert", do_stable_layer_norm=True, use_weighted_layer_sum=True).float()
+    model.config.tie_last_hidden_states = True
+    parts = EncoderParts(model)
+    model.config.tie_last_hidden_states = None
+    monkeypatch.setattr("utils.encoder_parts.EncoderParts", lambda model: parts)
+    with pytest.raises(InputError) as error:
+        check_parts(model, extractor, scored_clips, "cpu")
+    for words in ("block by block", "'hubert'", "do_stable_layer_norm True", "use_weighted_layer_sum True", "5.23.0"):
+        assert words in str(error.value)
+
+
+def test_broken_weights_are_not_taken_for_an_unknown_architecture(scored_clips):
+    model, extractor = small_model("wav2vec2")
+    model.classifier.weight.data[0] = float("nan")
+    check_parts(model, extractor, scored_clips, "cpu")
 
 
 def test_a_model_without_blocks_has_no_parts():

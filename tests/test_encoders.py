@@ -17,7 +17,14 @@ from transformers import (
     pipeline,
 )
 
-from tests.data import LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
+from tests.data import (
+    LABELS,
+    SMALL_CONFIGS,
+    SMALL_WAVEFORM_CONFIGS,
+    small_extractor,
+    small_model,
+    write_processed,
+)
 from utils import cnn, encoders
 from utils.clips import read_clips
 from utils.errors import InputError, UsageError
@@ -212,6 +219,67 @@ def test_weights_of_another_shape_are_refused_but_another_head_is_replaced(tmp_p
     (tmp_path / "five" / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
     with pytest.raises(InputError, match="feed_forward"):
         encoders.load_base_model(str(tmp_path / "five"), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "settled"),
+    [
+        ("wav2vec2", {"return_dict": False, "output_hidden_states": True}, {"return_dict": True}),
+        ("hubert", {"layerdrop": 0.5, "output_attentions": True}, {"layerdrop": 0.0, "output_attentions": False}),
+        ("whisper", {"encoder_layerdrop": 0.5, "return_dict": False}, {"encoder_layerdrop": 0.0}),
+        ("wavlm", {"problem_type": "multi_label_classification"}, {"problem_type": "single_label_classification"}),
+        ("unispeech-sat", {"dtype": "float16"}, {"dtype": torch.float32}),
+    ],
+)
+def test_options_that_only_change_what_is_returned_or_skipped_are_settled(name, options, settled, tmp_path):
+    """transformers 5.23.0 cannot run a classifier with return_dict false; Whisper reads its layerdrop once."""
+    source = AutoModelForAudioClassification.from_config(SMALL_CONFIGS[name]())
+
+    def save(folder):
+        source.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **options}))
+
+    save(tmp_path / "base")
+    small_extractor(name).save_pretrained(tmp_path / "base")
+    model, extractor = encoders.load_base_model(str(tmp_path / "base"), LABELS)
+    assert {key: getattr(model.config, key) for key in settled} == settled
+    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    with torch.no_grad():
+        assert list(model(**inputs).keys()) == ["logits"]
+    if name == "whisper":
+        assert model.encoder.layerdrop == 0.0
+    encoders.save_model(model, extractor, tmp_path / "tuned")
+    save(tmp_path / "tuned")  # a classifier of somebody else's
+    tuned, _ = encoders.load_model(tmp_path / "tuned", "cpu")
+    with torch.no_grad():
+        assert list(tuned(**inputs).keys()) == ["logits"]
+
+
+@pytest.mark.parametrize("name", SMALL_WAVEFORM_CONFIGS)
+def test_no_encoder_masks_its_input_unasked(name, tmp_path):
+    """data2vec-audio of transformers 5.23.0 masks where its config says nothing."""
+    clips = read_clips(write_processed(tmp_path / "data"), "train")
+    still = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
+    for augment in ([], ["specaugment"]):
+        model, extractor = small_model(name, **still, layerdrop=0.0, mask_time_prob=0.5, mask_time_length=2)
+        encoders.configure_for_training(model, clips, augment)
+        inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+        same = torch.allclose(logits_of(model.train(), inputs), logits_of(model.eval(), inputs), atol=1e-6)
+        assert same == (not augment)
+
+
+@pytest.mark.parametrize("name", encoders.ARCHITECTURES)
+def test_every_weight_that_may_move_has_a_gradient(name, tmp_path):
+    """Where one has none, DistributedDataParallel waits for it and fails."""
+    clips = read_clips(write_processed(tmp_path / "data"), "train")
+    name = {"audio-spectrogram-transformer": "ast"}.get(name, name)
+    for options in ({}, {"do_stable_layer_norm": True, "use_weighted_layer_sum": True}):
+        model = AutoModelForAudioClassification.from_config(SMALL_CONFIGS[name](**options)).eval()
+        encoders.configure_for_training(model, clips, [])
+        inputs = encoders.prepare(small_extractor(name), clips_of_noise(), SECOND, model.main_input_name)
+        model(**inputs).logits.square().sum().backward()
+        assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_base_models_that_are_none(tmp_path):

@@ -9,10 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import transformers
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils.encoders import architecture_of, blocks_of, front_end_call
+from utils.clips import Clips
+from utils.encoders import architecture_of, blocks_of, final_norm_of, front_end_call, prepare, sums_layers
 from utils.errors import InputError
+
+# Of the largest logit. Parts and model differ by the order of summation alone, 1e-6 in float32 and with the reduced
+# precision of a GPU's TF32 up to 5e-4; a norm or a sum at another place changes a tenth or more.
+MOST_DIFFERENCE = 2e-3
+N_CLIPS_COMPARED = 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class EncoderParts:
         self.model = model
         self._architecture = architecture_of(model.config)
         self._blocks = blocks_of(model)
-        self._weighted = getattr(model.config, "use_weighted_layer_sum", False)
+        self._final_norm = final_norm_of(model)
+        self._weighted = sums_layers(model.config)
         self.n_layers = len(self._blocks)
         if not self.n_layers:
             raise InputError(
@@ -136,17 +144,16 @@ class EncoderParts:
         Tensor
             Shape (batch, hidden_size): the mean over all frames; of AST, over its two class tokens.
         """
-        model = self.model
         hidden_states = path[-1].hidden_states
-        if not self._architecture.stable_norm_only or getattr(model.config, "do_stable_layer_norm", False):
-            hidden_states = model.get_submodule(self._architecture.final_norm)(hidden_states)
+        if self._final_norm is not None:
+            hidden_states = self._final_norm(hidden_states)
         if "projector" not in self._architecture.head:
             return hidden_states[:, :2].mean(dim=1)  # AST's two class tokens
         pooled = hidden_states.mean(dim=1)
         if not self._weighted:
             return pooled
         layers = torch.stack([*(state.hidden_states.mean(dim=1) for state in path[:-1]), pooled], dim=1)
-        weights = model.layer_weights[[0, *(layer + 1 for layer in keep)]].softmax(dim=-1)
+        weights = self.model.layer_weights[[0, *(layer + 1 for layer in keep)]].softmax(dim=-1)
         return (layers * weights.view(-1, 1)).sum(dim=1)
 
     def head(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -154,6 +161,51 @@ class EncoderParts:
         for name in self._architecture.head:
             pooled = self.model.get_submodule(name)(pooled)
         return pooled
+
+
+@torch.inference_mode()
+def check_parts(model: PreTrainedModel, extractor: SequenceFeatureExtractor, clips: Clips, device: str) -> None:
+    """Check on a batch that a model, run piece by piece, gives the logits that it gives as a whole.
+
+    Analysis and sweep call this before they start: where each architecture norms and sums is knowledge of this
+    package, and another version of transformers, or an option that it does not know, may do it elsewhere.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Audio-classification model in evaluation mode, on `device`.
+    extractor : SequenceFeatureExtractor
+        Its feature extractor.
+    clips : Clips
+        The first of them are run.
+    device : str
+        ``cpu`` or ``cuda``; float32 on either.
+
+    Raises
+    ------
+    InputError
+        If the logits differ by more than `MOST_DIFFERENCE`, or the model has no blocks.
+    """
+    parts = EncoderParts(model)
+    audio = [clips.audio(index) for index in range(min(N_CLIPS_COMPARED, len(clips)))]
+    inputs = prepare(extractor, audio, clips.sample_rate_hz, model.main_input_name)
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    whole = model(**inputs).logits
+    if not whole.isfinite().all():
+        return  # broken weights; whoever runs all clips names the one
+    found = parts.logits(list(parts.hidden_layers(inputs)), range(parts.n_layers))
+    difference, largest = float((found - whole).abs().max()), float(whole.abs().max())
+    if not difference <= MOST_DIFFERENCE * largest:
+        config = model.config
+        options = [f"{name} {value}" for name, value in config.to_diff_dict().items() if isinstance(value, bool)]
+        raise InputError(
+            f"{config.name_or_path or 'the model'}, run block by block, gives other logits than by itself: they differ "
+            f"by up to {difference:.2g}, where the largest is {largest:.2g} and {MOST_DIFFERENCE * largest:.1g} was "
+            f"expected at most. This project does not know all that a {config.model_type!r} model with "
+            f"{', '.join(options) or 'these options'} does in transformers {transformers.__version__}, and what it "
+            "would say of the blocks would be wrong. 03_model_validation.py scores the model as a whole; "
+            "for this stage use a model without these options"
+        )
 
 
 def valid_frames(

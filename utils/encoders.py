@@ -50,19 +50,24 @@ class Architecture:
         The convolutions (or patch embedding) in front.
     head : tuple of str
         What a base model has not and fine-tuning adds, first module first.
-    final_norm : str
-        The norm between the last block and the head.
+    final_norm : str, optional
+        The norm between the last block and the head. Default: there is none, whatever the config says.
     stable_norm_only : bool
         True where only models with ``do_stable_layer_norm`` apply it there, and others before the blocks.
+    sums_normed : bool
+        True where a weighted sum of the layers (``use_weighted_layer_sum``) takes the last one after that norm.
+        Other models take it before, so that the norm does nothing. Seen in transformers 5.23.0: the encoder's
+        ``capture_outputs`` says so, and the key ``tie_last_hidden_states`` of a config overrules it.
     protected : frozenset of int
         Blocks that hold what the others need; they go only if all go.
     """
 
     blocks: str
     feature_encoder: tuple[str, ...]
-    final_norm: str
+    final_norm: str | None = None
     head: tuple[str, ...] = ("projector", "classifier")
     stable_norm_only: bool = False
+    sums_normed: bool = False
     protected: frozenset[int] = frozenset()
 
 
@@ -81,9 +86,12 @@ ARCHITECTURES = {
     "hubert": _waveform_architecture("hubert"),
     # Block 0 of WavLM owns the embedding of relative positions that all blocks add to their attention.
     "wavlm": _waveform_architecture("wavlm", protected=frozenset({0})),
-    "data2vec-audio": _waveform_architecture("data2vec_audio"),
+    # Its encoder norms before the blocks alone, and does not read do_stable_layer_norm.
+    "data2vec-audio": Architecture("data2vec_audio.encoder.layers", ("data2vec_audio.feature_extractor",)),
     "unispeech-sat": _waveform_architecture("unispeech_sat"),
-    "whisper": Architecture("encoder.layers", ("encoder.conv1", "encoder.conv2"), final_norm="encoder.layer_norm"),
+    "whisper": Architecture(
+        "encoder.layers", ("encoder.conv1", "encoder.conv2"), final_norm="encoder.layer_norm", sums_normed=True
+    ),
     "audio-spectrogram-transformer": Architecture(
         "audio_spectrogram_transformer.layers",
         ("audio_spectrogram_transformer.embeddings.patch_embeddings",),
@@ -121,6 +129,24 @@ def has_blocks(config: PreTrainedConfig) -> bool:
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return the transformer blocks of a model, first to last."""
     return model.get_submodule(architecture_of(model.config).blocks)
+
+
+def sums_layers(config: PreTrainedConfig) -> bool:
+    """Tell whether a model pools a weighted sum of all its layers; AST does not read the option."""
+    return "projector" in architecture_of(config).head and getattr(config, "use_weighted_layer_sum", False)
+
+
+def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
+    """Return the norm that changes the logits between the last block and the head; None where there is none."""
+    config, architecture = model.config, architecture_of(model.config)
+    if architecture.final_norm is None:
+        return None
+    if architecture.stable_norm_only and not getattr(config, "do_stable_layer_norm", False):
+        return None
+    overruled = getattr(config, "tie_last_hidden_states", None)
+    if sums_layers(config) and not (architecture.sums_normed if overruled is None else overruled):
+        return None
+    return model.get_submodule(architecture.final_norm)
 
 
 def kept_layers(config: PreTrainedConfig) -> list[int]:
@@ -257,7 +283,8 @@ def load_base_model(
     name = _name_or_folder(base_model)
     try:
         extractor = AutoFeatureExtractor.from_pretrained(name)
-        config = AutoConfig.from_pretrained(name, **label_maps(labels))
+        config = _plain(AutoConfig.from_pretrained(name, **label_maps(labels)))
+        config.problem_type = "single_label_classification"  # the pipeline of transformers reads it: softmax or sigmoid
         model, report = AutoModelForAudioClassification.from_pretrained(
             name,
             config=config,
@@ -280,11 +307,23 @@ def load_base_model(
             f"{flag} {base_model}: {len(fresh)} weights besides the classification head are missing or of "
             f"another shape: {_some(fresh)}; the weights do not belong to this config.json"
         )
-    for name in ("layerdrop", "encoder_layerdrop"):
-        # A pruned model has no blocks to spare, and skipped blocks are unused parameters to DDP.
-        if getattr(config, name, 0):
-            setattr(model.config, name, 0.0)
     return model, extractor
+
+
+def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Turn off, in place, what leaves out blocks at random or makes a model return other things than its logits.
+
+    Before the model is built: Whisper's encoder reads its layerdrop once. A pruned model has no blocks to spare,
+    and skipped blocks are unused parameters to DDP.
+    """
+    plain = {
+        **{"layerdrop": 0.0, "encoder_layerdrop": 0.0},
+        **{"output_hidden_states": False, "output_attentions": False, "return_dict": True},
+    }
+    for name, value in plain.items():
+        if getattr(config, name, value) != value:
+            setattr(config, name, value)
+    return config
 
 
 def _silence_loaders() -> None:
@@ -395,7 +434,7 @@ def load_model(model_dir: Path, device: str) -> tuple[PreTrainedModel, SequenceF
     try:
         extractor = AutoFeatureExtractor.from_pretrained(folder)
         model, report = AutoModelForAudioClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, config=_plain(AutoConfig.from_pretrained(folder)), dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # the loaders raise OSError, ValueError, KeyError, SafetensorError …
         raise InputError(f"{folder} cannot be loaded: {_first_line(error)}; run 02_finetuning.py again") from error
@@ -588,7 +627,7 @@ def check_keep(config: PreTrainedConfig, keep: list[int]) -> None:
     n_layers = config.num_hidden_layers
     if sorted(set(keep)) != list(keep) or any(not 0 <= layer < n_layers for layer in keep):
         raise UsageError(f"layers to keep must be ascending and from 0 to {n_layers - 1}, got {list(keep)}")
-    if not keep and getattr(config, "use_weighted_layer_sum", False):
+    if not keep and sums_layers(config):
         raise UsageError("a model with use_weighted_layer_sum pools the outputs of its layers: keep at least one")
     missing = architecture_of(config).protected - set(keep)
     if keep and missing:
@@ -624,7 +663,7 @@ def prune_model(model: PreTrainedModel, keep: list[int]) -> None:
     blocks = model.get_submodule(path)
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(blocks[layer] for layer in keep))
-    if getattr(config, "use_weighted_layer_sum", False):
+    if sums_layers(config):
         # One weight for the input of the blocks and one for the output of each.
         rows = [0, *(layer + 1 for layer in keep)]
         model.layer_weights = nn.Parameter(model.layer_weights.detach()[rows].clone())
@@ -686,11 +725,15 @@ def configure_for_training(
             config.pruned_after_fine_tuning = False
     if config.model_type in ARCHITECTURES:
         config.kept_layers = kept_layers(config)
-    if hasattr(config, "apply_spec_augment"):
-        config.apply_spec_augment = config.apply_spec_augment and "specaugment" in augment
+    if hasattr(config, "mask_time_prob"):  # data2vec-audio masks, and its config has no apply_spec_augment
+        config.apply_spec_augment = getattr(config, "apply_spec_augment", True) and "specaugment" in augment
         for name, parameter in model.named_parameters():
             if name.endswith("masked_spec_embed"):  # where nothing is masked it has no gradient, and DDP waits for one
                 parameter.requires_grad_(config.apply_spec_augment and config.mask_time_prob > 0)
+    if config.model_type in ARCHITECTURES and sums_layers(config) and final_norm_of(model) is None:
+        norm = architecture_of(config).final_norm
+        if norm is not None and getattr(config, "do_stable_layer_norm", True):  # the sum takes the layers before it
+            model.get_submodule(norm).requires_grad_(False)
 
 
 def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, folder: Path) -> None:

@@ -177,8 +177,9 @@ def freeze_all_but_last(model: PreTrainedModel) -> None:
     encoders.freeze(model, feature_encoder=True, layers=list(range(len(blocks) - 1)))
     model.requires_grad_(False)
     learning = [model.get_submodule(name) for name in architecture.head] + list(blocks[-1:])
-    if not architecture.stable_norm_only or getattr(model.config, "do_stable_layer_norm", False):
-        learning.append(model.get_submodule(architecture.final_norm))
+    norm = encoders.final_norm_of(model)
+    if norm is not None:
+        learning.append(norm)
     for module in learning:
         module.requires_grad_(True)
 

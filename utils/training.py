@@ -166,7 +166,7 @@ def train(
         log.info("going on from %s", last)
     collator = Collator(extractor, model.main_input_name, train_clips, settings.augment, settings.seed)
     writes = runs.is_first_process()
-    trainer = HeadRateTrainer(
+    trainer = ClassifierTrainer(
         model=model,
         head_learning_rate=settings.head_learning_rate,
         args=_trainer_arguments(settings, checkpoints, device),
@@ -215,8 +215,8 @@ def train(
     trainer.accelerator.wait_for_everyone()
 
 
-class HeadRateTrainer(Trainer):
-    """A Trainer that can give the head a learning rate of its own.
+class ClassifierTrainer(Trainer):
+    """A Trainer that gathers nothing but logits, and can give the head a learning rate of its own.
 
     Parameters
     ----------
@@ -229,6 +229,13 @@ class HeadRateTrainer(Trainer):
     def __init__(self, *, head_learning_rate: float | None = None, **kwargs):
         super().__init__(**kwargs)
         self.head_learning_rate = head_learning_rate
+
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: dict, return_outputs: bool = False, **kwargs
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss, and of all that a model returns, such as the layers that it sums, the logits."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """Return the Trainer's optimizer, the head's parameters in groups of their own where they have a rate."""
