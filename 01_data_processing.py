@@ -39,6 +39,7 @@ SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
     "clip_seconds",
     "remainder",
     "min_seconds",
+    "recordist_level",
     "split_by",
     "val_fraction",
     "test_fraction",
@@ -72,6 +73,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--raw_dir", type=Path, required=True, help="folder of recordings")
     parser.add_argument(
         "--metadata", type=Path, default=None, help="CSV with file,label[,recording_id][,recordist] (default: none)"
+    )
+    parser.add_argument(
+        "--label_level",
+        type=cli.positive_int,
+        default=None,
+        help="without --metadata: level of the folders that are the labels; 1 is the folders in raw_dir "
+        "(default: the first level with two folders or more)",
+    )
+    parser.add_argument(
+        "--recordist_level",
+        type=cli.positive_int,
+        default=None,
+        help="level of the folders that are recordists, or sites: the split keeps each together, as it does the "
+        "recordists that a table names (default: none)",
     )
     parser.add_argument("--sample_rate", type=cli.positive_int, default=16000, help="of the clips, in Hz")
     parser.add_argument("--clip_seconds", type=cli.positive_float, default=5.0, help="length of a clip, in s")
@@ -120,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Leave a processed data set, or what one of many jobs contributes to it."""
     check_arguments(args)
-    files, skipped = recordings.find_recordings(args.raw_dir, args.metadata)
+    files, skipped = recordings.find_recordings(args.raw_dir, args.metadata, args.label_level, args.recordist_level)
     listed, vanished = preparation.list_files(args.raw_dir, files)
     files = [file for file in files if file.path in listed]
     inputs = {"raw_dir": runs.Input(str(args.raw_dir), preparation.listing_sha256(listed.values()))}
@@ -246,6 +261,8 @@ def worth_decoding(
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse values that do not go together."""
+    if args.label_level is not None and args.metadata is not None:
+        raise UsageError("--label_level is for folders that are labels, and --metadata gives labels: leave one out")
     clip_samples = round(args.clip_seconds * args.sample_rate)
     if not 1 <= clip_samples <= LARGEST_CLIP:
         raise UsageError(

@@ -236,7 +236,7 @@ def test_fewer_than_two_labels(raw_dir, caplog):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("path,label\nCrow/XC0.wav,Crow\n", "no column for the file"),
+        ("sound,label\nCrow/XC0.wav,Crow\n", "no column for the file"),
         ("file,kind\nCrow/XC0.wav,song\n", "no column for the label"),
         ("", "cannot be read"),
         ("file,label\n", "a header and no rows"),
@@ -405,3 +405,26 @@ def test_names_that_are_no_unicode(raw_dir):
     write(raw_dir / "Crow" / "temporary.wav", song(1, 16000, seed=80), 16000).rename(raw_dir / name)
     assert run(raw_dir) == 0
     assert list(skipped(raw_dir).values()) == ["its name is no valid UTF-8: rename it"]
+
+
+# --------------------------------------------------------------------------------------- labels of another level
+
+
+def test_folders_of_splits_are_refused_and_their_folders_are_labels_on_demand(tmp_path, caplog):
+    raw_dir = tmp_path / "raw"
+    for i, split in enumerate(["train", "train", "validation", "test"]):
+        for j, label in enumerate(["Crow", "Wren"]):
+            write(raw_dir / split / label / f"{i}.wav", song(1, 16000, seed=2 * i + j), 16000)
+    assert run(raw_dir) == 3
+    assert "--label_level 2" in caplog.text
+    argv = ["--raw_dir", raw_dir, "--output_dir", tmp_path / "out", "--min_recordings", "2", "--num_workers", "1"]
+    assert stage.main([*map(str, argv), "--label_level", "2"]) == 0
+    assert clips.read_labels(tmp_path / "out") == ["Crow", "Wren"]
+    assert stage.main([*map(str, argv), "--label_level", "2", "--metadata", "list.csv"]) == 2
+
+
+def test_a_table_of_stretches_is_refused_by_name(raw_dir, caplog):
+    metadata = raw_dir.parent / "list.csv"
+    metadata.write_text("file,label,start,end\nCrow/XC0.wav,Crow,1,2\n")
+    assert run(raw_dir, "--metadata", metadata) == 3
+    assert "by the columns start, end" in caplog.text and "Traceback" not in caplog.text

@@ -132,6 +132,34 @@ def test_an_unused_metadata_table_is_mentioned(tmp_path, caplog):
     assert "--metadata" in caplog.text
 
 
+def test_a_given_level_holds_the_labels_and_another_the_recordists(tmp_path):
+    touch(tmp_path, "train/Rook/1.wav", "train/Jay/1.wav", "test/Rook/1.wav", "test/new/Jay/1.wav", "stray.wav")
+    files, skipped = find_recordings(tmp_path, label_level=2, recordist_level=1)
+    assert files == [
+        SourceFile("test/Rook/1.wav", "Rook", "test/Rook/1", "test"),
+        SourceFile("test/new/Jay/1.wav", "new", "test/new/Jay/1", "test"),
+        SourceFile("train/Jay/1.wav", "Jay", "train/Jay/1", "train"),
+        SourceFile("train/Rook/1.wav", "Rook", "train/Rook/1", "train"),
+    ]
+    assert [skip.file for skip in skipped] == ["stray.wav"]
+    with pytest.raises(InputError, match=r"all are skipped; the first: stray\.wav: no label"):
+        find_recordings(tmp_path, label_level=4)
+
+
+def test_a_table_knows_recordists_better_than_folders(tmp_path):
+    touch(tmp_path, "North/1.wav", "unknown/2.wav", "South/3.wav", "4.wav")
+    metadata = write_csv(
+        tmp_path, "file,label,recordist\nNorth/1.wav,Rook,Ada\nunknown/2.wav,Rook,\nSouth/3.wav,Rook,?\n4.wav,Rook,\n"
+    )
+    files, _ = find_recordings(tmp_path, metadata, recordist_level=1)
+    assert {file.path: file.recordist for file in files} == {
+        "North/1.wav": "Ada",
+        "unknown/2.wav": None,
+        "South/3.wav": "South",
+        "4.wav": None,
+    }
+
+
 # -------------------------------------------------------------------------------------------- recording ids
 
 
@@ -414,8 +442,8 @@ def test_a_recording_with_two_labels_in_metadata_is_left_out(tmp_path):
         ("\n", "cannot be read|no rows"),
         ("file,label\n", "a header and no rows"),
         ("file,label\n,\n\n", "a header and no rows"),
-        ("path,label\na.wav,Rook\n", "no column for the file: found path, label; expected one of file-name, file_name"),
-        ("file,species\na.wav,Rook\n", "no column for the label: found file, species; .*gen with sp"),
+        ("x,label\na.wav,Rook\n", "no column for the file: found x, label; expected one of file-name, file_name"),
+        ("file,bird\na.wav,Rook\n", "no column for the label: found file, bird; .*gen with sp"),
         ("file,gen\na.wav,Corvus\n", "no column for the label"),
         ("file;label\na.wav;Rook\n", "separated by semicolons: save it with commas"),
         ("file\tlabel\na.wav\tRook\n", "separated by tabs"),

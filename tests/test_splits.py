@@ -77,6 +77,13 @@ def test_what_two_items_must_share_to_stay_together(changed, kept_together):
     assert {s for s in SPLIT_BY if together(s, item(), item(**changed))} == kept_together
 
 
+def test_pieces_of_one_origin_stay_together_under_several_labels():
+    one = item(origin="20250601_063000")
+    other = item(label="Jay", recordist=None, recording_id="Jay/2", audio_sha256="bb", clip_id="Jay/2:0")
+    assert {s for s in SPLIT_BY if together(s, one, other | {"origin": "20250601_063000"})} == set(SPLIT_BY) - {"clip"}
+    assert not any(together(s, one, other | {"origin": "20250601_070000"}) for s in SPLIT_BY)
+
+
 @pytest.mark.parametrize("split_by", ["recordist", "strict_recordist"])
 def test_recordings_of_unknown_recordists_are_no_group(split_by):
     one = item(recordist=None)

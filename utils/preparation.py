@@ -252,7 +252,7 @@ def split(
         for i in range(len(r.cuts)) if by_clip else [0]:
             clip_id = f"{r.file.recording_id}:{first + i}"
             owner = r.file.recordist, r.file.recording_id
-            keys.append(group_keys(split_by, r.file.label, *owner, r.sound.sha256, clip_id))
+            keys.append(group_keys(split_by, r.file.label, *owner, r.sound.sha256, clip_id, r.file.origin))
             labels.append(r.file.label)
             weights.append(1 if by_clip else len(r.cuts))
     groups = merge_groups(keys)

@@ -1,19 +1,22 @@
 """Which files are which recording: label, recording id and recordist, from a folder tree or a metadata CSV."""
 
+import functools
 import logging
 import os
 import posixpath
-import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pandas as pd
 import soundfile
 
 from utils.errors import InputError
+from utils.folder_levels import find_label_level, label_of
+from utils.metadata import Row, read_rows
+from utils.recording_ids import XENO_CANTO_ID, name_recordings, tidy
+from utils.recordists import is_unknown
 
 log = logging.getLogger(__name__)
 
@@ -26,33 +29,7 @@ AUDIO_SUFFIXES = frozenset(
 # Sound all the same, so it is reported, not ignored.
 UNREADABLE_SUFFIXES = frozenset({".aac", ".ac3", ".amr", ".ape", ".m4a", ".mka", ".mp4", ".webm", ".wma", ".wv"})
 
-UNKNOWN_RECORDISTS = frozenset(
-    {"", "-", "?", "anonymous", "n/a", "na", "nan", "none", "not specified", "null", "unk", "unknown"}
-)
-
-# Accepted columns; the first that the table has counts, and those of a tuple are joined by a space. The
-# column `file` of xeno-canto holds an address, so its `file-name` goes first.
-COLUMNS = {
-    "file": [("file-name",), ("file_name",), ("file",), ("filename",)],
-    "label": [
-        ("label",),
-        ("primary_label",),
-        ("ebird_code",),
-        ("gen", "sp"),
-        ("scientific_name",),
-        ("en",),
-        ("common_name",),
-    ],
-    "recording_id": [("recording_id",), ("xc_id",), ("id",)],
-    "recordist": [("recordist",), ("rec",), ("author",)],
-}
-OPTIONAL_FIELDS = ("recording_id", "recordist")
-XENO_CANTO_ID_COLUMNS = ("xc_id", "id")  # hold bare numbers, which xeno-canto itself shows as XC123
 BIRDCLEF_FOLDER = "train_audio"  # BirdCLEF's paths are relative to this folder of the data set
-
-XENO_CANTO_ID = re.compile(r"(?<![a-z0-9])xc\d+(?![a-z0-9])", re.IGNORECASE | re.ASCII)
-SEGMENT_SUFFIX = re.compile(r"(?<=.)[ _-](segment|seg|part|chunk|clip)[ _-]?\d+$", re.IGNORECASE | re.ASCII)
-FOLDER_SUFFIX = re.compile(r"(?<=.)[ _-]+(sounds?|audio|recordings?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -67,12 +44,18 @@ class SourceFile:
     recording_id : str
     recordist : str or None
         None where unknown.
+    origin : str or None
+        What the pieces of one original recording share, whatever their label; see `recording_ids.name_recordings`.
+    is_named_by_path : bool
+        Whether the id is no more than the file's path, so that a tag in the file knows better.
     """
 
     path: str
     label: str
     recording_id: str
     recordist: str | None
+    origin: str | None = field(default=None, compare=False)
+    is_named_by_path: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -83,26 +66,25 @@ class Skipped:
     reason: str
 
 
-def find_recordings(raw_dir: Path, metadata: Path | None = None) -> tuple[list[SourceFile], list[Skipped]]:
+def find_recordings(
+    raw_dir: Path, metadata: Path | None = None, label_level: int | None = None, recordist_level: int | None = None
+) -> tuple[list[SourceFile], list[Skipped]]:
     """List the labelled audio files of a folder.
 
     **Without metadata** the folders are the labels. Folders that hold nothing but one folder with audio
     are wrappers (``raw/Voice of Birds/Voice of Birds/…``): the first folder, from `raw_dir` down, that
     has two or more subfolders with audio holds a subfolder per species; whatever lies below one of these,
-    at any depth, is of that species. Audio above the species' folders has no label and is skipped. The
-    label is the folder's name, in Unicode's composed form, without a trailing ``sound(s)``, ``audio`` or
-    ``recording(s)`` (``Andean Guan_sound`` is ``Andean Guan``). Recordists are unknown. Hidden files and
+    at any depth, is of that species. Where the names of the folders say otherwise, or another level may be meant,
+    `label_level` must decide; see `folder_levels.find_label_level`. Audio above the species' folders has no label
+    and is skipped. The label is the folder's name, in Unicode's composed form, without a trailing ``sound(s)``,
+    ``audio`` or ``recording(s)`` (``Andean Guan_sound`` is ``Andean Guan``). Recordists are unknown. Hidden files and
     files that are no audio are ignored; symbolic links are followed, each folder is read once.
 
-    **With metadata** only the files that it names are read. Paths are relative to `raw_dir` or to its
-    ``train_audio``; none may climb out of it, but a symbolic link inside may lead anywhere. Accepted
-    column names are in `COLUMNS`; other columns are ignored.
+    **With metadata** only the files that it names are read; see `metadata.read_rows` for its columns and
+    `_Finder` for how a file is found.
 
-    The **recording id**, where metadata gives none, is the ``XC123`` in the file's name, or the name of
-    the nearest folder that is one. Without one it is the file's path without its suffix and without a
-    trailing ``segment``, ``seg``, ``part``, ``chunk`` or ``clip`` and number (``rook_part2``,
-    ``rook-segment-4``), so that the pieces of one recording share an id. A recording has one label: the
-    files of an id found under two are skipped.
+    The **recording id**, where metadata gives none, follows from the names: `recording_ids.name_recordings`. A
+    recording has one label: the files of an id found under two are skipped.
 
     Parameters
     ----------
@@ -110,6 +92,10 @@ def find_recordings(raw_dir: Path, metadata: Path | None = None) -> tuple[list[S
         Folder of recordings.
     metadata : Path, optional
         CSV, UTF-8, comma-separated.
+    label_level : int, optional
+        Level of the folders that are the labels, counted from 1: the folders in `raw_dir`.
+    recordist_level : int, optional
+        Level of the folders that are recordists, for files whose recordist is not known otherwise.
 
     Returns
     -------
@@ -121,15 +107,20 @@ def find_recordings(raw_dir: Path, metadata: Path | None = None) -> tuple[list[S
     Raises
     ------
     InputError
-        If the folder or the CSV is missing or unreadable, or no labelled audio is left.
+        If the folder or the CSV is missing, unreadable or ambiguous, or no labelled audio is left.
     """
     raw_dir = Path(raw_dir)
     if not raw_dir.is_dir():
         found = "it is a file" if raw_dir.exists() else "no such folder"
         raise InputError(f"{raw_dir}: {found}; expected a folder of recordings")
-    files, skipped = _from_folders(raw_dir) if metadata is None else _from_metadata(raw_dir, Path(metadata))
+    if metadata is None:
+        files, skipped = _from_folders(raw_dir, label_level)
+    else:
+        files, skipped = _from_metadata(raw_dir, Path(metadata))
+    if recordist_level is not None:
+        files = _with_recordists_of_folders(files, recordist_level)
     files, unprintable = _printable_labels(files)
-    files, ambiguous = _one_label_each(files)
+    files, ambiguous = _one_label_each(_with_recording_ids(files))
     skipped = sorted(skipped + unprintable + ambiguous, key=lambda skip: (skip.file, skip.reason))
     if not files:
         first = f"{skipped[0].file}: {skipped[0].reason}"
@@ -166,20 +157,32 @@ def _one_label_each(files: list[SourceFile]) -> tuple[list[SourceFile], list[Ski
     return kept, skipped
 
 
-def _recording_id(path: str) -> str:
-    """Return the id of the recording that a file belongs to; see `find_recordings`."""
-    *folders, name = path.split("/")
-    found = XENO_CANTO_ID.search(name)
-    for folder in reversed(folders):
-        found = found or XENO_CANTO_ID.fullmatch(folder)
-    if found:
-        return found[0].upper()
-    return SEGMENT_SUFFIX.sub("", _tidy(posixpath.splitext(path)[0]))
+def _with_recordists_of_folders(files: list[SourceFile], level: int) -> list[SourceFile]:
+    named = []
+    for file in files:
+        folders = file.path.split("/")[:-1]
+        name = tidy(folders[level - 1]) if len(folders) >= level else ""
+        known = file.recordist is not None or is_unknown(name)
+        named.append(file if known else replace(file, recordist=name))
+    n_named = sum(new.recordist != old.recordist for new, old in zip(named, files, strict=True))
+    log.info("the recordists of %d of %d files are the names of their folders of level %d", n_named, len(files), level)
+    return named
 
 
-def _tidy(text: str) -> str:
-    """Return `text` in Unicode's composed form, with single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+def _with_recording_ids(files: list[SourceFile]) -> list[SourceFile]:
+    """Name the recordings of the files that the metadata gives no id for."""
+    unnamed = [file for file in files if not file.recording_id]
+    names = name_recordings([file.path for file in unnamed], [file.label for file in unnamed])
+    named = [
+        replace(
+            file,
+            recording_id=name.recording_id,
+            origin=name.origin,
+            is_named_by_path=not XENO_CANTO_ID.fullmatch(name.recording_id),
+        )
+        for file, name in zip(unnamed, names, strict=True)
+    ]
+    return [file for file in files if file.recording_id] + named
 
 
 def _is_text(path: str) -> bool:
@@ -194,7 +197,7 @@ def _is_text(path: str) -> bool:
 # --------------------------------------------------------------------------------------- folders as labels
 
 
-def _from_folders(raw_dir: Path) -> tuple[list[SourceFile], list[Skipped]]:
+def _from_folders(raw_dir: Path, label_level: int | None) -> tuple[list[SourceFile], list[Skipped]]:
     paths, skipped, ignored = _walk(raw_dir)
     if ignored:
         counts = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in ignored.most_common(5))
@@ -206,31 +209,19 @@ def _from_folders(raw_dir: Path) -> tuple[list[SourceFile], list[Skipped]]:
         )
     if (raw_dir / "metadata.csv").is_file():
         log.warning("%s has a metadata.csv that is not used: give it with --metadata to know recordists", raw_dir)
-    level = _species_level(paths)
-    log.info("labels are the names of the folders in %s", raw_dir.joinpath(*level))
+    folders_of = [tuple(path.split("/")[:-1]) for path in paths]
+    level = label_level or find_label_level(folders_of, raw_dir)
+    above = {raw_dir.joinpath(*folders[: level - 1]) for folders in folders_of if len(folders) >= level}
+    place = min(above, default=raw_dir)
+    more = f" and {len(above) - 1} more" if len(above) > 1 else ""
+    log.info("labels are the names of the folders in %s%s", place, more)
     files = []
-    for path in paths:
-        folders = path.split("/")[:-1]
-        if len(folders) <= len(level):
-            place = raw_dir.joinpath(*level)
-            skipped.append(Skipped(path, f"no label: it lies in no species' folder (these are in {place})"))
+    for path, folders in zip(paths, folders_of, strict=True):
+        if len(folders) < level:
+            skipped.append(Skipped(path, f"no label: it lies in no species' folder (these are in {place}{more})"))
             continue
-        name = _tidy(folders[len(level)])
-        files.append(SourceFile(path, FOLDER_SUFFIX.sub("", name), _recording_id(path), None))
+        files.append(SourceFile(path, label_of(folders[level - 1]), "", None))
     return files, skipped
-
-
-def _species_level(paths: Sequence[str]) -> list[str]:
-    """Return the folders that lead to the species' folders; see `find_recordings`."""
-    folders = {tuple(path.split("/")[:-1]) for path in paths}
-    level: list[str] = []
-    while True:
-        children = {folder[len(level)] for folder in folders if len(folder) > len(level)}
-        if len(children) > 1:
-            return level
-        if not children:  # one chain of folders: the last one is the only species
-            return level[:-1]
-        level.append(children.pop())
 
 
 def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
@@ -303,20 +294,36 @@ def _skip(path: str, reason: str) -> Skipped:
 
 
 def _from_metadata(raw_dir: Path, metadata: Path) -> tuple[list[SourceFile], list[Skipped]]:
+    table = read_rows(metadata)
+    finder = _Finder(raw_dir, {name for row in table for name in row.names})
+    by_column = _find_by_column(finder, table, metadata)
     rows: dict[str, list[SourceFile]] = defaultdict(list)
-    skipped = []
-    for place, file, label, recording_id, recordist in _read_rows(metadata):
-        if not file or not label:
-            empty = " and ".join(name for name, text in (("file", file), ("label", label)) if not text)
-            skipped.append(Skipped(file or place, f"{place}: {empty} empty"))
+    skipped, n_unlabelled, n_by_id = [], 0, 0
+    for row, (file, paths, problem) in zip(table, by_column, strict=True):
+        is_by_id = not paths and row.xeno_canto_id is not None
+        if is_by_id:
+            paths, problem_of_id = finder.of_id(row.xeno_canto_id, row.names)
+            problem = problem_of_id or problem
+        file = file or (row.xeno_canto_id if is_by_id else "")
+        if not file or not row.label:
+            empty = " and ".join(name for name, text in (("file", file), ("label", row.label)) if not text)
+            skipped.append(Skipped(file or row.place, f"{row.place}: {empty} empty"))
+            n_unlabelled += not row.label
             continue
-        path, problem = _resolve(raw_dir, file)
-        if problem:
-            skipped.append(Skipped(file, f"{place}: {problem}"))
+        if not paths:
+            skipped.append(Skipped(file, f"{row.place}: {problem}"))
             continue
-        rows[path].append(SourceFile(path, label, recording_id or _recording_id(path), recordist))
-    files = []
+        n_by_id += is_by_id
+        recordist = None if is_unknown(row.recordist) else row.recordist
+        for path in paths:
+            rows[path].append(SourceFile(path, row.label, row.recording_id, recordist))
+    if n_unlabelled:
+        log.warning("%s: %d of %d rows have no label and are left out", metadata, n_unlabelled, len(table))
+    if n_by_id:
+        log.info("%s: the files of %d rows are found by their xeno-canto id", metadata, n_by_id)
+    files, n_repeated = [], 0
     for path, sources in rows.items():
+        n_repeated += len(sources) > 1
         labels = sorted({source.label for source in sources})
         if len(labels) > 1:
             skipped.append(Skipped(path, f"{metadata.name} gives it several labels: {', '.join(labels)}"))
@@ -324,82 +331,129 @@ def _from_metadata(raw_dir: Path, metadata: Path) -> tuple[list[SourceFile], lis
         files.append(sources[0])
         if len(sources) > 1:
             skipped.append(Skipped(path, f"{metadata.name} names it {len(sources)} times: the first row is used"))
+    if n_repeated:
+        log.warning(
+            "%s names %d files in several rows: each file is used whole and once, with the label that its rows agree "
+            "in. Rows that are stretches of a file need a piece of sound each: cut them out first",
+            *(metadata, n_repeated),
+        )
     return files, skipped
 
 
-def _read_rows(metadata: Path) -> Iterator[tuple[str, str, str, str, str | None]]:
-    """Yield ``(place, file, label, recording_id, recordist)`` of every row that is not blank."""
-    table = _read_table(metadata)
-    names = {field: _columns_of(field, table, metadata) for field in COLUMNS}
-    texts = {field: table[list(names[field])].agg(" ".join, axis=1) if names[field] else "" for field in COLUMNS}
-    is_xeno_canto = names["recording_id"] and names["recording_id"][0] in XENO_CANTO_ID_COLUMNS
-    for row in pd.DataFrame(texts, index=table.index).itertuples():
-        recording_id = _tidy(row.recording_id)
-        if is_xeno_canto and recording_id.isdecimal():
-            recording_id = f"XC{recording_id}"
-        if XENO_CANTO_ID.fullmatch(recording_id):
-            recording_id = recording_id.upper()
-        recordist = _tidy(row.recordist)
-        if recordist.casefold() in UNKNOWN_RECORDISTS:
-            recordist = None
-        place = f"{metadata.name}, row {row.Index + 2}"  # the header is row 1
-        yield place, row.file.strip(), _tidy(row.label), recording_id, recordist
+def _find_by_column(finder: "_Finder", table: Sequence[Row], metadata: Path) -> list[tuple[str, list[str], str | None]]:
+    """Return text, paths and problem of the file of every row, by the column that names most files that are there."""
+    columns = list(table[0].files)
+    best, best_column, most = [("", [], "it is not there under its xeno-canto id")] * len(table), None, -1
+    for column in columns:
+        found = [(row.files[column], *finder.find(row.files[column], row.names)) for row in table]
+        n_found = sum(bool(paths) for _, paths, _ in found)
+        if n_found > most:
+            best, best_column, most = found, column, n_found
+    if len(columns) > 1:
+        log.info(
+            "%s: the files are named by the column %s, of whose %d names %d are there (columns with file names: %s)",
+            *(metadata, best_column, len(table), most, ", ".join(columns)),
+        )
+    return best
 
 
-def _read_table(metadata: Path) -> pd.DataFrame:
-    fix = "expected a comma-separated table in UTF-8 with a header such as file,label,recording_id,recordist"
-    if not metadata.is_file():
-        raise InputError(f"{metadata}: no such file; {fix}")
-    try:
-        # Blank lines are kept at first, so that the row numbers in messages are those of a spreadsheet.
-        table = pd.read_csv(metadata, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{metadata} is not UTF-8 ({error}): save it as UTF-8") from error
-    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise InputError(f"{metadata} cannot be read ({str(error).strip()}); {fix}") from error
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(f"{metadata}: its rows have more fields than its header; {fix}")
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    for name, separator in (("semicolons", ";"), ("tabs", "\t")):
-        if len(table.columns) == 1 and separator in table.columns[0]:
-            raise InputError(f"{metadata} is separated by {name}: save it with commas")
-    table = table.fillna("")
-    table = table[(table != "").any(axis=1)]
-    if table.empty:
-        raise InputError(f"{metadata} has a header and no rows; {fix}")
-    return table
+class _Finder:
+    """Finds the files that a table names.
+
+    A name is a path relative to `raw_dir`, or to its ``train_audio`` as in BirdCLEF. Where there is no such file, it
+    is looked for in all folders by its last parts, without regard to case; then with any suffix for sound. Of several
+    the one counts whose folder is named after the row's label. None may climb out of `raw_dir`, but a symbolic link
+    inside may lead anywhere.
+
+    Parameters
+    ----------
+    raw_dir : Path
+    names : set of str
+        All labels of the table, in all its spellings: a file in the folder of another label is not the one.
+    """
+
+    def __init__(self, raw_dir: Path, names: set[str]):
+        self.raw_dir = raw_dir
+        self.names = {_as_folder(name) for name in names} - {""}
+
+    @functools.cached_property
+    def _by_name(self) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
+        """All audio by name, by name without suffix, and by xeno-canto id; read when it is first needed."""
+        indices = defaultdict(list), defaultdict(list), defaultdict(list)
+        for path in _walk(self.raw_dir)[0]:
+            name = _fold(posixpath.basename(path))
+            indices[0][name].append(path)
+            indices[1][posixpath.splitext(name)[0]].append(path)
+            for found in XENO_CANTO_ID.findall(name):
+                indices[2][found.upper()].append(path)
+        return indices
+
+    def find(self, file: str, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """Return the path of a file, relative to `raw_dir`, or none and why; `names` are those of its label."""
+        if not file or "://" in file:
+            return [], "its name is an address" if file else None
+        path = posixpath.normpath(file)
+        if posixpath.isabs(path):
+            return [], "the path is absolute; expected one relative to the folder of recordings"
+        spellings = [path, path.replace("\\", "/")] if "\\" in path else [path]
+        for spelling in spellings:
+            spelling = posixpath.normpath(spelling)
+            if spelling == ".." or spelling.startswith("../"):
+                return [], "the path climbs out of the folder of recordings"
+            if posixpath.isabs(spelling):
+                continue
+            # File systems differ in the Unicode form of names, and spreadsheets may change it.
+            for form in (spelling, unicodedata.normalize("NFC", spelling), unicodedata.normalize("NFD", spelling)):
+                for candidate in (form, posixpath.join(BIRDCLEF_FOLDER, form)):
+                    try:
+                        if (self.raw_dir / candidate).is_file():
+                            return [candidate], None
+                    except OSError as error:
+                        return [], f"cannot be read: {error.strerror}"
+        if (self.raw_dir / path).is_dir():
+            return [], "it is a folder; expected a file"
+        return self._look_for(_fold(spelling), names)
+
+    def _look_for(self, path: str, names: Sequence[str]) -> tuple[list[str], str | None]:
+        by_name, by_stem, _ = self._by_name
+        name = posixpath.basename(path)
+        stem, suffix = posixpath.splitext(name)
+        candidates = [found for found in by_name.get(name, ()) if f"/{_fold(found)}".endswith(f"/{path}")]
+        if not candidates:
+            same = by_stem.get(stem if suffix in AUDIO_SUFFIXES | UNREADABLE_SUFFIXES else name, [])
+            tail = posixpath.join(posixpath.dirname(path), "")
+            candidates = [found for found in same if f"/{_fold(posixpath.dirname(found))}/".endswith(f"/{tail}")]
+        return self._the_one(candidates, names, "no such file in the folder of recordings")
+
+    def of_id(self, xeno_canto_id: str, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """Return the file that is named by a xeno-canto id alone, or else all pieces that have it in their name."""
+        _, by_stem, by_id = self._by_name
+        key = xeno_canto_id.casefold()
+        candidates = by_stem.get(key, []) + by_stem.get(key.removeprefix("xc"), [])
+        if candidates:
+            return self._the_one(candidates, names, None)
+        return by_id.get(xeno_canto_id, []), None
+
+    def _the_one(self, candidates: list[str], names: Sequence[str], none: str | None) -> tuple[list[str], str | None]:
+        own = {_as_folder(name) for name in names}
+        in_own = [path for path in candidates if own & {_as_folder(folder) for folder in path.split("/")[:-1]}]
+        elsewhere = [
+            path for path in candidates if not self.names & {_as_folder(folder) for folder in path.split("/")[:-1]}
+        ]
+        best = in_own or elsewhere
+        if len(best) == 1:
+            return best, None
+        if best:
+            return [], f"several files have this name ({', '.join(sorted(best)[:3])}): give the path"
+        if candidates:
+            return [], f"no such file; {candidates[0]} lies in the folder of another label"
+        return [], none
 
 
-def _columns_of(field: str, table: pd.DataFrame, metadata: Path) -> tuple[str, ...]:
-    """Return the columns that hold a field; none where an optional field is missing."""
-    for names in COLUMNS[field]:
-        if names == ("id",) and "gen" not in table.columns:
-            continue  # not xeno-canto's, so it may count rows and tell pieces of one recording apart
-        if set(names) <= set(table.columns):
-            return names
-    if field in OPTIONAL_FIELDS:
-        return ()
-    accepted = ", ".join(" with ".join(names) for names in COLUMNS[field])
-    raise InputError(
-        f"{metadata} has no column for the {field}: found {', '.join(table.columns)}; expected one of {accepted}"
-    )
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
 
 
-def _resolve(raw_dir: Path, file: str) -> tuple[str, str | None]:
-    """Return the path of a file that the metadata names, relative to `raw_dir`, or why there is none."""
-    path = posixpath.normpath(file)
-    if posixpath.isabs(path):
-        return path, "the path is absolute; expected one relative to the folder of recordings"
-    if path == ".." or path.startswith("../"):
-        return path, "the path climbs out of the folder of recordings"
-    # File systems differ in the Unicode form of names, and spreadsheets may change it.
-    for spelling in (path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)):
-        for candidate in (spelling, posixpath.join(BIRDCLEF_FOLDER, spelling)):
-            try:
-                if (raw_dir / candidate).is_file():
-                    return candidate, None
-            except OSError as error:
-                return path, f"cannot be read: {error.strerror}"
-    if (raw_dir / path).is_dir():
-        return path, "it is a folder; expected a file"
-    return path, "no such file in the folder of recordings"
+def _as_folder(name: str) -> str:
+    """Return what a label and the name of its folder have in common: ``Turdus_merula`` and ``Turdus merula``."""
+    return " ".join(_fold(label_of(name)).replace("_", " ").split())

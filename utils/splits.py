@@ -23,11 +23,17 @@ NEAR_ENOUGH = 0.005  # a class whose shares are this near to the fractions is no
 
 
 def group_keys(
-    split_by: str, label: str, recordist: str | None, recording_id: str, audio_sha256: str, clip_id: str
+    split_by: str,
+    label: str,
+    recordist: str | None,
+    recording_id: str,
+    audio_sha256: str,
+    clip_id: str,
+    origin: str | None = None,
 ) -> list[str]:
     """Return the keys of an item (a clip, or a recording): items that share a key stay together.
 
-    Clips of a recording stay together, and so do recordings with the same decoded audio. Above that
+    Clips of a recording stay together, and so do recordings with the same decoded audio or of one origin. Above that
     ``recordist`` keeps together one recordist's recordings of one label and ``strict_recordist``
     everything by one recordist; where the recordist is unknown, a recording is by itself. With ``clip``
     nothing stays together but the clips at the same place of equal audio.
@@ -42,6 +48,8 @@ def group_keys(
         Checksum of the recording's decoded audio.
     clip_id : str
         ``<recording_id>:<index>``; used with ``clip`` only.
+    origin : str, optional
+        What the pieces of one original recording share, under whatever label.
 
     Returns
     -------
@@ -52,6 +60,8 @@ def group_keys(
         index = clip_id.rpartition(":")[2]
         return [clip_id, f"audio:{audio_sha256}:{index}"]
     keys = [recording_id, f"recording:{recording_id}", f"audio:{audio_sha256}"]
+    if origin is not None:
+        keys.append(f"origin:{origin}")
     if recordist is not None and split_by == "recordist":
         keys[0] = f"{recordist}|{label}"
     elif recordist is not None and split_by == "strict_recordist":
