@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
     inputs = {
         "data_dir": clips.data_input(args.data_dir),
-        "base_model": encoders.base_model_input(args.base_model),
+        "base_model": encoders.any_model_input(args.base_model),
     }
     training.train_in_run_folder(Path(__file__).stem, args, inputs, build)
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
 
-from utils import cli, encoders, runs
+from utils import cli, encoders, model_folder, runs
 from utils.errors import AlreadyComplete, InputError, UsageError
 from utils.files import PARTIAL_SUFFIX
 from utils.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
             return
         keeps = {args.output_dir / "model": keep}
     before = counter.size_of(list(range(config.num_hidden_layers)))
-    source = encoders.resolve_model_dir(Path(args.model_dir))
+    source = model_folder.resolve_model_dir(Path(args.model_dir))
     if source.is_dir():
         before = dataclasses.replace(before, weights_bytes=weights_on_disk(source))
     after = {folder: counter.size_of(keep) for folder, keep in keeps.items()}
@@ -123,7 +123,7 @@ def check_arguments(args: argparse.Namespace, best: Path | None) -> None:
             "only on a terminal can they be chosen step by step"
         )
     output_dir = args.output_dir.resolve()
-    for flag, path in (("model_dir", encoders.resolve_model_dir(Path(args.model_dir))), ("from", best)):
+    for flag, path in (("model_dir", model_folder.resolve_model_dir(Path(args.model_dir))), ("from", best)):
         if path is not None and path.exists() and path.resolve().is_relative_to(output_dir):
             raise UsageError(f"--output_dir {args.output_dir} would replace {path} of --{flag}: choose another folder")
 

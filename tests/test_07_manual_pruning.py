@@ -197,7 +197,7 @@ def test_a_base_model_gets_a_head_drawn_by_the_seed(base_dir, tmp_path):
 
 def test_a_pruned_base_model_is_a_base_model_of_stage_02(base_dir, tmp_path):
     assert main("--model_dir", base_dir, "--keep_layers", "0,2", "--output_dir", tmp_path / "pruned") == 0
-    encoders.base_model_input(str(tmp_path / "pruned"))
+    encoders.any_model_input(str(tmp_path / "pruned"))
     model, _ = encoders.load_base_model(str(tmp_path / "pruned" / "model"), LABELS)
     assert model.config.num_labels == len(LABELS) and model.config.kept_layers == [0, 2]
     saved = weights(tmp_path / "pruned" / "model")
@@ -275,7 +275,7 @@ def test_ladder_has_a_model_of_every_depth(run_dir, tmp_path, capsys):
         assert (
             encoders.model_input(output_dir / rung).sha256 == encoders.model_input(output_dir / rung / "model").sha256
         )
-        assert encoders.base_model_input(str(output_dir / rung)).sha256 is not None
+        assert encoders.any_model_input(str(output_dir / rung)).sha256 is not None
 
 
 def test_ladder_leaves_out_an_impossible_depth(tmp_path, caplog):
@@ -308,7 +308,7 @@ def test_a_stopped_ladder_is_refused_and_goes_on_where_it_stopped(run_dir, tmp_p
         with pytest.raises(InputError, match="is not complete"):
             encoders.model_input(rung)
         with pytest.raises(InputError, match="is not complete"):
-            encoders.base_model_input(str(rung))
+            encoders.any_model_input(str(rung))
         assert main("--model_dir", rung, "--keep_layers", "0", "--output_dir", tmp_path / "no") == 3
 
     kept = (output_dir / "04-blocks" / "model" / "model.safetensors").stat().st_mtime_ns
@@ -481,8 +481,8 @@ def test_bad_models(run_dir, tmp_path, capfd):
     refused("no/such.* cannot be loaded", tmp_path / "no" / "such")
     refused("has no config.json", broken("a", lambda folder: (folder / "config.json").unlink()))
     refused("has no weights", broken("b", lambda folder: (folder / "model.safetensors").unlink()))
-    refused("cannot be loaded", broken("c", lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99)))
-    refused("cannot be loaded", broken("d", lambda folder: (folder / "config.json").write_text("{")))
+    refused("is damaged", broken("c", lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99)))
+    refused("cannot be read as JSON", broken("d", lambda folder: (folder / "config.json").write_text("{")))
     refused("1 missing weights: classifier.bias", broken("e", without_a_weight("classifier.bias")))
     lost = "wav2vec2.encoder.layers.1.layer_norm.bias"
     refused(f"missing weights: {lost}", broken("f", without_a_weight(lost)))
@@ -500,7 +500,7 @@ def test_a_base_model_that_lacks_more_than_a_head(base_dir, tmp_path, capfd):
     shutil.copytree(base_dir, folder)
     config = config_of(folder)
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
-    words = "--model_dir .* weights besides the classification head are missing"
+    words = "--model_dir .*num_hidden_layers is 5, the weights have no layer beyond 2"
     refuse(capfd, 3, words, tmp_path / "no", "--model_dir", folder, "--keep_layers", "0")
 
 

@@ -14,9 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModelForAudioClassification,
     PreTrainedConfig,
     PreTrainedModel,
     SequenceFeatureExtractor,
@@ -24,17 +21,16 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForSequenceClassification,
 )
-from transformers import logging as transformers_logging
 
-from utils import cnn, runs
+from utils import cnn, model_folder, runs
 from utils.clips import Clips, label_maps
 from utils.errors import InputError, UsageError
-from utils.files import PARTIAL_SUFFIX, sha256_of_file, sha256_of_lines
+from utils.files import PARTIAL_SUFFIX, sha256_of_lines
+from utils.text import printable
 
 log = logging.getLogger(__name__)
 
 TINY = "tiny"
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
 MODEL_STAGES = ("02_finetuning", "05_pruning", "06_cnn", "07_manual_pruning")
 
 
@@ -277,37 +273,47 @@ def load_base_model(
     InputError
         If it cannot be loaded, or if anything but the head would be newly initialised.
     """
-    _silence_loaders()
-    if base_model == TINY:
+    if is_tiny(base_model):
         return tiny_model(labels)
-    name = _name_or_folder(base_model)
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(name)
-        config = _plain(AutoConfig.from_pretrained(name, **label_maps(labels)))
-        config.problem_type = "single_label_classification"  # the pipeline of transformers reads it: softmax or sigmoid
-        model, report = AutoModelForAudioClassification.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            # A base model that was fine-tuned on other classes has a head of another shape; what else
-            # does not fit is refused below.
-            ignore_mismatched_sizes=True,
+        folder = model_folder.open_folder(*model_folder.find(base_model))
+        config = _plain(model_folder.read_config(folder, **label_maps(labels)))
+        loaded = model_folder.load(folder, config)
+    except InputError as error:
+        raise InputError(f"{flag} {error}") from error
+    _make_base(loaded, f"{flag} {base_model}")
+    return loaded.model, loaded.extractor
+
+
+def is_tiny(model: str | Path) -> bool:
+    """Tell whether a model is the small one that is built in.
+
+    Raises
+    ------
+    UsageError
+        If a model folder of the same name could be meant.
+    """
+    if str(model) != TINY:
+        return False
+    if (model_folder.resolve_model_dir(Path(TINY)) / model_folder.CONFIG_NAME).is_file():
+        raise UsageError(
+            f"{TINY!r} is a model that is built in, and there is a model folder of this name here: write ./{TINY} for "
+            "the folder, or rename it to have the built-in model"
         )
-    except Exception as error:  # the loaders raise OSError, ValueError, KeyError, SafetensorError, UnpicklingError …
-        raise InputError(
-            f"{flag} {base_model} cannot be loaded: {_first_line(error)}; expected {TINY!r}, the name of an "
-            "audio encoder on the hub, or a folder with config.json, preprocessor_config.json and weights"
-        ) from error
-    head = _head_prefixes(model)
-    mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
-    fresh = sorted(key for key in {*report["missing_keys"], *mismatched} if not key.startswith(head))
+    return True
+
+
+def _make_base(loaded: model_folder.Loaded, what: str) -> None:
+    """Check that nothing but the head is newly initialised, and say that a clip has one label."""
+    head = _head_prefixes(loaded.model)
+    fresh = sorted(name for name in loaded.missing | loaded.mismatched if not name.startswith(head))
     if fresh:
         raise InputError(
-            f"{flag} {base_model}: {len(fresh)} weights besides the classification head are missing or of "
+            f"{what}: {len(fresh)} weights besides the classification head are missing or of "
             f"another shape: {_some(fresh)}; the weights do not belong to this config.json"
         )
-    return model, extractor
+    # The pipeline of transformers reads it: softmax or sigmoid.
+    loaded.model.config.problem_type = "single_label_classification"
 
 
 def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -326,12 +332,6 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def _silence_loaders() -> None:
-    # What they would warn of, weights missing or left over, is an error of ours with the names in it.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
 def _head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
     known = ARCHITECTURES.get(model.config.model_type)
     head = known.head if known else ("projector", "classifier")
@@ -344,35 +344,14 @@ def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.named_parameters() if name.startswith(head)]
 
 
-def base_model_input(base_model: str) -> runs.Input:
-    """Describe a base model as the input of a stage: a local folder by its content, others by name."""
-    folder = Path(base_model)
-    if base_model == TINY or not folder.is_dir():
-        return runs.Input(base_model, sha256_of_lines([base_model]))
-    _check_run_of(folder)
-    return runs.Input(base_model, _digest_model_folder(resolve_model_dir(folder)))
-
-
-def resolve_model_dir(model_dir: Path) -> Path:
-    """Return the folder that holds ``config.json``: `model_dir`, or ``model`` in a run folder."""
-    model_dir = Path(model_dir)
-    inner = model_dir / "model"
-    return inner if (inner / "config.json").is_file() and not (model_dir / "config.json").is_file() else model_dir
-
-
-def _name_or_folder(model: str) -> str:
-    """Return what `from_pretrained` takes for a run folder, a model folder, or a name on the hub.
-
-    Raises
-    ------
-    InputError
-        If it can only be a path, and no folder is there: the hub would be asked for it, again and again.
-    """
+def any_model_input(model: str | Path) -> runs.Input:
+    """Describe a model of any kind as the input of a stage: by what is loaded of it, wherever it lies."""
+    if is_tiny(model):
+        return runs.Input(TINY, sha256_of_lines([TINY]))
+    name, path = model_folder.find(model)
     if Path(model).is_dir():
-        return str(resolve_model_dir(Path(model)))
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise InputError(f"{model} cannot be loaded: no such folder, and no name on the hub looks like this")
-    return model
+        _check_run_of(Path(model))
+    return runs.Input(str(model), model_folder.digest(model_folder.open_folder(name, path)))
 
 
 def model_input(model_dir: Path) -> runs.Input:
@@ -387,13 +366,7 @@ def model_input(model_dir: Path) -> runs.Input:
     """
     if not Path(model_dir).is_dir():
         raise InputError(f"--model_dir {model_dir}: no such folder; expected the output of 02_finetuning.py")
-    _check_run_of(Path(model_dir))
-    return runs.Input(str(model_dir), _digest_model_folder(resolve_model_dir(model_dir)))
-
-
-def any_model_input(model: str | Path) -> runs.Input:
-    """Describe what `load_any_model` loads: a local folder by its content and its run, others by name."""
-    return model_input(Path(model)) if Path(model).is_dir() else base_model_input(str(model))
+    return any_model_input(model_dir)
 
 
 def _check_run_of(model_dir: Path) -> None:
@@ -402,16 +375,6 @@ def _check_run_of(model_dir: Path) -> None:
         record = runs.read_record(folder)
         if record is not None and record["stage"] in MODEL_STAGES:
             runs.folder_input(folder, MODEL_STAGES)
-
-
-def _digest_model_folder(folder: Path) -> str:
-    for name in ("config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} has no {name}, so it is no whole model folder; run 02_finetuning.py again")
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in {*WEIGHT_SUFFIXES, ".json"}]
-    if not any(path.suffix in WEIGHT_SUFFIXES for path in files):
-        raise InputError(f"{folder} has no weights (model.safetensors); run 02_finetuning.py again")
-    return sha256_of_lines([f"{sha256_of_file(path)}  {path.name}" for path in files])
 
 
 def load_model(model_dir: Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
@@ -429,23 +392,23 @@ def load_model(model_dir: Path, device: str) -> tuple[PreTrainedModel, SequenceF
     InputError
         If it cannot be loaded or if a single weight is missing, left over or of another shape.
     """
-    folder = resolve_model_dir(model_dir)
-    _silence_loaders()
-    try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder)
-        model, report = AutoModelForAudioClassification.from_pretrained(
-            folder, config=_plain(AutoConfig.from_pretrained(folder)), dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # the loaders raise OSError, ValueError, KeyError, SafetensorError …
-        raise InputError(f"{folder} cannot be loaded: {_first_line(error)}; run 02_finetuning.py again") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[kind]:
-            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[kind])
+    folder = model_folder.open_folder(*model_folder.find(model_dir))
+    model_folder.check_labels(folder)
+    return _whole_model(folder, model_folder.load(folder, _plain(model_folder.read_config(folder))), device)
+
+
+def _whole_model(
+    folder: model_folder.ModelFolder, loaded: model_folder.Loaded, device: str
+) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Check that a model's folder holds its weights, all and no others."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(getattr(loaded, kind))
+        if names:
             raise InputError(
-                f"{folder}: {len(names)} {kind.replace('_keys', '')} weights: {_some(names)}; "
+                f"{folder.name}: {len(names)} {kind} weights: {_some(names)}; "
                 "the weights do not belong to this config.json: run 02_finetuning.py again"
             )
-    return model.to(device).eval(), extractor
+    return loaded.model.to(device).eval(), loaded.extractor
 
 
 def load_any_model(model: str | Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor, bool]:
@@ -471,41 +434,29 @@ def load_any_model(model: str | Path, device: str) -> tuple[PreTrainedModel, Seq
     InputError
         If it cannot be loaded, has no transformer blocks, or lacks weights other than a whole head.
     """
-    name = _name_or_folder(str(model))
-    config, has_head = (PreTrainedConfig(), False) if name == TINY else _config_and_head(name)
-    if has_head:
-        return *load_model(Path(name), device), True
-    labels = [label for _, label in sorted(config.id2label.items())]
-    loaded, extractor = load_base_model(name, labels, flag="--model_dir")
-    return loaded.to(device).eval(), extractor, False
-
-
-def _config_and_head(name: str) -> tuple[PreTrainedConfig, bool]:
-    """Return the config of a model, and whether its weights hold a classification head or a part of one."""
-    _silence_loaders()
+    if is_tiny(model):
+        tiny, extractor = tiny_model([label for _, label in sorted(PreTrainedConfig().id2label.items())])
+        return tiny.to(device).eval(), extractor, False
     try:
-        config = AutoConfig.from_pretrained(name)
-        architecture_of(config)
-        model, report = AutoModelForAudioClassification.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        folder = model_folder.open_folder(*model_folder.find(model))
+        config = _plain(model_folder.read_config(folder))
+        try:
+            architecture_of(config)
+        except InputError as error:
+            raise InputError(f"{folder.name}: {error}") from error
+        loaded = model_folder.load(folder, config)
     except InputError as error:
-        raise InputError(f"--model_dir {name}: {error}") from error
-    except Exception as error:  # the loaders raise OSError, ValueError, KeyError, SafetensorError …
-        raise InputError(
-            f"--model_dir {name} cannot be loaded: {_first_line(error)}; expected a run folder of 02_finetuning.py, "
-            f"a folder with config.json, preprocessor_config.json and weights, {TINY!r}, or a name on the hub"
-        ) from error
-    head = [key for key in model.state_dict() if key.startswith(_head_prefixes(model))]
-    return config, not set(head) <= set(report["missing_keys"])
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        raise InputError(f"--model_dir {error}") from error
+    head = {name for name in loaded.model.state_dict() if name.startswith(_head_prefixes(loaded.model))}
+    if head <= loaded.missing:
+        _make_base(loaded, f"--model_dir {model}")
+        return loaded.model.to(device).eval(), loaded.extractor, False
+    model_folder.check_labels(folder)
+    return *_whole_model(folder, loaded, device), True
 
 
 def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(printable, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # ------------------------------------------------------------------------------- model and data agree

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils import cli, encoders, latency
+from utils import cli, encoders, latency, model_folder
 
 DEFAULT_CLIP_SECONDS = 5.0  # as 01_data_processing.py cuts where it is not told otherwise
 
@@ -101,7 +101,7 @@ class SizeCounter:
 
 def weights_on_disk(model_dir: Path) -> int:
     """Return the bytes of the weights in a model folder: safetensors, or the older format where it has none."""
-    sizes = ([path.stat().st_size for path in model_dir.glob(f"*{suffix}")] for suffix in encoders.WEIGHT_SUFFIXES)
+    sizes = ([path.stat().st_size for path in model_dir.glob(f"*{suffix}")] for suffix in model_folder.WEIGHT_SUFFIXES)
     return sum(next(filter(None, sizes)))
 
 
