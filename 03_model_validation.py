@@ -29,16 +29,19 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedConfig
 
 from utils import cli, clips, comparison, encoders, evaluation, latency, plots, runs, summary
 from utils.errors import AlreadyComplete, UsageError
 from utils.files import write_text
 from utils.start_line import guessing, log_start
 from utils.text import some
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -139,12 +142,17 @@ def validate(args: argparse.Namespace) -> None:
         warn_of_other_data(model.config, inputs)
         table, labels = split_clips.table, split_clips.labels
 
-        # Before the predictions, whose batches would leave their memory with the process.
-        if runs.is_first_process():
-            with this_run.timed("cost"):
-                cost = latency.measure_cost(
-                    model, extractor, split_clips.audio(0), split_clips.sample_rate_hz, args.batch_size, device
+        # Before the predictions, whose batches would leave their memory with the process. The others wait.
+        with this_run.timed("cost"):
+            cost, *_ = runs.from_all_processes(
+                lambda: (
+                    latency.measure_cost(
+                        model, extractor, split_clips.audio(0), split_clips.sample_rate_hz, args.batch_size, device
+                    )
+                    if runs.is_first_process()
+                    else None
                 )
+            )
         with this_run.timed("prediction"):
             logits = evaluation.predict(model, extractor, split_clips, args.batch_size, device)
         if not runs.is_first_process():
@@ -178,7 +186,7 @@ def validate(args: argparse.Namespace) -> None:
         log_scores(row, n_groups=table["group"].nunique())
 
 
-def warn_of_other_data(config: PreTrainedConfig, inputs: dict[str, runs.Input]) -> None:
+def warn_of_other_data(config: "PreTrainedConfig", inputs: dict[str, runs.Input]) -> None:
     """Warn if the model was trained on another data set: its training clips may be among these."""
     trained_on = getattr(config, "data_sha256", None)
     if trained_on not in (None, inputs["data_dir"].sha256):

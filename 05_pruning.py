@@ -29,9 +29,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from transformers import PreTrainedModel
 
 from utils import cli, clips, encoders, healing, layer_evidence, pruning_plots, runs, summary
 from utils.encoder_parts import check_parts
@@ -42,6 +42,9 @@ from utils.pruning_plan import EXHAUSTIVE, MOST_SUBSETS, STRATEGIES, make_plan
 from utils.pruning_table import BEST_SCHEMA_VERSION, FULL, PruningTable, choose, log_answer, write_rows
 from utils.start_line import log_start
 from utils.subset_scores import SubsetScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -221,7 +224,7 @@ def sweep(args: argparse.Namespace) -> None:
         write_json(args.output_dir / "best.json", best)
         this_run.metrics = {name: best[name] for name in ("smallest_within_margin", "smallest_surely_within_margin")}
         with this_run.timed("figures"):
-            draw(rows, args.output_dir, args.margin)
+            draw(rows, args.output_dir, args.margin, table.has_doubtful_latencies)
 
         if args.heal:
             with this_run.timed("healing"):
@@ -238,7 +241,7 @@ def sweep(args: argparse.Namespace) -> None:
         shutil.rmtree(scratch)
 
 
-def parse_heal_keep(args: argparse.Namespace, model: PreTrainedModel) -> Keep | None:
+def parse_heal_keep(args: argparse.Namespace, model: "PreTrainedModel") -> Keep | None:
     """Return the subset that the user wants healed; None leaves it to the sweep.
 
     Raises
@@ -257,14 +260,14 @@ def parse_heal_keep(args: argparse.Namespace, model: PreTrainedModel) -> Keep | 
     return tuple(keep)
 
 
-def draw(table: pd.DataFrame, output_dir: Path, margin: float) -> None:
+def draw(table: pd.DataFrame, output_dir: Path, margin: float, latency_is_doubtful: bool) -> None:
     """Draw the grid of kept and removed blocks, of each strategy and of all; accuracy by depth; Pareto fronts."""
     pruning_plots.kept_grids_figure(table, output_dir / "pruning")
     for strategy in table["strategy"].unique():
         if strategy != FULL:
             pruning_plots.strategy_figure(table, strategy, output_dir / f"pruning_{strategy}")
     pruning_plots.strategies_figure(table, output_dir / "strategies", margin)
-    pruning_plots.pareto_figure(table, output_dir / "pareto")
+    pruning_plots.pareto_figure(table, output_dir / "pareto", latency_is_doubtful=latency_is_doubtful)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,8 +28,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
+from typing import TYPE_CHECKING
 
 from utils import cli, encoders, model_folder, runs
 from utils.errors import AlreadyComplete, InputError, UsageError
@@ -38,6 +37,9 @@ from utils.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
 from utils.pruning_session import HELP, PruningSession
 from utils.pruning_table import BEST_SCHEMA_VERSION
 from utils.start_line import log_start
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -142,7 +144,7 @@ def layers_to_keep(args: argparse.Namespace, n_layers: int, counter: SizeCounter
     return keep
 
 
-def ladder(config: PreTrainedConfig, output_dir: Path) -> dict[Path, list[int]]:
+def ladder(config: "PreTrainedConfig", output_dir: Path) -> dict[Path, list[int]]:
     """Return the folder and the layers of every depth that is possible, the whole model first."""
     rungs = {}
     for n_layers in range(config.num_hidden_layers, -1, -1):
@@ -156,7 +158,7 @@ def ladder(config: PreTrainedConfig, output_dir: Path) -> dict[Path, list[int]]:
     return rungs
 
 
-def read_best(path: Path, model: runs.Input, config: PreTrainedConfig, n_layers: int | None) -> list[int]:
+def read_best(path: Path, model: runs.Input, config: "PreTrainedConfig", n_layers: int | None) -> list[int]:
     """Return the layers to keep that a sweep found best.
 
     Parameters
@@ -227,7 +229,7 @@ def describe_data(source: dict) -> str:
     return f"{clips} of {folder} ({data})" if isinstance(folder, str) else f"{clips} ({data})"
 
 
-def warn_of_choice(path: Path, best: dict, config: PreTrainedConfig) -> None:
+def warn_of_choice(path: Path, best: dict, config: "PreTrainedConfig") -> None:
     """Warn where layers were chosen by clips that the model has learned from, or that later score it."""
     trained_on, swept_on = getattr(config, "data_sha256", None), best.get("data_sha256")
     if None not in (trained_on, swept_on) and trained_on != swept_on:
@@ -271,8 +273,8 @@ def command_of(args: argparse.Namespace) -> str:
 def prune(
     args: argparse.Namespace,
     inputs: dict[str, runs.Input],
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
+    model: "PreTrainedModel",
+    extractor: "SequenceFeatureExtractor",
     keeps: dict[Path, list[int]],
 ) -> None:
     """Write one model, or those of a ladder that a stopped run has not written; the model is pruned in place."""

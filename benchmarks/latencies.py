@@ -4,18 +4,18 @@
 
 Takes one seed's runs <name>-<model>-<seed>: weights change nothing in the time that a model takes. In every round each
 model is timed in turn on the same clip, so that what else the machine does reaches all; the latency is the median over
-the rounds, and their range stands beside it. Writes <results_dir>/<name>-latency.csv, which
-benchmarks.study_table reads.
+the rounds, and their range stands beside it. What else ran meanwhile is recorded, and where the times cannot be trusted
+latency_doubt says why. Writes <results_dir>/<name>-latency.csv, which benchmarks.study_table reads.
 """
 
 import argparse
+import dataclasses
 import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.study_table import OF_LEAK
@@ -26,6 +26,7 @@ from utils.files import write_text
 log = logging.getLogger(__name__)
 
 COLUMNS = ["model", "n_parameters", "latency_ms", "latency_ms_low", "latency_ms_high", "n_rounds", "device"]
+COLUMNS += ["latency_ms_p95", "n_threads", "load_average", "cpu_busy_share", "latency_doubt"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,8 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=cli.non_negative_int, default=1, help="seed whose models are timed")
     parser.add_argument("--data_dir", type=Path, required=True, help="output folder of 01: its first test clip is used")
     parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder to write to")
-    parser.add_argument("--rounds", type=cli.positive_int, default=5, help="times that each model has its turn")
-    parser.add_argument("--seconds", type=cli.positive_float, default=1.0, help="of a turn, which has 20 to 100 passes")
+    parser.add_argument(
+        "--seconds", type=cli.positive_float, default=5.0, help="of each model in all rounds, of 20 to 100 passes"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="device to time on")
     parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
     return parser
@@ -53,19 +55,16 @@ def run(args: argparse.Namespace) -> None:
     device = runs.resolve_device(args.device)
     data = clips.read_clips(args.data_dir, "test")
     models = {name: encoders.load_model(folder, device) for name, folder in folders.items()}
-    times = {name: [] for name in models}
-    for number in range(args.rounds):
-        for name, (model, extractor) in models.items():
-            cost = latency.measure_cost(
-                model, extractor, data.audio(0), data.sample_rate_hz, 1, device, budget_s=args.seconds
-            )
-            times[name].append(cost.latency_ms_median)
-        log.info("round %d of %d", number + 1, args.rounds)
+    times = latency.measure_in_turn(models, data.audio(0), data.sample_rate_hz, device, args.seconds)
     rows = [
-        [
-            *(name, encoders.count_parameters(models[name][0]), np.median(found), min(found), max(found)),
-            *(args.rounds, runs.device_name(device)),
-        ]
+        {
+            "model": name,
+            "n_parameters": encoders.count_parameters(models[name][0]),
+            "latency_ms": found.latency_ms_median,
+            "n_rounds": latency.N_ROUNDS,
+            **dataclasses.asdict(found),
+            "device": runs.device_name(device),
+        }
         for name, found in times.items()
     ]
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("latency_ms", ignore_index=True)

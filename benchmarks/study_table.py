@@ -59,7 +59,9 @@ def report(results_dir: Path, name: str) -> pd.DataFrame:
     table = study(rows[~of_leak], results_dir)
     latencies = results_dir / f"{name}-latency.csv"
     if latencies.exists():
-        table["latency_ms_median"] = table["model"].map(side_by_side(latencies, table["model"]))
+        measured = side_by_side(latencies, table["model"])
+        for name_here, name_there in (("latency_ms_median", "latency_ms"), ("latency_doubt", "latency_doubt")):
+            table[name_here] = table["model"].map(measured[name_there])
     claims = pooled_scores(rows[of_leak], read_seeds(rows[of_leak], results_dir))
     write_text(results_dir / f"{name}-study.csv", table.to_csv(index=False, float_format="%.6g"))
     draw(table, results_dir / f"{name}-study")
@@ -83,15 +85,17 @@ def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
     return rows
 
 
-def side_by_side(path: Path, models: pd.Series) -> pd.Series:
-    """Return the latency of every model, in ms, from what `benchmarks.latencies` wrote.
+def side_by_side(path: Path, models: pd.Series) -> pd.DataFrame:
+    """Return the latency of every model, in ms, and why it may be doubted, from what `benchmarks.latencies` wrote.
 
     Raises
     ------
     InputError
         If one of the models is not in the table.
     """
-    latencies = pd.read_csv(path, dtype={"model": str}).set_index("model")["latency_ms"]
+    latencies = pd.read_csv(path, dtype={"model": str}).set_index("model")
+    if "latency_doubt" not in latencies:  # of an earlier version
+        latencies["latency_doubt"] = summary.DEFAULTS["latency_doubt"]
     missing = sorted(set(models) - set(latencies.index))
     if missing:
         raise InputError(f"{path} has no latency of {', '.join(missing)}; run benchmarks.latencies again, or delete it")
@@ -122,6 +126,7 @@ def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]]
             "n_parameters": int(own["n_parameters"].median()),
             "gmacs_per_clip": own["gmacs_per_clip"].median(),
             "latency_ms_median": own["latency_ms_median"].median(),
+            "latency_doubt": " ".join(sorted(set(own["latency_doubt"]))),
             "accuracy": float((label_ids == predicted_ids).mean()),
             "macro_f1": evaluation.macro_f1(label_ids, predicted_ids),
             "accuracy_of_seeds": " ".join(f"{accuracy:.3f}" for accuracy in own["accuracy"]),
@@ -205,8 +210,13 @@ def description(row: pd.Series) -> list[str]:
         "" if row["kind"] == "CNN" else str(row["n_layers"]),
         f"{row['n_parameters'] / 1e6:.1f}",
         f"{row['gmacs_per_clip']:.2f}",
-        f"{row['latency_ms_median']:.0f}",
+        f"{row['latency_ms_median']:.0f}" + "?" * is_doubtful(row),
     ]
+
+
+def is_doubtful(row: pd.Series) -> bool:
+    """Say whether a latency was measured under load, unsteadily, or against the order of the blocks."""
+    return not {*row["latency_doubt"].split()} <= {summary.NO_DOUBT, *summary.DEFAULTS["latency_doubt"].split()}
 
 
 def score(row: pd.Series, name: str, form: str = ".3f") -> str:
@@ -220,11 +230,11 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
     near = table[table["difference"] >= -MARGIN]
 
     def sentence(what: str, row: pd.Series) -> str:
-        shown = row["difference_low"] >= -MARGIN
+        by_interval = row["difference_low"] >= -MARGIN
         return (
             f"{what}: {row['model']}, accuracy {score(row, 'accuracy')}, {row['n_parameters'] / 1e6:.1f} M parameters, "
-            f"{row['latency_ms_median']:.0f} ms; to the best {score(row, 'difference', '+.3f')}"
-            + ("" if shown else f", so that it is within {MARGIN:g} is seen, not shown")
+            f"{row['latency_ms_median']:.0f}{'?' * is_doubtful(row)} ms; to the best {score(row, 'difference', '+.3f')}"
+            + ("" if by_interval else f": the point estimate is within {MARGIN:g}, the interval is not")
         )
 
     lines = [

@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 
 IN_NAMESPACE = "DRILLS_IN_NAMESPACE"
 # Measured anew in each run, or the name of the output folder: no part of what two runs have in common.
-MEASURED = re.compile("latency|seconds|throughput|real_time_factor|peak_memory|git_commit|model_name")
+MEASURED = re.compile(
+    "latency|load_average|cpu_busy|seconds|throughput|real_time_factor|peak_memory|git_commit|model_name"
+)
 TRAINING = ["--num_train_epochs", "2", "--early_stopping_patience", "2", "--learning_rate", "1e-3"]
 DAY_S = 86_400.0
 LEAST_TMPFS_BYTES = 16_384

@@ -14,7 +14,7 @@ from utils import evaluation, runs, summary
 def metrics_row(name: str, **values) -> dict:
     """Return a row of ``metrics.csv``: ones, and ``x`` for text, but for what is given."""
     empty = {**dict.fromkeys(summary.METRICS_COLUMNS, 1), **dict.fromkeys(summary.TEXT_COLUMNS, "x")}
-    return {**empty, "model_name": name, "kind": "whole", **values}
+    return {**empty, "model_name": name, "kind": "whole", "latency_doubt": "no", **values}
 
 
 def write_result(results_dir: Path, name: str, predicted_ids, label_ids, groups, **values) -> None:

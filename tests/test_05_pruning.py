@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -38,14 +39,14 @@ from utils.subset_scores import SubsetScores
 
 stage = load_stage("05_pruning")
 CHEAP = ("--strategies", "forward", "greedy", "exhaustive")
-UNTIMED = [name for name in COLUMNS if name not in ("seconds", "latency_ms_median")]
+UNTIMED = [name for name in COLUMNS if not name.startswith(("seconds", "latency", "load", "cpu"))]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """Time every model a few times only, and draw no figure: neither is looked at but in one test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "MAX_REPEATS", 2)
+        patch.setattr(latency, "MAX_PASSES", 1)
         patch.setattr(stage, "draw", lambda *_: None)
         yield
 
@@ -396,7 +397,7 @@ def test_the_table_has_grown_when_the_report_is_cut_off(data_dir, run_dir, resul
     searched = ["strategy", "kept_layers", "search_accuracy", "search_macro_f1"]
     pd.testing.assert_frame_equal(table[searched], table_of(result)[searched])
     with monkeypatch.context() as patch:
-        patch.setattr(latency, "measure_cost", lambda *_, **__: pytest.fail("timed twice"))
+        patch.setattr(latency, "measure_in_turn", lambda *_, **__: pytest.fail("timed twice"))
         assert main(run_dir, data_dir, tmp_path / "out", "--iterative") == 0
     pd.testing.assert_frame_equal(table_of(tmp_path / "out")[UNTIMED], table_of(result)[UNTIMED])
 
@@ -432,6 +433,24 @@ def test_kept_predictions_are_checked(damage, scores_of, tmp_path, monkeypatch):
         assert not first.of_other_model(small_model("wav2vec2")[0], "b").has(whole)
         monkeypatch.setattr(layer_sweep, "predict_subsets", lambda *_, **__: pytest.fail("run twice"))
         assert first.of_other_model(small_model("wav2vec2")[0], "a").has(whole)
+
+
+@pytest.mark.parametrize("doubt", ["no", "order"])
+def test_the_front_is_by_operations_where_times_are_doubtful(doubt, data_dir, run_dir, tmp_path, monkeypatch):
+    measure, doubtful = latency.measure_in_turn, []
+
+    def measured(models, *words):
+        found = measure(models, *words)
+        return {
+            size: dataclasses.replace(times, latency_doubt=doubt if size == 1 else "no")
+            for size, times in found.items()
+        }
+
+    monkeypatch.setattr(latency, "measure_in_turn", measured)
+    monkeypatch.setattr(stage, "draw", lambda *words: doubtful.append(words[-1]))
+    assert main(run_dir, data_dir, tmp_path / "out", "--strategies", "backward") == 0
+    assert doubtful == [doubt != "no"]
+    assert table_of(tmp_path / "out")["latency_doubt"].tolist() == ["no", "no", "no", doubt]
 
 
 def test_the_same_again_is_done_and_anything_else_refused(data_dir, run_dir, result, capfd):

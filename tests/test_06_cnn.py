@@ -88,7 +88,7 @@ def test_interrupted_and_resumed_weights_are_bit_equal(data_dir, tmp_path, monke
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_stage_03_scores_it(architecture, trained, data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(latency, "MAX_REPEATS", 3)
+    monkeypatch.setattr(latency, "MAX_PASSES", 1)
     args = ["--model_dir", str(trained / architecture), "--data_dir", str(data_dir), "--device", "cpu"]
     assert load_stage("03_model_validation").main([*args, "--output_dir", str(tmp_path / "cnn")]) == 0
     row = pd.read_csv(tmp_path / "cnn" / "metrics.csv", keep_default_na=False).iloc[0]

@@ -711,8 +711,7 @@ def test_session_on_a_real_terminal(run_dir, tmp_path):
 
 def test_stages_02_and_03_take_what_this_one_leaves(run_dir, tmp_path, monkeypatch):
     data_dir = write_processed(tmp_path / "processed")
-    monkeypatch.setattr(latency, "MAX_REPEATS", 3)
-    monkeypatch.setattr(latency, "MIN_REPEATS", 1)
+    monkeypatch.setattr(latency, "MAX_PASSES", 1)
     assert main("--model_dir", run_dir, "--ladder", "--output_dir", tmp_path / "ladder") == 0
     rung = tmp_path / "ladder" / "01-blocks"
     validate, finetune = load_stage("03_model_validation"), load_stage("02_finetuning")

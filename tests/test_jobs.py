@@ -28,7 +28,7 @@ from utils.files import sha256_of_file
 STAGES = ("01", "02", "03", "04", "05", "06", "07")
 STUDY = ("01", "02", "03", "04", "05", "07", "03-pruned")
 # What costs differs from run to run.
-COSTS = ("latency", "real_time_factor", "throughput", "peak_memory", "seconds")
+COSTS = ("latency", "real_time_factor", "throughput", "peak_memory", "seconds", "load", "cpu_busy")
 
 
 def checkout(folder: Path) -> Path:

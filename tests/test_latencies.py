@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import latencies
 from tests.data import small_model, write_processed
-from utils import encoders
+from utils import encoders, latency
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
 
 def main(folder, data_dir, *more):
     words = ["--runs_dir", folder / "runs", "--data_dir", data_dir, "--results_dir", folder / "results"]
-    return latencies.main([str(word) for word in (*words, "--rounds", 3, "--seconds", 0.01, *more)])
+    return latencies.main([str(word) for word in (*words, "--seconds", 0.01, *more)])
 
 
 def test_each_model_of_one_seed_has_a_row(folders, capsys):
@@ -34,7 +34,7 @@ def test_each_model_of_one_seed_has_a_row(folders, capsys):
     table = pd.read_csv(folders[0] / "results" / "birds-latency.csv")
     assert list(table.columns) == latencies.COLUMNS
     assert sorted(table["model"]) == ["none", "whole"]
-    assert table["latency_ms"].is_monotonic_increasing and (table["n_rounds"] == 3).all()
+    assert table["latency_ms"].is_monotonic_increasing and (table["n_rounds"] == latency.N_ROUNDS).all()
     assert ((table["latency_ms_low"] <= table["latency_ms"]) & (table["latency_ms"] <= table["latency_ms_high"])).all()
     n_parameters = table.set_index("model")["n_parameters"]
     assert n_parameters["none"] < n_parameters["whole"]

@@ -264,6 +264,13 @@ def test_pareto_without_latency_is_one_panel(drawn):
     assert [len(fig.axes) for fig in drawn] == [1, 1]
 
 
+def test_pareto_draws_operations_where_latencies_are_doubtful(drawn):
+    pruning_plots.pareto_figure(SMALL.assign(gmacs_per_clip=SMALL["n_layers"]), "unused", latency_is_doubtful=True)
+    _, by_operations = drawn[0].axes
+    assert by_operations.get_xlabel() == "multiply-accumulates of one clip (billions)"
+    np.testing.assert_allclose(lines(by_operations)["Pareto front, search split"].get_data()[0], [1, 2, 3])
+
+
 @pytest.mark.parametrize("n_members", [1, 24, 100])
 def test_lists_of_the_front_do_not_overlap(drawn, n_members):
     costs = np.sort(np.random.default_rng(0).normal(size=n_members))  # crowded in the middle

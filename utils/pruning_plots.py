@@ -417,10 +417,14 @@ def pareto_front(table: pd.DataFrame, cost_column: str, score_column: str) -> pd
     return known[known[score_column] > best_of_cheaper]
 
 
-COSTS = {"n_parameters": ("parameters (millions)", 1e6), "latency_ms_median": ("latency of one clip (ms, median)", 1.0)}
+COSTS = {
+    "n_parameters": ("parameters (millions)", 1e6),
+    "latency_ms_median": ("latency of one clip (ms, median)", 1.0),
+    "gmacs_per_clip": ("multiply-accumulates of one clip (billions)", 1.0),
+}
 
 
-def pareto_figure(table: pd.DataFrame, path: Path, title: str | None = None) -> None:
+def pareto_figure(table: pd.DataFrame, path: Path, title: str | None = None, latency_is_doubtful: bool = False) -> None:
     """Draw accuracy against parameters, and against latency where it was measured, with the Pareto fronts.
 
     The front is of the search split; what was reported of its members stands beside them.
@@ -432,8 +436,11 @@ def pareto_figure(table: pd.DataFrame, path: Path, title: str | None = None) -> 
     path : Path
         Name without suffix.
     title : str or None
+    latency_is_doubtful : bool
+        Draw multiply-accumulates in the place of latencies, which cannot be trusted.
     """
-    costs = [column for column in COSTS if column in table and table[column].notna().any()] or ["n_parameters"]
+    shown = ("n_parameters", "gmacs_per_clip" if latency_is_doubtful else "latency_ms_median")
+    costs = [column for column in shown if column in table and table[column].notna().any()] or ["n_parameters"]
     with style():
         fig = Figure()
         page = _Inches(fig, (4.9 * len(costs), 3.2))

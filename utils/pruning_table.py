@@ -5,6 +5,7 @@ accuracy, then the higher search macro F1, then the earlier row of the table.
 """
 
 import copy
+import dataclasses
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from utils.clips import Clips
 from utils.files import write_json, write_text
 from utils.layer_selection import Candidate, Keep
 from utils.subset_scores import SubsetScores
+from utils.summary import NO_DOUBT
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,11 @@ COLUMNS = (
     "gmacs_per_clip",
     "latency_ms_median",
     "kept_layers_base",
+    "latency_ms_low",
+    "latency_ms_high",
+    "load_average",
+    "cpu_busy_share",
+    "latency_doubt",
 )
 BEST_SCHEMA_VERSION = 1
 LATENCY_BUDGET_S = 2.0
@@ -77,7 +84,7 @@ class PruningTable:
     def __init__(self, path: Path, model: PreTrainedModel, on_search: SubsetScores, on_report: SubsetScores):
         self.candidates: list[Candidate] = []
         self._path, self._model, self._on_search, self._on_report = path, model, on_search, on_report
-        self._costs: dict[int, tuple[float, float]] = {}
+        self._costs: dict[int, dict] = {}
 
     def add(self, candidates: Iterable[Candidate]) -> None:
         """Add a row a candidate and write the file."""
@@ -113,9 +120,7 @@ class PruningTable:
                 "kept_layers_base": cli.format_layer_list([base_numbers[block] for block in keep]),
             }
             row["search_accuracy"], row["search_macro_f1"] = self._on_search.score(keep)
-            if len(keep) in self._costs:
-                row["gmacs_per_clip"], row["latency_ms_median"] = self._costs[len(keep)]
-            rows.append(row | reported.get(keep, {}))
+            rows.append(row | self._costs.get(len(keep), {}) | reported.get(keep, {}))
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         write_rows(self._path, table)
         return table
@@ -151,21 +156,30 @@ class PruningTable:
         path : Path
             JSON file where the numbers are kept for a run that goes on from here.
         """
-        sizes = {len(candidate.keep) for candidate in self.candidates}
-        self._costs = {int(size): tuple(cost) for size, cost in _read_json(path).items()}
-        pruned = copy.deepcopy(self._model)
-        for size in sorted(sizes, reverse=True):  # every model holds the next
-            encoders.prune_model(pruned, list(range(size)))
-            if size not in self._costs:
-                cost = latency.measure_cost(
-                    *(pruned, extractor, clips.audio(0), clips.sample_rate_hz),
-                    batch_size=1,
-                    device=device,
-                    budget_s=LATENCY_BUDGET_S,
-                )
-                self._costs[size] = cost.gmacs_per_clip, cost.latency_ms_median
-                write_json(path, self._costs)
+        sizes = sorted({len(candidate.keep) for candidate in self.candidates})
+        self._costs = {int(size): cost for size, cost in _read_json(path).items()}
+        if set(self._costs) != set(sizes):
+            models = {size: (self._of_size(size), extractor) for size in sizes}
+            times = latency.measure_in_turn(models, clips.audio(0), clips.sample_rate_hz, device, LATENCY_BUDGET_S)
+            inputs = encoders.prepare(extractor, [clips.audio(0)], clips.sample_rate_hz, self._model.main_input_name)
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+            for size, (model, _) in models.items():
+                found = {name: value for name, value in dataclasses.asdict(times[size]).items() if name in COLUMNS}
+                self._costs[size] = found | {"gmacs_per_clip": latency.count_macs(model, inputs)[0] / 1e9}
+            write_json(path, {size: self._costs[size] for size in sizes})
         self.write()
+
+    def _of_size(self, size: int) -> PreTrainedModel:
+        """Return the model of the first blocks, which shares all weights with the whole model."""
+        weights = [*self._model.parameters(), *self._model.buffers()]
+        pruned = copy.deepcopy(self._model, memo={id(tensor): tensor for tensor in weights})
+        encoders.prune_model(pruned, list(range(size)))
+        return pruned
+
+    @property
+    def has_doubtful_latencies(self) -> bool:
+        """Whether the times of the models cannot be trusted; their multiply-accumulates can."""
+        return any(cost["latency_doubt"] != NO_DOUBT for cost in self._costs.values())
 
 
 def count_parameters(model: PreTrainedModel, keeps: Iterable[Keep]) -> dict[Keep, int]:

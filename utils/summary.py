@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.csv"
 SUMMARY_NAME = "summary"
+NO_DOUBT = "no"  # in latency_doubt, which see in latency.Latency
 # A row of metrics.csv, and so of summary.csv.
 METRICS_COLUMNS = (
     "model_name",
@@ -55,9 +56,18 @@ METRICS_COLUMNS = (
     "git_commit",
     "throughput_clips_per_s",
     "kind",
+    "latency_ms_low",
+    "latency_ms_high",
+    "n_threads",
+    "load_average",
+    "cpu_busy_share",
+    "latency_doubt",
 )
 # Columns that results of an earlier version may lack, and what stands for them.
-DEFAULTS = {"kind": "not noted"}
+DEFAULTS = {
+    **{"kind": "not noted", "latency_doubt": "not noted"},
+    **dict.fromkeys(("latency_ms_low", "latency_ms_high", "n_threads", "load_average", "cpu_busy_share"), float("nan")),
+}
 TEXT_COLUMNS = (
     "model_name",
     "model_dir",
@@ -68,6 +78,7 @@ TEXT_COLUMNS = (
     "data_sha256",
     "git_commit",
     "kind",
+    "latency_doubt",
 )
 
 
@@ -111,6 +122,8 @@ def summary_table(summary: pd.DataFrame) -> str:
             lambda row: f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]", axis=1
         )
 
+    doubted = ~summary["latency_doubt"].isin([NO_DOUBT, DEFAULTS["latency_doubt"]])
+    doubt = (" (doubtful: " + summary["latency_doubt"] + ")").where(doubted, "")
     shown = {
         "model": summary["model_name"],
         "split": summary["split"],
@@ -118,7 +131,7 @@ def summary_table(summary: pd.DataFrame) -> str:
         "accuracy [95 %]": with_interval("accuracy"),
         "macro F1 [95 %]": with_interval("macro_f1"),
         "M parameters": (summary["n_parameters"] / 1e6).map("{:.1f}".format),
-        "ms a clip": summary["latency_ms_median"].map("{:.1f}".format),
+        "ms a clip": summary["latency_ms_median"].map("{:.1f}".format) + doubt,
     }
     return pd.DataFrame(shown).to_string(index=False)
 
