@@ -32,7 +32,6 @@ from utils.errors import AlreadyComplete, UsageError
 from utils.splits import SPLIT_BY
 
 STAGE = Path(__file__).stem
-LARGEST_CLIP = 2**25  # samples; a shard holds at least one clip
 SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
 # What --shard leaves is sound neither cut nor split.
 SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
@@ -264,10 +263,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.label_level is not None and args.metadata is not None:
         raise UsageError("--label_level is for folders that are labels, and --metadata gives labels: leave one out")
     clip_samples = round(args.clip_seconds * args.sample_rate)
-    if not 1 <= clip_samples <= LARGEST_CLIP:
+    if not 1 <= clip_samples <= clips.LARGEST_CLIP:
         raise UsageError(
             f"--clip_seconds {args.clip_seconds} at --sample_rate {args.sample_rate} is a clip of {clip_samples} "
-            f"samples; expected 1 to {LARGEST_CLIP}"
+            f"samples; expected 1 to {clips.LARGEST_CLIP}"
         )
     if args.min_seconds > args.clip_seconds:
         raise UsageError(

@@ -5,8 +5,11 @@ import json
 import logging
 import shutil
 
+import matplotlib.image
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics as reference
 import torch
@@ -16,6 +19,7 @@ from tests.data import LABELS, write_processed
 from tests.stages import load_stage
 from utils import clips, comparison, encoders, evaluation, latency, runs, summary
 from utils.errors import InputError
+from utils.files import sha256_of_file
 
 stage = load_stage("03_model_validation")
 
@@ -585,3 +589,77 @@ def test_what_cannot_be_compared_is_refused(two_results, data_dir, tmp_path, cap
     assert "two or more" in refuses_to_compare(capfd, two_results[:1] * 2, tmp_path, code=2)
     assert stage.main(["--compare", str(two_results[0]), "--model_dir", "x"]) == 2
     assert stage.main([]) == 2
+
+
+def rewritten(folder, copy, metadata=None, **columns):
+    """Copy a results folder, with other predictions that its run.json vouches for."""
+    shutil.copytree(folder, copy)
+    path = copy / "predictions.parquet"
+    table = pq.read_table(path)
+    stored = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, values(table[name].to_pylist()))
+    pq.write_table(table.replace_schema_metadata({**stored, **(metadata or {})}), path)
+    record = json.loads((copy / "run.json").read_text())
+    for output in record["outputs"]:
+        if output["path"] == path.name:
+            output |= {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    (copy / "run.json").write_text(json.dumps(record))
+    return copy
+
+
+OTHER_PREDICTIONS = {
+    "other labels": (
+        {"metadata": {"labels": json.dumps(["Blackbird", "Crow", "Wren"])}},
+        "have other classes: only whole has Great Tit and only copy has Wren; score both",
+    ),
+    "another order": (
+        {"metadata": {"labels": json.dumps(["Crow", "Blackbird", "Great Tit"])}},
+        "have other classes: the same labels, in another order",
+    ),
+    "no list": ({"metadata": {"labels": "7"}}, "its metadata have no list of labels"),
+    "deep labels": ({"metadata": {"labels": "[" * 100_000}}, "predictions.parquet cannot be read"),
+    "schema": ({"metadata": {"schema_version": "9"}}, "schema_version 9; this version of the program reads 1"),
+    "class beyond": (
+        {"predicted_id": lambda ids: pa.array([7, *ids[1:]])},
+        "predicted_id 7 in 1 clip(s); expected 0 to 2",
+    ),
+    "class below": ({"label_id": lambda ids: pa.array([-1, *ids[1:]])}, "label_id -1 in 1 clip(s)"),
+    "text": ({"label_id": lambda ids: pa.array(map(str, ids))}, "label_id (string, 0 missing); expected text or whole"),
+    "missing": ({"group": lambda names: pa.array([None, *names[1:]])}, "group (string, 1 missing)"),
+    "another clip": (
+        {"clip_id": lambda ids: pa.array(["x:0", *ids[1:]])},
+        "; row 0 has clip_id Blackbird/test0:0 and x:0",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", OTHER_PREDICTIONS)
+def test_predictions_of_other_classes_or_another_form_are_not_compared(two_results, tmp_path, capfd, harm):
+    changes, words = OTHER_PREDICTIONS[harm]
+    copy = rewritten(two_results[1], tmp_path / "copy", **changes)
+    assert words in refuses_to_compare(capfd, [two_results[0], copy], tmp_path)
+
+
+def test_results_of_an_early_version_have_their_labels_in_the_report(two_results, tmp_path):
+    early = shutil.copytree(two_results[1], tmp_path / "early")
+    table = pq.read_table(early / "predictions.parquet")
+    pq.write_table(table.replace_schema_metadata(None), early / "predictions.parquet")
+    scored = comparison.read_scored(early)
+    assert scored.labels == LABELS == comparison.read_scored(two_results[1]).labels
+    assert comparison.paired_difference([(scored, comparison.read_scored(two_results[0]))])
+
+
+def test_a_thousand_labels_are_a_table_and_a_small_figure(tmp_path, caplog):
+    labels = [f"Genus species {i:04d}" for i in range(1000)]
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"label_id": rng.integers(600, size=900), "clip_id": map(str, range(900))})
+    table = table.assign(recording_id=table["clip_id"], group=table["clip_id"])
+    (tmp_path / "out").mkdir()
+    logits = rng.standard_normal((900, 1000)).astype(np.float32)
+    stage.write_results(tmp_path / "out", argparse.Namespace(table=table, labels=labels), logits)
+    assert pd.read_csv(tmp_path / "out" / "confusion_matrix.csv", index_col=0).shape == (1000, 1000)
+    height, width, _ = matplotlib.image.imread(tmp_path / "out" / "confusion_matrix.png").shape
+    assert max(height, width) < 2500  # a matrix would have 36,000
+    named = next(message for message in caplog.messages if "have no clip here" in message)
+    assert len(named) < 400 and " more" in named

@@ -6,6 +6,7 @@ import pickle
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -127,11 +128,93 @@ def test_damaged_missing_or_foreign_shards_are_named(tmp_path):
         clips.read_clips(folder)
     (folder / "clips-00002.parquet").rename(folder / "clips-00000.parquet")
     pd.DataFrame({"x": [1]}).to_parquet(shard)
-    with pytest.raises(InputError, match="has the columns"):
+    with pytest.raises(InputError, match="no schema_version in its metadata"):
         clips.read_clips(folder)
-    other = [row(0, np.zeros(4, np.int16))]
+    other = [row(0, np.zeros(16000, np.int16))]
     clips.write_shard(shard, other, SAMPLE_RATE_HZ * 2, CLIP_SECONDS)
     with pytest.raises(InputError, match="differ in sample rate"):
+        clips.read_clips(folder)
+
+
+def rewrite(shard, metadata=None, **columns):
+    """Write a shard again with some columns, or some metadata, replaced: what stage 01 never leaves."""
+    table = pq.read_table(shard)
+    stored = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        if not isinstance(values, pa.Array):
+            values = pa.array(values(table[name].to_pandas()).tolist(), table.schema.field(name).type)
+        table = table.set_column(place, pa.field(name, values.type, nullable=False), values)
+    pq.write_table(table.replace_schema_metadata({**stored, **(metadata or {})}), shard, row_group_size=4)
+
+
+def first_is(value):
+    return lambda column: pd.Series([value, *column[1:]])
+
+
+HARMS = {
+    "clip length": ({"metadata": {"clip_seconds": "inf"}}, "metadata sample_rate_hz 16000, clip_seconds inf"),
+    "no clip length": ({"metadata": {"clip_seconds": "x"}}, "clip_seconds x; expected"),
+    "NaN": ({"metadata": {"clip_seconds": "nan"}}, "clip_seconds nan; expected"),
+    "negative rate": ({"metadata": {"sample_rate_hz": "-16000"}}, "sample_rate_hz -16000, "),
+    "rate 0": ({"metadata": {"sample_rate_hz": "0"}}, "sample_rate_hz 0, "),
+    "endless clip": ({"metadata": {"clip_seconds": "1e9"}}, "expected a whole number of Hz"),
+    "schema": (
+        {"metadata": {"schema_version": "2"}},
+        "clips of schema_version '2'; this version of the program reads 1",
+    ),
+    "another length": ({"metadata": {"clip_seconds": "0.25"}}, "32000 samples in 4 clips of 0.25 s at 16000 Hz"),
+    "label id too high": ({"label_id": first_is(3)}, r"row 0, label_id: found .*3.* in 1 clip\(s\); expected 0 to 2"),
+    "label id below 0": ({"label_id": first_is(-1)}, r"row 0, label_id: found .*-1"),
+    "label of another id": ({"label": first_is("Crow")}, "row 0, label: found 'Crow'"),
+    "split": (
+        {"split": first_is("training")},
+        "row 0, split: found 'training' in 1 clip.* expected train or val or test",
+    ),
+    "torn group": ({"split": first_is("val")}, "group: found 'Blackbird/test0'"),
+    "clip twice": ({"clip_id": first_is("Blackbird/test0:1")}, "row 1, clip_id: found 'Blackbird/test0:1'"),
+    "start": ({"start_s": first_is(float("nan"))}, "row 0, start_s"),
+    "duration": ({"duration_s": first_is(0.75)}, "row 0, duration_s"),
+    "index": ({"clip_index": first_is(-1)}, "row 0, clip_index"),
+    "types": (
+        {"label_id": pa.array(np.zeros(36, np.int64))},
+        r"has the columns label_id \(int64\); expected label_id \(int32\); run",
+    ),
+    "float audio": (
+        {"audio": pa.array([[0.5] * 8000] * 36, pa.list_(pa.float32()))},
+        r"has the columns audio \(list<element: float>\); expected audio \(list<",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_stage_01_never_leaves_is_refused_by_file_row_and_column(tmp_path, harm):
+    changes, message = HARMS[harm]
+    folder = write_processed(tmp_path / "data")
+    rewrite(folder / "clips-00000.parquet", **changes)
+    with pytest.raises(InputError, match=r"clips-00000\.parquet.*" + message):
+        clips.read_clips(folder)
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        [[1] * 7999, [1] * 8001, *[[1] * 8000] * 34],
+        [[*[1] * 7999, None], *[[1] * 8000] * 35],
+    ],
+)
+def test_clips_of_uneven_length_or_with_holes_are_refused_when_read(tmp_path, audio):
+    folder = write_processed(tmp_path / "data")
+    rewrite(folder / "clips-00000.parquet", audio=pa.array(audio, pa.list_(pa.int16())))
+    read = clips.read_clips(folder)
+    with pytest.raises(InputError, match=r"clips-00000\.parquet, audio of row group 0"):
+        read.audio(0)
+
+
+def test_a_clip_twice_in_two_shards_is_refused(tmp_path):
+    folder = write_processed(tmp_path / "data")
+    (folder / "clips-00001.parquet").write_bytes((folder / "clips-00000.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"clips-00001\.parquet, row 0, clip_id: found 'Blackbird/test0:0' in 36"):
         clips.read_clips(folder)
 
 
@@ -149,7 +232,7 @@ def test_label_mappings(tmp_path):
     stored = json.loads((tmp_path / "label_mappings.json").read_text())
     assert stored == {"label2id": {"b": 0, "a": 1}, "id2label": {"0": "b", "1": "a"}}
     assert clips.read_labels(tmp_path) == ["b", "a"]
-    for garbage in ("", "[]", "{}", '{"label2id": {"a": 1}}', '{"label2id": {"a": "x"}}'):
+    for garbage in ("", "[]", "{}", '{"label2id": {}}', '{"label2id": {"a": 1}}', '{"label2id": {"a": "x"}}'):
         (tmp_path / "label_mappings.json").write_text(garbage)
         with pytest.raises(InputError, match=r"label_mappings\.json cannot be read"):
             clips.read_labels(tmp_path)

@@ -420,3 +420,24 @@ def test_real_whisper_loads_prunes_and_reloads(shared_dir, tmp_path):
     inputs = encoders.prepare(extractor, clip, SECOND, model.main_input_name)
     assert torch.equal(logits_of(model, inputs), logits_of(reloaded, inputs))
     assert type(AutoFeatureExtractor.from_pretrained(tmp_path / "model")) is type(again)
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_the_shortest_clip_gives_a_frame_and_one_sample_less_does_not(name, tmp_path):
+    model, extractor = small_model(name)
+    least = encoders.shortest_clip_samples(model.config)
+
+    def logits(n_samples):
+        audio = [np.random.default_rng(0).standard_normal(n_samples).astype(np.float32)]
+        return model(**encoders.prepare(extractor, audio, 16_000, model.main_input_name)).logits
+
+    assert torch.isfinite(logits(least)).all()
+    if name != "whisper":  # which pads
+        with pytest.raises((RuntimeError, AssertionError)):
+            logits(least - 1)
+    else:
+        assert least == 1
+    if least > 1:
+        clips = read_clips(write_processed(tmp_path / "data", clip_seconds=(least - 1) / 16_000))
+        with pytest.raises(InputError, match=f"have {least - 1} samples .* the model needs {least} for one frame"):
+            encoders.check_base_matches(extractor, model.config, clips)

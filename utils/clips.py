@@ -17,12 +17,15 @@ import pyarrow.parquet as pq
 from utils import runs
 from utils.errors import InputError
 from utils.files import atomic_path, write_json
+from utils.text import some
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
 CLIPS_PER_ROW_GROUP = 4
 LABELS_NAME = "label_mappings.json"
 DATA_STAGE = "01_data_processing"
+AGAIN = f"run {DATA_STAGE}.py again with --overwrite"
+LARGEST_CLIP = 2**25  # samples; a shard holds at least one clip
 PCM_SCALE = 32768.0  # int16 full scale: audio in [-1, 1) is PCM / 32768
 
 CLIP_SCHEMA = pa.schema(
@@ -41,6 +44,7 @@ CLIP_SCHEMA = pa.schema(
     ]
 )
 METADATA_COLUMNS = [name for name in CLIP_SCHEMA.names if name != "audio"]
+AUDIO_COLUMN = CLIP_SCHEMA.names.index("audio")
 AUDIO_LEAF = "audio.list.element"  # the name of the samples' own column within Parquet
 
 
@@ -128,10 +132,10 @@ def read_labels(data_dir: Path) -> list[str]:
     try:
         label2id = json.loads(path.read_text(encoding="utf-8"))["label2id"]
         labels = sorted(label2id, key=label2id.__getitem__)
-        if [label2id[label] for label in labels] != list(range(len(labels))):
+        if not labels or [label2id[label] for label in labels] != list(range(len(labels))):
             raise ValueError("label ids do not count from 0")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); run {DATA_STAGE}.py again with --overwrite") from error
+        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
     return labels
 
 
@@ -199,8 +203,14 @@ class Clips:
                 self._shards[shard] = pq.ParquetFile(path)
             column = self._shards[shard].read_row_group(row_group, columns=["audio"], use_threads=False)["audio"]
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path} cannot be read ({error}); run {DATA_STAGE}.py again with --overwrite") from error
-        return [row.values.to_numpy() for chunk in column.chunks for row in chunk]
+            raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
+        rows = [row.values.to_numpy(zero_copy_only=False) for chunk in column.chunks for row in chunk]
+        if any(len(row) != round(self.clip_seconds * self.sample_rate_hz) or row.dtype != np.int16 for row in rows):
+            raise InputError(
+                f"{path}, audio of row group {row_group}: clips of {sorted({len(row) for row in rows})} samples or "
+                f"without a number; expected {self.clip_seconds:g} s at {self.sample_rate_hz} Hz; {AGAIN}"
+            )
+        return rows
 
 
 def read_clips(
@@ -236,15 +246,14 @@ def read_clips(
     tables, formats = [], {}
     for number, path in enumerate(paths):
         if path.name != shard_name(number):
-            raise InputError(f"{data_dir / shard_name(number)} is missing; run {DATA_STAGE}.py again with --overwrite")
+            raise InputError(f"{data_dir / shard_name(number)} is missing; {AGAIN}")
         table, formats[path.name] = _read_shard_table(path)
         tables.append(table.assign(shard=number))
     if len(set(formats.values())) > 1:
-        raise InputError(
-            f"the shards of {data_dir} differ in sample rate or clip length: {formats}; "
-            f"run {DATA_STAGE}.py again with --overwrite"
-        )
-    table = pd.concat(tables, ignore_index=True)
+        raise InputError(f"the shards of {data_dir} differ in sample rate or clip length: {formats}; {AGAIN}")
+    table, labels = pd.concat(tables, ignore_index=True), read_labels(data_dir)
+    sample_rate_hz, clip_seconds = next(iter(formats.values()))
+    _check_rows(table, labels, round(clip_seconds * sample_rate_hz) / sample_rate_hz, data_dir)
     found = table["split"].value_counts().to_dict()
     if split is not None:
         table = table[table["split"] == split]
@@ -256,27 +265,97 @@ def read_clips(
     if max_clips_per_class is not None:
         shuffled = table.iloc[np.random.default_rng(seed).permutation(len(table))]
         table = shuffled.groupby(["label_id", "split"]).head(max_clips_per_class).sort_index()
-    sample_rate_hz, clip_seconds = next(iter(formats.values()))
-    return Clips(table.reset_index(drop=True), read_labels(data_dir), sample_rate_hz, clip_seconds, data_dir)
+    return Clips(table.reset_index(drop=True), labels, sample_rate_hz, clip_seconds, data_dir)
 
 
 def _read_shard_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
     try:
         with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(CLIP_SCHEMA, check_metadata=False):
-                raise InputError(
-                    f"{path} has the columns {file.schema_arrow.names} of other types than {CLIP_SCHEMA.names} "
-                    f"of schema {SCHEMA_VERSION}; run {DATA_STAGE}.py again with --overwrite"
-                )
+            clip_format = _clip_format(path, file.schema_arrow)
             table = file.read(columns=METADATA_COLUMNS).to_pandas()
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            metadata = file.schema_arrow.metadata
-            clip_format = int(metadata[b"sample_rate_hz"]), float(metadata[b"clip_seconds"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); run {DATA_STAGE}.py again with --overwrite") from error
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            sizes = [group.num_rows for group in groups]
+            n_samples = [group.column(AUDIO_COLUMN).num_values for group in groups]
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
     table["row_group"] = np.repeat(np.arange(len(sizes)), sizes)
     table["row"] = np.concatenate([np.arange(size) for size in sizes]) if sizes else []
+    wanted = np.array(sizes) * round(clip_format[0] * clip_format[1])
+    if (wanted != n_samples).any():
+        row_group = int(np.argmax(wanted != n_samples))
+        raise InputError(
+            f"{path}, audio of row group {row_group}: {n_samples[row_group]} samples in {sizes[row_group]} clips of "
+            f"{clip_format[1]:g} s at {clip_format[0]} Hz; expected {wanted[row_group]}; {AGAIN}"
+        )
     return table, clip_format
+
+
+def _clip_format(path: Path, schema: pa.Schema) -> tuple[int, float]:
+    """Return sample rate and clip length that a shard's schema tells, after checking all of the schema."""
+    metadata = {
+        key.decode(errors="replace"): value.decode(errors="replace") for key, value in (schema.metadata or {}).items()
+    }
+    version = metadata.get("schema_version")
+    if version != str(SCHEMA_VERSION):
+        found = "no schema_version in its metadata" if version is None else f"clips of schema_version {version!r}"
+        raise InputError(f"{path} has {found}; this version of the program reads {SCHEMA_VERSION}: {AGAIN}")
+    if not schema.equals(CLIP_SCHEMA, check_metadata=False):
+        found, wanted = (
+            some([_described(field) for field in own if not any(field.equals(other) for other in others)], 3)
+            for own, others in ((schema, CLIP_SCHEMA), (CLIP_SCHEMA, schema))
+        )
+        raise InputError(
+            f"{path} has the columns {found or 'too few, or in another order'}; "
+            f"expected {wanted or ', '.join(CLIP_SCHEMA.names)}; {AGAIN}"
+        )
+    try:
+        sample_rate_hz, clip_seconds = int(metadata["sample_rate_hz"]), float(metadata["clip_seconds"])
+    except (KeyError, ValueError):
+        sample_rate_hz, clip_seconds = 0, 0.0
+    if sample_rate_hz < 1 or not 0.5 < sample_rate_hz * clip_seconds < LARGEST_CLIP + 0.5:
+        names = ("sample_rate_hz", "clip_seconds")
+        found = ", ".join(f"{name} {metadata.get(name, 'none')}" for name in names)
+        raise InputError(
+            f"{path} has the metadata {found}; expected a whole number of Hz and a number of seconds that give a clip "
+            f"of 1 to {LARGEST_CLIP} samples; {AGAIN}"
+        )
+    return sample_rate_hz, clip_seconds
+
+
+def _described(field: pa.Field) -> str:
+    return f"{field.name} ({field.type}{', may be missing' if field.nullable else ''})"
+
+
+def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir: Path) -> None:
+    """Refuse clips that no run of stage 01 leaves; name the first by file, row and column."""
+    label_ids = table["label_id"].to_numpy()
+    inside = (label_ids >= 0) & (label_ids < len(labels))
+    label_of = np.array([*labels, ""], dtype=object)[np.where(inside, label_ids, len(labels))]
+    start_s, duration_s = table["start_s"].to_numpy(), table["duration_s"].to_numpy()
+    group_ids, split_ids = pd.factorize(table["group"])[0], pd.factorize(table["split"])[0]
+    split_of_group = np.zeros(len(table), int)
+    split_of_group[group_ids[::-1]] = split_ids[::-1]  # of the first clip of each group
+    rules = {
+        "clip_id": (~table["clip_id"].duplicated().to_numpy(), "an id that no other clip has"),
+        "clip_index": (table["clip_index"].to_numpy() >= 0, "0 or more"),
+        "start_s": (np.isfinite(start_s) & (start_s >= 0), "a number of at least 0"),
+        "duration_s": ((duration_s > 0) & (duration_s <= np.float32(clip_s)), f"above 0 and {clip_s:g} or less"),
+        "label_id": (inside, f"0 to {len(labels) - 1}, as {LABELS_NAME} has {len(labels)} labels"),
+        "label": (
+            ~inside | (label_of == table["label"].to_numpy()),
+            f"the label that {LABELS_NAME} has for its label_id",
+        ),
+        "split": (table["split"].isin(SPLITS).to_numpy(), " or ".join(SPLITS)),
+        "group": (split_of_group[group_ids] == split_ids, "a group whose clips are all of one split"),
+    }
+    for column, (is_good, expected) in rules.items():
+        if not is_good.all():
+            bad = table.iloc[int(np.argmin(is_good))]
+            within = table[table["shard"] == bad["shard"]].index.get_loc(bad.name)
+            raise InputError(
+                f"{data_dir / shard_name(bad['shard'])}, row {within}, {column}: found {bad[column]!r} in "
+                f"{(~is_good).sum()} clip(s); expected {expected}; {AGAIN}"
+            )
 
 
 def data_input(data_dir: Path) -> runs.Input:

@@ -1,20 +1,31 @@
 """Compare models clip by clip, from what stage 03 left of each: differences, their intervals and p values."""
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from utils import evaluation, runs, summary
 from utils.errors import InputError
 from utils.files import sha256_of_lines
+from utils.text import some
 
 STAGE = "03_model_validation"
+AGAIN = f"run {STAGE}.py again with --overwrite"
 PREDICTIONS_NAME = "predictions.parquet"
 # Of a folder, in bytes; file systems take 255.
 LONGEST_NAME = 120
+COLUMNS = {
+    "clip_id": pa.types.is_string,
+    "label_id": pa.types.is_integer,
+    "predicted_id": pa.types.is_integer,
+    "group": pa.types.is_string,
+}
 SCORES = ("accuracy", "macro_f1")
 
 
@@ -28,12 +39,15 @@ class Scored:
         Of the results folder.
     predictions : DataFrame
         ``clip_id, label_id, predicted_id, group``; a row a clip.
+    labels : list of str or None
+        By label id; None where an early version has not left them.
     metrics : Series
         Its row of ``metrics.csv``.
     """
 
     name: str
     predictions: pd.DataFrame
+    labels: list[str] | None
     metrics: pd.Series
 
 
@@ -53,16 +67,56 @@ def read_scored(folder: Path) -> Scored:
     folder = Path(folder)
     path = folder / PREDICTIONS_NAME
     try:
-        predictions = pd.read_parquet(path, columns=["clip_id", "label_id", "predicted_id", "group"])
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise InputError(f"{path} cannot be read ({error}); run {STAGE}.py again with --overwrite") from error
-    return Scored(folder.resolve().name, predictions, summary.read_metrics(folder / summary.METRICS_NAME).iloc[0])
+        table = pq.read_table(path, columns=list(COLUMNS))
+        labels = _labels_of(folder, table.schema.metadata or {})
+    except (OSError, ValueError, RecursionError) as error:  # pyarrow's own errors are ValueErrors
+        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
+    odd = [
+        f"{name} ({table[name].type}, {table[name].null_count} missing)"
+        for name, is_type in COLUMNS.items()
+        if not is_type(table[name].type) or table[name].null_count
+    ]
+    if odd:
+        raise InputError(f"{path} has {', '.join(odd)}; expected text or whole numbers, none of them missing; {AGAIN}")
+    metrics = summary.read_metrics(folder / summary.METRICS_NAME).iloc[0]
+    if len(table) != metrics["n_clips"]:
+        raise InputError(f"{path} has {len(table)} clips, {summary.METRICS_NAME} {metrics['n_clips']}; {AGAIN}")
+    predictions = table.to_pandas()
+    for name in ("label_id", "predicted_id"):
+        last = len(labels) - 1 if labels else predictions[name].max()
+        outside = predictions[~predictions[name].between(0, last)]
+        if len(outside):
+            row = outside.iloc[0]
+            raise InputError(
+                f"{path}, clip {row['clip_id']}: {name} {row[name]} in {len(outside)} clip(s); expected 0 to {last}, "
+                f"the ids of its classes; {AGAIN}"
+            )
+    return Scored(folder.resolve().name, predictions, labels, metrics)
+
+
+def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
+    """Return the labels that predictions are of, from the file's metadata or, of an early version, from its report."""
+    version = metadata.get(b"schema_version", b"").decode(errors="replace")
+    if version not in ("", str(evaluation.PREDICTIONS_SCHEMA)):
+        raise ValueError(f"schema_version {version}; this version of the program reads {evaluation.PREDICTIONS_SCHEMA}")
+    if b"labels" in metadata:
+        labels = json.loads(metadata[b"labels"])
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("its metadata have no list of labels")
+        return labels
+    report = folder / "classification_report.csv"
+    return list(pd.read_csv(report, dtype=str, keep_default_na=False)["label"]) if report.is_file() else None
 
 
 def check_same_clips(first: Scored, second: Scored) -> None:
-    """Raise `InputError` unless both models were scored on the same clips of the same data."""
-    where = f"{first.name} and {second.name} were scored on different clips"
+    """Raise `InputError` unless both models were scored on the same clips of the same data, with the same classes."""
     again = f"score both by {STAGE}.py on the same --data_dir and --split"
+    if None not in (first.labels, second.labels) and first.labels != second.labels:
+        raise InputError(
+            f"{first.name} and {second.name} have other classes: {_labels_differ(first, second)}; {again}, with models "
+            "that were trained on these labels"
+        )
+    where = f"{first.name} and {second.name} were scored on different clips"
     for column, what in (("split", "split"), ("data_sha256", "data (data_sha256)")):
         ours, theirs = first.metrics[column], second.metrics[column]
         if ours != theirs:
@@ -71,7 +125,8 @@ def check_same_clips(first: Scored, second: Scored) -> None:
     if not first.predictions[columns].equals(second.predictions[columns]):
         n_clips = (len(first.predictions), len(second.predictions))
         raise InputError(
-            f"{where}, {n_clips[0]} and {n_clips[1]} of the same split; {again}, --max_clips_per_class and --seed"
+            f"{where}, {n_clips[0]} and {n_clips[1]} of the same split{_clips_differ(first, second)}; {again}, "
+            "--max_clips_per_class and --seed"
         )
 
 
@@ -85,6 +140,27 @@ def folder_name(names: Sequence[str]) -> str:
         return name
     first = names[0].encode()[: LONGEST_NAME // 2].decode(errors="ignore")
     return f"comparison-{first}-and-{len(names) - 1}-more-{sha256_of_lines(names)[:8]}"
+
+
+def _labels_differ(first: Scored, second: Scored) -> str:
+    texts = [
+        f"only {one.name} has {some([label for label in one.labels if label not in other.labels], 3)}"
+        for one, other in ((first, second), (second, first))
+        if set(one.labels) - set(other.labels)
+    ]
+    return " and ".join(texts) or "the same labels, in another order"
+
+
+def _clips_differ(first: Scored, second: Scored) -> str:
+    """Say which clip of the same place is another one, or has another label or group; empty where there are fewer."""
+    if len(first.predictions) != len(second.predictions):
+        return ""
+    for column in ("clip_id", "label_id", "group"):
+        ours, theirs = first.predictions[column], second.predictions[column]
+        if not (same := ours == theirs).all():
+            row = int(same.to_numpy().argmin())
+            return f"; row {row} has {column} {ours[row]} and {theirs[row]}"
+    return ""
 
 
 def paired_difference(pairs: Sequence[tuple[Scored, Scored]], seed: int = 0) -> dict[str, tuple[float, float, float]]:

@@ -6,6 +6,7 @@ states into logits.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -502,6 +503,21 @@ def longest_clip_seconds(extractor: SequenceFeatureExtractor, config: PreTrained
     return float("inf")
 
 
+def shortest_clip_samples(config: PreTrainedConfig) -> int:
+    """Return the fewest samples of which a model makes a frame: what its convolutions see at once, or its filter bank.
+
+    Whisper pads what is shorter.
+    """
+    n_samples = 1
+    if config.model_type == "audio-spectrogram-transformer":
+        return 400  # the 25 ms at 16 kHz of the Kaldi filter bank in its feature extractor
+    for kernel, stride in zip(
+        reversed(getattr(config, "conv_kernel", ())), reversed(getattr(config, "conv_stride", ())), strict=True
+    ):
+        n_samples = (n_samples - 1) * stride + kernel
+    return n_samples
+
+
 def check_base_matches(extractor: SequenceFeatureExtractor, config: PreTrainedConfig, clips: Clips) -> None:
     """Check that a model's sample rate, window and, where it is part of the network, clip length suit the clips.
 
@@ -522,7 +538,13 @@ def check_base_matches(extractor: SequenceFeatureExtractor, config: PreTrainedCo
             f"{longest_s:g} s; run 01_data_processing.py with --clip_seconds {int(longest_s)} or less"
         )
 
-    n_samples = round(clips.clip_seconds * clips.sample_rate_hz)
+    n_samples, least_samples = round(clips.clip_seconds * clips.sample_rate_hz), shortest_clip_samples(config)
+    if n_samples < least_samples:
+        least_s = math.ceil(1000 * least_samples / clips.sample_rate_hz) / 1000
+        raise InputError(
+            f"the clips of {clips.data_dir} have {n_samples} samples ({clips.clip_seconds:.3g} s) and the model needs "
+            f"{least_samples} for one frame; run 01_data_processing.py with --clip_seconds {least_s:g} or more"
+        )
     if getattr(config, "clip_samples", n_samples) != n_samples:
         seconds = config.clip_samples / extractor.sampling_rate
         raise InputError(

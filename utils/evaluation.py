@@ -3,6 +3,7 @@
 Everything but `predict` is plain NumPy and scikit-learn: it takes label ids and logits, and knows no model.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PREDICTIONS_SCHEMA = 1
 MOST_WORKERS = 4
 TOP_K = 5
 N_CALIBRATION_BINS = 15
@@ -159,6 +161,7 @@ def write_predictions(path: Path, clips: Clips, logits: np.ndarray) -> None:
 
     Columns ``clip_id, recording_id, label_id, predicted_id, logits, group``; a row a clip, in the order
     of `clips`. With ``group`` two models can be compared by a paired bootstrap from their files alone.
+    The file's metadata hold ``schema_version`` and, as JSON, ``labels`` by label id.
     """
     table = clips.table
     n_classes = logits.shape[1]
@@ -171,8 +174,9 @@ def write_predictions(path: Path, clips: Clips, logits: np.ndarray) -> None:
         "logits": pa.ListArray.from_arrays(offsets, pa.array(logits.ravel(), pa.float32())),
         "group": pa.array(table["group"], pa.string()),
     }
+    metadata = {"schema_version": str(PREDICTIONS_SCHEMA), "labels": json.dumps(clips.labels, ensure_ascii=False)}
     with atomic_path(path) as partial:
-        pq.write_table(pa.table(columns), partial, compression="zstd")
+        pq.write_table(pa.table(columns, metadata=metadata), partial, compression="zstd")
 
 
 # ---------------------------------------------------------------------------------------------- scores
