@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import cli, clips, encoders, training
+from utils import cli, clips, encoder_window, encoders, training
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--freeze_layers", default="none", help="layers not to train, as 0-3,7, counted after pruning, or none"
     )
+    parser.add_argument(
+        "--encoder_window",
+        choices=[encoder_window.CLIP, encoder_window.FULL],
+        default=encoder_window.CLIP,
+        help="Whisper's window, 30 s as published: crop it to the clip, or compute it in full, silence included",
+    )
     cli.add_data_arguments(parser)
     cli.add_training_arguments(parser)
     cli.add_common_arguments(parser, output_dir=None)
@@ -52,6 +58,9 @@ def run(args: argparse.Namespace) -> None:
     def build(train_clips: clips.Clips) -> tuple:
         model, extractor = encoders.load_base_model(args.base_model, train_clips.labels)
         encoders.check_base_matches(extractor, model.config, train_clips)
+        extractor = encoder_window.fit_window(
+            model, extractor, train_clips.clip_seconds, args.encoder_window, args.base_model
+        )
         if args.keep_layers is not None:
             keep = cli.parse_layer_list(args.keep_layers, model.config.num_hidden_layers)
             encoders.prune_model(model, keep)

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from utils import cli, clips, comparison, encoders, evaluation, latency, plots, runs, summary
+from utils import cli, clips, comparison, encoder_window, encoders, evaluation, latency, plots, runs, summary
 from utils.errors import AlreadyComplete, UsageError
 from utils.files import write_text
 from utils.start_line import guessing, log_start
@@ -140,6 +140,7 @@ def validate(args: argparse.Namespace) -> None:
         encoders.check_matches(model, extractor, split_clips)
         log_start(args.device, device, {str(args.model_dir): model}, {args.split: split_clips})
         warn_of_other_data(model.config, inputs)
+        encoder_window.warn_of_window(model, extractor, split_clips.clip_seconds, str(args.model_dir))
         table, labels = split_clips.table, split_clips.labels
 
         # Before the predictions, whose batches would leave their memory with the process. The others wait.

@@ -35,7 +35,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import analysis, analysis_plots, cli, clips, encoders, evaluation, hidden_states, layer_selection, runs
+from utils import (
+    analysis,
+    analysis_plots,
+    cli,
+    clips,
+    encoder_window,
+    encoders,
+    evaluation,
+    hidden_states,
+    layer_selection,
+    runs,
+)
 from utils.encoder_parts import EncoderParts, check_parts
 from utils.errors import InputError, UsageError
 from utils.euclidean_convexity import euclidean_convexity
@@ -270,6 +281,9 @@ def load(model_dir: str, split_clips: clips.Clips, device: str) -> tuple:
     runs.seed_everything(0)  # a new head is not looked at, but it should not differ from run to run
     model, extractor, fine_tuned = encoders.load_any_model(model_dir, device)
     encoders.check_base_matches(extractor, model.config, split_clips)
+    # The encoder that 02_finetuning.py would train; a fine-tuned one stays as it is.
+    window = encoder_window.FULL if fine_tuned else encoder_window.CLIP
+    extractor = encoder_window.fit_window(model, extractor, split_clips.clip_seconds, window, str(model_dir))
     check_parts(model, extractor, split_clips, device)
     return model, extractor, fine_tuned
 

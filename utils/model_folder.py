@@ -375,6 +375,9 @@ def _check_extractor(folder: ModelFolder, extractor: object, config: PreTrainedC
     rate = extractor.sampling_rate
     if not _is_count(rate) or rate == 0:
         raise InputError(f"{where} has the sampling_rate {_short(rate)}; expected a number of Hz above 0; {ADVICE}")
+    seconds = getattr(extractor, "chunk_length", 1)
+    if not _is_count(seconds) or seconds == 0:  # 30.0 would be accepted, and fail with the first shorter clip
+        raise InputError(f"{where} has the chunk_length {_short(seconds)}; expected whole seconds above 0; {ADVICE}")
     bands = getattr(extractor, "num_mel_bins", extractor.feature_size)  # AST has its own word
     pairs = {
         "bands": (bands, getattr(config, "num_mel_bins", bands)),
