@@ -5,9 +5,8 @@
     python 02_finetuning.py --base_model tiny --num_train_epochs 5 --output_dir runs/tiny     # in a minute on a CPU
     torchrun --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2                   # on four GPUs
 
-Takes any encoder of AutoModelForAudioClassification: wav2vec2, HuBERT, WavLM, data2vec-audio,
-UniSpeech-SAT, Whisper, AST. Trains on the split `train`, keeps the checkpoint with the best macro F1
-on `val`, and never reads `test`.
+Takes the audio transformers that --base_model lists. Trains on the split `train`, keeps the checkpoint with
+the best macro F1 on `val`, and never reads `test`.
 
 Stopped by SIGTERM, SIGINT or SIGUSR2 it saves a checkpoint and exits with 75; the same command goes on
 from there, and ends with the same weights as a run that was never stopped.
@@ -30,7 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base_model",
         default="facebook/wav2vec2-base",
-        help="pre-trained encoder: name on the hub, folder, or 'tiny' (small, built in, random weights)",
+        help=f"pre-trained encoder ({encoders.NAMES}): name on the hub, folder, or 'tiny' (small, built in, random "
+        "weights)",
     )
     parser.add_argument(
         "--keep_layers", default=None, help="prune first: layers to keep, as 0-3,7, or none (default: all)"
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
     inputs = {
         "data_dir": clips.data_input(args.data_dir),
-        "base_model": encoders.any_model_input(args.base_model),
+        "base_model": encoders.any_model_input(args.base_model, "--base_model"),
     }
     training.train_in_run_folder(Path(__file__).stem, args, inputs, build)
 

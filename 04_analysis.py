@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     device = runs.resolve_device(args.device)
     inputs = {"model_dir": encoders.any_model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
     if args.compare_to is not None:
-        inputs["compare_to"] = encoders.any_model_input(args.compare_to)
+        inputs["compare_to"] = encoders.any_model_input(args.compare_to, "--compare_to")
     states = {name for stem in (STATES, TRAIN_STATES, OTHER_STATES) for name in hidden_states.file_names(stem)}
     with runs.open_run(
         Path(__file__).stem,

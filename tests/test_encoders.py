@@ -1,6 +1,7 @@
 """Loading, pruning and saving, for every architecture, against plain transformers."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -25,6 +26,7 @@ from tests.data import (
     small_model,
     write_processed,
 )
+from tests.stages import ROOT, load_stage
 from utils import cnn, encoders, model_folder
 from utils.clips import read_clips
 from utils.errors import InputError, UsageError
@@ -280,6 +282,60 @@ def test_every_weight_that_may_move_has_a_gradient(name, tmp_path):
         inputs = encoders.prepare(small_extractor(name), clips_of_noise(), SECOND, model.main_input_name)
         model(**inputs).logits.square().sum().backward()
         assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("kind", ["sew", "sew-d", "unispeech", "wav2vec2-conformer", "wav2vec2-bert", "vit"])
+def test_what_later_stages_cannot_take_is_refused_by_all_before_a_folder_is_made(kind, tmp_path, capfd):
+    data_dir = write_processed(tmp_path / "data")
+    encoders.save_model(*small_model("wav2vec2"), tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": kind}))
+    stages = {"02_finetuning": "--base_model", "04_analysis": "--model_dir", "05_pruning": "--model_dir"}
+    stages |= {"03_model_validation": "--model_dir", "07_manual_pruning": "--model_dir"}
+    for stage, flag in stages.items():
+        words = [flag, tmp_path / "base", "--output_dir", tmp_path / stage]
+        words += ["--keep_layers", "0"] if stage.startswith("07") else ["--data_dir", data_dir]
+        assert load_stage(stage).main([str(word) for word in words]) == 3
+        message = capfd.readouterr().err
+        assert f"{flag} {tmp_path / 'base'}: a {kind!r} model" in message
+        assert "wav2vec2, HuBERT, WavLM, data2vec-audio, UniSpeech-SAT, Whisper, AST" in message
+        assert not (tmp_path / stage).exists()
+
+
+def test_readme_and_help_name_what_the_code_takes(capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    words = " ".join(text.split()).split("Stage 02 takes ")[1].split(" by hub name or folder")[0]
+    assert words.replace(" and ", ", ") == encoders.NAMES
+    with pytest.raises(SystemExit):
+        load_stage("02_finetuning").build_parser().parse_args(["--help"])
+    assert "WavLM" in " ".join(capsys.readouterr().out.split("--base_model BASE_MODEL")[-1].split())
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "data2vec-audio", "whisper", "ast"])
+def test_the_advice_for_a_model_without_feature_extractor_makes_one(name, tmp_path):
+    folder = tmp_path / "it's base"
+    model, extractor = small_model(name)
+    model.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"^--base_model .* has no preprocessor_config\.json") as error:
+        encoders.any_model_input(str(folder), "--base_model")
+    code = shlex.split(str(error.value).split(", as ")[1])
+    assert code[:2] == ["python", "-c"]
+    exec(code[2], {})
+    encoders.any_model_input(str(folder), "--base_model")
+    _, made = encoders.load_base_model(str(folder), LABELS)
+    clips = clips_of_noise()
+    inputs, expected = (encoders.prepare(e, clips, SECOND, model.main_input_name) for e in (made, extractor))
+    assert torch.equal(inputs[model.main_input_name], expected[model.main_input_name])
+
+
+def test_a_model_that_was_trained_here_is_copied_again_not_guessed_at(tmp_path):
+    encoders.save_model(*small_model("wav2vec2"), tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "clip_seconds": 0.5}))
+    with pytest.raises(InputError, match="copy the whole model folder again") as error:
+        encoders.any_model_input(tmp_path / "model")
+    assert "python -c" not in str(error.value)
 
 
 def test_base_models_that_are_none(tmp_path):

@@ -41,6 +41,8 @@ class Architecture:
 
     Attributes
     ----------
+    name : str
+        What the field calls it.
     blocks : str
         The list of transformer blocks.
     feature_encoder : tuple of str
@@ -59,6 +61,7 @@ class Architecture:
         Blocks that hold what the others need; they go only if all go.
     """
 
+    name: str
     blocks: str
     feature_encoder: tuple[str, ...]
     final_norm: str | None = None
@@ -68,8 +71,9 @@ class Architecture:
     protected: frozenset[int] = frozenset()
 
 
-def _waveform_architecture(prefix: str, protected: frozenset[int] = frozenset()) -> Architecture:
+def _waveform_architecture(name: str, prefix: str, protected: frozenset[int] = frozenset()) -> Architecture:
     return Architecture(
+        name,
         f"{prefix}.encoder.layers",
         (f"{prefix}.feature_extractor",),
         final_norm=f"{prefix}.encoder.layer_norm",
@@ -79,23 +83,34 @@ def _waveform_architecture(prefix: str, protected: frozenset[int] = frozenset())
 
 
 ARCHITECTURES = {
-    "wav2vec2": _waveform_architecture("wav2vec2"),
-    "hubert": _waveform_architecture("hubert"),
+    "wav2vec2": _waveform_architecture("wav2vec2", "wav2vec2"),
+    "hubert": _waveform_architecture("HuBERT", "hubert"),
     # Block 0 of WavLM owns the embedding of relative positions that all blocks add to their attention.
-    "wavlm": _waveform_architecture("wavlm", protected=frozenset({0})),
+    "wavlm": _waveform_architecture("WavLM", "wavlm", protected=frozenset({0})),
     # Its encoder norms before the blocks alone, and does not read do_stable_layer_norm.
-    "data2vec-audio": Architecture("data2vec_audio.encoder.layers", ("data2vec_audio.feature_extractor",)),
-    "unispeech-sat": _waveform_architecture("unispeech_sat"),
+    "data2vec-audio": Architecture(
+        "data2vec-audio", "data2vec_audio.encoder.layers", ("data2vec_audio.feature_extractor",)
+    ),
+    "unispeech-sat": _waveform_architecture("UniSpeech-SAT", "unispeech_sat"),
     "whisper": Architecture(
-        "encoder.layers", ("encoder.conv1", "encoder.conv2"), final_norm="encoder.layer_norm", sums_normed=True
+        "Whisper",
+        "encoder.layers",
+        ("encoder.conv1", "encoder.conv2"),
+        final_norm="encoder.layer_norm",
+        sums_normed=True,
     ),
     "audio-spectrogram-transformer": Architecture(
+        "AST",
         "audio_spectrogram_transformer.layers",
         ("audio_spectrogram_transformer.embeddings.patch_embeddings",),
         final_norm="audio_spectrogram_transformer.layernorm",
         head=("classifier",),
     ),
 }
+
+
+# The only list of what the stages take; help texts and messages name it.
+NAMES = ", ".join(architecture.name for architecture in ARCHITECTURES.values())
 
 
 # ------------------------------------------------------------------------------------------- anatomy
@@ -112,10 +127,11 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     try:
         return ARCHITECTURES[config.model_type]
     except KeyError:
-        raise InputError(
-            f"a {config.model_type!r} model has no transformer blocks that this project knows; "
-            f"it knows those of {', '.join(ARCHITECTURES)}"
-        ) from None
+        raise InputError(_unknown(config.model_type)) from None
+
+
+def _unknown(model_type: str) -> str:
+    return f"a {model_type!r} model has no transformer blocks that this project knows; it knows those of {NAMES}"
 
 
 def has_blocks(config: PreTrainedConfig) -> bool:
@@ -345,14 +361,33 @@ def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.named_parameters() if name.startswith(head)]
 
 
-def any_model_input(model: str | Path) -> runs.Input:
-    """Describe a model of any kind as the input of a stage: by what is loaded of it, wherever it lies."""
+def any_model_input(model: str | Path, flag: str = "--model_dir") -> runs.Input:
+    """Describe a model of any kind as the input of a stage: by what is loaded of it, wherever it lies.
+
+    Parameters
+    ----------
+    model : str or Path
+        As for `load_any_model`.
+    flag : str
+        What the user named it with, for messages.
+
+    Raises
+    ------
+    InputError
+        If there is none, its run is not complete, its folder is not sound, or no stage takes its architecture.
+    """
     if is_tiny(model):
         return runs.Input(TINY, sha256_of_lines([TINY]))
-    name, path = model_folder.find(model)
+    try:
+        folder = model_folder.open_folder(*model_folder.find(model))
+        kind = folder.config.get("model_type")
+        if kind is not None and kind not in {*ARCHITECTURES, *cnn.MODEL_TYPES}:
+            raise InputError(f"{folder.name}: {_unknown(kind)}; choose a model of one of these")
+    except InputError as error:
+        raise InputError(f"{flag} {error}") from error
     if Path(model).is_dir():
         _check_run_of(Path(model))
-    return runs.Input(str(model), model_folder.digest(model_folder.open_folder(name, path)))
+    return runs.Input(str(model), model_folder.digest(folder))
 
 
 def model_input(model_dir: Path) -> runs.Input:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,10 @@ from transformers import (
     SequenceFeatureExtractor,
 )
 from transformers import logging as transformers_logging
-from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
+from transformers.models.auto.feature_extraction_auto import (
+    FEATURE_EXTRACTOR_MAPPING,
+    FEATURE_EXTRACTOR_MAPPING_NAMES,
+)
 
 from utils.errors import InputError
 from utils.files import sha256_of_file, sha256_of_lines
@@ -157,19 +161,43 @@ def open_folder(name: str, path: Path) -> ModelFolder:
     """
     if not (path / CONFIG_NAME).is_file():
         raise InputError(f"{name} has no {CONFIG_NAME}, so it is no whole model folder; {ADVICE}")
+    config = _read_json(name, path / CONFIG_NAME)
     found = [extractor for extractor in EXTRACTOR_NAMES if (path / extractor).is_file()]
     if not found:
-        raise InputError(f"{name} has no {EXTRACTOR_NAMES[0]}, so it is no whole model folder; {ADVICE}")
+        raise InputError(f"{name} has no {EXTRACTOR_NAMES[0]}, {_extractor_advice(name, path, config)}")
     if (path / ADAPTER_NAME).exists():
         raise InputError(
             f"{name} holds an adapter ({ADAPTER_NAME}), which no stage reads: merge it into the model with peft's "
             "merge_and_unload, save that, and delete the adapter"
         )
-    config = _read_json(name, path / CONFIG_NAME)
     for read in (CONFIG_NAME, *found):
         _refuse_code(f"{name}/{read}", _read_json(name, path / read))
     _check_fields(f"{name}/{CONFIG_NAME}", config)
     return ModelFolder(name, path, config, _weight_files(name, path))
+
+
+def _extractor_advice(name: str, path: Path, config: dict) -> str:
+    """Say what the missing file is for, and how to make it; models of the hub and of other programs often lack it."""
+    kind = str(config.get("model_type"))
+    extractor = FEATURE_EXTRACTOR_MAPPING_NAMES.get(kind)
+    if "clip_seconds" in config or extractor is None:  # trained here, with settings that nobody should guess
+        return f"so it is no whole model folder; {ADVICE}"
+    settings = "do_normalize=True"
+    if kind == "whisper":
+        settings = f"feature_size={config.get('num_mel_bins', 80)}, "
+        settings += f"chunk_length={config.get('max_source_positions', 1500) // 50}"
+    elif kind == "audio-spectrogram-transformer":
+        settings = f"num_mel_bins={config.get('num_mel_bins', 128)}, max_length={config.get('max_length', 1024)}"
+    is_local = Path(name).is_dir()
+    folder = str(path.resolve() if is_local else Path(name.rpartition("/")[2]))
+    code = f"from transformers import {extractor} as F; F({settings}).save_pretrained({folder!r})"
+    return (
+        "which says how sound becomes its input. "
+        + ("" if is_local else f"Download it into a folder of your own: hf download {name} --local-dir {folder}. ")
+        + "Copy the file from the model that this one was made from, or make it with the settings of its training, "
+        f"which its model card names (do_normalize, sampling rate, bands), as python -c {shlex.quote(code)}"
+        + ("" if is_local else f"; then give the folder {folder}")
+    )
 
 
 def _read_json(name: str, path: Path) -> dict:
