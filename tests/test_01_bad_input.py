@@ -1,9 +1,11 @@
 """Whatever is wrong with the input of stage 01: a clear error, or a line in skipped.csv, and nothing is lost."""
 
+import errno
 import json
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.sounds import song, write
-from tests.stages import ROOT, load_stage
-from utils import clips, preparation, recordings, spool
+from tests.stages import ROOT, digests, load_stage
+from utils import audio, clips, preparation, recordings, spool
 
 stage = load_stage("01_data_processing")
 
@@ -120,30 +122,138 @@ def test_an_unreadable_file(raw_dir, monkeypatch):
     assert skipped(raw_dir) == {"Crow/XC0.wav": "cannot be opened: Permission denied"}
 
 
-def test_a_file_that_vanishes_after_it_was_found(raw_dir, monkeypatch):
-    find_recordings = recordings.find_recordings
+# ------------------------------------------------------------------------------------ faults of the machine
 
-    def find_and_remove(*args):
-        found = find_recordings(*args)
+
+def status_of(raw_dir):
+    return json.loads((raw_dir.parent / "out" / "run.json").read_text())["status"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(recordings, "find_recordings"), (preparation, "list_files")], ids=["found", "listed"]
+)
+def test_a_file_that_vanishes_after_it_was_found_or_listed(raw_dir, monkeypatch, caplog, module, name):
+    step = getattr(module, name)
+
+    def then_remove(*args, **kwargs):
+        found = step(*args, **kwargs)
         (raw_dir / "Crow" / "XC0.wav").unlink()
         return found
 
-    monkeypatch.setattr(recordings, "find_recordings", find_and_remove)
+    monkeypatch.setattr(module, name, then_remove)
+    assert run(raw_dir) == 3
+    assert "XC0.wav cannot be read any more (No such file or directory)" in caplog.text
+    assert "run the same command again" in caplog.text and "Traceback" not in caplog.text
+    assert not list(raw_dir.parent.glob("out/clips-*"))
+    if name == "list_files":
+        assert status_of(raw_dir) == "failed"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.ETIMEDOUT])
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_a_disk_that_cannot_be_listed_is_no_folder_without_recordings(raw_dir, monkeypatch, caplog, code, call):
+    def fail_at(place, function):
+        def call_or_fail(path, *args, **kwargs):
+            if str(path).endswith(place):
+                raise OSError(code, os.strerror(code), str(path))
+            return function(path, *args, **kwargs)
+
+        return call_or_fail
+
+    if call == "scandir":
+        monkeypatch.setattr(os, "scandir", fail_at("Wren", os.scandir))
+    else:
+        monkeypatch.setattr(pathlib.Path, "stat", fail_at("XC5.wav", pathlib.Path.stat))
+    assert run(raw_dir, "--min_recordings", 1) == 3
+    assert f"cannot be read any more ({os.strerror(code)})" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert not (raw_dir.parent / "out").exists()
+    monkeypatch.undo()
     assert run(raw_dir) == 0
-    assert skipped(raw_dir) == {"Crow/XC0.wav": "cannot be read: No such file or directory"}
 
 
-def test_a_file_that_vanishes_after_it_was_listed(raw_dir, monkeypatch):
-    list_files = preparation.list_files
-
-    def list_and_remove(*args):
-        listed = list_files(*args)
-        (raw_dir / "Crow" / "XC0.wav").unlink()
-        return listed
-
-    monkeypatch.setattr(preparation, "list_files", list_and_remove)
+def test_an_empty_folder_in_place_of_an_unmounted_disk(raw_dir, monkeypatch, caplog):
     assert run(raw_dir) == 0
-    assert skipped(raw_dir) == {"Crow/XC0.wav": "cannot be opened: No such file or directory"}
+    before = digests(raw_dir.parent / "out")
+    raw_dir.rename(raw_dir.parent / "away")
+    raw_dir.mkdir()
+    assert run(raw_dir, "--overwrite") == 3
+    assert "holds no audio" in caplog.text
+    assert digests(raw_dir.parent / "out") == before
+    raw_dir.rmdir()
+    (raw_dir.parent / "away").rename(raw_dir)
+    assert run(raw_dir) == 0
+
+    scandir = os.scandir
+
+    def unmount_after(path):  # the last folder is read, and the disk is gone before the files are looked at
+        entries = scandir(path)
+        if str(path).endswith("Crow"):
+            raw_dir.rename(raw_dir.parent / "away")
+            raw_dir.mkdir()
+        return entries
+
+    monkeypatch.setattr(os, "scandir", unmount_after)
+    (raw_dir.parent / "out").rename(raw_dir.parent / "old")
+    assert run(raw_dir) == 3
+    assert "cannot be read any more" in caplog.text
+    assert not (raw_dir.parent / "out").exists()
+
+
+def test_with_a_table_too_the_folder_must_stay(raw_dir, monkeypatch, caplog):
+    metadata = raw_dir.parent / "metadata.csv"
+    metadata.write_text("\n".join(["file,label", *(f"{LABELS[i % 2]}/XC{i}.wav,{LABELS[i % 2]}" for i in range(8))]))
+    is_file = pathlib.Path.is_file
+
+    def gone_from(path):
+        if path.name == "XC4.wav" and raw_dir.exists():
+            raw_dir.rename(raw_dir.parent / "away")
+        return is_file(path)
+
+    monkeypatch.setattr(pathlib.Path, "is_file", gone_from)
+    assert run(raw_dir, "--metadata", metadata, "--min_recordings", 1) == 3
+    assert "cannot be read any more" in caplog.text and "Traceback" not in caplog.text
+    assert not (raw_dir.parent / "out").exists()
+
+
+def test_a_recording_that_is_still_being_copied(raw_dir, monkeypatch, caplog):
+    path = raw_dir / "Crow" / "XC0.wav"
+    decode = audio.decode
+
+    def decode_while_it_grows(given, *args, **kwargs):
+        result = decode(given, *args, **kwargs)
+        if given.name == path.name:
+            with path.open("ab") as file:
+                file.write(bytes(3200))
+        return result
+
+    monkeypatch.setattr(audio, "decode", decode_while_it_grows)
+    assert run(raw_dir) == 3
+    assert "XC0.wav changed while it was read (32044 bytes before, 35244 now): is it still being copied" in caplog.text
+    assert status_of(raw_dir) == "failed"
+
+
+@pytest.mark.parametrize("n_before", [0, 3, 7])
+def test_the_folder_taken_away_while_it_is_decoded_and_put_back(raw_dir, monkeypatch, caplog, n_before):
+    assert run(raw_dir) == 0
+    undisturbed = digests(raw_dir.parent / "out")
+    shutil.rmtree(raw_dir.parent / "out")
+    decode, n_decoded = audio.decode, iter(range(100))
+
+    def take_away(*args, **kwargs):
+        if next(n_decoded) == n_before:
+            raw_dir.rename(raw_dir.parent / "away")
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(audio, "decode", take_away)
+    assert run(raw_dir) == 3
+    assert "cannot be read any more" in caplog.text and "Traceback" not in caplog.text
+    assert status_of(raw_dir) == "failed"
+    assert run(raw_dir) == 3  # still away
+    assert "no such folder" in caplog.text
+    (raw_dir.parent / "away").rename(raw_dir)
+    assert run(raw_dir) == 0
+    assert digests(raw_dir.parent / "out") == undisturbed
 
 
 # ---------------------------------------------------------------------------- odd files that give sound
@@ -428,3 +538,25 @@ def test_a_table_of_stretches_is_refused_by_name(raw_dir, caplog):
     metadata.write_text("file,label,start,end\nCrow/XC0.wav,Crow,1,2\n")
     assert run(raw_dir, "--metadata", metadata) == 3
     assert "by the columns start, end" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_names_are_bytes_in_a_locale_without_utf8(tmp_path):
+    labels = ("Grünfink", "山雀")
+    raw_dir = tmp_path / "Vögel"
+    rows = ["file,label"]
+    for i in range(4):
+        path = write(raw_dir / labels[i % 2] / f"Ä{i}.wav", song(1, 16000, seed=i), 16000)
+        rows.append(f"{path.relative_to(raw_dir)},{labels[i % 2]}")
+    (tmp_path / "Tabelle für 01.csv").write_text("\n".join(rows), encoding="utf-8")
+    argv = ["--raw_dir", raw_dir, "--metadata", tmp_path / "Tabelle für 01.csv", "--min_recordings", "2"]
+    assert stage.main([*map(str, argv), "--num_workers", "1", "--output_dir", str(tmp_path / "utf8")]) == 0
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, ROOT / "01_data_processing.py", *argv, "--num_workers", "2"]
+    process = subprocess.run(
+        [*map(str, command), "--output_dir", str(tmp_path / "größer")], env=environment, capture_output=True
+    )
+    assert process.returncode == 0, process.stderr.decode()
+    assert digests(tmp_path / "größer") == digests(tmp_path / "utf8")
+    assert json.loads((tmp_path / "größer" / "run.json").read_text("utf-8"))["arguments"]["raw_dir"] == str(raw_dir)
+    assert "Vögel" in (tmp_path / "größer" / "log.txt").read_text("utf-8")
+    assert "Vögel" in process.stderr.decode("utf-8")

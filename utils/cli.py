@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -242,6 +244,8 @@ def run_stage(
     int
         0, 1, 2, 3, 4 or 75; the README says what each means.
     """
+    if argv is None:
+        _in_utf8_mode()
     try:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # argparse has printed the usage error (2) or the help (0)
@@ -269,3 +273,13 @@ def run_stage(
     finally:
         runs.leave_process_group()
         runs.stop_logging()
+
+
+def _in_utf8_mode() -> None:
+    """Start this program anew where Python takes names of files for another encoding than UTF-8.
+
+    In a locale such as C (without Python's own help) or ISO 8859-1 the names of files, arguments and terminal come
+    out as other letters or none, and so would labels. Names of files are bytes; those that are UTF-8 are so anywhere.
+    """
+    if sys.getfilesystemencoding().lower() != "utf-8" and "utf8" not in sys._xoptions:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

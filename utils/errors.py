@@ -18,6 +18,8 @@ USER_ERRNOS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder: choose another path",
     errno.ENAMETOOLONG: "the path is too long: choose a shorter one",
 }
+# A file that cannot be read for one of these is itself at fault; for any other the machine is, if it was listed.
+FAULTS_OF_A_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO}
 # PyTorch's writer says nothing but where it stood.
 TORCH_WRITER_WORDS = ("PytorchStreamWriter failed", "unexpected pos")
 
@@ -60,6 +62,15 @@ class Interrupted(BaseException):
     """
 
     exit_code = 75
+
+
+def machine_fault(path: object, error: OSError) -> InputError:
+    """Return the error of a file or folder that was listed and cannot be read now, for no fault of its own."""
+    return InputError(
+        f"{path} cannot be read any more ({error.strerror or error}): is the disk or the network away, are too many "
+        "files open, or is something changing the folder? Nothing is lost and nothing is called complete: when it is "
+        "there again, run the same command again"
+    )
 
 
 def advice_on(error: Exception) -> str | None:

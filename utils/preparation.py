@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from utils import audio, clips, runs, spool, workers
-from utils.errors import InputError
+from utils.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 from utils.files import sha256_of_lines, write_json, write_text
 from utils.recordings import Skipped, SourceFile
 from utils.splits import assign_splits, group_keys, merge_groups
@@ -62,12 +62,20 @@ class ClipFormat:
 
 
 def list_files(raw_dir: Path, files: Sequence[SourceFile]) -> tuple[dict[str, spool.Listed], list[Skipped]]:
-    """Return size and time of every file, by path, and the files that are gone or out of reach."""
+    """Return size and time of every file, by path, and the files that nobody may read.
+
+    Raises
+    ------
+    InputError
+        If one that was found is gone, or the machine cannot read it.
+    """
     listed, vanished = {}, []
     for file in files:
         try:
             status = (raw_dir / file.path).stat()
         except OSError as error:
+            if error.errno not in FAULTS_OF_A_FILE:
+                raise machine_fault(raw_dir / file.path, error) from error
             vanished.append(Skipped(file.path, f"cannot be read: {error.strerror}"))
             continue
         listed[file.path] = spool.Listed(file.path, status.st_size, status.st_mtime_ns)

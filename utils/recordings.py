@@ -1,5 +1,6 @@
 """Which files are which recording: label, recording id and recordist, from a folder tree or a metadata CSV."""
 
+import errno
 import functools
 import logging
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import soundfile
 
-from utils.errors import InputError
+from utils.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 from utils.folder_levels import find_label_level, label_of
 from utils.metadata import Row, read_rows
 from utils.recording_ids import XENO_CANTO_ID, name_recordings, tidy
@@ -110,13 +111,19 @@ def find_recordings(
         If the folder or the CSV is missing, unreadable or ambiguous, or no labelled audio is left.
     """
     raw_dir = Path(raw_dir)
-    if not raw_dir.is_dir():
-        found = "it is a file" if raw_dir.exists() else "no such folder"
-        raise InputError(f"{raw_dir}: {found}; expected a folder of recordings")
-    if metadata is None:
-        files, skipped = _from_folders(raw_dir, label_level)
-    else:
-        files, skipped = _from_metadata(raw_dir, Path(metadata))
+    try:
+        if not raw_dir.is_dir():
+            found = "it is a file" if raw_dir.exists() else "no such folder"
+            raise InputError(f"{raw_dir}: {found}; expected a folder of recordings")
+        identity = _identity(raw_dir)
+        if metadata is None:
+            files, skipped = _from_folders(raw_dir, label_level)
+        else:
+            files, skipped = _from_metadata(raw_dir, Path(metadata))
+        if _identity(raw_dir) != identity:  # such as the empty folder below a network disk that was unmounted
+            raise OSError("it is another folder than a moment ago")
+    except OSError as error:
+        raise machine_fault(error.filename or raw_dir, error) from error
     if recordist_level is not None:
         files = _with_recordists_of_folders(files, recordist_level)
     files, unprintable = _printable_labels(files)
@@ -247,6 +254,8 @@ def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
             with os.scandir(raw_dir / folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
+            if error.errno not in FAULTS_OF_A_FILE:
+                raise
             if not folder:
                 raise InputError(f"{raw_dir} cannot be read: {error.strerror}; change its permissions") from error
             skipped.append(_skip(folder, f"the folder cannot be read: {error.strerror}"))
@@ -259,8 +268,12 @@ def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
             try:
                 is_folder, exists = entry.is_dir(), Path(entry).exists()
             except OSError as error:
+                if error.errno not in FAULTS_OF_A_FILE:
+                    raise
                 skipped.append(_skip(path, f"cannot be read: {error.strerror}"))
                 continue
+            if not exists and not entry.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(raw_dir / path))
             if is_folder and entry.is_symlink():
                 links.append(path)
             elif is_folder:
@@ -409,6 +422,8 @@ class _Finder:
                         if (self.raw_dir / candidate).is_file():
                             return [candidate], None
                     except OSError as error:
+                        if error.errno not in FAULTS_OF_A_FILE:
+                            raise
                         return [], f"cannot be read: {error.strerror}"
         if (self.raw_dir / path).is_dir():
             return [], "it is a folder; expected a file"

@@ -16,7 +16,7 @@ import soundfile
 import soxr
 
 from utils import audio, clips
-from utils.errors import InputError
+from utils.errors import InputError, machine_fault
 from utils.files import sha256_of_file
 from utils.recordings import Skipped
 
@@ -117,13 +117,29 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
             decoded = audio.decode(task.raw_dir / file.path, task.sample_rate_hz, sink)
         except audio.Undecodable as reason:
             pcm_path.unlink()
+            _check_unchanged(task.raw_dir, file)
             return Skipped(file.path, str(reason))
     spooled = Spooled(file.path, decoded.n_samples, digest.hexdigest(), decoded.source_rate_hz, decoded.warnings)
+    _check_unchanged(task.raw_dir, file)
     # Not flushed to disk: after a crash of the machine the checksum finds what is missing.
     partial = marker_path.with_suffix(".partial")
     partial.write_text(json.dumps({"made_from": made_from, "spooled": asdict(spooled)}), encoding="utf-8")
     partial.replace(marker_path)
     return spooled
+
+
+def _check_unchanged(raw_dir: Path, file: Listed) -> None:
+    """Raise `InputError` if a file is not what was listed: half of it may have been decoded before it changed."""
+    path = raw_dir / file.path
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise machine_fault(path, error) from error
+    if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise InputError(
+            f"{path} changed while it was read ({file.size} bytes before, {status.st_size} now): is it still being "
+            "copied or recorded? When that has ended, run the same command again"
+        )
 
 
 def _read_marker(marker_path: Path, pcm_path: Path, made_from: dict) -> Spooled | None:
