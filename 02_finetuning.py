@@ -11,8 +11,8 @@ the best macro F1 on `val`, and never reads `test`.
 Stopped by SIGTERM, SIGINT or SIGUSR2 it saves a checkpoint and exits with 75; the same command goes on
 from there, and ends with the same weights as a run that was never stopped.
 
-Writes <output_dir>/model (loads with plain `from_pretrained`), metrics.csv, training_curves.png,
-tensorboard/, log.txt and run.json.
+Writes <output_dir>/model (loads with plain `from_pretrained`; `classify.py` in it classifies files), metrics.csv,
+training_curves.png, tensorboard/, log.txt and run.json.
 """
 
 import argparse

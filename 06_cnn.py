@@ -13,8 +13,8 @@ Trains as 02_finetuning.py does, with the same flags and the same run folder: ke
 best macro F1 on `val`, never reads `test`, and goes on where it was stopped when the same command is given.
 03_model_validation.py scores it. It has no transformer blocks: 04, 05 and 07 refuse it.
 
-Writes <output_dir>/model (loads with `from_pretrained` after `import utils.cnn`), metrics.csv,
-training_curves.png, tensorboard/, log.txt and run.json.
+Writes <output_dir>/model (`classify.py` in it classifies files; loads with `from_pretrained` after
+`import bird_cnn`, which lies in it), metrics.csv, training_curves.png, tensorboard/, log.txt and run.json.
 """
 
 import argparse

@@ -76,7 +76,7 @@ def test_run_folder(undisturbed, data_dir):
     outputs = {output["path"] for output in record["outputs"]}
     assert outputs == {
         *("metrics.csv", "training_curves.png"),
-        *("model/config.json", "model/model.safetensors", "model/preprocessor_config.json"),
+        *("model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "model/classify.py"),
     }
     assert list((undisturbed / "tensorboard").glob("events*"))
     assert not [p for p in undisturbed.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}], "no pickles"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.data import CLIP_SECONDS, LABELS, write_processed
-from tests.stages import ROOT, load_stage
+from tests.stages import load_stage
 from utils import encoders, latency, training
 from utils.cnn import ARCHITECTURES
 
@@ -50,6 +50,7 @@ def test_it_learns_and_leaves_a_run_folder(architecture, trained):
     assert {output["path"] for output in record["outputs"]} == {
         *("metrics.csv", "training_curves.png"),
         *("model/config.json", "model/model.safetensors", "model/preprocessor_config.json"),
+        *("model/classify.py", "model/bird_cnn.py"),
     }
     assert pd.read_csv(run_dir / "metrics.csv")["eval_accuracy"].max() > 0.9
     config = json.loads((run_dir / "model" / "config.json").read_text())
@@ -125,14 +126,14 @@ def test_stage_02_fine_tunes_it_on_other_labels(trained, tmp_path):
     assert encoders.labels_of(model.config) == ["Robin", "Wren"]
 
 
-def test_a_pipeline_in_a_new_process_needs_one_import(trained):
+def test_a_pipeline_in_an_empty_folder_needs_one_import(trained, tmp_path):
     code = (
-        "import sys, numpy, transformers, utils.cnn\n"
+        "import sys, numpy, transformers\nsys.path.insert(0, sys.argv[1])\nimport bird_cnn\n"
         "classify = transformers.pipeline('audio-classification', model=sys.argv[1])\n"
         "print(classify(numpy.sin(numpy.arange(12000, dtype='float32')))[0]['label'])"
     )
     model_dir = str(trained / "melspectrogram" / "model")
-    found = subprocess.run([sys.executable, "-c", code, model_dir], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", code, model_dir], cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() in LABELS
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForAudioClassification, pipeline
 
 from tests.data import LABELS, SAMPLE_RATE_HZ, write_processed
-from utils import cnn, encoders, latency, training
+from utils import bird_cnn, cnn, encoders, latency, training
 from utils.clips import read_clips
 from utils.errors import InputError, UsageError
 
@@ -147,7 +147,7 @@ def test_pcen_agrees_with_a_plain_loop():
 def test_pcen_forgets_a_loud_beginning():
     energy = torch.full((1, 1, 3000), 1e-4)
     energy[..., 0] = 1e6
-    features = cnn.pcen(energy)
+    features = bird_cnn.pcen(energy)
     steady = (1e-4 / (1e-6 + 1e-4) ** 0.98 + 2) ** 0.5 - 2**0.5
     assert features.isfinite().all() and features[0, 0, -1] == pytest.approx(steady, rel=1e-3)
 
@@ -188,7 +188,7 @@ def test_saved_and_reloaded_logits_are_bit_equal_and_a_pipeline_names_species(ar
         model.eval()
     audio = noise(0.5)
     encoders.save_model(model, extractor, tmp_path / "model")
-    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors", ".py"}
     again, its_extractor = encoders.load_model(tmp_path / "model", "cpu")
     assert type(again) is type(model) and type(its_extractor) is type(extractor)
     assert its_extractor.to_dict() == extractor.to_dict()
@@ -203,9 +203,9 @@ def test_saved_and_reloaded_logits_are_bit_equal_and_a_pipeline_names_species(ar
 
 
 def test_registering_twice_does_no_harm():
-    cnn._register()
-    assert type(AutoConfig.for_model("waveform_cnn")) is cnn.WaveformCnnConfig
-    assert cnn.MelspectrogramCnnConfig in AutoModelForAudioClassification._model_mapping
+    bird_cnn._register()
+    assert type(AutoConfig.for_model("waveform_cnn")) is bird_cnn.WaveformCnnConfig
+    assert bird_cnn.MelspectrogramCnnConfig in AutoModelForAudioClassification._model_mapping
 
 
 def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tmp_path):

@@ -27,7 +27,7 @@ from tests.data import (
     write_processed,
 )
 from tests.stages import ROOT, load_stage
-from utils import cnn, encoders, model_folder
+from utils import bird_cnn, encoders, model_folder
 from utils.clips import read_clips
 from utils.errors import InputError, UsageError
 
@@ -124,7 +124,7 @@ def test_a_model_knows_when_it_was_pruned(tmp_path):
     assert encoders.kind_of(model.config) == "pruned before"
     train(model)
     assert encoders.kind_of(model.config) == "pruned before"
-    assert encoders.kind_of(cnn.WaveformCnnConfig()) == "CNN"
+    assert encoders.kind_of(bird_cnn.WaveformCnnConfig()) == "CNN"
 
 
 def test_impossible_layer_lists():

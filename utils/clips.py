@@ -185,6 +185,24 @@ class Clips:
         # Open files do not travel to the workers of a data loader; they open their own.
         return {**self.__dict__, "_shards": {}, "_group_read": None}
 
+    def cutting(self) -> dict[str, object]:
+        """Return how stage 01 cut recordings into these clips, and filled those that were too short.
+
+        Returns
+        -------
+        dict
+            ``remainder``: ``pad`` or ``drop``; ``least_seconds`` and ``least_rest_seconds``: the shortest recording,
+            and the shortest rest of a longer one, that became a clip; ``fill``: ``repeat``, from its start.
+        """
+        record = runs.read_record(self.data_dir) or {"arguments": {}}
+        least_s = record["arguments"].get("min_seconds", 0.0)
+        return {
+            "remainder": record["arguments"].get("remainder", "pad"),
+            "least_seconds": least_s,
+            "least_rest_seconds": record["arguments"].get("min_rest_seconds", least_s),
+            "fill": "repeat",
+        }
+
     def part(self, indices: range) -> "Clips":
         """Return some of the clips, in their order."""
         return replace(self, table=self.table.iloc[indices.start : indices.stop])

@@ -7,6 +7,7 @@ states into logits.
 
 import logging
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-from utils import cnn, model_folder, runs
+from utils import bird_cnn, classify, model_folder, runs
 from utils.clips import Clips, label_maps
 from utils.errors import InputError, UsageError
 from utils.files import PARTIAL_SUFFIX, sha256_of_lines
@@ -135,8 +136,8 @@ def _unknown(model_type: str) -> str:
 
 
 def has_blocks(config: PreTrainedConfig) -> bool:
-    """Tell whether a model is made of transformer blocks; the networks of `cnn` are not."""
-    return config.model_type not in cnn.MODEL_TYPES
+    """Tell whether a model is made of transformer blocks; those of `bird_cnn` are not."""
+    return config.model_type not in bird_cnn.MODEL_TYPES
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -381,7 +382,7 @@ def any_model_input(model: str | Path, flag: str = "--model_dir") -> runs.Input:
     try:
         folder = model_folder.open_folder(*model_folder.find(model))
         kind = folder.config.get("model_type")
-        if kind is not None and kind not in {*ARCHITECTURES, *cnn.MODEL_TYPES}:
+        if kind is not None and kind not in {*ARCHITECTURES, *bird_cnn.MODEL_TYPES}:
             raise InputError(f"{folder.name}: {_unknown(kind)}; choose a model of one of these")
     except InputError as error:
         raise InputError(f"{flag} {error}") from error
@@ -718,7 +719,7 @@ def configure_for_training(
     model : PreTrainedModel
         An audio-classification model.
     clips : Clips
-        Training clips; their length is noted as ``clip_seconds``.
+        Training clips; their length is noted as ``clip_seconds``, and `Clips.cutting` under ``clip_…``.
     augment : sequence of str
         Augmentations; without ``specaugment`` wav2vec2 and its kin mask no latent frames either.
     data_sha256 : str, optional
@@ -727,6 +728,8 @@ def configure_for_training(
     """
     config = model.config
     config.clip_seconds = clips.clip_seconds
+    for name, value in clips.cutting().items():
+        setattr(config, f"clip_{name}", value)
     if data_sha256 is not None:
         config.data_sha256 = data_sha256
         if hasattr(config, "pruned_after_fine_tuning"):
@@ -747,7 +750,8 @@ def configure_for_training(
 def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, folder: Path) -> None:
     """Save a model so that plain ``from_pretrained`` loads it; reload it and compare every weight.
 
-    The folder appears whole or not at all.
+    Beside it lies `classify`, which needs nothing of this project, and the network of a CNN. The folder appears whole
+    or not at all.
 
     Parameters
     ----------
@@ -767,6 +771,9 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
     partial.mkdir()
     model.save_pretrained(partial)
     extractor.save_pretrained(partial)
+    for module in (classify, bird_cnn):  # for whoever gets the folder alone; no stage runs what lies in one
+        if module is classify or not has_blocks(model.config):
+            shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
     for path in partial.iterdir():  # safetensors creates files that only their owner can read
         path.chmod((partial / "config.json").stat().st_mode)
     reloaded, _ = load_model(partial, "cpu")

@@ -30,6 +30,7 @@ from transformers.models.auto.feature_extraction_auto import (
     FEATURE_EXTRACTOR_MAPPING_NAMES,
 )
 
+import utils.bird_cnn  # noqa: F401 (the Auto classes know its networks then)
 from utils.errors import InputError
 from utils.files import sha256_of_file, sha256_of_lines
 from utils.text import printable
@@ -233,6 +234,10 @@ def _is_positive(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
 
 
+def _is_not_negative(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
 def _ascends(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_count, value)) and sorted(set(value)) == value
 
@@ -242,6 +247,10 @@ FIELDS = {
     "model_type": (lambda value: isinstance(value, str), "a name"),
     "kept_layers": (_ascends, "numbers of layers, ascending"),
     "clip_seconds": (_is_positive, "a number of seconds above 0"),
+    "clip_least_seconds": (_is_not_negative, "a number of seconds"),
+    "clip_least_rest_seconds": (_is_not_negative, "a number of seconds"),
+    "clip_remainder": (lambda value: value in ("pad", "drop"), "pad or drop"),
+    "clip_fill": (lambda value: value == "repeat", "repeat"),
     "clip_samples": (lambda value: _is_count(value) and value > 0, "a number of samples above 0"),
     "data_sha256": (lambda value: isinstance(value, str), "a text"),
     "pruned_from": (lambda value: isinstance(value, str), "a text"),
