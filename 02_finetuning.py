@@ -16,11 +16,15 @@ training_curves.png, tensorboard/, log.txt and run.json.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli, clips, encoder_window, encoders, training
+from utils.start_line import describe_model
+
+log = logging.getLogger(Path(__file__).stem)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=encoder_window.CLIP,
         help="Whisper's window, 30 s as published: crop it to the clip, or compute it in full, silence included",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only load the base model and prune it, to see whether it will do; no clips",
+    )
     cli.add_data_arguments(parser)
     cli.add_training_arguments(parser)
     cli.add_common_arguments(parser, output_dir=None)
@@ -54,25 +63,36 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Fine-tune and leave a run folder."""
     args.augment = cli.augmentations(args.augment)
+    if vars(args).pop("check"):
+        encoders.any_model_input(args.base_model)
+        model, _ = load(args, labels=["a", "b"])
+        log.info("%s can be fine-tuned: %s", args.base_model, describe_model(model))
+        return
 
     def build(train_clips: clips.Clips) -> tuple:
-        model, extractor = encoders.load_base_model(args.base_model, train_clips.labels)
-        encoders.check_base_matches(extractor, model.config, train_clips)
-        extractor = encoder_window.fit_window(
-            model, extractor, train_clips.clip_seconds, args.encoder_window, args.base_model
-        )
-        if args.keep_layers is not None:
-            keep = cli.parse_layer_list(args.keep_layers, model.config.num_hidden_layers)
-            encoders.prune_model(model, keep)
-        frozen = cli.parse_layer_list(args.freeze_layers, model.config.num_hidden_layers)
-        encoders.freeze(model, args.freeze_feature_encoder, frozen)
-        return model, extractor
+        return load(args, train_clips.labels, train_clips)
 
     inputs = {
         "data_dir": clips.data_input(args.data_dir),
         "base_model": encoders.any_model_input(args.base_model, "--base_model"),
     }
     training.train_in_run_folder(Path(__file__).stem, args, inputs, build)
+
+
+def load(args: argparse.Namespace, labels: list[str], train_clips: clips.Clips | None = None) -> tuple:
+    """Return the model to train and its feature extractor, after checking that the clips, if there are any, suit it."""
+    model, extractor = encoders.load_base_model(args.base_model, labels)
+    if train_clips is not None:
+        encoders.check_base_matches(extractor, model.config, train_clips)
+        extractor = encoder_window.fit_window(
+            model, extractor, train_clips.clip_seconds, args.encoder_window, args.base_model
+        )
+    if args.keep_layers is not None:
+        keep = cli.parse_layer_list(args.keep_layers, model.config.num_hidden_layers)
+        encoders.prune_model(model, keep)
+    frozen = cli.parse_layer_list(args.freeze_layers, model.config.num_hidden_layers)
+    encoders.freeze(model, args.freeze_feature_encoder, frozen)
+    return model, extractor
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,9 @@ NAME          ?= birds
 SEED          ?= 42
 SPLIT_BY      ?= recordist
 OUT_DIR       ?= .
-# More flags for one stage, such as TRAIN_ARGS="--keep_layers 0-5 --num_train_epochs 30".
+# More flags for all stages, such as COMMON_ARGS="--overwrite --log_level warning"; for one stage, such as
+# TRAIN_ARGS="--keep_layers 0-5 --num_train_epochs 30".
+COMMON_ARGS   ?=
 DATA_ARGS     ?=
 TRAIN_ARGS    ?=
 VALIDATE_ARGS ?=
@@ -53,19 +55,21 @@ demo: venv
 	$(PY) 03_model_validation.py --model_dir demo/runs/demo-2-layers --data_dir demo/processed_data/demo \
 	    --output_dir demo/validation_results/demo-2-layers
 
+FINETUNE = $(PY) 02_finetuning.py --base_model "$(BASE_MODEL)" --data_dir "$(DATA_DIR)" --seed $(SEED) \
+    --output_dir "$(RUN_DIR)" $(COMMON_ARGS) $(TRAIN_ARGS)
+OF_THE_RUN = --model_dir "$(RUN_DIR)" --data_dir "$(DATA_DIR)" --seed $(SEED)
+
 # On recordings of your own: a model, its scores (01, 02, 03), what its layers know (04), which can go (05).
+# A base model that cannot be loaded is told before 01 has taken its hours.
 pipeline: venv
 	@test -n "$(RAW_DIR)" || { echo 'make needs RAW_DIR=<folder of recordings>'; exit 2; }
+	@test -e "$(DATA_DIR)/run.json" || $(FINETUNE) --check
 	$(PY) 01_data_processing.py --raw_dir "$(RAW_DIR)" $(if $(METADATA),--metadata "$(METADATA)") \
-	    --split_by $(SPLIT_BY) --seed $(SEED) --output_dir "$(DATA_DIR)" $(DATA_ARGS)
-	$(PY) 02_finetuning.py --base_model "$(BASE_MODEL)" --data_dir "$(DATA_DIR)" --seed $(SEED) \
-	    --output_dir "$(RUN_DIR)" $(TRAIN_ARGS)
-	$(PY) 03_model_validation.py --model_dir "$(RUN_DIR)" --data_dir "$(DATA_DIR)" --seed $(SEED) \
-	    --output_dir "$(RESULTS_DIR)" $(VALIDATE_ARGS)
-	$(PY) 04_analysis.py --model_dir "$(RUN_DIR)" --data_dir "$(DATA_DIR)" --seed $(SEED) \
-	    --output_dir "$(ANALYSIS_DIR)" $(ANALYSE_ARGS)
-	$(PY) 05_pruning.py --model_dir "$(RUN_DIR)" --data_dir "$(DATA_DIR)" --seed $(SEED) \
-	    --output_dir "$(RESULTS_DIR)-pruning" $(PRUNE_ARGS)
+	    --split_by $(SPLIT_BY) --seed $(SEED) --output_dir "$(DATA_DIR)" $(COMMON_ARGS) $(DATA_ARGS)
+	$(FINETUNE)
+	$(PY) 03_model_validation.py $(OF_THE_RUN) --output_dir "$(RESULTS_DIR)" $(COMMON_ARGS) $(VALIDATE_ARGS)
+	$(PY) 04_analysis.py $(OF_THE_RUN) --output_dir "$(ANALYSIS_DIR)" $(COMMON_ARGS) $(ANALYSE_ARGS)
+	$(PY) 05_pruning.py $(OF_THE_RUN) --output_dir "$(RESULTS_DIR)-pruning" $(COMMON_ARGS) $(PRUNE_ARGS)
 
 # The study: two data sets, each with the base model cut to every depth before fine-tuning and after it, a smaller
 # encoder, two CNNs, and what other splits would have claimed. Goes on where it was stopped; some hours on two cores.

@@ -17,6 +17,17 @@
 #BSUB -Q "75"
 #BSUB -o logs/01.%J.out
 #BSUB -e logs/01.%J.err
+#
+#SBATCH --job-name=01
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=16G
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:USR2@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=logs/01.%j.out
+#SBATCH --error=logs/01.%j.err
 
 source jobs/stage.sh || exit 2
 
@@ -25,15 +36,16 @@ flags=(--raw_dir "$RAW_DIR" --split_by "$SPLIT_BY" --seed "$SEED" --output_dir "
 if [[ -n ${METADATA:-} ]]; then
     flags+=(--metadata "$METADATA")
 fi
-if [[ -n ${LSB_DJOB_NUMPROC:-} ]]; then
-    flags+=(--num_workers "$LSB_DJOB_NUMPROC")
+if [[ -n $JOB_CORES ]]; then
+    flags+=(--num_workers "$JOB_CORES")
 fi
 if [[ -n ${MERGE_SHARDS:-} ]]; then
     require_count MERGE_SHARDS
     flags+=(--merge_shards "$MERGE_SHARDS")
 elif [[ -n ${SHARDS:-} ]]; then
     require_count SHARDS
-    [[ ${LSB_JOBINDEX:-0} != 0 ]] || fail "SHARDS=$SHARDS is for a job array: bsub -J \"01[1-$SHARDS]\" < jobs/01.sh" 2
-    flags+=(--shard "$LSB_JOBINDEX/$SHARDS")
+    ((JOB_INDEX)) || fail "SHARDS=$SHARDS is for a job array: bsub -J \"01[1-$SHARDS]\" < jobs/01.sh, \
+or sbatch --array=1-$SHARDS jobs/01.sh" 2
+    flags+=(--shard "$JOB_INDEX/$SHARDS")
 fi
 run_stage 01_data_processing.py "${DATA_ARGS:-}" "${flags[@]}" "$@"

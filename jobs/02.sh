@@ -19,6 +19,18 @@
 #BSUB -Q "75"
 #BSUB -o logs/02.%J.out
 #BSUB -e logs/02.%J.err
+#
+#SBATCH --job-name=02
+#SBATCH --gres=gpu:1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=32G
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR2@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=logs/02.%j.out
+#SBATCH --error=logs/02.%j.err
 
 source jobs/stage.sh || exit 2
 

@@ -18,6 +18,18 @@
 #BSUB -Q "75"
 #BSUB -o logs/04.%J.out
 #BSUB -e logs/04.%J.err
+#
+#SBATCH --job-name=04
+#SBATCH --gres=gpu:1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=32G
+#SBATCH --time=8:00:00
+#SBATCH --signal=B:USR2@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=logs/04.%j.out
+#SBATCH --error=logs/04.%j.err
 
 : "${MAX_ATTEMPTS:=3}" # each start begins anew, but for the hidden states
 source jobs/stage.sh || exit 2

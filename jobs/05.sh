@@ -18,8 +18,20 @@
 #BSUB -Q "75"
 #BSUB -o logs/05.%J.out
 #BSUB -e logs/05.%J.err
+#
+#SBATCH --job-name=05
+#SBATCH --gres=gpu:1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=32G
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:USR2@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=logs/05.%j.out
+#SBATCH --error=logs/05.%j.err
 
 source jobs/stage.sh || exit 2
 
-run_stage 05_pruning.py "${PRUNE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
+run_on_gpu 05_pruning.py "${PRUNE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
     --output_dir "$RESULTS_DIR-pruning" "$@"

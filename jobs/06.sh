@@ -18,6 +18,18 @@
 #BSUB -Q "75"
 #BSUB -o logs/06.%J.out
 #BSUB -e logs/06.%J.err
+#
+#SBATCH --job-name=06
+#SBATCH --gres=gpu:1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=32G
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR2@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=logs/06.%j.out
+#SBATCH --error=logs/06.%j.err
 
 source jobs/stage.sh || exit 2
 

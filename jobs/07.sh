@@ -17,6 +17,17 @@
 #BSUB -Q "75"
 #BSUB -o logs/07.%J.out
 #BSUB -e logs/07.%J.err
+#
+#SBATCH --job-name=07
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=8G
+#SBATCH --time=0:30:00
+#SBATCH --signal=B:USR2@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=logs/07.%j.out
+#SBATCH --error=logs/07.%j.err
 
 source jobs/stage.sh || exit 2
 

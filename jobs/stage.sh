@@ -31,6 +31,11 @@ require_count MAX_ATTEMPTS
 command -v "$PYTHON" >/dev/null ||
     fail "there is no $PYTHON: run make venv on a login node, or name another interpreter by PYTHON=…" 3
 
+# What the batch system says of this job, be it LSF or Slurm; empty where there is none.
+readonly JOB_ID=${LSB_JOBID:-${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-}}}
+readonly JOB_INDEX=${LSB_JOBINDEX:-${SLURM_ARRAY_TASK_ID:-0}}
+readonly JOB_CORES=${LSB_DJOB_NUMPROC:-${SLURM_CPUS_PER_TASK:-}}
+
 # names_layers: KEEP_ARGS itself says which layers 07 keeps, so that no best.json of 05 is needed.
 names_layers() {
     [[ " ${KEEP_ARGS:-} " =~ [[:space:]]--(keep_layers|drop_layers|ladder|from)[=[:space:]] ]]
@@ -38,50 +43,82 @@ names_layers() {
 
 # run_stage SCRIPT MORE FLAG …: becomes the stage. MORE, from the environment, is split at white space.
 run_stage() {
-    become 1 "$@"
+    become 1 '' "$@"
+}
+
+# run_on_gpu SCRIPT MORE FLAG …: the same, of a job that has asked for a GPU.
+run_on_gpu() {
+    become 1 cuda "$@"
 }
 
 # run_on_gpus SCRIPT MORE FLAG …: the same, in NUM_GPUS processes.
 run_on_gpus() {
-    become "$NUM_GPUS" "$@"
+    become "$NUM_GPUS" cuda "$@"
 }
 
 become() {
-    local n_processes=$1 script=$2 more=() command=("$PYTHON")
-    read -r -d '' -a more <<<"$3" || true # ends with 1: there is no delimiter
-    shift 3
+    local n_processes=$1 device=$2 script=$3 more=() command=("$PYTHON")
+    read -r -d '' -a more <<<"${COMMON_ARGS:-} $4" || true # ends with 1: there is no delimiter
+    shift 4
     if ((n_processes > 1)); then
         command+=(-m jobs.launch --nproc_per_node "$n_processes")
     fi
-    command+=("$script" "$@")
+    command+=("$script")
+    if [[ -n $device && -n $JOB_ID ]]; then # a GPU without a driver is an error, not 24 hours on a CPU
+        command+=(--device "$device")
+    fi
+    command+=("$@")
     if ((${#more[@]})); then
         command+=("${more[@]}")
     fi
-    if [[ -n ${LSB_DJOB_NUMPROC:-} ]]; then # a node has more cores than LSF gives to one job
-        local n_threads=$((LSB_DJOB_NUMPROC / n_processes))
+    if [[ -n $JOB_CORES ]]; then # a node has more cores than one job is given
+        local n_threads=$((JOB_CORES / n_processes))
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((n_threads > 0 ? n_threads : 1))}"
     fi
-    if [[ -n ${LSB_JOBID:-} && ${LSB_INTERACTIVE:-} != Y ]]; then
+    local is_batch=false # not a shell that the batch system gave
+    if [[ -n $JOB_ID && ${LSB_INTERACTIVE:-} != Y && ! -t 0 ]]; then
+        is_batch=true
         count_start "${script%%_*}"
         if ((n_starts > 1)); then
             go_on
         fi
     fi
     # SIGUSR2 kills a Python that is still importing; ignored until the stage's own handler is there, it does not.
-    # exec: LSF signals this process and goes by its exit code; a shell in between would die of the signal.
     trap '' USR2
+    if $is_batch && [[ -n ${SLURM_JOB_ID:-} ]]; then
+        serve
+    fi
+    # exec: LSF signals this process and goes by its exit code; a shell in between would die of the signal.
     exec "${command[@]}"
 }
 
-# count_start STAGE: sets n_starts, how often LSF has started this job; ends above MAX_ATTEMPTS.
-# LSF puts a job that exits with 75 back into the queue without end. `attempts` in run.json is no help: it counts what
+# serve: runs `command` and ends with its code; Slurm signals this shell alone. Of itself Slurm puts no job back into the
+# queue for its exit code: a stage that has stopped at the wall-time is put back here, one that was cancelled is not.
+serve() {
+    local code=0 at_wall_time=false
+    "${command[@]}" &
+    local stage=$!
+    trap 'at_wall_time=true; kill -USR2 "$stage" || true' USR2
+    trap : TERM INT # scancel sends them to all processes; the shell only waits
+    while kill -0 "$stage" 2>/dev/null; do # a signal ends `wait` before the stage
+        wait "$stage" || true
+    done
+    wait "$stage" || code=$?
+    if $at_wall_time && ((code == 75)); then
+        scontrol requeue "$SLURM_JOB_ID" || echo "job $SLURM_JOB_ID is not queued again: submit it again to go on" >&2
+    fi
+    exit "$code"
+}
+
+# count_start STAGE: sets n_starts, how often the batch system has started this job; ends above MAX_ATTEMPTS.
+# A job that exits with 75 goes back into the queue without end. `attempts` in run.json is no help: it counts what
 # is started by hand too, and --overwrite sets it back to 1.
 count_start() {
-    local starts="logs/$1.$LSB_JOBID.${LSB_JOBINDEX:-0}.starts"
+    local starts="logs/$1.$JOB_ID.$JOB_INDEX.starts"
     mkdir -p logs
     echo "$(date '+%Y-%m-%d %H:%M:%S') $(hostname)" >>"$starts"
     n_starts=$(wc -l <"$starts")
-    ((n_starts <= MAX_ATTEMPTS)) || fail "LSF has started job $LSB_JOBID $n_starts times ($starts), more than \
+    ((n_starts <= MAX_ATTEMPTS)) || fail "job $JOB_ID was started $n_starts times ($starts), more than \
 MAX_ATTEMPTS=$MAX_ATTEMPTS: it is left alone. If log.txt in its output folder shows progress, submit it again, with \
 a longer WALLTIME: it goes on where it stopped" 3
 }
@@ -91,7 +128,7 @@ go_on() {
     local word kept=()
     for word in "${command[@]}"; do
         if [[ $word == --overwrite || $word == --recompute ]]; then
-            echo "start $n_starts of job $LSB_JOBID: going on without $word" >&2
+            echo "start $n_starts of job $JOB_ID: going on without $word" >&2
         else
             kept+=("$word")
         fi

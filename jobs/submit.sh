@@ -1,5 +1,5 @@
 #!/bin/bash
-# Submits a study to LSF: one job a step, each waiting for the steps whose output it reads. --help says how.
+# Submits a study to LSF or Slurm: one job a step, each waiting for the steps whose output it reads. --help says how.
 
 usage() {
     cat <<'TEXT'
@@ -12,20 +12,21 @@ usage: jobs/submit.sh [--dry_run] [--email ADDRESS] [STEP …]
 Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn. A step that is not named must be done.
 
   --dry_run        print the commands; submit nothing, write nothing
-  --email ADDRESS  let LSF write to ADDRESS when a job ends (default: no e-mail)
+  --email ADDRESS  let the batch system write to ADDRESS when a job ends (default: no e-mail)
 
 What to do, from the environment, as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY BASE_MODEL OUT_DIR
-DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR, and flags of the stages: DATA_ARGS (01) TRAIN_ARGS (02) VALIDATE_ARGS (03)
+DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR, and flags of the stages: COMMON_ARGS (all) DATA_ARGS (01) TRAIN_ARGS (02) VALIDATE_ARGS (03)
 ANALYSE_ARGS (04) PRUNE_ARGS (05) CNN_ARGS (06) KEEP_ARGS (07). SHARDS=N does 01 as an array of N jobs and a merge.
 
-What to ask LSF for; without them, what stands in the head of jobs/01.sh to 07.sh:
+What to ask for; without them, what stands in the head of jobs/01.sh to 07.sh:
   QUEUE, CPU_QUEUE   queue of 02 to 06; of 01 and 07
   WALLTIME           [hours:]minutes, more than 10
   NUM_GPUS           GPUs of 02 and 06, with 4 cores each; 03 and 04 take one unless NUM_GPUS_03, NUM_GPUS_04 say more
-  CORES, MEMORY      cores; memory as LSF takes it, such as 16GB
-  BSUB_ARGS          any other options of bsub, such as "-P project"
+  CORES, MEMORY      cores; memory such as 16GB (Slurm: of the job; LSF: of a host or a core, as the site counts)
+  BSUB_ARGS          any other options of bsub, such as "-P project"; with Slurm SBATCH_ARGS, of sbatch
 Each, with _01 to _07 behind it, is for that stage alone: WALLTIME_02=48:00.
-MAX_ATTEMPTS         starts that LSF may give one job (default: 20; 3 for 03 and 04)
+MAX_ATTEMPTS         starts that one job may have (default: 20; 3 for 03 and 04)
+SCHEDULER            lsf or slurm (default: slurm where there is an sbatch and no bsub, else lsf)
 TEXT
 }
 
@@ -59,6 +60,11 @@ if ((${#named[@]} == 0)); then
     named=(01 02 03 04 05 07 03-pruned)
 fi
 [[ $NAME =~ ^[A-Za-z0-9._-]+$ ]] || fail "NAME=$NAME: expected letters, digits, dots, hyphens and underscores" 2
+
+: "${SCHEDULER:=$(command -v bsub >/dev/null || ! command -v sbatch >/dev/null && echo lsf || echo slurm)}"
+declare -rA SUBMITS=([lsf]=bsub [slurm]=sbatch) CANCELS=([lsf]=bkill [slurm]=scancel)
+declare -rA WATCHES=([lsf]="bjobs -a" [slurm]="sacct -X -j")
+[[ -n ${SUBMITS[$SCHEDULER]:-} ]] || fail "SCHEDULER=$SCHEDULER: expected lsf or slurm" 2
 
 declare -A id_of=() # of a job that is submitted already, by its step
 submitted=()
@@ -95,7 +101,7 @@ minutes() {
 # plan STEP: sets what it waits for, the variables that differ from those of the study, and the options of bsub.
 plan() {
     step=$1 waits_for=() variables=() options=()
-    local stage=${1%%-*} queue walltime n_gpus=1 cores memory more=()
+    local stage=${1%%-*} queue walltime n_gpus=1 cores memory
     case $step in
         01)
             [[ -n ${RAW_DIR:-} ]] || fail "step 01 needs RAW_DIR=<folder of recordings>" 2
@@ -144,13 +150,9 @@ plan() {
     walltime=$(setting WALLTIME "$step")
     cores=$(setting CORES "$step")
     memory=$(setting MEMORY "$step")
-    if [[ -n $queue ]]; then
-        options+=(-q "$queue")
-    fi
     if [[ -n $walltime ]]; then
         (($(minutes "$walltime") > WARNING_MIN)) || fail "WALLTIME=$walltime for step $step: expected [hours:]minutes, \
 more than the $WARNING_MIN minutes before the end at which the job is told to stop" 2
-        options+=(-W "$walltime")
     fi
     if [[ ! $n_gpus =~ ^[1-9][0-9]*$ ]]; then
         fail "NUM_GPUS_$stage=$n_gpus: expected an integer of at least 1" 2
@@ -158,8 +160,22 @@ more than the $WARNING_MIN minutes before the end at which the job is told to st
         variables+=("NUM_GPUS=$n_gpus")
     fi
     if ((n_gpus > 1)); then
-        options+=(-gpu "num=$n_gpus:mode=exclusive_process")
         cores=${cores:-$((4 * n_gpus))}
+    fi
+    "ask_$SCHEDULER"
+}
+
+# ask_lsf, ask_slurm: put what `plan` has found out into `options`, as the batch system takes it.
+ask_lsf() {
+    local more=()
+    if [[ -n $queue ]]; then
+        options+=(-q "$queue")
+    fi
+    if [[ -n $walltime ]]; then
+        options+=(-W "$walltime")
+    fi
+    if ((n_gpus > 1)); then
+        options+=(-gpu "num=$n_gpus:mode=exclusive_process")
     fi
     if [[ -n $cores ]]; then
         options+=(-n "$cores")
@@ -171,9 +187,31 @@ more than the $WARNING_MIN minutes before the end at which the job is told to st
         options+=(-N -u "$email")
     fi
     read -r -d '' -a more <<<"$(setting BSUB_ARGS "$step")" || true
-    if ((${#more[@]})); then
-        options+=("${more[@]}")
+    options+=(${more[@]+"${more[@]}"})
+}
+
+ask_slurm() {
+    local more=()
+    if [[ -n $queue ]]; then
+        options+=("--partition=$queue")
     fi
+    if [[ -n $walltime ]]; then
+        options+=("--time=$(minutes "$walltime")")
+    fi
+    if ((n_gpus > 1)); then
+        options+=("--gres=gpu:$n_gpus")
+    fi
+    if [[ -n $cores ]]; then
+        options+=("--cpus-per-task=$cores")
+    fi
+    if [[ -n $memory ]]; then
+        options+=("--mem=${memory%[Bb]}")
+    fi
+    if [[ -n $email ]]; then
+        options+=("--mail-type=END,FAIL" "--mail-user=$email")
+    fi
+    read -r -d '' -a more <<<"$(setting SBATCH_ARGS "$step")" || true
+    options+=(${more[@]+"${more[@]}"})
 }
 
 # quoted WORD …: as one would type them.
@@ -188,30 +226,36 @@ quoted() {
     echo "${line% }"
 }
 
-# submit STEP [INDICES]: hands the job in hand to LSF, to start when those it waits for have ended well; notes its id.
+# submit STEP [INDICES]: hands the job in hand to the batch system, to start when those it waits for have ended well.
+# Notes its id. A job whose turn can never come is taken out of the queue (-ti, --kill-on-invalid-dep).
 submit() {
-    local condition='' other answer
+    local other condition='' answer command=() script=jobs/${step%%-*}.sh
     for other in ${waits_for[@]+"${waits_for[@]}"}; do
-        condition+="${condition:+ && }done(${id_of[$other]})"
+        if [[ $SCHEDULER == lsf ]]; then
+            condition+="${condition:+ && }done(${id_of[$other]})"
+        else
+            condition=${condition:-afterok}:${id_of[$other]}
+        fi
     done
-    local wait_options=()
-    if [[ -n $condition ]]; then
-        wait_options=(-w "$condition" -ti) # -ti: a job whose turn can never come is taken out of the queue
+    if [[ $SCHEDULER == lsf ]]; then
+        command=(bsub -J "$NAME-$1${2:-}" ${options[@]+"${options[@]}"} ${condition:+-w "$condition" -ti})
+    else
+        command=(sbatch "--job-name=$NAME-$1" ${options[@]+"${options[@]}"})
+        command+=(${condition:+"--dependency=$condition" --kill-on-invalid-dep=yes})
     fi
-    local command=(bsub -J "$NAME-$1${2:-}" ${options[@]+"${options[@]}"} ${wait_options[@]+"${wait_options[@]}"})
     if ((${#variables[@]})); then
         command=(env "${variables[@]}" "${command[@]}")
     fi
     if $dry_run; then
-        echo "$(quoted "${command[@]}") < jobs/${step%%-*}.sh"
+        echo "$(quoted "${command[@]}") < $script"
         id_of[$1]="<id of $1>"
         return
     fi
-    answer=$("${command[@]}" <"jobs/${step%%-*}.sh") || answer="bsub ended with exit code $?; $answer"
-    if [[ ! $answer =~ Job\ \<([0-9]+)\>\ is\ submitted ]]; then
+    answer=$("${command[@]}" <"$script") || answer="${SUBMITS[$SCHEDULER]} ended with exit code $?; $answer"
+    if [[ ! $answer =~ Job\ \<([0-9]+)\>\ is\ submitted && ! $answer =~ ^Submitted\ batch\ job\ ([0-9]+) ]]; then
         echo "step $1 was not submitted: $answer" >&2
         if ((${#submitted[@]})); then
-            echo "those before it were; to take them back: bkill ${submitted[*]}" >&2
+            echo "those before it were; to take them back: ${CANCELS[$SCHEDULER]} ${submitted[*]}" >&2
         fi
         exit 3
     fi
@@ -230,23 +274,39 @@ if [[ -n ${SHARDS:-} ]]; then
     require_count SHARDS
 fi
 if ! $dry_run; then
-    command -v bsub >/dev/null || fail "there is no bsub here: this is no node that submits to LSF; --dry_run works" 3
+    command -v "${SUBMITS[$SCHEDULER]}" >/dev/null || fail "there is no ${SUBMITS[$SCHEDULER]} here: this is no node \
+that submits to ${SCHEDULER^^}; --dry_run works" 3
+    if has 01 && has 02; then # a base model that cannot be loaded, before 01 has taken its hours
+        more=()
+        read -r -d '' -a more <<<"${COMMON_ARGS:-} ${TRAIN_ARGS:-}" || true
+        "$PYTHON" 02_finetuning.py --base_model "$BASE_MODEL" --output_dir "$RUN_DIR" ${more[@]+"${more[@]}"} --check ||
+            fail "step 02 cannot start from BASE_MODEL=$BASE_MODEL with TRAIN_ARGS=${TRAIN_ARGS:-}: nothing is submitted" $?
+    fi
     mkdir -p logs
 fi
 for step in "${STEPS[@]}"; do
     has "$step" || continue
     plan "$step"
     if [[ $step == 01 && -n ${SHARDS:-} ]]; then
-        options+=(-o logs/01.%J.%I.out -e logs/01.%J.%I.err)
-        submit 01-shards "[1-$SHARDS]"
+        if [[ $SCHEDULER == lsf ]]; then
+            options+=(-o logs/01.%J.%I.out -e logs/01.%J.%I.err)
+            submit 01-shards "[1-$SHARDS]"
+        else
+            options+=("--array=1-$SHARDS" --output=logs/01.%A.%a.out --error=logs/01.%A.%a.err)
+            submit 01-shards
+        fi
         plan "$step"
         variables=("MERGE_SHARDS=$SHARDS") waits_for=(01-shards)
     fi
     submit "$step"
 done
 if ! $dry_run; then
+    ids=${submitted[*]}
+    if [[ $SCHEDULER == slurm ]]; then
+        watched=${ids// /,}
+    fi
     echo
-    echo "watch them:            bjobs -a ${submitted[*]}"
-    echo "take them back:        bkill ${submitted[*]}"
+    echo "watch them:            ${WATCHES[$SCHEDULER]} ${watched:-$ids}"
+    echo "take them back:        ${CANCELS[$SCHEDULER]} $ids"
     echo "what they say:         logs/<stage>.<id>.err, and log.txt in every output folder while a stage is running"
 fi

@@ -1,4 +1,4 @@
-"""The LSF jobs: checked by shellcheck, submitted to an emulated LSF, and run to the same results as by hand."""
+"""The jobs: checked by shellcheck, submitted to an emulated LSF and Slurm, and run to the same results as by hand."""
 
 import io
 import json
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from jobs import launch
-from tests import lsf
+from tests import lsf, slurm
 from tests.data import write_processed
 from tests.lsf import Cluster
 from tests.stages import ROOT, load_stage
@@ -40,7 +40,7 @@ def checkout(folder: Path) -> Path:
 
 
 def submit(cluster: Cluster, folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LSB_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LSB_", "SLURM_"))}
     environment |= {"PATH": cluster.path, "PYTHON": sys.executable, "NAME": "study"} | variables
     return subprocess.run(
         [folder / "jobs" / "submit.sh", *words], capture_output=True, text=True, env=environment, cwd=folder.parent
@@ -142,7 +142,8 @@ FAKE_PYTHON = """#!/bin/bash
 # Notes its words, and ends with the code that EXIT_<stage> has for this call of the stage.
 printf '%q ' "$@" >>"$CALLS"; echo >>"$CALLS"
 for word; do [[ $word == 0*.py ]] && break; done
-codes=EXIT_${word%%_*}; codes=(${!codes}); n=$(grep -c "$word" "$CALLS")
+[[ ${*: -1} == --check ]] && exit "${EXIT_CHECK:-0}"
+codes=EXIT_${word%%_*}; codes=(${!codes}); n=$(grep -v -e --check "$CALLS" | grep -c "$word")
 exit "${codes[n - 1]:-0}"
 """
 
@@ -150,8 +151,8 @@ exit "${codes[n - 1]:-0}"
 class Site:
     """A checkout and a cluster whose Python only notes how it is called."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.cluster = checkout(folder / "checkout"), Cluster(folder / "lsf")
+    def __init__(self, folder: Path, cluster=None):
+        self.folder, self.cluster = checkout(folder / "checkout"), cluster or Cluster(folder / "lsf")
         (self.folder / "my birds").mkdir()
         self.calls_file, python = folder / "calls", folder / "python"
         python.write_text(FAKE_PYTHON)
@@ -169,7 +170,7 @@ class Site:
     @property
     def calls(self) -> list[list[str]]:
         lines = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
-        return [shlex.split(line) for line in lines]
+        return [call for call in map(shlex.split, lines) if call[-1] != "--check"]
 
     def states(self) -> dict[str, str]:
         return {name.removeprefix("study-"): job.state for name, job in self.cluster.jobs.items()}
@@ -178,6 +179,11 @@ class Site:
 @pytest.fixture
 def site(tmp_path) -> Site:
     return Site(tmp_path)
+
+
+@pytest.fixture
+def slurm_site(tmp_path) -> Site:
+    return Site(tmp_path, slurm.Cluster(tmp_path / "slurm"))
 
 
 def test_jobs_are_good_bash():
@@ -203,7 +209,7 @@ def test_head_of_a_job(stage):
     assert (options["-o"], options["-e"]) == (f"logs/{stage}.%J.out", f"logs/{stage}.%J.err")
     assert (options["-wa"], options["-wt"]) == ("USR2", "10") and lsf.minutes(options["-W"]) > 10
     assert not {"-u", "-N", "-B"} & options.keys()
-    assert not re.search(r"/home|/scratch|\w@\w", script)
+    assert not re.search(r"/home|/scratch|\w@[a-z]", script)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +255,10 @@ def test_a_job_that_is_queued_again_and_again_is_stopped(site):
     codes = {name.removeprefix("study-"): job.exit_codes for name, job in site.cluster.jobs.items()}
     assert codes == {"01": [0], "02": [75, 75, 0], "03": [75] * 3 + [3], "05": [75] * 20 + [3], "07": []}
     message = (site.folder / "logs" / "03.103.err").read_text()
-    assert "job 103 4 times (logs/03.103.0.starts), more than MAX_ATTEMPTS=3" in message and "WALLTIME" in message
+    assert (
+        "job 103 was started 4 times (logs/03.103.0.starts), more than MAX_ATTEMPTS=3" in message
+        and "WALLTIME" in message
+    )
     assert site.submit("01", "03", "02", EXIT_02=always, MAX_ATTEMPTS="2").returncode == 0
     site.cluster.run()
     assert site.cluster.jobs["study-02"].exit_codes == [75, 75, 3]
@@ -295,7 +304,7 @@ def test_what_is_asked_of_lsf_can_be_changed(site):
     assert call_of["study-02"][:5] == ["-m", "jobs.launch", "--nproc_per_node", "4", "02_finetuning.py"]
     assert call_of["study-04"][:5] == ["-m", "jobs.launch", "--nproc_per_node", "2", "04_analysis.py"]
     assert call_of["study-03"][0] == "03_model_validation.py" and call_of["study-06"][0] == "06_cnn.py"
-    assert call_of["study-03-cnn"][1:3] == ["--model_dir", "runs/study-cnn"]
+    assert call_of["study-03-cnn"][1:5] == ["--device", "cuda", "--model_dir", "runs/study-cnn"]
     assert call_of["study-03-pruned"][-2:] == ["--output_dir", "validation_results/study-pruned"]
 
 
@@ -525,3 +534,199 @@ def test_the_batch_system_changes_nothing_but_its_entry_in_the_record(tmp_path, 
             for name in ("started_at", "finished_at", "timings"):
                 del record[name]
     assert records["lsf"] == records["none"] == records["slurm"]
+
+
+# --------------------------------------------------------------------------------------------------- GPUs
+
+
+def test_jobs_that_ask_for_a_gpu_take_no_cpu_instead(site):
+    """A missing driver is then exit 3, not 24 hours on a CPU; by hand, where nothing was asked for, it is automatic."""
+    steps = [*STUDY, "06", "03-cnn"]
+    assert site.submit(*steps, TRAIN_ARGS="--device cpu").returncode == 0
+    site.cluster.run()
+    call_of = dict(zip(site.cluster.run_order, site.calls, strict=True))
+    for step in steps:
+        options = site.cluster.jobs[f"study-{step}"].options
+        words = " ".join(call_of[f"study-{step}"])
+        assert ("--device cuda" in words) == ("-gpu" in options) == (step[:2] not in ("01", "07")), step
+    assert call_of["study-02"][-2:] == ["--device", "cpu"], "what the user says comes last, and wins"
+    assert site.run_job("02").returncode == 0
+    assert "--device" not in site.calls[-1]
+
+
+def test_a_job_without_a_driver_ends_with_3_and_says_so(site):
+    folder = write_processed(site.folder / "processed_data" / "study")
+    assert folder.is_dir()
+    answer = site.submit(
+        "01", "02", PYTHON=sys.executable, BASE_MODEL="tiny", DATA_ARGS="--help", CUDA_VISIBLE_DEVICES=""
+    )
+    assert answer.returncode == 0, answer.stderr
+    site.cluster.run()
+    assert site.cluster.jobs["study-02"].exit_codes == [3]
+    assert "--device cuda: PyTorch finds no GPU" in (site.folder / "logs" / "02.102.err").read_text()
+
+
+# ------------------------------------------------------------------------------- flags of all, base model
+
+
+def test_one_variable_holds_the_flags_of_all_stages(site):
+    flags = {"COMMON_ARGS": "--overwrite --log_level warning", "PRUNE_ARGS": "--log_level debug"}
+    assert site.submit(**flags).returncode == 0
+    site.cluster.run()
+    assert len(site.calls) == len(STUDY)
+    assert all({"--overwrite", "--log_level"} <= set(call) for call in site.calls)
+    of_pruning = next(call for call in site.calls if call[0] == "05_pruning.py")
+    assert of_pruning[-2:] == ["--log_level", "debug"], "what is said for one stage wins"
+
+
+def test_a_wrong_base_model_is_told_before_anything_is_submitted(site):
+    answer = site.submit(EXIT_CHECK="3", BASE_MODEL="facebok/wav2vec2", TRAIN_ARGS="--keep_layers 0-5")
+    assert (answer.returncode, answer.stdout) == (3, "")
+    assert "step 02 cannot start from BASE_MODEL=facebok/wav2vec2 with TRAIN_ARGS=--keep_layers 0-5" in answer.stderr
+    assert not list(site.cluster.folder.glob("*.json")) and not site.calls
+    assert "--keep_layers 0-5 --check" in site.calls_file.read_text()
+
+
+@pytest.mark.parametrize("code", ["0", "3"])
+def test_make_pipeline_checks_the_base_model_first_and_hands_on_the_flags_of_all(code, site):
+    words = ["RAW_DIR=my birds", "BASE_MODEL=tiny", "COMMON_ARGS=--overwrite", "TRAIN_ARGS=--keep_layers 0-1"]
+    environment = os.environ | site.variables | {"EXIT_CHECK": code}
+    done = subprocess.run(
+        ["make", "-f", ROOT / "Makefile", "-o", "venv", "pipeline", f"PY={site.variables['PYTHON']}", *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=site.folder,
+    )
+    assert (done.returncode == 0) == (code == "0"), done.stderr
+    lines = site.calls_file.read_text().splitlines()
+    assert lines[0].startswith("02_finetuning.py --base_model tiny") and lines[0].rstrip().endswith("--check")
+    assert [call[0][:2] for call in site.calls] == (["01", "02", "03", "04", "05"] if code == "0" else [])
+    assert all("--overwrite" in call for call in site.calls)
+
+
+# -------------------------------------------------------------------------------------------------- Slurm
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_head_of_a_job_for_slurm(stage):
+    script = (ROOT / "jobs" / f"{stage}.sh").read_text()
+    options, of_lsf = slurm.options_of_script(script), lsf.options_of_script(script)
+    slurm.check(options, set())
+    assert ("--gres" in options) == ("-gpu" in of_lsf)
+    hours, minutes, _ = map(int, options["--time"].split(":"))
+    assert 60 * hours + minutes == lsf.minutes(of_lsf["-W"])
+    assert options["--cpus-per-task"] == of_lsf["-n"] and options["--ntasks"] == "1"
+    assert options["--signal"] == "B:USR2@600" and options["--requeue"]
+    assert (options["--output"], options["--error"]) == (f"logs/{stage}.%j.out", f"logs/{stage}.%j.err")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus-per-moon=1"], "unrecognized option '--gpus-per-moon=1'"),
+        (["--mem=8GB"], "Invalid --mem specification"),
+        (["--time=soon"], "Invalid --time specification"),
+        (["--dependency=afterok:7"], "Job dependency problem"),
+        (["--dependency=done(7)"], "Invalid --dependency specification"),
+        (["--partition=nowhere"], "invalid partition specified: nowhere"),
+    ],
+)
+def test_the_emulated_sbatch_refuses_what_slurm_refuses(words, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("#!/bin/bash\n#SBATCH --job-name=x\ntrue\n"))
+    with pytest.raises(slurm.Refused, match=re.escape(message)):
+        slurm.sbatch(tmp_path, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_through_slurm(slurm_site):
+    answer = slurm_site.submit(EXIT_07="3", COMMON_ARGS="--log_level warning")
+    assert answer.returncode == 0, answer.stderr
+    assert "Submitted batch job 102 It waits for afterok:101." in answer.stdout
+    assert f"sacct -X -j {','.join(map(str, range(101, 108)))}" in answer.stdout and "scancel 101 102" in answer.stdout
+    slurm_site.cluster.run()
+    assert slurm_site.states() == {step: "DONE" for step in STUDY} | {"07": "EXIT", "03-pruned": "ORPHAN"}
+    assert slurm_site.cluster.run_order == [f"study-{step}" for step in STUDY[:-1]]
+    call_of = {call[0][:2]: call for call in slurm_site.calls}
+    assert call_of["02"][:3] == ["02_finetuning.py", "--device", "cuda"]
+    assert call_of["01"][-4:] == ["--num_workers", "8", "--log_level", "warning"]
+
+
+def test_what_is_asked_of_slurm_can_be_changed(slurm_site):
+    printed = slurm_site.submit(
+        *("--dry_run", "--email", "ada@example.org", "01", "02", "07", "03"),
+        **{"QUEUE": "gpu", "WALLTIME_02": "48:00", "NUM_GPUS": "4", "MEMORY_02": "64GB", "KEEP_ARGS": "--ladder"},
+        **{"SBATCH_ARGS": "--account=birds", "CPU_QUEUE_01": "normal"},
+    ).stdout.splitlines()
+    mail = "--mail-type=END,FAIL --mail-user=ada@example.org --account=birds"
+    afterok = "--dependency='afterok:<id of 01>"
+    assert printed[0] == f"sbatch --job-name=study-01 --partition=normal {mail} < jobs/01.sh"
+    assert printed[1] == (
+        "sbatch --job-name=study-02 --partition=gpu --time=2880 --gres=gpu:4 --cpus-per-task=16 --mem=64G "
+        f"{mail} '--dependency=afterok:<id of 01>' --kill-on-invalid-dep=yes < jobs/02.sh"
+    )
+    assert printed[2].startswith("env NUM_GPUS=1 sbatch --job-name=study-03 --partition=gpu")
+    assert "'--dependency=afterok:<id of 01>:<id of 02>'" in printed[2], afterok
+    for line in printed:
+        words = shlex.split(line.partition(" < ")[0])
+        slurm.read_options(words[words.index("sbatch") + 1 :])
+
+
+def test_the_array_of_01_through_slurm(slurm_site):
+    assert slurm_site.submit("01", "02", SHARDS="3", EXIT_01="0 0 0 0").returncode == 0
+    slurm_site.cluster.run()
+    assert slurm_site.cluster.run_order == ["study-01-shards"] * 3 + ["study-01", "study-02"]
+    shares = [call[call.index("--num_workers") + 2 :] for call in slurm_site.calls[:4]]
+    assert shares == [["--shard", "1/3"], ["--shard", "2/3"], ["--shard", "3/3"], ["--merge_shards", "3"]]
+    assert {path.name for path in (slurm_site.folder / "logs").glob("01.*.err")} == {
+        *("01.101.1.err", "01.101.2.err", "01.101.3.err", "01.102.err")
+    }
+
+
+STOPPABLE = """#!{python}
+import os, signal, sys, time
+from pathlib import Path
+if sys.argv[-1] == "--check":
+    sys.exit()
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(" ".join(sys.argv[1:]) + "\\n")
+for number in (signal.SIGUSR2, signal.SIGTERM):
+    signal.signal(number, lambda *_: sys.exit(75))
+begun = Path(os.environ["CALLS"] + ".begun")
+if sys.argv[1].startswith("02") and not begun.exists():
+    begun.touch()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["wall time", "cancelled"])
+def test_slurm_starts_again_what_the_wall_time_stopped_and_not_what_was_cancelled(how, slurm_site):
+    site, python = slurm_site, Path(slurm_site.variables["PYTHON"])
+    python.write_text(STOPPABLE.format(python=sys.executable))
+    begun = Path(f"{site.calls_file}.begun")
+    (site.cluster.wall_time_after if how == "wall time" else site.cluster.cancel_after)["study-02"] = begun
+    assert site.submit("01", "02", "03", COMMON_ARGS="--overwrite").returncode == 0
+    site.cluster.run()
+    log_text = (site.folder / "logs" / "02.102.err").read_text()
+    if how == "wall time":
+        assert site.cluster.jobs["study-02"].exit_codes == [75, 0]
+        assert site.states() == {"01": "DONE", "02": "DONE", "03": "DONE"}
+        first, second = (call for call in site.calls if call[0].startswith("02"))
+        assert second == [word for word in first if word != "--overwrite"], "it goes on from what is there"
+        assert "start 2 of job 102: going on without --overwrite" in log_text
+    else:
+        assert site.cluster.jobs["study-02"].exit_codes == [75]
+        assert site.states() == {"01": "DONE", "02": "EXIT", "03": "ORPHAN"}
+
+
+def test_mistakes_with_slurm(slurm_site):
+    answer = slurm_site.submit(QUEUE_03="nowhere")
+    assert answer.returncode == 3 and "invalid partition specified: nowhere" in answer.stderr
+    assert "step 03 was not submitted: sbatch ended with exit code 1" in answer.stderr
+    assert "scancel 101 102" in answer.stderr
+    answer = slurm_site.submit(SCHEDULER="pbs")
+    assert answer.returncode == 2 and "SCHEDULER=pbs: expected lsf or slurm" in answer.stderr
+    answer = slurm_site.submit(SCHEDULER="lsf")
+    assert answer.returncode == 3 and "there is no bsub here" in answer.stderr
+    answer = slurm_site.run_job("01", SHARDS="4")
+    assert answer.returncode == 2 and "sbatch --array=1-4 jobs/01.sh" in answer.stderr
