@@ -27,9 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import cli, clips, preparation, recordings, runs, shares, spool, workers
+from utils import cli, clips, label_names, preparation, recordings, recordists, runs, shares, splits, spool, workers
 from utils.errors import AlreadyComplete, UsageError
-from utils.splits import SPLIT_BY
 
 STAGE = Path(__file__).stem
 SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
@@ -39,6 +38,7 @@ SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
     "remainder",
     "min_seconds",
     "recordist_level",
+    "same_recordist",
     "split_by",
     "val_fraction",
     "test_fraction",
@@ -84,8 +84,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--recordist_level",
         type=cli.positive_int,
         default=None,
-        help="level of the folders that are recordists, or sites: the split keeps each together, as it does the "
-        "recordists that a table names (default: none)",
+        help="level of the folders that are recordists, or sites, for files of which neither the table nor tags of "
+        "xeno-canto name one: the split keeps each together (default: none)",
+    )
+    parser.add_argument(
+        "--same_recordist",
+        type=Path,
+        default=None,
+        help="CSV, a row a person: the names that are one, such as Lars Lachmann,L. Lachmann (default: none)",
     )
     parser.add_argument("--sample_rate", type=cli.positive_int, default=16000, help="of the clips, in Hz")
     parser.add_argument("--clip_seconds", type=cli.positive_float, default=5.0, help="length of a clip, in s")
@@ -105,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--min_recordings", type=cli.positive_int, default=25, help="leave out labels with fewer recordings"
     )
     parser.add_argument(
-        "--split_by", choices=SPLIT_BY, default="recordist", help="what stays together on one side of the split"
+        "--split_by", choices=splits.SPLIT_BY, default="recordist", help="what stays together on one side of the split"
     )
     parser.add_argument("--val_fraction", type=cli.fraction, default=0.15, help="share of the clips for val")
     parser.add_argument("--test_fraction", type=cli.fraction, default=0.15, help="share of the clips for test")
@@ -134,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Leave a processed data set, or what one of many jobs contributes to it."""
     check_arguments(args)
-    files, skipped = recordings.find_recordings(args.raw_dir, args.metadata, args.label_level, args.recordist_level)
+    files, skipped = recordings.find_recordings(args.raw_dir, args.metadata, args.label_level)
     listed, vanished = preparation.list_files(args.raw_dir, files)
     files = [file for file in files if file.path in listed]
     inputs = {"raw_dir": runs.Input(str(args.raw_dir), preparation.listing_sha256(listed.values()))}
@@ -154,13 +160,17 @@ def make_data_set(
     skipped: list[recordings.Skipped],
 ) -> None:
     """Leave a processed data set; `files` are sorted by recording, `skipped` are left out already."""
-    merge = None
+    merge, of_shards, same = None, inputs, []
+    if args.same_recordist is not None:
+        inputs = inputs | {"same_recordist": runs.file_input(args.same_recordist)}
+        same = recordists.read_same_recordist(args.same_recordist)
     if args.merge_shards is not None:
         merge = shares.Merge(
             args.output_dir,
             args.merge_shards,
             lambda number, record: runs.difference(
-                record, STAGE, args_of_shard(args, Shard(number, args.merge_shards)), inputs, SHARD_NEUTRAL_ARGUMENTS
+                *(record, STAGE, args_of_shard(args, Shard(number, args.merge_shards)), of_shards),
+                SHARD_NEUTRAL_ARGUMENTS,
             ),
             lambda number, overwrite: command_line(
                 args, shard=Shard(number, args.merge_shards), merge_shards=None, overwrite=overwrite
@@ -177,7 +187,7 @@ def make_data_set(
         ):
             log_start(args, files)
             (args.output_dir / scratch).mkdir(exist_ok=True)
-            process(args, this_run, pool_map, merge, files, listed, skipped)
+            process(args, this_run, pool_map, merge, files, listed, skipped, same)
     except AlreadyComplete:
         shutil.rmtree(args.output_dir / scratch, ignore_errors=True)  # a kill after the very last step leaves it
         raise
@@ -292,6 +302,7 @@ def process(
     files: list[recordings.SourceFile],
     listed: dict[str, spool.Listed],
     skipped: list[recordings.Skipped],
+    same: list[list[str]],
 ) -> None:
     """Decode or take what is decoded, filter, split, cut and write."""
     n_found = len(files) + len(skipped)
@@ -310,12 +321,14 @@ def process(
             decoded = merge.gather(wanted)
     sounds, undecodable = decoded.sounds, decoded.undecodable
     preparation.report_odd_sounds(sounds)
+    tags_of = {path: sound.tags for path, sound in sounds.items()}
+    files, ambiguous = recordings.complete(files, tags_of, args.recordist_level, same)
     recorded, too_short = preparation.cut(clip_format, [(f, sounds[f.path]) for f in files if f.path in sounds])
     recorded, contradictory = preparation.drop_contradictions(recorded)
     left, too_few = preparation.drop_rare_labels([r.file for r in recorded], args.min_recordings)
     left_paths = {file.path for file in left}
     recorded = [r for r in recorded if r.file.path in left_paths]
-    unusable = undecodable + too_short + contradictory
+    unusable = undecodable + too_short + contradictory + ambiguous
     skipped = sorted(skipped + unusable + too_few, key=lambda skip: skip.file)
     preparation.write_skipped(args.output_dir, skipped)
     preparation.report([f"{skip.file}: {skip.reason}" for skip in unusable], "left out")
@@ -324,6 +337,17 @@ def process(
     stretches, warnings = preparation.split(recorded, args.split_by, args.val_fraction, args.test_fraction, args.seed)
     for warning in warnings:
         log.warning("%s", warning)
+    who = {r.file.recording_id: r.file.recordist for r in recorded}
+    label_names.warn_of_odd_labels(Counter({r.file.recording_id: r.file.label for r in recorded}.values()))
+    n_known = sum(recordist is not None for recordist in who.values())
+    kept_together = splits.kept_together(args.split_by, n_known, len(who))
+    if n_known == 0 and args.split_by in ("recordist", "strict_recordist"):
+        log.warning(
+            "no recordist is known, so the split is by recording: recordings by one person are on both sides of it, "
+            "and scores are too good for a person who was never heard. A metadata table names recordists, and so do "
+            "the tags of mp3 files as xeno-canto serves them"
+        )
+    preparation.write_similar_recordists(args.output_dir, recorded)
     with this_run.timed("writing"):
         n_shards = preparation.write_shards(
             args.output_dir, clip_format, pool_map, recorded, stretches, decoded.spool_dirs
@@ -343,10 +367,13 @@ def process(
         "n_labels": len(labels),
         "n_clips": {name: n_clips[name] for name in clips.SPLITS},
         "n_shards": n_shards,
+        "n_recordings_with_recordist": n_known,
+        "n_recordists": len(set(who.values()) - {None}),
+        "kept_together": kept_together,
         "hours": round(hours, 4),
     }
     log.info(
-        "%s: %d files -> %s: %d files, %d recordings, %.2f h, %d labels, %d clips (%s); %d in skipped.csv",
+        "%s: %d files -> %s: %d files, %d recordings, %.2f h, %d labels, %d clips (%s), split by %s; %d in skipped.csv",
         args.raw_dir,
         n_found,
         args.output_dir,
@@ -356,6 +383,7 @@ def process(
         len(labels),
         n_clips.total(),
         ", ".join(f"{name} {n_clips[name]}" for name in clips.SPLITS),
+        kept_together,
         len(skipped),
     )
     if merge is not None:

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import soundfile
 import soxr
+from mutagen.id3 import ID3, TPE1, WOAF
 
 from tests.sounds import song, write
 from tests.stages import digests, load_stage
@@ -401,3 +402,118 @@ def test_real_recordings(shared_dir, tmp_path):
     assert len(read_csv(tmp_path / "out" / "skipped.csv")) == 0
     recordists = table.source_path.map(source.recordist) + table.label
     assert (table.groupby(recordists.dropna()).split.nunique() == 1).all()
+
+
+# ------------------------------------------------------------------------------------- who recorded it, and units
+
+
+def tagged_songs(raw_dir, n_people=4, n_each=3):
+    """Write mp3 files of two species as xeno-canto serves them, by `n_people` recordists who differ by a letter."""
+    for i in range(2 * n_people * n_each):
+        path = write(raw_dir / ("Crow", "Wren")[i % 2] / f"song {i}.mp3", song(1, 16000, seed=i), 16000)
+        tags = ID3()
+        person = i // 2 % n_people
+        name = f"Person Number {'ABCDEFGH'[person] * 3}"
+        tags.add(TPE1(encoding=3, text=name.upper() if i % 3 == 0 else name))
+        tags.add(WOAF(url=f"https://xeno-canto.org/{1000 + i}"))
+        tags.save(path)
+    return raw_dir
+
+
+def test_untouched_downloads_are_split_by_the_recordists_of_their_tags(tmp_path, caplog):
+    raw_dir = tagged_songs(tmp_path / "raw")
+    assert run(raw_dir, tmp_path / "out") == 0
+    table = read_csv(tmp_path / "out/recordings.csv")
+    assert set(table.recording_id) == {f"XC{1000 + i}" for i in range(24)}
+    assert table.recordist.nunique() == 4
+    assert (table.groupby(["recordist", "label"]).split.nunique() == 1).all()
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["metrics"]["kept_together"] == "recordist and species"
+    assert record["metrics"]["n_recordings_with_recordist"] == 24 and record["metrics"]["n_recordists"] == 4
+    assert "24 of 24 files have a recordist: 0 from the table, 24 from tags of xeno-canto" in caplog.text
+
+
+def test_shards_and_a_resumed_run_read_the_same_tags(tmp_path):
+    raw_dir = tagged_songs(tmp_path / "raw")
+    assert run(raw_dir, tmp_path / "whole") == 0
+    for number in (1, 2):
+        assert run(raw_dir, tmp_path / "merged", "--shard", f"{number}/2") == 0
+    assert run(raw_dir, tmp_path / "merged", "--merge_shards", 2) == 0
+    assert digests(tmp_path / "whole") == digests(tmp_path / "merged")
+
+
+def test_a_list_of_same_recordists_merges_them_and_counts_as_an_input(tmp_path, caplog):
+    raw_dir = tagged_songs(tmp_path / "raw")
+    same = tmp_path / "same.csv"
+    same.write_text("Person Number AAA,Person Number BBB\nperson number ccc,Person Number DDD\n")
+    assert run(raw_dir, tmp_path / "out", "--same_recordist", same) == 0
+    assert set(read_csv(tmp_path / "out/recordings.csv").recordist) == {"Person Number AAA", "person number ccc"}
+    same.write_text("Person Number AAA,Person Number BBB\n")
+    assert run(raw_dir, tmp_path / "out", "--same_recordist", same) == 4
+    same.write_text("Person Number AAA\n")
+    assert run(raw_dir, tmp_path / "other", "--same_recordist", same) == 3
+    assert not (tmp_path / "other").exists()
+
+
+def test_similar_recordists_are_listed_and_the_list_can_be_given_back(tmp_path, caplog):
+    names = ["Lars Lachmann", "L. Lachmann", "Marc Anderson", "Ada Lovelace"]
+    rows = ["file,label,recordist"]
+    for i in range(16):
+        write(tmp_path / "raw" / f"{i}.wav", song(1, 16000, seed=i), 16000)
+        rows.append(f"{i}.wav,{('Crow', 'Wren')[i % 2]},{names[i // 2 % 4]}")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    assert run(tmp_path / "raw", tmp_path / "out", "--metadata", tmp_path / "list.csv") == 0
+    listed = tmp_path / "out" / preparation.SIMILAR_NAME
+    assert listed.read_text() == "recordist,same_as\nL. Lachmann,Lars Lachmann\n"
+    assert "L. Lachmann (4 files), Lars Lachmann (4): one name is within the other" in caplog.text
+    copy = shutil.copy(listed, tmp_path / "same.csv")
+    argv = ["--metadata", tmp_path / "list.csv", "--same_recordist", copy]
+    assert run(tmp_path / "raw", tmp_path / "merged", *argv) == 0
+    assert read_csv(tmp_path / "merged/recordings.csv").recordist.nunique() == 3
+    assert not (tmp_path / "merged" / preparation.SIMILAR_NAME).exists()
+
+
+def test_the_unit_of_the_split_is_said_where_few_recordists_are_known(tmp_path, caplog):
+    rows = ["file,label,recordist"]
+    for i in range(16):
+        write(tmp_path / "raw" / f"{i}.wav", song(1, 16000, seed=i), 16000)
+        rows.append(f"{i}.wav,{('Crow', 'Wren')[i % 2]},{'Ada' if i < 4 else 'unknown'}")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+
+    def unit(*more):
+        output_dir = tmp_path / f"out{len(more)}{more[-1]}"
+        assert run(tmp_path / "raw", output_dir, "--metadata", tmp_path / "list.csv", *more) == 0
+        return json.loads((output_dir / "run.json").read_text())["metrics"]["kept_together"]
+
+    assert unit("--val_fraction", 0) == "recordist and species for 25 % of the recordings, recording for the rest"
+    assert unit("--split_by", "strict_recordist") == "recordist for 25 % of the recordings, recording for the rest"
+    assert unit("--split_by", "recording") == "recording"
+    assert "no recordist is known" not in caplog.text
+    (tmp_path / "list.csv").write_text("\n".join(rows).replace("Ada", "?") + "\n")
+    assert unit("--seed", 1) == "recording"
+    assert "no recordist is known, so the split is by recording" in caplog.text
+    assert "split by recording" in caplog.text
+
+
+def test_pieces_under_several_labels_are_on_one_side(tmp_path):
+    for tape in range(6):
+        for i in range(4):
+            name = f"0.9{i}_{i}_tape{tape}_{3 * i}.0s_{3 * i + 3}.0s.wav"
+            write(tmp_path / "raw" / ("Crow", "Wren")[i % 2] / name, song(1, 16000, seed=4 * tape + i), 16000)
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    table = read_csv(tmp_path / "out/recordings.csv")
+    assert len(table) == 12
+    assert (table.groupby(table.recording_id.str.extract(r"(tape\d)")[0]).split.nunique() == 1).all()
+
+
+@pytest.mark.parametrize("names", [("NA", "None", "nan"), ("null", "N/A", "inf")])
+def test_classes_that_other_programs_read_as_missing_stay_classes_here(tmp_path, caplog, names):
+    rows = ["file,label"]
+    for i in range(12):
+        write(tmp_path / "raw" / f"{i}.wav", song(1, 16000, seed=i), 16000)
+        rows.append(f"{i}.wav,{names[i % 3]}")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    assert run(tmp_path / "raw", tmp_path / "out", "--metadata", tmp_path / "list.csv") == 0
+    assert clips.read_labels(tmp_path / "out") == sorted(names)
+    assert set(read_csv(tmp_path / "out/split_report.csv").label) == set(names)
+    assert "are read as missing by pandas and R" in caplog.text

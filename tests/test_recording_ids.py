@@ -86,6 +86,7 @@ def test_a_folder_a_recording(piece):
         [f"Rook/rook_{i}.wav" for i in range(1, 9)],
         [f"Rook/rook ({i}).wav" for i in range(1, 9)],  # many files renamed at once by Windows
         [f"Rook/{i}.wav" for i in range(1, 9)],
+        [f"Rook/rook_{i}.wav" for i in range(0, 20, 2)] + [f"Jay/jay_{i}.wav" for i in range(1, 20, 2)],
         [f"Rook/ZOOM{i:04d}.wav" for i in range(1, 9)],
         [f"Rook/240601_{i:04d}.wav" for i in range(1, 9)],  # date and number in the day
         [f"{label}/song/{i}.wav" for label in ("Rook", "Jay") for i in (1, 2)]

@@ -9,7 +9,8 @@ import pytest
 
 from utils import recordings
 from utils.errors import InputError
-from utils.recordings import Skipped, SourceFile, find_recordings
+from utils.recordings import Skipped, SourceFile, complete, find_recordings
+from utils.tags import Tags
 
 
 def touch(raw_dir, *paths):
@@ -132,32 +133,65 @@ def test_an_unused_metadata_table_is_mentioned(tmp_path, caplog):
     assert "--metadata" in caplog.text
 
 
-def test_a_given_level_holds_the_labels_and_another_the_recordists(tmp_path):
+def test_a_given_level_holds_the_labels(tmp_path):
     touch(tmp_path, "train/Rook/1.wav", "train/Jay/1.wav", "test/Rook/1.wav", "test/new/Jay/1.wav", "stray.wav")
-    files, skipped = find_recordings(tmp_path, label_level=2, recordist_level=1)
+    files, skipped = find_recordings(tmp_path, label_level=2)
     assert files == [
-        SourceFile("test/Rook/1.wav", "Rook", "test/Rook/1", "test"),
-        SourceFile("test/new/Jay/1.wav", "new", "test/new/Jay/1", "test"),
-        SourceFile("train/Jay/1.wav", "Jay", "train/Jay/1", "train"),
-        SourceFile("train/Rook/1.wav", "Rook", "train/Rook/1", "train"),
+        SourceFile("test/Rook/1.wav", "Rook", "test/Rook/1", None),
+        SourceFile("test/new/Jay/1.wav", "new", "test/new/Jay/1", None),
+        SourceFile("train/Jay/1.wav", "Jay", "train/Jay/1", None),
+        SourceFile("train/Rook/1.wav", "Rook", "train/Rook/1", None),
     ]
     assert [skip.file for skip in skipped] == ["stray.wav"]
     with pytest.raises(InputError, match=r"all are skipped; the first: stray\.wav: no label"):
         find_recordings(tmp_path, label_level=4)
 
 
-def test_a_table_knows_recordists_better_than_folders(tmp_path):
-    touch(tmp_path, "North/1.wav", "unknown/2.wav", "South/3.wav", "4.wav")
+# ----------------------------------------------------------------------------------- what tags and folders add
+
+
+def test_a_table_knows_best_then_tags_then_folders(tmp_path, caplog):
+    touch(tmp_path, "North/1.wav", "unknown/2.wav", "South/3.wav", "4.wav", "South/5.wav")
     metadata = write_csv(
-        tmp_path, "file,label,recordist\nNorth/1.wav,Rook,Ada\nunknown/2.wav,Rook,\nSouth/3.wav,Rook,?\n4.wav,Rook,\n"
+        tmp_path,
+        "file,label,recordist\nNorth/1.wav,Rook,Ada\nunknown/2.wav,Rook,\nSouth/3.wav,Rook,?\n4.wav,Rook,\n"
+        "South/5.wav,Rook,anon.\n",
     )
-    files, _ = find_recordings(tmp_path, metadata, recordist_level=1)
+    tags_of = {
+        "North/1.wav": Tags("Bo"),
+        "South/3.wav": Tags("Bo", other_artist=None),
+        "South/5.wav": Tags("Unknown recordist"),
+        "4.wav": Tags(other_artist="Voice Memos"),
+    }
+    with caplog.at_level("INFO"):
+        files, skipped = complete(find_recordings(tmp_path, metadata)[0], tags_of, recordist_level=1)
     assert {file.path: file.recordist for file in files} == {
         "North/1.wav": "Ada",
         "unknown/2.wav": None,
-        "South/3.wav": "South",
+        "South/3.wav": "Bo",
         "4.wav": None,
+        "South/5.wav": "South",
     }
+    assert skipped == []
+    said = "3 of 5 files have a recordist: 1 from the table, 1 from tags of xeno-canto, 1 from folders"
+    assert said in caplog.text
+    assert "1 files name an artist in tags that are not xeno-canto's (Voice Memos (1)): not used" in caplog.text
+
+
+def test_ids_of_tags_count_where_only_the_path_names_a_recording(tmp_path):
+    touch(tmp_path, "Rook/b.wav", "Rook/c.wav", "Jay/XC2.wav", "Wren/d.wav", "Jay/e.wav")
+    tags_of = {path: Tags(recording_id="XC7") for path in ("Rook/b.wav", "Rook/c.wav", "Jay/XC2.wav")}
+    tags_of |= {path: Tags(recording_id="XC9") for path in ("Wren/d.wav", "Jay/e.wav")}
+    files, skipped = complete(find_recordings(tmp_path)[0], tags_of)
+    assert [(file.path, file.recording_id) for file in files] == [
+        ("Jay/XC2.wav", "XC2"),
+        ("Rook/b.wav", "XC7"),
+        ("Rook/c.wav", "XC7"),
+    ]
+    assert {skip.reason for skip in skipped} == {"recording XC9 has several labels: Jay, Wren"}
+    metadata = write_csv(tmp_path, "file,label,recording_id\nRook/b.wav,Rook,tape 1\n")
+    files, _ = complete(find_recordings(tmp_path, metadata)[0], tags_of)
+    assert files[0].recording_id == "tape 1"
 
 
 # -------------------------------------------------------------------------------------------- recording ids

@@ -20,11 +20,13 @@ from utils import audio, clips, runs, spool, workers
 from utils.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 from utils.files import sha256_of_lines, write_json, write_text
 from utils.recordings import Skipped, SourceFile
+from utils.recordists import similar_names
 from utils.splits import assign_splits, group_keys, merge_groups
 from utils.text import some
 
 SCRATCH_NAME = ".work"
 PLAN_NAME = "plan.json"
+SIMILAR_NAME = "similar_recordists.csv"
 CLIPS_PER_SHARD = 1024
 BYTES_PER_SHARD = 2**26  # of PCM
 FILES_PER_TASK = 8
@@ -122,7 +124,8 @@ def drop_rare_labels(files: Sequence[SourceFile], min_recordings: int) -> tuple[
     """Leave out labels with fewer than `min_recordings` recordings, by name in the log."""
     recordings = defaultdict(set)
     for file in files:
-        recordings[file.label].add(file.recording_id)
+        # While the tags are not read a path is a recording, at most.
+        recordings[file.label].add(file.path if file.is_named_by_path else file.recording_id)
     rare = {label: len(ids) for label, ids in sorted(recordings.items()) if len(ids) < min_recordings}
     if rare:
         names = some([f"{label} ({n})" for label, n in rare.items()], NAMED_IN_LOG)
@@ -377,6 +380,24 @@ def write_recordings(
     columns = ["recording_id", "label", "recordist", "group", "split", "duration_s", "n_clips", "n_files"]
     write_csv(output_dir / "recordings.csv", [*columns, "sample_rate_hz", "sha256"], rows)
     return len(rows)
+
+
+def write_similar_recordists(output_dir: Path, recorded: Sequence[Recorded]) -> None:
+    """Write ``similar_recordists.csv`` if any two names may be one person; nothing is merged."""
+    counts = Counter(r.file.recordist for r in recorded if r.file.recordist is not None)
+    pairs = similar_names(counts)
+    if not pairs:
+        return
+    path = output_dir / SIMILAR_NAME
+    write_csv(path, ["recordist", "same_as"], [[one, other] for one, other, _ in pairs])
+    lines = [f"{one} ({counts[one]} files), {other} ({counts[other]}): {reason}" for one, other, reason in pairs]
+    report(lines, "recordists with similar names, taken for two")
+    log.warning(
+        "%s lists %d pairs of recordists with similar names. Where they are one person, recordings by that person are "
+        "on both sides of the split: copy the file, delete the rows that are two persons, and give it with "
+        "--same_recordist",
+        *(path, len(pairs)),
+    )
 
 
 def write_split_report(output_dir: Path, stretches: Sequence[spool.Stretch]) -> None:

@@ -75,8 +75,8 @@ def name_recordings(paths: Sequence[str], labels: Sequence[str]) -> list[Recordi
       and a number (``_segment_4``, ``-part2``), ``- Copy``;
     - a **number** after a date and time or after an id of five digits or more (``20250601_063000_001``, sox's
       ``20250601_063000001``): the name before it is that of one recording;
-    - numbers that grow by **equal steps** of two or more from the start (``_5``, ``_10``, ``_15``: seconds), and
-      pairs of equal distance (``_0_3000``, ``_3000_6000``: milliseconds);
+    - numbers that grow by **equal steps** of two or more from the start, in several series of a folder (``_5``,
+      ``_10``, ``_15``: seconds), and pairs of equal distance (``_0_3000``, ``_3000_6000``: milliseconds);
     - `` (1)`` beside the file of the same name without it;
     - the whole name, where it is a number and each of several folders of a label holds 0, 1, 2, … (a **folder a
       recording**).
@@ -166,9 +166,14 @@ def _by_numbers(bases: dict[int, str]) -> dict[int, str]:
         if found and int(found["start"]) < int(found["end"]):
             spans[posixpath.join(folder, found["stem"])].append((i, int(found["start"]), int(found["end"])))
     joined = {}
+    steps = {key: _equal_steps({number for _, number in members}) for key, members in numbered.items()}
+    n_alike = Counter((posixpath.dirname(stem), mark, steps[stem, mark]) for stem, mark in numbered)
     for (stem, mark), members in numbered.items():
         is_copy = mark.endswith("(") and stem in everything
-        if is_copy or _names_one_recording(stem) or _are_equal_steps({number for _, number in members}):
+        # One series alone may number recordings, too.
+        step = steps[stem, mark]
+        is_cut = step > 1 and n_alike[posixpath.dirname(stem), mark, step] > 1
+        if is_copy or is_cut or _names_one_recording(stem):
             joined |= {i: stem for i, _ in members}
     for stem, members in spans.items():
         if len(members) > 1 and {end - start for _, start, end in members} != {1} and _are_equally_long(members):
@@ -185,9 +190,10 @@ def _names_one_recording(stem: str) -> bool:
     return number is not None and not SHORT_DATE.fullmatch(number[0])
 
 
-def _are_equal_steps(numbers: set[int]) -> bool:
+def _equal_steps(numbers: set[int]) -> int:
+    """Return the step of numbers that are 0 or one step, and on from there, three or more; otherwise 0."""
     step = math.gcd(*numbers)
-    return step > 1 and len(numbers) > 2 and max(numbers) // step + (0 in numbers) == len(numbers)
+    return step if len(numbers) > 2 and max(numbers) // step + (0 in numbers) == len(numbers) else 0
 
 
 def _are_equally_long(members: list[tuple[int, int, int]]) -> bool:
@@ -250,7 +256,8 @@ def _warn_of_numbers(bases: dict[int, str]) -> None:
     many = [
         sorted(own)
         for _, own in sorted(alike.items())
-        if len(own) >= LEAST_ALIKE and max(own)[0] - min(own)[0] < 2 * len(own)
+        if len(own) >= LEAST_ALIKE
+        and (max(own)[0] - min(own)[0] < 2 * len(own) or _equal_steps({number for number, _ in own}))
     ]
     if many:
         log.warning(

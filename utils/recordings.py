@@ -7,7 +7,7 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from utils.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 from utils.folder_levels import find_label_level, label_of
 from utils.metadata import Row, read_rows
 from utils.recording_ids import XENO_CANTO_ID, name_recordings, tidy
-from utils.recordists import is_unknown
+from utils.recordists import is_unknown, one_spelling
+from utils.tags import Tags
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Skipped:
 
 
 def find_recordings(
-    raw_dir: Path, metadata: Path | None = None, label_level: int | None = None, recordist_level: int | None = None
+    raw_dir: Path, metadata: Path | None = None, label_level: int | None = None
 ) -> tuple[list[SourceFile], list[Skipped]]:
     """List the labelled audio files of a folder.
 
@@ -95,8 +96,6 @@ def find_recordings(
         CSV, UTF-8, comma-separated.
     label_level : int, optional
         Level of the folders that are the labels, counted from 1: the folders in `raw_dir`.
-    recordist_level : int, optional
-        Level of the folders that are recordists, for files whose recordist is not known otherwise.
 
     Returns
     -------
@@ -124,8 +123,6 @@ def find_recordings(
             raise OSError("it is another folder than a moment ago")
     except OSError as error:
         raise machine_fault(error.filename or raw_dir, error) from error
-    if recordist_level is not None:
-        files = _with_recordists_of_folders(files, recordist_level)
     files, unprintable = _printable_labels(files)
     files, ambiguous = _one_label_each(_with_recording_ids(files))
     skipped = sorted(skipped + unprintable + ambiguous, key=lambda skip: (skip.file, skip.reason))
@@ -139,7 +136,73 @@ def find_recordings(
     log.info(
         "%s: %d files, %d recordings, %d labels; %d skipped", raw_dir, len(files), n_recordings, n_labels, len(skipped)
     )
-    return sorted(files, key=lambda file: (file.recording_id, file.path)), skipped
+    return sorted(files, key=_order), skipped
+
+
+def complete(
+    files: Sequence[SourceFile],
+    tags_of: Mapping[str, Tags],
+    recordist_level: int | None = None,
+    same: Sequence[Sequence[str]] = (),
+) -> tuple[list[SourceFile], list[Skipped]]:
+    """Fill in what is not known of files, recordists from their tags, then from folders; spell each in one way.
+
+    Parameters
+    ----------
+    files : sequence of SourceFile
+        As `find_recordings` found them.
+    tags_of : mapping of str to Tags
+        By path; files without an entry stay as they are.
+    recordist_level : int, optional
+        Level of the folders that are recordists, counted from 1: the folders in the folder of recordings.
+    same : sequence of sequence of str
+        Names that are one recordist; see `recordists.one_spelling`.
+
+    Returns
+    -------
+    files : list of SourceFile
+        Sorted by ``(recording_id, path)``.
+    skipped : list of Skipped
+        Files of a recording that turns out to have several labels.
+    """
+    known, n_by, others = [], Counter(), Counter()
+    for file in files:
+        found = tags_of.get(file.path, Tags())
+        recordist, source = file.recordist, "table"
+        if recordist is None and found.recordist is not None and not is_unknown(found.recordist):
+            recordist, source = found.recordist, "tags"
+        folders = file.path.split("/")[:-1]
+        if recordist is None and recordist_level is not None and len(folders) >= recordist_level:
+            name = tidy(folders[recordist_level - 1])
+            recordist, source = None if is_unknown(name) else name, "folders"
+        n_by[source] += recordist is not None
+        others[found.other_artist] += recordist is None
+        if file.is_named_by_path and found.recording_id is not None:
+            file = replace(file, recording_id=found.recording_id, origin=None)
+            n_by["ids"] += 1
+        known.append(replace(file, recordist=recordist, is_named_by_path=False))
+    log.info(
+        "%d of %d files have a recordist: %d from the table, %d from tags of xeno-canto, %d from folders",
+        *(n_by["table"] + n_by["tags"] + n_by["folders"], len(files), n_by["table"], n_by["tags"], n_by["folders"]),
+    )
+    if n_by["ids"]:
+        log.info("%d files have their recording id from tags of xeno-canto", n_by["ids"])
+    del others[None]
+    if +others:
+        names = ", ".join(f"{name} ({n})" for name, n in (+others).most_common(5))
+        log.warning(
+            "%d files name an artist in tags that are not xeno-canto's (%s): not used, it may be an app or a "
+            "publisher. If they are recordists, name them in a metadata table",
+            *(others.total(), names),
+        )
+    spelling = one_spelling([file.recordist for file in known if file.recordist is not None], same)
+    known = [replace(file, recordist=spelling.get(file.recordist)) for file in known]
+    known, skipped = _one_label_each(known)
+    return sorted(known, key=_order), skipped
+
+
+def _order(file: SourceFile) -> tuple[str, str]:
+    return file.recording_id, file.path
 
 
 def _printable_labels(files: list[SourceFile]) -> tuple[list[SourceFile], list[Skipped]]:
@@ -162,18 +225,6 @@ def _one_label_each(files: list[SourceFile]) -> tuple[list[SourceFile], list[Ski
             reason = f"recording {file.recording_id} has several labels: {', '.join(sorted(found))}"
             skipped.append(Skipped(file.path, reason))
     return kept, skipped
-
-
-def _with_recordists_of_folders(files: list[SourceFile], level: int) -> list[SourceFile]:
-    named = []
-    for file in files:
-        folders = file.path.split("/")[:-1]
-        name = tidy(folders[level - 1]) if len(folders) >= level else ""
-        known = file.recordist is not None or is_unknown(name)
-        named.append(file if known else replace(file, recordist=name))
-    n_named = sum(new.recordist != old.recordist for new, old in zip(named, files, strict=True))
-    log.info("the recordists of %d of %d files are the names of their folders of level %d", n_named, len(files), level)
-    return named
 
 
 def _with_recording_ids(files: list[SourceFile]) -> list[SourceFile]:

@@ -8,7 +8,14 @@ from utils.clips import SPLITS
 from utils.errors import UsageError
 from utils.text import some
 
-SPLIT_BY = ("recordist", "strict_recordist", "recording", "clip")
+# What is kept together, in words.
+UNITS = {
+    "recordist": "recordist and species",
+    "strict_recordist": "recordist",
+    "recording": "recording",
+    "clip": "clip",
+}
+SPLIT_BY = tuple(UNITS)
 
 # A class with fewer groups than splits goes without val first, then without test: one that is tested
 # and was never trained on says nothing. The weight is what a class that misses the split counts.
@@ -67,6 +74,17 @@ def group_keys(
     elif recordist is not None and split_by == "strict_recordist":
         keys[0] = recordist
     return keys
+
+
+def kept_together(split_by: str, n_known: int, n_recordings: int) -> str:
+    """Say in words what a split keeps together, when the recordist of `n_known` of `n_recordings` is known."""
+    unit = UNITS[split_by]
+    if split_by in ("recording", "clip") or n_known == n_recordings:
+        return unit
+    if n_known == 0:
+        return UNITS["recording"]
+    percent = min(max(round(100 * n_known / n_recordings), 1), 99)
+    return f"{unit} for {percent} % of the recordings, recording for the rest"
 
 
 def merge_groups(keys: Sequence[Iterable[str]]) -> list[str]:

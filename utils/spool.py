@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import mutagen
 import numpy as np
 import soundfile
 import soxr
 
-from utils import audio, clips
+from utils import audio, clips, tags
 from utils.errors import InputError, machine_fault
 from utils.files import sha256_of_file
 from utils.recordings import Skipped
@@ -27,7 +28,8 @@ MARKER_SUFFIX = ".json"
 def decoded_by() -> str:
     """Name the code that decodes: PCM of another may differ in its last bit, so what that left is not gone on with."""
     ours = sha256_of_file(Path(audio.__file__))[:12]
-    return f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}, audio.py {ours}"
+    by_tags = f"mutagen {mutagen.version_string}, tags.py {sha256_of_file(Path(tags.__file__))[:12]}"
+    return f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}, audio.py {ours}, {by_tags}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Spooled:
         Of the PCM: int16, little-endian.
     source_rate_hz : int
     warnings : tuple of str
+    tags : Tags
+        What the file's tags say of its recording.
     """
 
     path: str
@@ -68,11 +72,12 @@ class Spooled:
     sha256: str
     source_rate_hz: int
     warnings: tuple[str, ...]
+    tags: tags.Tags
 
     @classmethod
     def from_json(cls, value: dict) -> "Spooled":
         """Return what `dataclasses.asdict` made into JSON."""
-        return cls(**{**value, "warnings": tuple(value["warnings"])})
+        return cls(**{**value, "warnings": tuple(value["warnings"]), "tags": tags.Tags(**value["tags"])})
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
             pcm_path.unlink()
             _check_unchanged(task.raw_dir, file)
             return Skipped(file.path, str(reason))
-    spooled = Spooled(file.path, decoded.n_samples, digest.hexdigest(), decoded.source_rate_hz, decoded.warnings)
+    found = tags.read_tags(task.raw_dir / file.path)
+    spooled = Spooled(file.path, decoded.n_samples, digest.hexdigest(), decoded.source_rate_hz, decoded.warnings, found)
     _check_unchanged(task.raw_dir, file)
     # Not flushed to disk: after a crash of the machine the checksum finds what is missing.
     partial = marker_path.with_suffix(".partial")

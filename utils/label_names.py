@@ -1,0 +1,46 @@
+"""Labels that are classes like any other here, and may not be meant so."""
+
+import logging
+import re
+from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
+
+NO_SPECIES = re.compile(
+    r"mystery( mystery)?|sonus naturalis|soundscapes?|(unknown|unidentified|undetermined|indet|unid)\b.*|"
+    r"no ?(birds?|calls?)|noise|background|silence|others?|misc\w*|various|aves|birds?|"
+    r".* spp?\.?( .*)?|.*/.*|.* [x×] .*"  # Corvus sp., Parus/Poecile, Anas platyrhynchos x acuta
+)
+# What pandas and R take for a missing value when they read a CSV.
+MISSING = frozenset(
+    {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL"}
+    | {"NaN", "None", "n/a", "nan", "null"}
+)
+
+
+def warn_of_odd_labels(n_recordings: Mapping[str, int]) -> None:
+    """Warn of labels that name no species, and of those that other programs read as missing.
+
+    Parameters
+    ----------
+    n_recordings : mapping of str to int
+        Recordings of each label.
+    """
+    odd = {label: n for label, n in sorted(n_recordings.items()) if _is_no_species(label)}
+    if odd:
+        log.warning(
+            "%d labels name no species: %s. They are classes like any other; where that is not meant, leave their "
+            "recordings out",
+            *(len(odd), ", ".join(f"{label} ({n} recordings)" for label, n in odd.items())),
+        )
+    missing = sorted(MISSING & n_recordings.keys())
+    if missing:
+        log.warning(
+            "the labels %s are read as missing by pandas and R from the CSVs of results: read these with "
+            "keep_default_na=False (pandas) or na.strings=character() (R), or give the classes other names",
+            ", ".join(missing),
+        )
+
+
+def _is_no_species(label: str) -> bool:
+    return NO_SPECIES.fullmatch(" ".join(label.casefold().replace("_", " ").split())) is not None
