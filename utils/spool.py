@@ -124,7 +124,10 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
             pcm_path.unlink()
             _check_unchanged(task.raw_dir, file)
             return Skipped(file.path, str(reason))
-    found = tags.read_tags(task.raw_dir / file.path)
+    try:
+        found = tags.read_tags(task.raw_dir / file.path)
+    except OSError as error:
+        raise machine_fault(task.raw_dir / file.path, error) from error
     spooled = Spooled(file.path, decoded.n_samples, digest.hexdigest(), decoded.source_rate_hz, decoded.warnings, found)
     _check_unchanged(task.raw_dir, file)
     # Not flushed to disk: after a crash of the machine the checksum finds what is missing.
