@@ -356,6 +356,7 @@ def process(
     clips.write_labels(args.output_dir, labels)
     n_recordings = preparation.write_recordings(args.output_dir, args.sample_rate, recorded, stretches)
     preparation.write_split_report(args.output_dir, stretches)
+    preparation.warn_of_formulas(recorded, skipped)
 
     n_clips = Counter(name for stretch in stretches for name in stretch.splits)
     hours = sum(r.sound.n_samples for r in recorded) / args.sample_rate / 3600

@@ -466,6 +466,27 @@ def replaced_input(world: World, stage: Stage, folder: Path) -> None:
     world.expect_undisturbed(stage, folder / "out")
 
 
+def folder_away(world: World, stage: Stage, folder: Path) -> None:
+    """Take the folder of recordings away at a random moment, as a network disk does, and put it back."""
+    raw_dir, away, output_dir = world.folder / "raw", world.folder / "raw-away", folder / "out"
+    process = world.start(stage, output_dir)
+    if world.rng.random() < 0.5:
+        world.wait_a_moment(stage, process)
+    else:  # decoding is a small part of the time that so small a run takes
+        n_decoded = world.rng.randrange(len(list(raw_dir.rglob("*.wav"))))
+        while process.is_alive() and len(list(output_dir.glob(".work/*.pcm"))) <= n_decoded:
+            process.join(0.001)
+    raw_dir.rename(away)
+    process.join(world.rng.choice([0.02, 0.2, None]))
+    away.rename(raw_dir)
+    process.join()
+    world.check_end(process, {0, 3})
+    if process.exitcode == 3:
+        log.info("%s: exit code 3 after the folder was away", folder.name)
+        check_no_result(stage, output_dir, world.reference(stage.number))
+    world.expect_undisturbed(stage, output_dir)
+
+
 @dataclass(frozen=True)
 class Drill:
     """A row of the table."""
@@ -500,6 +521,9 @@ DRILLS = (
     ),
     Drill(corrupt_record, "corrupt run.json", "truncated at a random byte, or rubbish", "nothing"),
     Drill(replaced_input, "input replaced between two runs", "a model or data of another seed; a recording", "nothing"),
+    Drill(
+        folder_away, "folder of recordings away", "at a random moment, for a moment or until the end", AGAIN, ("01",)
+    ),
 )
 
 

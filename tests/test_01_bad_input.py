@@ -560,3 +560,58 @@ def test_names_are_bytes_in_a_locale_without_utf8(tmp_path):
     assert json.loads((tmp_path / "größer" / "run.json").read_text("utf-8"))["arguments"]["raw_dir"] == str(raw_dir)
     assert "Vögel" in (tmp_path / "größer" / "log.txt").read_text("utf-8")
     assert "Vögel" in process.stderr.decode("utf-8")
+
+
+# ------------------------------------------------------------- names that steer a terminal or a spreadsheet
+
+ESCAPES = {
+    "colour": "\x1b[31mred",
+    "clear": "a\x1b[2J\x1b[Hb",
+    "bell": "a\x07b",
+    "line": "a\n2026-01-01 00:00:00 INFO    done",
+    "return": "a\rb",
+    "turned round": "a\u202egpj.b",
+    "8-bit escape": "a\x9b31mb",
+}
+
+
+@pytest.mark.parametrize("kind", ESCAPES)
+def test_escapes_in_names_of_files_reach_neither_terminal_nor_table(raw_dir, capfd, kind):
+    write(raw_dir / "Crow" / f"{ESCAPES[kind]}.wav", song(1, 16000, seed=40), 16000)
+    (raw_dir / "Crow" / f"{ESCAPES[kind]}-bad.wav").write_text("no sound")
+    assert run(raw_dir) == 0
+    out = raw_dir.parent / "out"
+    texts = [capfd.readouterr().err, (out / "log.txt").read_text("utf-8")]
+    texts += [path.read_text("utf-8") for path in out.glob("*.csv")]
+    assert all(line.isprintable() for text in texts for line in text.split("\n"))
+    assert not any(line.startswith("2026-01-01") for text in texts for line in text.split("\n"))
+    table = read_clips(raw_dir).set_index("source_path")
+    assert table.recording_id[f"Crow/{ESCAPES[kind]}.wav"].isprintable()  # and the path is still that of the file
+    assert len(pd.read_csv(out / "skipped.csv")) == 1
+
+
+def test_escapes_in_ids_and_recordists_of_a_table_reach_neither_terminal_nor_table(raw_dir, capfd):
+    rows = [f"{LABELS[i % 2]}/XC{i}.wav,{LABELS[i % 2]},id\x1b[3{i}m,A\x1b]0;title\x07" for i in range(8)]
+    metadata = raw_dir.parent / "metadata.csv"
+    metadata.write_text("\n".join(["file,label,recording_id,recordist", *rows, "\x1b[2J.wav,Crow,,"]))
+    assert run(raw_dir, "--metadata", metadata, "--split_by", "recording") == 0
+    out = raw_dir.parent / "out"
+    texts = [capfd.readouterr().err, *(path.read_text("utf-8") for path in [out / "log.txt", *out.glob("*.csv")])]
+    assert all(line.isprintable() for text in texts for line in text.split("\n"))
+    assert "id\\x1b[30m" in set(read_clips(raw_dir).recording_id)
+    columns = ["clip_id", "recording_id", "group", "label"]
+    assert read_clips(raw_dir)[columns].map(str.isprintable).all(axis=None)
+
+
+def test_a_spreadsheets_formulas_get_a_line(raw_dir, caplog):
+    rows = [f"{LABELS[i % 2]}/XC{i}.wav,{LABELS[i % 2]},{i - 4},@person" for i in range(7)]
+    rows.append('Wren/XC7.wav,Wren,"=HYPERLINK(""http://x"")",+1')
+    metadata = raw_dir.parent / "metadata.csv"
+    metadata.write_text("\n".join(["file,label,recording_id,recordist", *rows]))
+    assert run(raw_dir, "--metadata", metadata, "--split_by", "recording") == 0
+    (line,) = [message for message in caplog.messages if "a spreadsheet may run" in message]
+    assert line.startswith("2 ids, labels, recordists or files begin with =, +, - or @")
+    assert line.endswith('as text: =HYPERLINK("http://x"), @person')
+    caplog.clear()
+    assert run(good_files(raw_dir.parent / "raw2")) in (0, 4)
+    assert "a spreadsheet may run" not in caplog.text

@@ -22,7 +22,7 @@ from utils.files import sha256_of_lines, write_json, write_text
 from utils.recordings import Skipped, SourceFile
 from utils.recordists import similar_names
 from utils.splits import assign_splits, group_keys, merge_groups
-from utils.text import some
+from utils.text import formulas, printable, some
 
 SCRATCH_NAME = ".work"
 PLAN_NAME = "plan.json"
@@ -181,7 +181,7 @@ def report_odd_sounds(sounds: Mapping[str, spool.Spooled]) -> None:
 def report(lines: Sequence[str], what: str) -> None:
     """Warn of `what`, a log line for each of `lines` up to a number that can be read."""
     for line in lines[:NAMED_IN_LOG]:
-        log.warning("%s: %s", what, line)
+        log.warning("%s: %s", what, printable(line))
     if len(lines) > NAMED_IN_LOG:
         log.warning("%s: %d more", what, len(lines) - NAMED_IN_LOG)
 
@@ -334,15 +334,29 @@ def write_shards(
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write a CSV, atomically."""
+    """Write a CSV, atomically, without control characters."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    cells = [[printable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    csv.writer(text, lineterminator="\n").writerows([columns, *cells])
     write_text(path, text.getvalue())
 
 
 def write_skipped(output_dir: Path, skipped: Sequence[Skipped]) -> None:
     """Write ``skipped.csv``: every file that gives no clip, and why."""
     write_csv(output_dir / "skipped.csv", ["file", "reason"], [[skip.file, skip.reason] for skip in skipped])
+
+
+def warn_of_formulas(recorded: Sequence[Recorded], skipped: Sequence[Skipped]) -> None:
+    """Warn of what a spreadsheet would run when it opens a CSV of this data set."""
+    files = [r.file for r in recorded]
+    texts = [text for file in files for text in (file.recording_id, file.label, file.recordist or "")]
+    found = formulas([*texts, *(skip.file for skip in skipped)])
+    if found:
+        log.warning(
+            "%d ids, labels, recordists or files begin with =, +, - or @: a spreadsheet may run them as formulas when "
+            "it opens a CSV; rename them, or import these columns as text: %s",
+            *(len(found), printable(some(found, 5))),
+        )
 
 
 def write_recordings(

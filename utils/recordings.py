@@ -19,6 +19,7 @@ from utils.metadata import Row, read_rows
 from utils.recording_ids import XENO_CANTO_ID, name_recordings, tidy
 from utils.recordists import is_unknown, one_spelling
 from utils.tags import Tags
+from utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def find_recordings(
     except OSError as error:
         raise machine_fault(error.filename or raw_dir, error) from error
     files, unprintable = _printable_labels(files)
-    files, ambiguous = _one_label_each(_with_recording_ids(files))
+    files, ambiguous = _one_label_each(_with_printable_names(_with_recording_ids(files)))
     skipped = sorted(skipped + unprintable + ambiguous, key=lambda skip: (skip.file, skip.reason))
     if not files:
         first = f"{skipped[0].file}: {skipped[0].reason}"
@@ -210,6 +211,18 @@ def _printable_labels(files: list[SourceFile]) -> tuple[list[SourceFile], list[S
     kept = [file for file in files if file.label.isprintable()]
     reason = "its label {!r} holds characters that cannot be printed: correct it"
     return kept, [Skipped(file.path, reason.format(file.label)) for file in files if not file.label.isprintable()]
+
+
+def _with_printable_names(files: list[SourceFile]) -> list[SourceFile]:
+    """Write ids and recordists without control characters; `path` stays as it is, to find the file by."""
+    return [
+        replace(
+            file,
+            recording_id=printable(file.recording_id),
+            recordist=None if file.recordist is None else printable(file.recordist),
+        )
+        for file in files
+    ]
 
 
 def _one_label_each(files: list[SourceFile]) -> tuple[list[SourceFile], list[Skipped]]:

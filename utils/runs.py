@@ -38,6 +38,7 @@ from utils.errors import (
     advice_on,
 )
 from utils.files import PARTIAL_SUFFIX, sha256_of_file, sha256_of_lines, write_json
+from utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -646,8 +647,15 @@ def stop_logging() -> None:
         root.removeHandler(handler)
 
 
+class _Formatter(logging.Formatter):
+    """Lines of text, whatever the names in them: no character of a name steers a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
 def _formatter() -> logging.Formatter:
-    return logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    return _Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Names of recordings, labels and files as text: cut to a few, and safe for a terminal or a table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
@@ -9,6 +11,30 @@ def some(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
-def printable(text: str) -> str:
-    """Return a text on one line, without what would steer a terminal: such characters as escapes, ``\\x1b``."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, keep: str = "") -> str:
+    r"""Return `text` with each character that cannot be printed written as an escape, such as ``\x1b`` or ``\u202e``.
+
+    Names of files may hold codes that colour, clear or turn round what a terminal shows, or that end a line.
+
+    Parameters
+    ----------
+    text : str
+    keep : str
+        Characters to leave as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def formulas(texts: Iterable[str]) -> list[str]:
+    """Return, sorted, the texts that a spreadsheet runs as a formula when it opens a table with them."""
+    return sorted({text for text in texts if text.startswith(FORMULA_STARTS) and not _is_number(text)})
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
