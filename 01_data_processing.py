@@ -215,6 +215,8 @@ def decode_shard(
         n_bytes = sum(file.size for file in own)
         log.info("shard %s: %d of %d files, %.3g GB", args.shard, len(own), len(files), n_bytes / 1e9)
         spool_dir = args.output_dir / shares.SPOOL_NAME
+        spool_dir.mkdir(exist_ok=True)
+        preparation.check_scratch(args.raw_dir, spool_dir, args.sample_rate, own, writes_clips=False)
         with this_run.timed("decoding"):
             decoded = preparation.decode(args.raw_dir, spool_dir, args.sample_rate, pool_map, args.num_workers, own)
         preparation.report_odd_sounds(decoded.sounds)
@@ -314,6 +316,7 @@ def process(
     if merge is None:
         with this_run.timed("decoding"):
             spool_dir = args.output_dir / preparation.SCRATCH_NAME
+            preparation.check_scratch(args.raw_dir, spool_dir, args.sample_rate, wanted, writes_clips=True)
             decoded = preparation.decode(args.raw_dir, spool_dir, args.sample_rate, pool_map, args.num_workers, wanted)
     else:
         with this_run.timed("checking"):

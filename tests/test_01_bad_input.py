@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from tests.sounds import song, write
 from tests.stages import ROOT, digests, load_stage
@@ -615,3 +616,71 @@ def test_a_spreadsheets_formulas_get_a_line(raw_dir, caplog):
     caplog.clear()
     assert run(good_files(raw_dir.parent / "raw2")) in (0, 4)
     assert "a spreadsheet may run" not in caplog.text
+
+
+# -------------------------------------------------------------------------------------------------- scratch space
+
+
+def with_free(monkeypatch, n_bytes):
+    usage = shutil.disk_usage
+    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: usage(path)._replace(free=n_bytes))
+
+
+def test_scratch_that_will_not_fit_is_refused_before_it_is_filled(raw_dir, monkeypatch, caplog):
+    write(raw_dir / "Wren" / "XC9.flac", song(10, 16000, seed=9), 16000)
+    n_pcm = 2 * 16000 * (8 + 10)
+    decoded = []
+    decode = audio.decode
+    monkeypatch.setattr(audio, "decode", lambda *args, **how: decoded.append(args[0]) or decode(*args, **how))
+    with_free(monkeypatch, n_pcm // 2)
+    assert run(raw_dir) == 3
+    assert "0.005 h of sound need 0.00104 GB here while this runs, and 0.000288 GB are free" in caplog.text
+    assert "The longest file is Wren/XC9.flac: about 0.00278 h" in caplog.text
+    assert not decoded and "Traceback" not in caplog.text
+    with_free(monkeypatch, int(1.7 * n_pcm))  # the estimate is not that sure
+    assert run(raw_dir) == 0
+    assert "GB are free (a quota may leave less)" in caplog.text
+    caplog.clear()
+    with_free(monkeypatch, 2 * n_pcm)
+    assert run(raw_dir, "--seed", 1, "--overwrite") == 0
+    assert "quota" not in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_lengths_are_estimated_from_some_headers_and_all_sizes(tmp_path, suffix):
+    seconds = [1 + i % 7 for i in range(60)]
+    for i, n in enumerate(seconds):
+        write(tmp_path / f"{i}.{suffix}", song(n, 16000, seed=i), 16000)
+    files = [spool.Listed(p.name, p.stat().st_size, 0) for p in sorted(tmp_path.iterdir())]
+    (tmp_path / f"bad.{suffix}").write_text("no sound")
+    files.append(spool.Listed(f"bad.{suffix}", 8, 0))
+    estimated = preparation.estimate_seconds(tmp_path, files)
+    assert sum(estimated.values()) == pytest.approx(sum(seconds), rel=0.05)
+
+
+def test_a_sparse_file_takes_no_scratch(raw_dir, monkeypatch):
+    path = raw_dir / "Crow" / "XC90.wav"
+    with soundfile.SoundFile(path, "w", 16000, 1, "FLOAT") as file:  # 40 MB with its end written, and a hole before
+        file.write(song(1, 16000, seed=90)[:, 0])
+        start = path.stat().st_size
+        file.seek(0, soundfile.SEEK_END)
+    with path.open("r+b") as file:
+        header = bytearray(file.read(start))
+        n = 10_000_000 * 4
+        place = header.index(b"data") + 4
+        header[place : place + 4] = n.to_bytes(4, "little")
+        header[4:8] = (n + place + 4 - 8).to_bytes(4, "little")
+        file.seek(0)
+        file.write(header)
+        file.truncate(place + 4 + n)
+    assert path.stat().st_blocks * 512 < 1_000_000
+    most = []
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(
+        stage.shutil,
+        "rmtree",
+        lambda folder: most.append(sum(p.stat().st_blocks * 512 for p in folder.glob("*.pcm"))) or rmtree(folder),
+    )
+    assert run(raw_dir) == 0
+    assert most[0] < 2_000_000  # of 20 MB
+    assert read_clips(raw_dir).query("recording_id == 'XC90'").duration_s.sum() == pytest.approx(625)

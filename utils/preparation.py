@@ -9,12 +9,16 @@ import io
 import itertools
 import json
 import logging
+import os
+import posixpath
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import soundfile
 
 from utils import audio, clips, runs, spool, workers
 from utils.errors import FAULTS_OF_A_FILE, InputError, machine_fault
@@ -33,6 +37,10 @@ FILES_PER_TASK = 8
 BYTES_PER_TASK = 2**24  # of source files
 TASKS_PER_WORKER = 16  # so many at least, if there are files enough: then all workers end at about the same time
 NAMED_IN_LOG = 20
+HEADERS_READ = 20  # of the largest files of a suffix, and as many of all, to estimate the length of the others
+COMPRESSED_BYTES_PER_S = 16_000.0  # 128 kbit/s, of formats whose headers libsndfile does not read
+CLIPS_PER_PCM = 0.8  # bytes; measured 0.6 to 0.75
+SURE_SHARE = 0.8  # of an estimate
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +195,67 @@ def report(lines: Sequence[str], what: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ decoding
+
+
+def check_scratch(
+    raw_dir: Path, spool_dir: Path, sample_rate_hz: int, files: Sequence[spool.Listed], writes_clips: bool
+) -> None:
+    """Compare the space that decoded sound will take with what is free, before any of it is written.
+
+    Parameters
+    ----------
+    raw_dir, spool_dir : Path
+        The latter exists; what is in it counts as free.
+    sample_rate_hz : int
+        Of the decoded sound.
+    files : sequence of Listed
+        To decode.
+    writes_clips : bool
+        Whether the clips are written beside it.
+
+    Raises
+    ------
+    InputError
+        If it will surely not fit.
+    """
+    seconds = estimate_seconds(raw_dir, files)
+    needed = 2 * sample_rate_hz * sum(seconds.values()) * (1 + CLIPS_PER_PCM * writes_clips)
+    free = shutil.disk_usage(spool_dir).free + sum(entry.stat().st_size for entry in os.scandir(spool_dir))
+    if needed * SURE_SHARE <= free and needed < free:
+        return
+    longest = max(seconds, key=seconds.__getitem__)
+    status = (raw_dir / longest).stat()
+    text = (
+        f"{spool_dir}: about {sum(seconds.values()) / 3600:.3g} h of sound need {needed / 1e9:.3g} GB here while this "
+        f"runs, and {free / 1e9:.3g} GB are free (a quota may leave less). The longest file is {longest}: about "
+        f"{seconds[longest] / 3600:.3g} h in {status.st_size:,} bytes, of which {512 * status.st_blocks:,} are on disk"
+    )
+    if needed * SURE_SHARE > free:
+        raise InputError(f"{text}; free some space, choose an --output_dir on a larger disk, or leave such files out")
+    log.warning("%s", text)
+
+
+def estimate_seconds(raw_dir: Path, files: Sequence[spool.Listed]) -> dict[str, float]:
+    """Estimate the length of every file from its size and from the headers of some files with the same suffix."""
+    by_suffix = defaultdict(list)
+    for file in files:
+        by_suffix[posixpath.splitext(file.path)[1].lower()].append(file)
+    seconds = {}
+    for alike in by_suffix.values():
+        alike.sort(key=lambda file: (-file.size, file.path))
+        asked = {*alike[:HEADERS_READ], *alike[:: 1 + len(alike) // HEADERS_READ]}
+        known = {file: length for file in asked if (length := _seconds_by_header(raw_dir / file.path))}
+        n_bytes = sum(file.size for file in known)
+        rate = sum(known.values()) / n_bytes if n_bytes else 0.0 if known else 1 / COMPRESSED_BYTES_PER_S
+        seconds |= {file.path: known.get(file, file.size * rate) for file in alike}
+    return seconds
+
+
+def _seconds_by_header(path: Path) -> float | None:
+    try:
+        return soundfile.info(path).duration
+    except (OSError, RuntimeError):  # decoding says what is wrong with it
+        return None
 
 
 def decode(

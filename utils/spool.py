@@ -7,6 +7,7 @@ done again: a file of PCM counts once its marker is there, and the marker is ren
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,11 +116,15 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
         def sink(pcm: np.ndarray) -> None:
             data = memoryview(pcm.astype("<i2", copy=False)).cast("B")
             digest.update(data)
+            if not pcm.any():  # hours of zeros in a sparse file are a hole here, too
+                pcm_file.seek(len(data), os.SEEK_CUR)
+                return
             while data:  # an unbuffered write may take a part; the next one then says why
                 data = data[pcm_file.write(data) :]
 
         try:
             decoded = audio.decode(task.raw_dir / file.path, task.sample_rate_hz, sink)
+            pcm_file.truncate(pcm_file.tell())  # makes a hole at its end a part of the file
         except audio.Undecodable as reason:
             pcm_path.unlink()
             _check_unchanged(task.raw_dir, file)
