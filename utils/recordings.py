@@ -174,7 +174,7 @@ def complete(
             recordist, source = found.recordist, "tags"
         folders = file.path.split("/")[:-1]
         if recordist is None and recordist_level is not None and len(folders) >= recordist_level:
-            name = tidy(folders[recordist_level - 1])
+            name = printable(tidy(folders[recordist_level - 1]))
             recordist, source = None if is_unknown(name) else name, "folders"
         n_by[source] += recordist is not None
         others[found.other_artist] += recordist is None
