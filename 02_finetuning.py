@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     """Fine-tune and leave a run folder."""
     args.augment = cli.augmentations(args.augment)
     if vars(args).pop("check"):
-        encoders.any_model_input(args.base_model)
+        encoders.any_model_input(args.base_model, "--base_model")
         model, _ = load(args, labels=["a", "b"])
         log.info("%s can be fine-tuned: %s", args.base_model, describe_model(model))
         return

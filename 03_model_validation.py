@@ -120,6 +120,7 @@ def compare(args: argparse.Namespace) -> None:
         write_text(args.output_dir / f"{COMPARISON_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
         plots.comparison_figure(table, args.output_dir / COMPARISON_NAME)
         this_run.metrics = {"n_models": len(names), "n_pairs": len(table)}
+        evaluation.warn_of_few_groups(first.metrics["split"], first.predictions["group"].nunique())
         for _, row in table.iterrows():
             log.info(
                 "%s less %s: accuracy %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); macro F1 %+.3f [%+.3f, %+.3f]",
@@ -185,6 +186,7 @@ def validate(args: argparse.Namespace) -> None:
             write_results(args.output_dir, split_clips, logits)
             summary.write_metrics(args.output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
         log_scores(row, n_groups=table["group"].nunique())
+        evaluation.warn_of_few_groups(args.split, table["group"].nunique())
 
 
 def warn_of_other_data(config: "PreTrainedConfig", inputs: dict[str, runs.Input]) -> None:

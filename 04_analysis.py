@@ -40,6 +40,7 @@ from utils import (
     analysis_plots,
     cli,
     clips,
+    convexity,
     encoder_window,
     encoders,
     evaluation,
@@ -160,6 +161,7 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     split_clips = read_split(args, args.split)
     model, extractor, fine_tuned = load(args.model_dir, split_clips, device)
     log_start(args.device, device, {args.model_dir: model}, {args.split: split_clips})
+    evaluation.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     n_layers = EncoderParts(model).n_layers
     cross_validated = args.split in ("train", ALL_SPLITS)
     if fine_tuned and cross_validated:
@@ -190,6 +192,7 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
                 hidden, split_clips.labels, args.num_neighbors, args.num_pairs, args.seed
             )
         found["convexity"] = layers
+        convexity.warn_of_direct_pairs(layers["direct_share"])
         draw.convexity("graph_convexity", layers, classes)
         best = layers.loc[layers["convexity"].idxmax()]
         log.info(

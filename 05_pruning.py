@@ -222,7 +222,9 @@ def sweep(args: argparse.Namespace) -> None:
             **choices.scored(on_search, on_report),
         }
         write_json(args.output_dir / "best.json", best)
-        this_run.metrics = {name: best[name] for name in ("smallest_within_margin", "smallest_surely_within_margin")}
+        this_run.metrics = {
+            name: best[name] for name in ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned")
+        }
         with this_run.timed("figures"):
             draw(rows, args.output_dir, args.margin, table.has_doubtful_latencies)
 
@@ -236,8 +238,7 @@ def sweep(args: argparse.Namespace) -> None:
                 healed = {"part": args.heal_part, "epochs": args.heal, "kept_layers": cli.format_layer_list(to_heal)}
                 healed |= healing.compare(healed_dir, to_heal, {"search": on_search, "report": on_report}, device)
                 write_rows(args.output_dir / "healing.csv", pd.DataFrame([healed]))
-        n_subsets = len({candidate.keep for candidate in table.candidates if candidate.n_removed})
-        log_answer(choices, n_subsets, args.margin, on_search, on_report)
+        log_answer(choices, args.margin, on_search, on_report)
         shutil.rmtree(scratch)
 
 

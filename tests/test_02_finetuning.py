@@ -92,6 +92,16 @@ def test_run_folder(undisturbed, data_dir):
     assert config["data_sha256"] == next(i["sha256"] for i in record["inputs"] if i["name"] == "data_dir")
 
 
+def test_check_loads_the_base_model_and_needs_no_clips(base_dir, tmp_path, caplog, capsys):
+    words = ["--output_dir", str(tmp_path / "out"), "--data_dir", str(tmp_path / "none"), "--check", "--base_model"]
+    assert stage.main([*words, str(base_dir), "--keep_layers", "0-1"]) == 0
+    assert "can be fine-tuned: wav2vec2, 2 blocks, 0.0" in caplog.text
+    assert stage.main([*words, str(base_dir), "--keep_layers", "0-7"]) == 2
+    assert "there is no layer 7" in caplog.text
+    assert stage.main([*words, "runs/of/nobody"]) == 3
+    assert not (tmp_path / "out").exists()
+
+
 def test_saved_model_is_the_best_checkpoint(data_dir, base_dir, tmp_path):
     """Recompute val accuracy and macro F1 with plain transformers and scikit-learn, both in float32."""
     from sklearn.metrics import accuracy_score, f1_score

@@ -203,6 +203,7 @@ def test_log_tells_the_scores(result):
     )
     assert expected in text
     assert "clips of test; 3 classes, chance 0.333, majority 0.333 (test)" in text
+    assert "test: 9 groups are few" in text
     assert "18 clips of 9 recordings in 9 groups, 3 classes" in text
 
 

@@ -47,6 +47,18 @@ def analysed(model_dir, data_dir, tmp_path_factory):
     return output_dir
 
 
+@pytest.mark.parametrize("num_neighbors", [1, 12])
+def test_layers_whose_pairs_are_mostly_neighbours_are_named(num_neighbors, model_dir, data_dir, tmp_path):
+    """With 12 neighbours of 18 clips most pairs are joined; with one, few are."""
+    words = ("--metrics", "graph_convexity", "--num_neighbors", num_neighbors)
+    assert run(model_dir, data_dir, tmp_path / "out", *words) == 0
+    table, text = pd.read_csv(tmp_path / "out" / "graph_convexity.csv"), (tmp_path / "out" / "log.txt").read_text()
+    mostly = table["direct_share"] > 0.5
+    assert table["mostly_direct"].equals(mostly) and mostly.all() == (num_neighbors == 12)
+    assert ("4 of 4 layers (0, 1, 2, 3) have more than half of their pairs of clips joined" in text) == mostly.all()
+    assert "test: 9 groups are few: intervals from a bootstrap over fewer than 30 are rough" in text
+
+
 def tables_of(output_dir):
     return {path.name: path.read_bytes() for path in output_dir.glob("*.csv")}
 

@@ -34,7 +34,7 @@ from utils import (
 from utils.cli import parse_layer_list
 from utils.files import write_json
 from utils.layer_selection import Candidate
-from utils.pruning_table import COLUMNS, choose
+from utils.pruning_table import COLUMNS, choose, log_answer
 from utils.subset_scores import SubsetScores
 
 stage = load_stage("05_pruning")
@@ -213,9 +213,13 @@ def test_best_json_is_what_the_table_says(result, run_dir):
 def test_the_answer_is_in_the_log(data_dir, run_dir, tmp_path):
     assert main(run_dir, data_dir, tmp_path / "out", *CHEAP, "--margin", 0.9) == 0
     text = (tmp_path / "out" / "log.txt").read_text()
-    assert "by point estimate, 3 of 4 blocks can go at no worse than 0.9 in accuracy on val: keep 0 (forward)" in text
-    assert "val: 9 groups are few" in text
+    known_by = "at no worse than 0.9 in accuracy ({} on val, best of 7): keep 0 (forward)"
+    assert f"3 of 4 blocks can go {known_by.format('point estimate')}" in text
+    assert f"3 of 4 blocks are shown to be removable {known_by.format('95 % interval')}" in text
+    assert "val: 9 groups are few" in text and "test: 9 groups are few" in text
     assert "the subset was chosen among 7 by its accuracy on val" in text
+    best = best_of(tmp_path / "out")
+    assert best["n_pruned"] == 7 and best["smallest_within_margin_by_interval"]["keep"] == [0]
 
 
 def test_figures_are_drawn_from_a_real_table(result, data_dir, run_dir, tmp_path):
@@ -318,13 +322,23 @@ def test_choices_are_the_smallest_within_the_margin(scores_of):
     assert list(found.by_depth) == [3, 2, 1]
     assert (found.within, found.by_depth[2]) == (candidates[1], candidates[1])
     # One group of nine is drawn up to four times: the lower end of one wrong clip is about -4 / 18.
-    assert found.surely_within is None
-    assert choose(candidates, on_val, margin=0.25).surely_within == candidates[1]
+    assert (found.within_by_interval, found.n_pruned) == (None, 3)
+    assert choose(candidates, on_val, margin=0.25).within_by_interval == candidates[1]
     assert choose(candidates, on_val, margin=1 / 18).within == candidates[1], "just as much as may be lost"
     assert choose(candidates, on_val, margin=0.05).within is None
     assert choose(candidates, on_val, margin=0.4).within == candidates[3]
     assert choose(candidates, on_val, margin=0.05).to_heal() == (0, 2), "the best of those that lack the fewest"
     assert choose(candidates, on_val, margin=0.4).to_heal() == (0,)
+
+
+def test_where_no_block_can_go_the_log_says_by_what(scores_of, caplog):
+    whole = (0, 1, 2)
+    on_val = scores_of({whole: [], (0, 1): range(6)})
+    found = choose([Candidate("full", whole, 0), Candidate("a", (0, 1), 1)], on_val, margin=0.02)
+    with caplog.at_level("INFO"):
+        log_answer(found, 0.02, on_val, on_val)
+    assert "no block can go at no worse than 0.02 in accuracy (point estimate on val, best of 1)" in caplog.text
+    assert "no block is shown to be removable at no worse than 0.02 in accuracy (95 % interval on val" in caplog.text
 
 
 def test_ties_go_to_macro_f1_and_then_to_the_earlier_row(scores_of):

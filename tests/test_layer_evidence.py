@@ -41,6 +41,11 @@ def test_what_is_not_needed_is_not_measured(hidden):
     assert [name for name in NEEDS if getattr(found, name) is not None] == ["cka"]
 
 
+def test_convexity_of_neighbours_is_warned_of(hidden, caplog):
+    layer_evidence.measure_evidence(hidden, ["convexity"], len(hidden.table) - 1, 1000, 3, 1)
+    assert "convexity says nothing there" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     return read_clips(write_processed(tmp_path_factory.mktemp("data") / "processed"), "train")

@@ -33,7 +33,7 @@ def graph_convexity(
     -------
     layers : DataFrame
         ``layer, convexity, convexity_low, convexity_high, null, pooled_convexity, sampling_error,
-        direct_share, unreachable_share``.
+        direct_share, unreachable_share, mostly_direct``; the last marks layers where convexity says nothing.
     classes : DataFrame
         ``layer, label_id, label, n_clips, n_pairs, convexity, standard_error, sampling_error, null,
         direct_share, unreachable_share``.
@@ -68,6 +68,7 @@ def graph_convexity(
                 "sampling_error": found.sampling_error,
                 "direct_share": found.direct_share,
                 "unreachable_share": found.unreachable_share,
+                "mostly_direct": found.direct_share > convexity.MOSTLY_DIRECT,
             }
         )
         per_class = found.classes

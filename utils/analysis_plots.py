@@ -71,7 +71,7 @@ def convexity_figure(
     ----------
     table : DataFrame
         A row a hidden layer: ``layer, convexity``; where known ``convexity_low, convexity_high, null,
-        pooled_convexity, direct_share, unreachable_share``.
+        pooled_convexity, direct_share, unreachable_share, mostly_direct``; layers with the last are circled.
     path : Path
         Name without suffix.
     ylabel : str
@@ -102,6 +102,18 @@ def draw_convexity(axes: Axes, table: pd.DataFrame, ylabel: str = "graph convexi
     if _has_numbers(table, "pooled_convexity"):
         _draw_line(axes, table, "pooled_convexity", "all pairs pooled", 1)
     _draw_null(axes, table, "null", "null: labels permuted")
+    if "mostly_direct" in table and table["mostly_direct"].any():
+        doubtful = table[table["mostly_direct"]]
+        axes.plot(
+            doubtful["layer"],
+            doubtful["convexity"],
+            linestyle="none",
+            marker="o",
+            markersize=9,
+            markerfacecolor="none",
+            color=COLOURS[0],
+            label="says nothing: most pairs are neighbours",
+        )
     _finish_curves(axes, table, "convexity", ylabel)
 
 

@@ -4,7 +4,8 @@ Source of both: Tětková et al., "On convex decision regions in deep network re
 2305.17154. Everything is plain NumPy and SciPy; the network enters as a function that predicts.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,34 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from utils.evaluation import INTERVAL_PERCENT, resample_weights
 from utils.neighbors import nearest_neighbors
 
+log = logging.getLogger(__name__)
+
 # A distance of zero would be no edge in a sparse matrix.
 SMALLEST_DISTANCE = 1e-12
 FEWEST_SOURCES = 30
+MOSTLY_DIRECT = 0.5  # a greater share of pairs that are joined by an edge says nothing of convexity
 N_RESAMPLES = 1000
 # Bounds the distances and predecessors of one call of Dijkstra in memory: 64 MiB at 12 bytes a vertex.
 DIJKSTRA_BYTES = 2**26
+
+
+def warn_of_direct_pairs(direct_shares: Sequence[float]) -> None:
+    """Warn where most pairs of a layer are neighbours: a path without anything between its ends cannot leave a class.
+
+    Parameters
+    ----------
+    direct_shares : sequence of float
+        Share of the pairs that are joined by an edge, by layer.
+    """
+    shares = np.asarray(direct_shares, dtype=np.float64)
+    mostly = np.flatnonzero(shares > MOSTLY_DIRECT)
+    if len(mostly):
+        log.warning(
+            "graph convexity: %d of %d layers (%s) have more than half of their pairs of clips joined by an edge, up "
+            "to %.0f %%: nothing lies between such clips, and convexity says nothing there; take more clips of a class, "
+            "or fewer neighbours (--num_neighbors of 04_analysis.py)",
+            *(len(mostly), len(shares), ", ".join(map(str, mostly)), 100 * np.nanmax(shares)),
+        )
 
 
 @dataclass(frozen=True)

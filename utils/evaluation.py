@@ -46,6 +46,8 @@ N_SIGN_FLIPS = 9999
 INTERVAL_PERCENT = 95.0
 # Bounds the weights of the bootstrap in memory: 32 MiB, whatever the number of groups.
 WEIGHTS_AT_ONCE = 4_000_000
+# Below it, percentile intervals from a bootstrap over groups are known to be too narrow.
+FEW_GROUPS = 30
 
 
 # ------------------------------------------------------------------------------------------ predicting
@@ -472,6 +474,15 @@ def bootstrap_intervals(
     return {
         name: tuple(float(end) for end in np.percentile(values, [tail, 100 - tail])) for name, values in scores.items()
     }
+
+
+def warn_of_few_groups(split: str, n_groups: int) -> None:
+    """Warn where intervals of scores on a split are from a bootstrap over so few groups that they are too narrow."""
+    if n_groups < FEW_GROUPS:
+        log.warning(
+            "%s: %d groups are few: intervals from a bootstrap over fewer than %d are rough and too narrow",
+            *(split, n_groups, FEW_GROUPS),
+        )
 
 
 def paired_difference(

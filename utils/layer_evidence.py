@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils import cli, encoders, hidden_states, runs
+from utils import cli, convexity, encoders, hidden_states, runs
 from utils.clips import SPLITS, Clips
-from utils.convexity import graph_convexity
 from utils.errors import InputError
 from utils.files import atomic_path
 from utils.layer_selection import Evidence, Keep, evidence_from_recommendation
@@ -53,17 +52,23 @@ def measure_evidence(
     """
     label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
 
-    def convexity_of(layer: np.ndarray) -> float:
+    def convexity_of_layers() -> np.ndarray:
         # No rule reads the interval, so one resample is enough.
-        of_layer = graph_convexity(layer, label_ids, groups, n_classes, num_neighbors, num_pairs, seed, n_resamples=1)
-        return of_layer.convexity
+        found = [
+            convexity.graph_convexity(
+                layer, label_ids, groups, n_classes, num_neighbors, num_pairs, seed, n_resamples=1
+            )
+            for layer in hidden.pooled
+        ]
+        convexity.warn_of_direct_pairs([of_layer.direct_share for of_layer in found])
+        return np.array([of_layer.convexity for of_layer in found])
 
     measures = {
         "block_influence": lambda: block_influence(hidden.cosine.mean(axis=0, dtype=np.float64)),
         "knn_block_influence": lambda: block_influence(mutual_knn(hidden.pooled, k=num_neighbors)),
         "angular_distance": lambda: hidden.angle.mean(axis=0, dtype=np.float64),
         "cka": lambda: cka(hidden.pooled),
-        "convexity": lambda: np.array([convexity_of(layer) for layer in hidden.pooled]),
+        "convexity": convexity_of_layers,
     }
     return Evidence(**{name: measures[name]() for name in needs})
 

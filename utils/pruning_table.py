@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils import cli, encoders, latency
+from utils import cli, encoders, evaluation, latency
 from utils.clips import Clips
 from utils.files import write_json, write_text
 from utils.layer_selection import Candidate, Keep
@@ -57,8 +57,6 @@ BEST_SCHEMA_VERSION = 1
 LATENCY_BUDGET_S = 2.0
 # Differences of accuracies that are equal in exact arithmetic differ by less.
 ROUNDING = 1e-9
-# Below it, percentile intervals from a bootstrap over groups are known to be too narrow.
-FEW_GROUPS = 30
 
 
 # ------------------------------------------------------------------------------------------------- table
@@ -218,18 +216,21 @@ class Choices:
         The best of each number of kept blocks, falling.
     within : Candidate or None
         The smallest that is pruned and no worse than the margin in search accuracy; the best of these.
-    surely_within : Candidate or None
+    within_by_interval : Candidate or None
         The same, and of whose paired interval the lower end, too, is no worse than the margin.
+    n_pruned : int
+        Number of pruned subsets that were chosen from; intervals are not widened for it.
     """
 
     whole: Keep
     by_depth: dict[int, Candidate]
     within: Candidate | None
-    surely_within: Candidate | None
+    within_by_interval: Candidate | None
+    n_pruned: int
 
     def keeps(self) -> set[Keep]:
         """Return all that were chosen."""
-        chosen = [*self.by_depth.values(), self.within, self.surely_within]
+        chosen = [*self.by_depth.values(), self.within, self.within_by_interval]
         return {candidate.keep for candidate in chosen if candidate is not None}
 
     def to_heal(self) -> Keep:
@@ -255,7 +256,8 @@ class Choices:
 
         return {
             "smallest_within_margin": describe(self.within),
-            "smallest_surely_within_margin": describe(self.surely_within),
+            "smallest_within_margin_by_interval": describe(self.within_by_interval),
+            "n_pruned": self.n_pruned,
             "by_depth": {str(depth): describe(candidate) for depth, candidate in self.by_depth.items()},
         }
 
@@ -282,25 +284,21 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
         if candidate.n_removed and on_search.score(candidate.keep)[0] >= least:
             possible.setdefault(candidate.keep, candidate)
     of_whole = on_search.predicted(whole)
-    surely = (c for keep, c in possible.items() if on_search.difference(keep, of_whole)[1] >= -margin - ROUNDING)
+    by_interval = (c for keep, c in possible.items() if on_search.difference(keep, of_whole)[1] >= -margin - ROUNDING)
     return Choices(
         whole,
         by_depth={depth: by_depth[depth] for depth in sorted(by_depth, reverse=True)},
         within=next(iter(possible.values()), None),
-        surely_within=next(surely, None),
+        within_by_interval=next(by_interval, None),
+        n_pruned=len({candidate.keep for candidate in candidates if candidate.n_removed}),
     )
 
 
 # ------------------------------------------------------------------------------------------------- words
 
 
-def log_answer(
-    choices: Choices, n_subsets: int, margin: float, on_search: SubsetScores, on_report: SubsetScores
-) -> None:
-    """Say in the log how many blocks can go, how sure that is, and whether the report split agrees.
-
-    `n_subsets` is the number of those that were chosen from.
-    """
+def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_report: SubsetScores) -> None:
+    """Say in the log how many blocks can go, by what that is known, and whether the report split agrees."""
     whole = choices.whole
     for scores in (on_search, on_report):
         log.info(
@@ -308,20 +306,22 @@ def log_answer(
             *(scores.split, scores.n_clips, scores.n_groups, len(whole)),
             *scores.score(whole),
         )
-        if scores.n_groups < FEW_GROUPS:
-            log.warning(
-                "%s: %d groups are few: intervals from a bootstrap over them are rough and too narrow",
-                *(scores.split, scores.n_groups),
-            )
-    for how, candidate in (("by point estimate", choices.within), ("surely", choices.surely_within)):
+        evaluation.warn_of_few_groups(scores.split, scores.n_groups)
+    split, n_pruned = on_search.split, choices.n_pruned
+    answers = (
+        ("point estimate", "no block can go", "%d of %d blocks can go", choices.within),
+        (
+            *("95 % interval", "no block is shown to be removable", "%d of %d blocks are shown to be removable"),
+            choices.within_by_interval,
+        ),
+    )
+    for how, none, some, candidate in answers:
+        known_by = f"at no worse than {margin:g} in accuracy ({how} on {split}, best of {n_pruned})"
         if candidate is None:
-            log.info("%s, not one block can go at no worse than %g in accuracy on %s", how, margin, on_search.split)
+            log.info("%s %s", none, known_by)
             continue
-        log.info(
-            "%s, %d of %d blocks can go at no worse than %g in accuracy on %s: keep %s (%s)",
-            *(how, candidate.n_removed, len(whole), margin, on_search.split),
-            *(cli.format_layer_list(candidate.keep), candidate.rule),
-        )
+        found = some % (candidate.n_removed, len(whole))
+        log.info("%s %s: keep %s (%s)", found, known_by, cli.format_layer_list(candidate.keep), candidate.rule)
         for scores in (on_search, on_report):
             difference, low, high = scores.difference(candidate.keep, scores.predicted(whole))
             log.info(
@@ -329,6 +329,7 @@ def log_answer(
                 *(scores.split, scores.score(candidate.keep)[0], difference, low, high),
             )
     log.info(
-        "the subset was chosen among %d by its accuracy on %s, which therefore flatters it; that on %s does not",
-        *(n_subsets, on_search.split, on_report.split),
+        "the subset was chosen among %d by its accuracy on %s, which flatters it there, and no interval is widened for "
+        "the choice; the numbers on %s are free of it",
+        *(n_pruned, split, on_report.split),
     )
