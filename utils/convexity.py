@@ -39,8 +39,8 @@ def warn_of_direct_pairs(direct_shares: Sequence[float]) -> None:
     if len(mostly):
         log.warning(
             "graph convexity: %d of %d layers (%s) have more than half of their pairs of clips joined by an edge, up "
-            "to %.0f %%: nothing lies between such clips, and convexity says nothing there; take more clips of a class, "
-            "or fewer neighbours (--num_neighbors of 04_analysis.py)",
+            "to %.0f %%: nothing lies between such clips, and convexity says nothing there; take more clips of a "
+            "class, or fewer neighbours (--num_neighbors of 04_analysis.py)",
             *(len(mostly), len(shares), ", ".join(map(str, mostly)), 100 * np.nanmax(shares)),
         )
 
