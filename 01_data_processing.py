@@ -27,7 +27,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import cli, clips, label_names, preparation, recordings, recordists, runs, shares, splits, spool, workers
+from utils import (
+    audio,
+    cli,
+    clips,
+    label_names,
+    preparation,
+    recordings,
+    recordists,
+    runs,
+    shares,
+    splits,
+    spool,
+    workers,
+)
 from utils.errors import AlreadyComplete, UsageError
 
 STAGE = Path(__file__).stem
@@ -66,6 +79,14 @@ def shard(text: str) -> Shard:
     return Shard(int(match[1]), int(match[2]))
 
 
+def channel(text: str) -> str:
+    """Parse ``mean``, ``left``, ``right``, ``best`` or ``3``."""
+    if text not in audio.CHANNELS and not re.fullmatch(r"[1-9]\d{0,2}", text, flags=re.ASCII):
+        names = ", ".join(audio.CHANNELS)
+        raise argparse.ArgumentTypeError(f"{text!r} is no channel; expected {names} or a number; the first is 1")
+    return text
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of this stage."""
     parser = cli.build_stage_parser(__doc__)
@@ -94,6 +115,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="CSV, a row a person: the names that are one, such as Lars Lachmann,L. Lachmann (default: none)",
     )
     parser.add_argument("--sample_rate", type=cli.positive_int, default=16000, help="of the clips, in Hz")
+    parser.add_argument(
+        "--channel",
+        type=channel,
+        default="mean",
+        help="mean of all channels; left, right, or a number from 1; best: the one with most power. A mean that loses "
+        "what its channels hold gives way to best",
+    )
     parser.add_argument("--clip_seconds", type=cli.positive_float, default=5.0, help="length of a clip, in s")
     parser.add_argument(
         "--remainder",
@@ -218,7 +246,8 @@ def decode_shard(
         spool_dir.mkdir(exist_ok=True)
         preparation.check_scratch(args.raw_dir, spool_dir, args.sample_rate, own, writes_clips=False)
         with this_run.timed("decoding"):
-            decoded = preparation.decode(args.raw_dir, spool_dir, args.sample_rate, pool_map, args.num_workers, own)
+            how = args.sample_rate, args.channel, pool_map, args.num_workers
+            decoded = preparation.decode(args.raw_dir, spool_dir, *how, own)
         preparation.report_odd_sounds(decoded.sounds)
         preparation.report([f"{skip.file}: {skip.reason}" for skip in decoded.undecodable], "left out")
         shares.write_decoded(args.output_dir, decoded)
@@ -317,7 +346,8 @@ def process(
         with this_run.timed("decoding"):
             spool_dir = args.output_dir / preparation.SCRATCH_NAME
             preparation.check_scratch(args.raw_dir, spool_dir, args.sample_rate, wanted, writes_clips=True)
-            decoded = preparation.decode(args.raw_dir, spool_dir, args.sample_rate, pool_map, args.num_workers, wanted)
+            how = args.sample_rate, args.channel, pool_map, args.num_workers
+            decoded = preparation.decode(args.raw_dir, spool_dir, *how, wanted)
     else:
         with this_run.timed("checking"):
             merge.check_files(pool_map)

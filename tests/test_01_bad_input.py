@@ -59,10 +59,10 @@ def skipped(raw_dir):
 
 LOUD = np.full(16000, 0.25)
 BAD_FILES = {
-    "text.wav": (lambda path: path.write_text("no sound"), "no sound that libsndfile can read"),
+    "text.wav": (lambda path: path.write_text("no sound"), "no sound that libsndfile or FFmpeg can read"),
     "zero.wav": (lambda path: path.write_bytes(b""), "empty: the file has 0 bytes"),
     "one.wav": (lambda path: write(path, LOUD[:1], 16000), "too short: 6.25e-05 s, less than 0.1 s (--min_seconds)"),
-    "silent.flac": (lambda path: write(path, 0 * LOUD, 16000), "silent: every sample of its mono mix is 0"),
+    "silent.flac": (lambda path: write(path, 0 * LOUD, 16000), "silent: every sample of it is 0"),
     "nan.wav": (
         lambda path: write(path, np.append(LOUD, np.nan), 16000, subtype="FLOAT"),
         "holds NaN or infinity, first at 1.000 s",
@@ -73,7 +73,7 @@ BAD_FILES = {
     ),
     "header.mp3": (
         lambda path: path.write_bytes(write(path, song(3, 44100), 44100).read_bytes()[:60]),
-        "no sound that libsndfile can read",
+        "no sound that libsndfile or FFmpeg can read",
     ),
     "nowhere.wav": (lambda path: path.symlink_to("gone.wav"), "a link that leads nowhere"),
     "loop.wav": (lambda path: path.symlink_to(path.name), "symbolic links"),
@@ -331,7 +331,7 @@ def test_only_bad_audio_in_the_folder(tmp_path, caplog):
         (tmp_path / "raw" / LABELS[i % 2] / f"{i}.wav").write_text("no sound")
     assert run(tmp_path / "raw") == 3
     assert "no label is left with 2 recordings or more; two labels are needed" in caplog.text
-    assert "left out: Crow/0.wav: no sound that libsndfile can read" in caplog.text
+    assert "left out: Crow/0.wav: no sound that libsndfile or FFmpeg can read" in caplog.text
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
 
 

@@ -136,7 +136,7 @@ def test_any_file_is_finite_sound_or_undecodable(content, raw_dir):
     path.write_bytes(content)
     blocks = []
     try:
-        decoded = audio.decode(path, RATE, blocks.append)
+        decoded = audio.decode(path, RATE, lambda: blocks.clear() or blocks.append)
     except audio.Undecodable as reason:
         assert str(reason)
         return
@@ -151,5 +151,5 @@ def test_undamaged_files_are_sound(number, raw_dir):
     path = raw_dir.parent / "sound"
     path.write_bytes(SONGS[number])
     blocks = []
-    decoded = audio.decode(path, RATE, blocks.append)
+    decoded = audio.decode(path, RATE, lambda: blocks.clear() or blocks.append)
     assert decoded.n_samples == sum(len(block) for block in blocks) >= 4000

@@ -1,32 +1,30 @@
-"""From a sound file to samples: decode, mix to mono and resample, block by block.
+"""From a sound file to samples: decode, mix to mono, put into range and resample, block by block.
 
 Memory does not depend on the length of a file. Resampling comes before anything is cut, so that a
 clip of 5 s is 5 s of sound whatever the sample rate of its source.
 """
 
-import io
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
+from utils import sources
 from utils.clips import PCM_SCALE
+from utils.sources import Undecodable
 
-BLOCK_VALUES = 2**16  # samples of all channels that are decoded at once
+CHANNELS = ("mean", "left", "right", "best")  # or a number, from 1
 LEAST_RATE_HZ = 1000  # below it a header is broken, and resampling would blow up the file
-MISSING_S = 0.5  # a file that gives so much less than its header promises was cut off
+CANCELLED = 0.5  # a mean with less than this share of the power that unrelated channels would leave in it
+SILENT_BESIDE = 1e-4  # power of a channel, relative to the loudest
+QUIETEST_PEAK = 2**-8  # below it 16 bits hold 8 bits of sound or fewer
+SCALED_PEAK = 0.9  # leaves room for what resampling adds
 LOUDEST_PEAK = 2.0  # decoders overshoot full scale a little; beyond this a file is scaled wrongly
-LEFTOVER_BYTES = 2**16  # tags behind the sound are smaller than this
-# Decoders whose length is an estimate or that stop after the first of several streams.
-UNSURE_OF_THEIR_END = ("MP3", "OGG")
+CLIPPED_SHARE = 1e-3  # of the samples; fewer are not worth a line
 
-
-class Undecodable(Exception):
-    """A file that gives no usable sound; the message is the reason, for a reader who knows the file."""
+Sink = Callable[[np.ndarray], object]
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,10 @@ class Decoded:
     n_samples : int
         Samples at the target rate.
     source_rate_hz, source_channels : int
-        As the file has them.
+        As the file has them, at its start.
+    channel : str
+        ``mono``, or what was made of several channels: ``mean of 2``, ``2 of 2``, with the reason where it was
+        not asked for.
     warnings : tuple of str
         What is wrong with a file that could be used all the same.
     """
@@ -46,23 +47,35 @@ class Decoded:
     n_samples: int
     source_rate_hz: int
     source_channels: int
+    channel: str
     warnings: tuple[str, ...]
 
 
-def decode(path: Path, sample_rate_hz: int, sink: Callable[[np.ndarray], object]) -> Decoded:
+def decode(path: Path, sample_rate_hz: int, new_sink: Callable[[], Sink], channel: str = "mean") -> Decoded:
     """Decode a file to mono int16 PCM at a sample rate, and hand it on block by block.
 
-    Channels are averaged, samples beyond full scale clipped. A 16-bit mono file at the target rate
-    keeps its exact samples. A file that breaks off, or is damaged in the middle, is used up to there.
+    A 16-bit mono file at the target rate keeps its exact samples. A file that breaks off, or is damaged in the
+    middle, is used all the same. Most files are read once. A file is read again where the first reading shows
+    that
+
+    - the mean of its channels loses what they hold (opposite polarity), or all but one are silent: the channel with
+      most power is taken;
+    - exact samples of more than 16 bits go beyond full scale, or would lose most of their bits in 16: they are
+      scaled to a peak of 0.9;
+    - the waveform never crosses zero: its mean is taken away.
 
     Parameters
     ----------
     path : Path
-        File of any format that libsndfile reads.
+        File of any format that libsndfile or FFmpeg reads.
     sample_rate_hz : int
         Sample rate to hand on.
-    sink : callable
-        Takes int16 of shape (n,), several times. Its exceptions are passed on.
+    new_sink : callable
+        Called before each reading; returns what takes int16 of shape (n,), several times. What the sink of an
+        earlier reading took is void. Exceptions are passed on.
+    channel : str
+        ``mean``; ``left`` or ``right``, the first or the second; ``best``, the one with most power; or a number,
+        counted from 1.
 
     Returns
     -------
@@ -71,154 +84,212 @@ def decode(path: Path, sample_rate_hz: int, sink: Callable[[np.ndarray], object]
     Raises
     ------
     Undecodable
-        If there is nothing to decode, or what is decoded is silence or no number.
+        If there is nothing to decode, what is decoded is silence or no number, or the channel is missing.
+    InputError
+        If the machine cannot read the file: it is gone, or its disk is.
     """
-    try:
-        file = Path(path).open("rb", buffering=0)  # noqa: SIM115
-        size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise Undecodable(f"cannot be opened: {error.strerror}") from error
-    with file:
-        if size == 0:
-            raise Undecodable("empty: the file has 0 bytes")
-        with _open(file.fileno()) as sound:
-            return _Decoding(Path(path), file, sound, sample_rate_hz, sink).run()
+    with sources.opened(path) as view:
+        treatment = Treatment(channel)
+        while True:
+            with sources.source_of(view) as source:
+                reading = _Reading(source, sample_rate_hz, new_sink(), treatment)
+                reading.run()
+            view.check()
+            if (better := reading.better_treatment()) == treatment:
+                return reading.result()
+            treatment = better
 
 
-class _Stream(soundfile.SoundFile):
-    """A file that is read from its start to its end.
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to samples before they are resampled.
 
-    On a file that it takes for seekable, soundfile seeks after every read to where it is already. For an
-    mp3 that resets the decoder: the first thousand samples of every block but the first come out as zeros.
+    Attributes
+    ----------
+    channel : str
+        As asked for.
+    chosen : dict of int to int or None
+        Channel to take, from 0, by the number of channels; None is their mean. What is missing is not known yet.
+    reasons : dict of int to str
+        Why a channel was chosen that was not asked for.
+    offset, gain : float
+        Samples become ``(sample - offset) * gain``.
     """
 
-    def seekable(self) -> bool:
-        return False
+    channel: str
+    chosen: dict[int, int | None] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    offset: float = 0.0
+    gain: float = 1.0
+
+    def index(self, n_channels: int) -> int | None:
+        """Return the channel to take, from 0; None for the mean."""
+        if n_channels in self.chosen:
+            return self.chosen[n_channels]
+        number = {"left": 1, "right": 2, "mean": 0, "best": 0}.get(self.channel)
+        number = int(self.channel) if number is None else number
+        if number > n_channels:
+            raise Undecodable(f"has no channel {self.channel}: it has {n_channels}; choose another --channel")
+        return number - 1 if number else None
 
 
-def _open(file: object) -> _Stream:
-    try:
-        return _Stream(file, closefd=False)
-    except soundfile.LibsndfileError as error:
-        raise Undecodable(f"no sound that libsndfile can read: {error.error_string.rstrip('.')}") from error
+class _Reading:
+    """One reading of a file, from its blocks to the samples that are handed on."""
 
-
-class _Decoding:
-    """One file on its way from `decode`'s arguments to its result."""
-
-    def __init__(self, path, file, sound, sample_rate_hz, sink):
-        self.path, self.file, self.sound, self.sink = path, file, sound, sink
-        self.rate = sound.samplerate
-        if self.rate < LEAST_RATE_HZ:
-            raise Undecodable(f"its header gives a sample rate of {self.rate} Hz; expected {LEAST_RATE_HZ} or more")
-        self.warnings: list[str] = []
-        self.n_frames = self.n_samples = 0
-        self.peak = 0.0
-        self.is_silent = True
+    def __init__(self, source: sources.Source, sample_rate_hz: int, sink: Sink, treatment: Treatment):
+        self.source, self.target_rate_hz, self.sink, self.treatment = source, sample_rate_hz, sink, treatment
+        self.first: tuple[int, int] | None = None  # rate in Hz and channels
+        self.rate = 0
         self.resampler = None
-        if self.rate != sample_rate_hz:
-            self.resampler = soxr.ResampleStream(self.rate, sample_rate_hz, 1, dtype="float32")
+        self.warnings: list[str] = []
+        self.seconds = 0.0
+        self.products: dict[int, np.ndarray] = {}  # of channels with each other, by the number of channels
+        self.n_frames = self.n_samples = self.n_clipped = 0
+        self.low, self.high, self.total = np.inf, -np.inf, 0.0  # of the mono sound before its treatment
+        self.is_silent = True
 
-    def run(self) -> Decoded:
-        for block in self.blocks():
-            mono = self.mix(block)
+    def run(self) -> None:
+        for rate, samples in self.source.blocks():
+            if rate != self.rate:
+                self.change_rate(rate)
+            if self.first is None:
+                self.first = rate, len(samples)
+            mono = self.treat(self.mix(samples))
+            self.n_frames += len(mono)
+            self.seconds += len(mono) / rate
             self.put(mono if self.resampler is None else self.resampler.resample_chunk(mono))
         if self.n_frames == 0:
-            raise Undecodable("; ".join(["no sound in it", *self.warnings]))
+            raise Undecodable("; ".join(["no sound in it", *self.source.warnings]))
+        self.flush()
+
+    def change_rate(self, rate: int) -> None:
+        if rate < LEAST_RATE_HZ:
+            raise Undecodable(f"its header gives a sample rate of {rate} Hz; expected {LEAST_RATE_HZ} or more")
+        if self.rate:
+            self.warnings.append(f"its sample rate changes from {self.rate} to {rate} Hz at {self.seconds:.2f} s")
+        self.flush()
+        self.rate = rate
+        if rate != self.target_rate_hz:
+            self.resampler = soxr.ResampleStream(rate, self.target_rate_hz, 1, dtype="float32")
+
+    def flush(self) -> None:
         if self.resampler is not None:
             self.put(self.resampler.resample_chunk(np.empty(0, np.float32), last=True))
-        if self.is_silent:
-            raise Undecodable("silent: every sample of its mono mix is 0")
-        if self.peak > LOUDEST_PEAK:
-            self.warnings.append(f"peaks at {self.peak:.3g} times full scale and is clipped: save it within [-1, 1]")
-        return Decoded(self.n_samples, self.rate, self.sound.channels, tuple(self.warnings))
+        self.resampler = None
 
-    def mix(self, block: np.ndarray) -> np.ndarray:
-        """Average the channels: float32 (n, channels) to (n,). Adding columns is ten times as fast as ``mean``."""
-        mono = block[:, 0].copy()
-        for channel in range(1, block.shape[1]):
-            mono += block[:, channel]
-        if block.shape[1] > 1:
-            mono /= block.shape[1]
+    def mix(self, samples: np.ndarray) -> np.ndarray:
+        """Return the mono sound, float32 of shape (n,), of a block of shape (channels, n)."""
+        n_channels = len(samples)
+        index = self.treatment.index(n_channels)
+        if n_channels > 1 and self.treatment.channel in ("mean", "best") and n_channels not in self.treatment.chosen:
+            # Of differences of neighbours: neither an offset, nor wind or hum, decides where the birds are.
+            steps = np.diff(samples, axis=1)
+            with np.errstate(invalid="ignore", over="ignore"):  # infinity is told where it is met
+                products = (steps @ steps.T).astype(np.float64)
+            self.products[n_channels] = self.products.get(n_channels, 0.0) + products
+        mono = samples[index or 0].copy()
+        if index is None and n_channels > 1:
+            for other in samples[1:]:  # ten times as fast as `mean`
+                mono += other
+            mono /= n_channels
+        return mono
+
+    def treat(self, mono: np.ndarray) -> np.ndarray:
         low, high = float(mono.min()), float(mono.max())
         if not np.isfinite([low, high]).all():
-            first_s = (self.n_frames - len(mono) + np.flatnonzero(~np.isfinite(mono))[0]) / self.rate
+            first_s = self.seconds + np.flatnonzero(~np.isfinite(mono))[0] / self.rate
             raise Undecodable(f"holds NaN or infinity, first at {first_s:.3f} s")
-        self.peak = max(self.peak, -low, high)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.low > 0 or self.high < 0:
+            self.total += float(mono.sum(dtype=np.float64))
+        if self.treatment.offset:
+            mono -= np.float32(self.treatment.offset)
+        if self.treatment.gain != 1:
+            mono *= np.float32(self.treatment.gain)
         return mono
 
     def put(self, samples: np.ndarray) -> None:
         """Hand on float32 samples in [-1, 1] as int16; `samples` is overwritten."""
         if not len(samples):
             return
-        with np.errstate(over="ignore"):  # what no longer fits is clipped below, and reported by its peak
+        with np.errstate(over="ignore"):  # what no longer fits is clipped below, and counted
             samples *= np.float32(PCM_SCALE)
         np.rint(samples, out=samples)
+        if max(self.high, -self.low) > 1:
+            self.n_clipped += int(np.count_nonzero((samples < -PCM_SCALE) | (samples > PCM_SCALE)))
         np.clip(samples, -PCM_SCALE, PCM_SCALE - 1, out=samples)
         pcm = samples.astype(np.int16)
         self.is_silent = self.is_silent and not pcm.any()
         self.n_samples += len(pcm)
         self.sink(pcm)
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Decode: yield float32 of shape (n, channels), valid until the next one."""
-        yield from self.read_all(self.sound)
-        promised = self.sound.frames
-        if self.sound.format in UNSURE_OF_THEIR_END and self.bytes_left() > LEFTOVER_BYTES:
-            # The length of an mp3 of variable bit rate without a Xing header is guessed from its first
-            # frame, and libsndfile reads no further. With no length given it reads to the end.
-            with _LengthUnknown(self.path) as file, _open(file) as sound:
-                yield from self.read_all(sound, skip=self.n_frames)
-                left = os.fstat(file.fileno()).st_size - file.tell()
-                if left > LEFTOVER_BYTES:
-                    self.warnings.append(f"{left} bytes behind the end of its first stream cannot be read")
-        elif promised - self.n_frames > MISSING_S * self.rate:
-            self.warnings.append(
-                f"breaks off: its header promises {promised / self.rate:.2f} s, "
-                f"{self.n_frames / self.rate:.2f} s could be decoded"
-            )
+    # ---------------------------------------------------------------------------------- what it has shown
 
-    def read_all(self, sound: soundfile.SoundFile, skip: int = 0) -> Iterator[np.ndarray]:
-        buffer = np.empty((max(1, BLOCK_VALUES // sound.channels), sound.channels), np.float32)
-        while True:
-            # On an error libsndfile does not say how much it decoded before: the NaN that are left do.
-            buffer.fill(np.nan)
-            error = None
-            try:
-                n = sound.buffer_read_into(buffer, "float32")
-            except soundfile.LibsndfileError as problem:
-                error = problem
-                n = len(buffer) - int(np.isnan(buffer[:, -1]).sum())
-            block = buffer[min(skip, n) : n]
-            skip -= n - len(block)
-            self.n_frames += len(block)
-            if len(block):
-                yield block
-            if error is not None:
-                self.warnings.append(
-                    f"damaged after {self.n_frames / self.rate:.2f} s ({error.error_string.rstrip('.')})"
+    def better_treatment(self) -> Treatment:
+        """Return the treatment that the sound turned out to need; the one that it had if that was right."""
+        treatment = self.treatment
+        for n_channels, products in self.products.items():
+            index, reason = _choose(treatment.channel, products)
+            if index is not None:
+                treatment = replace(
+                    treatment,
+                    chosen={**treatment.chosen, n_channels: index},
+                    reasons={**treatment.reasons, n_channels: reason},
                 )
-            if error is not None or n == 0:
-                return
+        if treatment != self.treatment:
+            return treatment
+        offset = 0.0
+        if self.low != self.high and (self.low > 0 or self.high < 0):
+            offset = self.total / self.n_frames
+        peak = max(self.high - offset, offset - self.low)
+        gain = 1.0
+        if self.source.is_fine and (peak > 1 or 0 < peak < QUIETEST_PEAK):
+            gain = SCALED_PEAK / peak
+        return replace(treatment, offset=offset, gain=gain)
 
-    def bytes_left(self) -> int:
-        position = os.lseek(self.file.fileno(), 0, os.SEEK_CUR)
-        return os.fstat(self.file.fileno()).st_size - position
+    def result(self) -> Decoded:
+        treatment = self.treatment
+        if self.low == self.high and self.n_frames > 1:
+            raise Undecodable(f"silent: every sample of it is {self.low:.6g}")
+        if self.is_silent:
+            raise Undecodable("silent: every sample of it is 0 in 16 bits")
+        n_channels = self.first[1]
+        index = treatment.index(n_channels)
+        reason = treatment.reasons.get(n_channels, "")
+        channel = (
+            "mono" if n_channels == 1 else f"mean of {n_channels}" if index is None else f"{index + 1} of {n_channels}"
+        )
+        warnings = [*self.source.warnings, *self.warnings]
+        for n, why in treatment.reasons.items():
+            if why:
+                warnings.append(f"channel {treatment.chosen[n] + 1} of {n} is used: {why}")
+        peak = max(self.high - treatment.offset, treatment.offset - self.low)
+        if treatment.offset:
+            warnings.append(f"never crosses zero: its mean of {treatment.offset:.3g} was taken away")
+        if treatment.gain != 1:
+            warnings.append(f"peaks at {peak:.3g} times full scale and was scaled to {SCALED_PEAK}")
+        elif peak > LOUDEST_PEAK or self.n_clipped > CLIPPED_SHARE * self.n_samples:
+            share = 100 * self.n_clipped / self.n_samples
+            warnings.append(f"peaks at {peak:.3g} times full scale: {share:.2g} % of its samples are clipped")
+        return Decoded(self.n_samples, *self.first, f"{channel}: {reason}" if reason else channel, tuple(warnings))
 
 
-class _LengthUnknown(io.FileIO):
-    """A file that claims to end at 0, which libsndfile takes for an unknown length."""
-
-    def __init__(self, path: Path):
-        super().__init__(path, "rb")
-        self.is_at_end = False
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.is_at_end = whence == os.SEEK_END
-        return super().seek(offset, whence)
-
-    def tell(self) -> int:
-        return 0 if self.is_at_end else super().tell()
+def _choose(asked: str, products: np.ndarray) -> tuple[int | None, str]:
+    """Decide on a channel, from 0, or the mean, None, by summed products of channels, shape (channels, channels)."""
+    powers = np.diagonal(products)
+    loudest = int(powers.argmax())
+    if asked == "best":
+        return loudest, ""
+    if not powers[loudest] > 0:  # NaN too
+        return None, ""
+    n_channels = len(powers)
+    of_mean = products.sum() / n_channels**2
+    if of_mean < CANCELLED * powers.sum() / n_channels**2:
+        lost_db = 10 * np.log10(powers[loudest] / max(of_mean, 1e-12 * powers[loudest]))
+        return loudest, f"the channels cancel by {lost_db:.0f} dB in their mean"
+    if np.sort(powers)[-2] < SILENT_BESIDE * powers[loudest]:
+        return loudest, "the others are silent"
+    return None, ""
 
 
 def cut(n_samples: int, clip_samples: int, least_samples: int, remainder: str) -> list[tuple[int, int]]:

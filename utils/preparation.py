@@ -262,16 +262,18 @@ def decode(
     raw_dir: Path,
     spool_dir: Path,
     sample_rate_hz: int,
+    channel: str,
     pool_map: workers.Map,
     num_workers: int,
     files: Sequence[spool.Listed],
 ) -> Decoded:
-    """Decode files into a spool folder, which is made if need be."""
+    """Decode files into a spool folder, which is made if need be; `channel` as for `audio.decode`."""
     # Absolute, because workers need not run in the same folder.
     raw_dir, spool_dir = raw_dir.absolute(), spool_dir.absolute()
     spool_dir.mkdir(exist_ok=True)
     tasks = [
-        spool.DecodeTask(raw_dir, spool_dir, sample_rate_hz, tuple(batch)) for batch in batches(files, num_workers)
+        spool.DecodeTask(raw_dir, spool_dir, sample_rate_hz, channel, tuple(batch))
+        for batch in batches(files, num_workers)
     ]
     results = (result for batch in pool_map(spool.decode_files, tasks) for result in batch)
     results = list(runs.progress(results, len(files), "decoding", "files"))
@@ -457,11 +459,12 @@ def write_recordings(
                 sum(len(stretch) for _, stretch in own),
                 len(own),
                 "|".join(map(str, rates)),
+                "|".join(sorted({sound.channel for sound in sounds})),
                 checksums[0] if len(checksums) == 1 else sha256_of_lines(checksums),
             ]
         )
     columns = ["recording_id", "label", "recordist", "group", "split", "duration_s", "n_clips", "n_files"]
-    write_csv(output_dir / "recordings.csv", [*columns, "sample_rate_hz", "sha256"], rows)
+    write_csv(output_dir / "recordings.csv", [*columns, "sample_rate_hz", "channel", "sha256"], rows)
     return len(rows)
 
 

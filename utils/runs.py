@@ -52,7 +52,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 # LSF signals every process of a job, and jobs/launch.py passes on to its own what it gets: that is one request.
 REPEAT_S = 2.0
 PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "pyarrow", "numpy", "pandas")
-PACKAGES += ("scikit-learn", "matplotlib", "soundfile", "soxr")
+PACKAGES += ("scikit-learn", "matplotlib", "soundfile", "av", "soxr")
 PROGRESS_EVERY_S = 30.0
 
 

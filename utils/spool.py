@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import av
 import mutagen
 import numpy as np
 import soundfile
 import soxr
 
-from utils import audio, clips, tags
+from utils import audio, clips, containers, sources, tags
 from utils.errors import InputError, machine_fault
-from utils.files import sha256_of_file
+from utils.files import sha256_of_file, sha256_of_lines
 from utils.recordings import Skipped
 
 MARKER_SUFFIX = ".json"
@@ -28,9 +29,11 @@ MARKER_SUFFIX = ".json"
 @functools.cache
 def decoded_by() -> str:
     """Name the code that decodes: PCM of another may differ in its last bit, so what that left is not gone on with."""
-    ours = sha256_of_file(Path(audio.__file__))[:12]
-    by_tags = f"mutagen {mutagen.version_string}, tags.py {sha256_of_file(Path(tags.__file__))[:12]}"
-    return f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}, audio.py {ours}, {by_tags}"
+    modules = audio, sources, containers, tags
+    ours = sha256_of_lines(sha256_of_file(Path(module.__file__)) for module in modules)[:12]
+    ffmpeg = f"FFmpeg {av.ffmpeg_version_info} (PyAV {av.__version__})"
+    others = f"libsndfile {soundfile.__libsndfile_version__}, {ffmpeg}, soxr {soxr.__version__}"
+    return f"{others}, mutagen {mutagen.version_string}, our code {ours}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Spooled:
     sha256 : str
         Of the PCM: int16, little-endian.
     source_rate_hz : int
+    channel : str
+        Which of the file's channels it is; see `audio.Decoded`.
     warnings : tuple of str
     tags : Tags
         What the file's tags say of its recording.
@@ -72,6 +77,7 @@ class Spooled:
     n_samples: int
     sha256: str
     source_rate_hz: int
+    channel: str
     warnings: tuple[str, ...]
     tags: tags.Tags
 
@@ -88,6 +94,7 @@ class DecodeTask:
     raw_dir: Path
     spool_dir: Path
     sample_rate_hz: int
+    channel: str
     files: tuple[Listed, ...]
 
 
@@ -105,13 +112,14 @@ def decode_files(task: DecodeTask) -> list[Spooled | Skipped]:
 def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
     pcm_path = task.spool_dir / pcm_name(file.path)
     marker_path = pcm_path.with_suffix(MARKER_SUFFIX)
-    made_from = {"size": file.size, "mtime_ns": file.mtime_ns, "rate": task.sample_rate_hz, "by": decoded_by()}
+    how = {"rate": task.sample_rate_hz, "channel": task.channel, "by": decoded_by()}
+    made_from = {"size": file.size, "mtime_ns": file.mtime_ns, **how}
     finished = _read_marker(marker_path, pcm_path, made_from)
     if finished is not None:
         return finished
     marker_path.unlink(missing_ok=True)
-    digest = hashlib.sha256()
     with pcm_path.open("wb", buffering=0) as pcm_file:
+        digest = hashlib.sha256()
 
         def sink(pcm: np.ndarray) -> None:
             data = memoryview(pcm.astype("<i2", copy=False)).cast("B")
@@ -122,8 +130,16 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
             while data:  # an unbuffered write may take a part; the next one then says why
                 data = data[pcm_file.write(data) :]
 
+        def new_sink() -> audio.Sink:
+            nonlocal digest
+            digest = hashlib.sha256()
+            if pcm_file.tell():
+                pcm_file.seek(0)
+                pcm_file.truncate()
+            return sink
+
         try:
-            decoded = audio.decode(task.raw_dir / file.path, task.sample_rate_hz, sink)
+            decoded = audio.decode(task.raw_dir / file.path, task.sample_rate_hz, new_sink, task.channel)
             pcm_file.truncate(pcm_file.tell())  # makes a hole at its end a part of the file
         except audio.Undecodable as reason:
             pcm_path.unlink()
@@ -133,7 +149,10 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
         found = tags.read_tags(task.raw_dir / file.path)
     except OSError as error:
         raise machine_fault(task.raw_dir / file.path, error) from error
-    spooled = Spooled(file.path, decoded.n_samples, digest.hexdigest(), decoded.source_rate_hz, decoded.warnings, found)
+    spooled = Spooled(
+        *(file.path, decoded.n_samples, digest.hexdigest()),
+        *(decoded.source_rate_hz, decoded.channel, decoded.warnings, found),
+    )
     _check_unchanged(task.raw_dir, file)
     # Not flushed to disk: after a crash of the machine the checksum finds what is missing.
     partial = marker_path.with_suffix(".partial")

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from utils.errors import InputError
 from utils.runs import STOP_SIGNALS
 
-PRELOADED = ("numpy", "pandas", "pyarrow.parquet", "soundfile", "soxr", "tqdm")
+PRELOADED = ("av", "numpy", "pandas", "pyarrow.parquet", "soundfile", "soxr", "tqdm")
 
 Map = Callable[[Callable, Iterable], Iterator]
 
