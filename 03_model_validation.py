@@ -34,14 +34,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from utils import cli, clips, comparison, encoder_window, encoders, evaluation, latency, plots, runs, summary
+from utils import (
+    cli,
+    clips,
+    comparison,
+    encoder_window,
+    encoders,
+    evaluation,
+    latency,
+    plots,
+    runs,
+    summary,
+    training_history,
+)
 from utils.errors import AlreadyComplete, UsageError
 from utils.files import write_text
 from utils.start_line import guessing, log_start
 from utils.text import some
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    pass
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -140,7 +152,9 @@ def validate(args: argparse.Namespace) -> None:
         model, extractor = encoders.load_model(args.model_dir, device)
         encoders.check_matches(model, extractor, split_clips)
         log_start(args.device, device, {str(args.model_dir): model}, {args.split: split_clips})
-        warn_of_other_data(model.config, inputs)
+        known = training_history.warn_of_known_recordings(
+            model, str(args.model_dir), inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
+        )
         encoder_window.warn_of_window(model, extractor, split_clips.clip_seconds, str(args.model_dir))
         table, labels = split_clips.table, split_clips.labels
 
@@ -178,6 +192,7 @@ def validate(args: argparse.Namespace) -> None:
             "data_sha256": inputs["data_dir"].sha256,
             "git_commit": (runs.read_record(args.output_dir)["git"] or {"commit": ""})["commit"],
             "kind": encoders.kind_of(model.config),
+            "n_recordings_trained_on": known[args.split],
         }
         # JSON has no NaN.
         this_run.metrics = {name: None if value != value else value for name, value in row.items()}
@@ -187,18 +202,6 @@ def validate(args: argparse.Namespace) -> None:
             summary.write_metrics(args.output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
         log_scores(row, n_groups=table["group"].nunique())
         evaluation.warn_of_few_groups(args.split, table["group"].nunique())
-
-
-def warn_of_other_data(config: "PreTrainedConfig", inputs: dict[str, runs.Input]) -> None:
-    """Warn if the model was trained on another data set: its training clips may be among these."""
-    trained_on = getattr(config, "data_sha256", None)
-    if trained_on not in (None, inputs["data_dir"].sha256):
-        log.warning(
-            "%s was trained on other data than what is in %s now: clips that it was trained on may be among those "
-            "that score it here",
-            inputs["model_dir"].path,
-            inputs["data_dir"].path,
-        )
 
 
 def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray) -> None:

@@ -47,6 +47,7 @@ from utils import (
     hidden_states,
     layer_selection,
     runs,
+    training_history,
 )
 from utils.encoder_parts import EncoderParts, check_parts
 from utils.errors import InputError, UsageError
@@ -169,6 +170,10 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
             "the model was fine-tuned, and --split %s holds clips that it may have been trained on: "
             "what is measured on them is better than on new ones",
             args.split,
+        )
+    elif fine_tuned:
+        training_history.warn_of_known_recordings(
+            model, args.model_dir, inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
         )
     key = {"model": inputs["model_dir"].sha256, "data": inputs["data_dir"].sha256}
     extraction = (args.batch_size, device, args.output_dir)

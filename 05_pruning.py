@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from utils import cli, clips, encoders, healing, layer_evidence, pruning_plots, runs, summary
+from utils import cli, clips, encoders, healing, layer_evidence, pruning_plots, runs, summary, training_history
 from utils.encoder_parts import check_parts
 from utils.errors import AlreadyComplete, UsageError
 from utils.files import write_json
@@ -152,6 +152,10 @@ def sweep(args: argparse.Namespace) -> None:
     )
     encoders.check_matches(model, extractor, report_clips)
     check_parts(model, extractor, search_clips, device)
+    training_history.warn_of_known_recordings(
+        *(model, str(args.model_dir), inputs["data_dir"]),
+        {args.search_split: search_clips.table["recording_id"], args.report_split: report_clips.table["recording_id"]},
+    )
     plan = make_plan(
         *(model, args.strategies, args.sizes, args.beam_width, args.iterative, args.remove_first_block, args.seed)
     )
@@ -231,6 +235,7 @@ def sweep(args: argparse.Namespace) -> None:
         if args.heal:
             with this_run.timed("healing"):
                 healed_dir = args.output_dir / HEALED / "model"
+                training_history.note_training(model, inputs["data_dir"].sha256, train_clips, search_clips)
                 healing.heal_subset(
                     *(model, extractor, to_heal, healed_dir, args.heal_part, train_clips, search_clips),
                     *(healing.settings_for(args.heal, args.seed), scratch / HEALED, args.batch_size, device),

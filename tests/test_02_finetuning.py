@@ -77,6 +77,7 @@ def test_run_folder(undisturbed, data_dir):
     assert outputs == {
         *("metrics.csv", "training_curves.png"),
         *("model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "model/classify.py"),
+        "model/training_recordings.json",
     }
     assert list((undisturbed / "tensorboard").glob("events*"))
     assert not [p for p in undisturbed.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}], "no pickles"

@@ -51,6 +51,7 @@ def test_it_learns_and_leaves_a_run_folder(architecture, trained):
         *("metrics.csv", "training_curves.png"),
         *("model/config.json", "model/model.safetensors", "model/preprocessor_config.json"),
         *("model/classify.py", "model/bird_cnn.py"),
+        "model/training_recordings.json",
     }
     assert pd.read_csv(run_dir / "metrics.csv")["eval_accuracy"].max() > 0.9
     config = json.loads((run_dir / "model" / "config.json").read_text())

@@ -24,7 +24,7 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-from utils import bird_cnn, classify, model_folder, runs
+from utils import bird_cnn, classify, model_folder, runs, training_history
 from utils.clips import Clips, label_maps
 from utils.errors import InputError, UsageError
 from utils.files import PARTIAL_SUFFIX, sha256_of_lines
@@ -774,6 +774,7 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
     for module in (classify, bird_cnn):  # for whoever gets the folder alone; no stage runs what lies in one
         if module is classify or not has_blocks(model.config):
             shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
+    training_history.write_history(model, partial)
     for path in partial.iterdir():  # safetensors creates files that only their owner can read
         path.chmod((partial / "config.json").stat().st_mode)
     reloaded, _ = load_model(partial, "cpu")

@@ -31,6 +31,7 @@ from transformers.models.auto.feature_extraction_auto import (
 )
 
 import utils.bird_cnn  # noqa: F401 (the Auto classes know its networks then)
+from utils import training_history
 from utils.errors import InputError
 from utils.files import sha256_of_file, sha256_of_lines
 from utils.text import printable
@@ -130,7 +131,7 @@ def _hub_snapshot(name: str) -> Path:
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
-    configs = [CONFIG_NAME, *EXTRACTOR_NAMES, ADAPTER_NAME]
+    configs = [CONFIG_NAME, *EXTRACTOR_NAMES, ADAPTER_NAME, training_history.FILE_NAME]
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*configs, "model*.safetensors", WEIGHT_NAMES[1]]))
         if not any((folder / weights).is_file() for weights in WEIGHT_NAMES[:2]):
@@ -253,6 +254,10 @@ FIELDS = {
     "clip_fill": (lambda value: value == "repeat", "repeat"),
     "clip_samples": (lambda value: _is_count(value) and value > 0, "a number of samples above 0"),
     "data_sha256": (lambda value: isinstance(value, str), "a text"),
+    "trained_on": (
+        lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "a list of texts",
+    ),
     "pruned_from": (lambda value: isinstance(value, str), "a text"),
     "pruned_after_fine_tuning": (lambda value: isinstance(value, bool), "true or false"),
     "num_labels": (lambda value: _is_count(value) and value <= MOST_LABELS, f"a number from 0 to {MOST_LABELS}"),
@@ -383,6 +388,7 @@ def load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
     )
     names = ({key[0] if isinstance(key, tuple) else str(key) for key in report[kind]} for kind in _REPORTED)
     model.config.name_or_path = folder.name
+    model.training_history = training_history.read_history(folder.path)
     return Loaded(model, extractor, *names)
 
 

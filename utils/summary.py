@@ -62,11 +62,13 @@ METRICS_COLUMNS = (
     "load_average",
     "cpu_busy_share",
     "latency_doubt",
+    "n_recordings_trained_on",
 )
 # Columns that results of an earlier version may lack, and what stands for them.
 DEFAULTS = {
     **{"kind": "not noted", "latency_doubt": "not noted"},
     **dict.fromkeys(("latency_ms_low", "latency_ms_high", "n_threads", "load_average", "cpu_busy_share"), float("nan")),
+    "n_recordings_trained_on": float("nan"),  # of those that are scored; see training_history
 }
 TEXT_COLUMNS = (
     "model_name",

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor, Trainer, Tra
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from utils import encoders, plots, runs
+from utils import encoders, plots, runs, training_history
 from utils.augmentation import augment_audio, batch_generator, mask_spectrogram
 from utils.clips import Clips, read_clips
 from utils.errors import InputError, Interrupted, UsageError
@@ -108,8 +108,13 @@ def train_in_run_folder(
         )
         runs.seed_everything(args.seed)
         model, extractor = build(train_clips)
-        encoders.configure_for_training(model, train_clips, args.augment, inputs["data_dir"].sha256)
+        data = inputs["data_dir"]
         name = inputs["base_model"].path if "base_model" in inputs else "from scratch"
+        later = {"val": val_clips.table["recording_id"]}
+        later["test"] = training_history.recordings_of_split(args.data_dir, "test")
+        training_history.warn_of_known_recordings(model, name, data, later)
+        encoders.configure_for_training(model, train_clips, args.augment, data.sha256)
+        training_history.note_training(model, data.sha256, train_clips, val_clips)
         log_start(args.device, device, {name: model}, {"train": train_clips, "val": val_clips})
         settings = TrainingSettings(
             **{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingSettings)}
