@@ -35,6 +35,7 @@ from utils import (
     preparation,
     recordings,
     recordists,
+    replacing,
     runs,
     shares,
     splits,
@@ -44,6 +45,8 @@ from utils import (
 from utils.errors import AlreadyComplete, UsageError
 
 STAGE = Path(__file__).stem
+OUTPUTS = ("clips-*.parquet", "label_mappings.json", "recordings.csv", "split_report.csv", "skipped.csv")
+SHARD_OUTPUTS = (f"{shares.SPOOL_NAME}/*", shares.LISTING_NAME, shares.DECODED_NAME)
 SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
 # What --shard leaves is sound neither cut nor split.
 SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
@@ -205,12 +208,24 @@ def make_data_set(
             ),
         )
         # First, so that a merge that cannot be leaves all as it was. One that is done needs no shards.
-        if args.overwrite or not runs.is_complete(STAGE, args, inputs, SPEED_ARGUMENTS):
+        is_done = runs.is_complete(STAGE, args, inputs, SPEED_ARGUMENTS)
+        if is_done and args.overwrite:  # and would be made again if it is damaged
+            is_done = runs.find_damage(args.output_dir, runs.read_record(args.output_dir)["outputs"]) is None
+        if not is_done:
             merge.read_records(list(listed.values()))
     scratch = preparation.SCRATCH_NAME
     try:
         with (
-            runs.open_run(STAGE, args, inputs, result_neutral=SPEED_ARGUMENTS, scratch={scratch}) as this_run,
+            runs.open_run(
+                STAGE,
+                args,
+                inputs,
+                outputs=OUTPUTS,
+                result_neutral=SPEED_ARGUMENTS,
+                scratch={scratch},
+                reusable={scratch},  # its files say what they were made from
+                disposable={f"{scratch}/*", "skipped.csv"},
+            ) as this_run,
             workers.worker_pool(args.num_workers) as pool_map,
         ):
             log_start(args, files)
@@ -232,7 +247,13 @@ def decode_shard(
     """Leave one shard's sound in ``args.output_dir``, which is the shard's own."""
     with (
         runs.open_run(
-            STAGE, args, inputs, result_neutral=SHARD_NEUTRAL_ARGUMENTS, reusable={shares.SPOOL_NAME}
+            STAGE,
+            args,
+            inputs,
+            outputs=SHARD_OUTPUTS,
+            result_neutral=SHARD_NEUTRAL_ARGUMENTS,
+            reusable={shares.SPOOL_NAME},
+            recompute=args.overwrite,  # the merge asks for it where other code has decoded or dealt out the files
         ) as this_run,
         workers.worker_pool(args.num_workers) as pool_map,
     ):
@@ -318,11 +339,9 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--val_fraction {args.val_fraction} and --test_fraction {args.test_fraction} leave nothing to train on; "
             "expected a sum below 1"
         )
+    read = {name: getattr(args, name) for name in ("raw_dir", "metadata") if getattr(args, name) is not None}
     for folder in (args.output_dir, shares.share_dir(args.output_dir, 1, 1).parent):
-        if args.raw_dir.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(
-                f"--raw_dir {args.raw_dir} lies in {folder}, which --overwrite empties: choose another --output_dir"
-            )
+        replacing.check_apart(folder, read)
 
 
 def process(

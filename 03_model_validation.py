@@ -59,6 +59,10 @@ log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>"
 COMPARISON_NAME = "comparison"
+OUTPUTS = (
+    *(summary.METRICS_NAME, comparison.PREDICTIONS_NAME, "classification_report.csv"),
+    *("confusion_matrix.*", "reliability.*", f"{COMPARISON_NAME}.*"),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -124,7 +128,7 @@ def compare(args: argparse.Namespace) -> None:
     models = [comparison.read_scored(folder) for folder in args.compare]
     for model in models[1:]:
         comparison.check_same_clips(models[0], model)
-    with runs.open_run(Path(__file__).stem, args, inputs, result_neutral=["compare"]) as this_run:
+    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["compare"]) as this_run:
         first = models[0]
         levels = guessing(first.predictions["label_id"], int(first.metrics["n_classes"]), first.metrics["split"])
         log.info("%d models: %s; %s clips, %s", len(models), ", ".join(names), f"{len(first.predictions):,}", levels)
@@ -146,7 +150,7 @@ def validate(args: argparse.Namespace) -> None:
     """Score the model and leave a folder of results."""
     device = runs.resolve_device(args.device)
     inputs = {"model_dir": encoders.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
-    with runs.open_run(Path(__file__).stem, args, inputs) as this_run:
+    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS) as this_run:
         this_run.device = runs.device_name(device)
         split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed)
         model, extractor = encoders.load_model(args.model_dir, device)

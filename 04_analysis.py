@@ -71,6 +71,11 @@ SIMILARITY_NAMES = {
     "cosine": "cosine",
 }
 STATES, TRAIN_STATES, OTHER_STATES = "hidden_states", "train_hidden_states", "other_hidden_states"
+OUTPUTS = (
+    *(f"{name}*.{suffix}" for name in (*METRICS, "overview", "null_levels") for suffix in ("csv", "pdf", "png")),
+    *(f"{name}*" for name in (STATES, TRAIN_STATES, OTHER_STATES)),
+    "recommendation.json",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +116,6 @@ def run(args: argparse.Namespace) -> None:
         if args.compare_to is not None:
             name += f"-and-{cli.model_name(args.compare_to)}"
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(name)
-    args.overwrite = args.overwrite or args.recompute
     device = runs.resolve_device(args.device)
     inputs = {"model_dir": encoders.any_model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
     if args.compare_to is not None:
@@ -121,8 +125,10 @@ def run(args: argparse.Namespace) -> None:
         Path(__file__).stem,
         args,
         inputs,
+        outputs=OUTPUTS,
         result_neutral={"recompute"},
         reusable=() if args.recompute else states,
+        recompute=args.recompute,
     ) as this_run:
         this_run.device = runs.device_name(device)
         if args.compare_to is None:

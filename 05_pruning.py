@@ -51,6 +51,10 @@ log = logging.getLogger(Path(__file__).stem)
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>-pruning"
 SCRATCH = ".sweep"
 HEALED = "healed"
+OUTPUTS = (
+    *("pruning*.csv", "pruning*.pdf", "pruning*.png", "strategies.*", "pareto.*"),
+    *("best.json", "healing.csv", f"{HEALED}/model/*"),
+)
 NUM_NEIGHBORS = 10
 NUM_PAIRS = 5000
 
@@ -162,7 +166,12 @@ def sweep(args: argparse.Namespace) -> None:
     heal_keep = parse_heal_keep(args, model)
 
     with runs.open_run(
-        Path(__file__).stem, args, inputs, result_neutral={"memory_limit_mb"}, scratch=[SCRATCH]
+        Path(__file__).stem,
+        args,
+        inputs,
+        outputs=OUTPUTS,
+        result_neutral={"memory_limit_mb"},
+        scratch=[SCRATCH],
     ) as this_run:
         this_run.device = runs.device_name(device)
         log_start(

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import cli, encoders, model_folder, runs
+from utils import cli, encoders, model_folder, replacing, runs
 from utils.errors import AlreadyComplete, InputError, UsageError
 from utils.files import PARTIAL_SUFFIX
 from utils.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "runs/<name of the model's run>-pruned"
+OUTPUTS = ("model/*", "[0-9]*-blocks/model/*")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -124,10 +125,8 @@ def check_arguments(args: argparse.Namespace, best: Path | None) -> None:
             "which layers? Give one of --keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from best.json; "
             "only on a terminal can they be chosen step by step"
         )
-    output_dir = args.output_dir.resolve()
-    for flag, path in (("model_dir", model_folder.resolve_model_dir(Path(args.model_dir))), ("from", best)):
-        if path is not None and path.exists() and path.resolve().is_relative_to(output_dir):
-            raise UsageError(f"--output_dir {args.output_dir} would replace {path} of --{flag}: choose another folder")
+    read = {"model_dir": args.model_dir} | ({} if best is None else {"from": best})
+    replacing.check_apart(args.output_dir, read)
 
 
 def layers_to_keep(args: argparse.Namespace, n_layers: int, counter: SizeCounter) -> list[int] | None:
@@ -278,7 +277,8 @@ def prune(
     keeps: dict[Path, list[int]],
 ) -> None:
     """Write one model, or those of a ladder that a stopped run has not written; the model is pruned in place."""
-    with runs.open_run(Path(__file__).stem, args, inputs, result_neutral={"dry_run"}) as this_run:
+    stage = Path(__file__).stem
+    with runs.open_run(stage, args, inputs, outputs=OUTPUTS, result_neutral={"dry_run"}) as this_run:
         this_run.device = runs.device_name("cpu")
         log_start(args.device, "cpu", {args.model_dir: model}, {})
         with this_run.timed("writing"):

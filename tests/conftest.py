@@ -1,5 +1,6 @@
 """Fixtures of all tests, and how many examples the fuzz targets try."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,20 @@ SETTINGS = {"deadline": None, "suppress_health_check": list(hypothesis.HealthChe
 hypothesis.settings.register_profile("tests", max_examples=150, derandomize=True, **SETTINGS)
 hypothesis.settings.register_profile("drills", max_examples=20_000, **SETTINGS)
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def undeclared_outputs(request):
+    """Fail where a stage writes a file that its ``OUTPUTS`` do not name; such a file is taken for the user's."""
+    from utils import runs
+
+    said = []
+    watch = logging.Handler()
+    watch.emit = lambda record: said.append(record.getMessage()) if record.msg == runs.NOT_OURS else None
+    logging.getLogger("utils.runs").addHandler(watch)
+    yield
+    logging.getLogger("utils.runs").removeHandler(watch)
+    assert not said or request.node.get_closest_marker("users_files"), said
 
 
 @pytest.fixture(scope="session")

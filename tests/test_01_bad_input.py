@@ -438,9 +438,30 @@ def test_bad_values(raw_dir, capsys, more):
 
 
 def test_raw_dir_in_the_output_folder(raw_dir, caplog):
-    assert run(raw_dir, "--output_dir", raw_dir.parent) == 2
-    assert "which --overwrite empties" in caplog.text
-    assert run(raw_dir, "--output_dir", raw_dir) == 2
+    assert run(raw_dir, "--output_dir", raw_dir.parent, "--overwrite") == 2
+    assert f"holds {raw_dir} of --raw_dir" in caplog.text
+    assert run(raw_dir, "--output_dir", raw_dir, "--overwrite") == 2
+    assert run(raw_dir, "--output_dir", raw_dir / "processed") == 2
+    assert not (raw_dir / "processed").exists()
+
+
+def test_a_table_in_the_output_folder_is_not_deleted(raw_dir, caplog):
+    assert run(raw_dir) == 0
+    metadata = raw_dir.parent / "out" / "metadata.csv"
+    files = [path.relative_to(raw_dir) for path in sorted(raw_dir.rglob("*.wav"))]
+    metadata.write_text("file,label\n" + "".join(f"{path},{path.parent}\n" for path in files))
+    assert run(raw_dir, "--metadata", metadata, "--overwrite") == 2
+    assert f"holds {metadata} of --metadata" in caplog.text
+    table = metadata.read_bytes()
+    assert run(raw_dir, "--clip_seconds", "1", "--overwrite") == 0, "the table is not of this run"
+    assert metadata.read_bytes() == table
+
+
+def test_a_failed_run_without_a_result_is_taken_over(raw_dir, caplog):
+    """The advice of the message is followed, and then the folder is free."""
+    assert run(raw_dir, "--min_recordings", "9") == 3
+    assert run(raw_dir, "--min_recordings", "2") == 0
+    assert "taken over" in caplog.text
 
 
 # ----------------------------------------------------------------------------------------------- the output

@@ -505,7 +505,7 @@ def test_raw_dir_among_the_shards(root, caplog):
     shutil.move(root / "raw", root / "out.shards" / "1-of-2" / "raw")
     for more in (["--shard", "1/2"], []):
         assert run(root, "--output_dir", root / "out", "--raw_dir", root / "out.shards" / "1-of-2" / "raw", *more) == 2
-    assert f"lies in {root / 'out.shards'}" in caplog.text
+    assert f"{root / 'out.shards'} holds" in caplog.text
 
 
 def test_too_few_labels_are_refused_before_anything_is_decoded(root, caplog):

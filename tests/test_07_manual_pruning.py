@@ -512,7 +512,7 @@ def test_output_never_replaces_an_input(run_dir, tmp_path, capfd):
     for output_dir in (copied, copied / "model", tmp_path / "runs"):
         for model_dir, option in ((copied, ("--ladder",)), (copied / "model", ("--from", best))):
             assert main("--model_dir", model_dir, *option, "--output_dir", output_dir, "--overwrite") == 2
-            assert "would replace" in capfd.readouterr().err
+            assert "could destroy what it is made of" in capfd.readouterr().err
     assert files_of(tmp_path) == before
 
 

@@ -51,7 +51,8 @@ def folders(tmp_path):
         write_text(folder / "best.json", '{"layers": [0, {"latency_ms": 5}]}')
         (folder / "model.safetensors").write_bytes(b"weights")
         outputs = [{"path": path.name, "bytes": 1, "sha256": "x"} for path in sorted(folder.iterdir())]
-        record = {"stage": "07_manual_pruning", "status": "complete", "arguments": {}, "inputs": [], "attempts": 1}
+        record = {"schema_version": runs.SCHEMA_VERSION, "stage": "07_manual_pruning"}
+        record |= {"status": "complete", "arguments": {}, "inputs": [], "attempts": 1}
         write_json(folder / runs.RECORD_NAME, {**record, "outputs": outputs})
         pair.append(folder)
     return pair

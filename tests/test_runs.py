@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,13 +23,26 @@ def arguments(output_dir, **changes) -> argparse.Namespace:
     return argparse.Namespace(**{**values, "num_workers": 2, "clip_seconds": 5.0, **changes})
 
 
-def open_run(output_dir, inputs=None, **changes):
+OUTPUTS = ("result.txt", "half.txt", "model/*")
+
+
+def open_run(output_dir, inputs=None, reusable=(), recompute=False, **changes):
     args = arguments(output_dir, **changes)
-    return runs.open_run("01_data_processing", args, inputs or {}, result_neutral={"num_workers"})
+    return runs.open_run(
+        "01_data_processing",
+        args,
+        inputs or {},
+        outputs=OUTPUTS,
+        result_neutral={"num_workers"},
+        scratch={"checkpoints"},
+        reusable=reusable,
+        recompute=recompute,
+    )
 
 
 def write_run(output_dir, text="result", inputs=None, **changes) -> runs.Run:
     with open_run(output_dir, inputs, **changes) as run:
+        (output_dir / "result.txt").unlink(missing_ok=True)
         (output_dir / "result.txt").write_text(text)
         run.metrics["n"] = 3
     return run
@@ -76,23 +90,415 @@ def test_other_arguments_or_inputs_are_refused_and_named(tmp_path):
         write_run(out, inputs={"data_dir": runs.Input("elsewhere", "1" * 64)})
 
 
-def test_overwrite_replaces_a_run_folder_and_nothing_else(tmp_path):
+def files_of(folder) -> dict[str, str]:
+    """Return the text of every file, but for logs and locks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("log.txt", ".lock"))
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+
+@pytest.mark.users_files
+def test_overwrite_replaces_what_a_stage_wrote_and_nothing_else(tmp_path, caplog):
     out = tmp_path / "out"
     write_run(out)
     (out / "sub").mkdir()
-    (out / "sub" / "stale.txt").write_text("old")
-    write_run(out, text="new", clip_seconds=3.0, overwrite=True)
-    assert sorted(p.name for p in out.iterdir()) == [".lock", "log.txt", "result.txt", "run.json"]
+    (out / "sub" / "notes.txt").write_text("mine")
+    (out / "metadata.csv").write_text("file,label")
+    with caplog.at_level(logging.INFO):
+        write_run(out, text="new", clip_seconds=3.0, overwrite=True)
+    assert sorted(files_of(out)) == ["metadata.csv", "result.txt", "run.json", "sub/notes.txt"]
+    assert (out / "result.txt").read_text() == "new"
+    assert "deleted of the old result: result.txt" in caplog.text
+    assert "not in run.json, as this stage does not write such files: metadata.csv, sub/" in caplog.text
+    assert [output["path"] for output in record_of(out)["outputs"]] == ["result.txt"]
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter.tex").write_text("years of work")
+    (foreign / ".draft.partial.tex").write_text("more work")
     for overwrite in (False, True):
-        with pytest.raises(OutputExistsError, match=r"no stage made \(chapter\.tex"):
+        with pytest.raises(OutputExistsError, match=r"no stage made \(\.draft"):
             write_run(foreign, overwrite=overwrite)
-    assert (foreign / "chapter.tex").read_text() == "years of work"
+    assert files_of(foreign) == {"chapter.tex": "years of work", ".draft.partial.tex": "more work"}
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputExistsError, match="is a file"):
         write_run(tmp_path / "file")
+
+
+def test_overwrite_with_equal_arguments_does_nothing(tmp_path):
+    out = tmp_path / "out"
+    write_run(out)
+    with pytest.raises(AlreadyComplete):
+        write_run(out, text="new", overwrite=True)
+    assert (out / "result.txt").read_text() == "result"
+    write_run(out, text="new", recompute=True)
+    assert (out / "result.txt").read_text() == "new"
+    assert not list(out.glob("replaced-*"))
+
+
+def fail(out, error, wrote=(), **changes):
+    with pytest.raises(type(error)), open_run(out, **changes):
+        for name in wrote:
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text("of the new run")
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("no"), UsageError("wrong"), OSError(28, "full"), ZeroDivisionError("bug")]
+)
+def test_the_old_result_is_back_where_the_new_run_leaves_nothing(tmp_path, error):
+    out = tmp_path / "out"
+    write_run(out)
+    before = files_of(out)
+    fail(out, error, overwrite=True, clip_seconds=3.0)
+    assert files_of(out) == before
+    with pytest.raises(AlreadyComplete):
+        write_run(out)
+
+
+def test_the_old_result_is_kept_until_the_new_one_is_whole(tmp_path, caplog):
+    out = tmp_path / "out"
+    write_run(out)
+    fail(out, InputError("no"), ["half.txt"], overwrite=True, clip_seconds=3.0)
+    (kept,) = out.glob("replaced-*")
+    assert (kept / "result.txt").read_text() == "result" and record_of(kept)["status"] == "complete"
+    assert f"the old result is kept in {kept}" in caplog.text
+    with pytest.raises(InputError, match=f"the result before it is kept in {kept}"):
+        runs.folder_input(out)
+    with pytest.raises(OutputExistsError, match=f"the result before that is kept in {kept}"):
+        write_run(out, clip_seconds=4.0)
+    # A third set of arguments: the old result stays, the unfinished one makes room too.
+    fail(out, InputError("no"), ["half.txt"], overwrite=True, clip_seconds=4.0)
+    assert len(list(out.glob("replaced-*"))) == 2 and (kept / "result.txt").exists()
+    assert write_run(out, text="new", clip_seconds=4.0).attempts == 2
+    assert sorted(files_of(out)) == ["half.txt", "result.txt", "run.json"]
+
+
+def test_the_old_command_puts_the_old_result_back(tmp_path):
+    out = tmp_path / "out"
+    write_run(out)
+    before = files_of(out)
+    fail(out, Interrupted("stop"), ["half.txt", "checkpoints/1"], overwrite=True, clip_seconds=3.0)
+    with pytest.raises(OutputExistsError):
+        write_run(out)
+    with pytest.raises(AlreadyComplete, match="complete again"):
+        write_run(out, overwrite=True)
+    assert files_of(out) == before
+
+
+def test_checkpoints_of_an_unfinished_run_outlive_wrong_arguments(tmp_path):
+    out = tmp_path / "out"
+    fail(out, Interrupted("stop"), ["checkpoints/1", "half.txt"])
+    before = files_of(out)
+    fail(out, UsageError("wrong"), overwrite=True, clip_seconds=3.0)
+    assert files_of(out) == before
+    assert write_run(out).attempts == 2
+
+
+def test_what_was_altered_since_or_stands_in_the_way_is_kept(tmp_path, caplog):
+    out = tmp_path / "out"
+    write_run(out)
+    (out / "result.txt").write_text("result, by hand")
+    (out / "model").mkdir()
+    (out / "model" / "README.md").write_text("my model card")  # where the next run writes a model
+    write_run(out, text="new", clip_seconds=3.0, overwrite=True)
+    (kept,) = out.glob("replaced-*")
+    assert files_of(kept).keys() == {"result.txt", "model/README.md", "run.json"}
+    assert (kept / "result.txt").read_text() == "result, by hand" and (out / "result.txt").read_text() == "new"
+    assert f"{kept} keeps what no run.json lists or what was changed since: result.txt, model/" in caplog.text
+
+
+@pytest.mark.users_files
+def test_a_file_that_is_added_while_a_stage_runs_is_the_users(tmp_path):
+    out = tmp_path / "out"
+    with open_run(out):
+        (out / "result.txt").write_text("result")
+        (out / "notes.txt").write_text("mine")
+    fail(out, InputError("no"), ["half.txt"], overwrite=True, clip_seconds=3.0)
+    write_run(out, clip_seconds=4.0, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_links_are_not_followed(tmp_path):
+    """A user has moved a large folder to another disk and left a link; a data manager keeps files as links."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    with open_run(out):
+        (out / "model").mkdir()
+        (out / "model" / "weights").write_text("weights")
+        (out / "result.txt").write_text("result")
+    (out / "model").rename(elsewhere)
+    (out / "model").symlink_to(elsewhere)
+    (out / "result.txt").rename(tmp_path / "cache")
+    (out / "result.txt").symlink_to(tmp_path / "cache")
+    with pytest.raises(AlreadyComplete):
+        write_run(out)
+    write_run(out, text="new", clip_seconds=3.0, overwrite=True)
+    assert (elsewhere / "weights").read_text() == "weights" and (tmp_path / "cache").read_text() == "result"
+    assert not list(out.glob("replaced-*")) and not (out / "model").exists()
+
+
+def test_files_that_are_taken_again_are_not_lost_with_a_new_run(tmp_path):
+    out = tmp_path / "out"
+    write_run(out)
+    before = files_of(out)
+    with pytest.raises(InputError), open_run(out, reusable={"result.txt"}, clip_seconds=3.0, overwrite=True):
+        assert (out / "result.txt").read_text() == "result"
+        (out / "result.txt").unlink()
+        (out / "result.txt").write_text("replaced by a new one")
+        raise InputError("no")
+    with pytest.raises(AlreadyComplete, match="complete again"):
+        write_run(out, reusable={"result.txt"}, overwrite=True)
+    assert files_of(out) == before
+
+
+KILLED = """
+import argparse, os, signal, sys
+from pathlib import Path
+from utils import files, runs
+
+out, moment = Path(sys.argv[1]), int(sys.argv[2])
+calls = 0
+
+def watch(event, args):
+    global calls
+    if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "open") and str(out) in str(args):
+        calls += 1
+        if calls == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+args = argparse.Namespace(output_dir=out, overwrite=True, seed=1, device="cpu", log_level="info", num_workers=2)
+args.clip_seconds = 3.0
+how = dict(outputs=("result.txt", "half.txt", "model/*"), result_neutral={"num_workers"}, scratch={"checkpoints"})
+with runs.open_run("01_data_processing", args, {}, reusable={"result.txt"}, **how):
+    path = out / "result.txt"
+    path.unlink(missing_ok=True)
+    path.write_text("new")
+    (out / "model").mkdir(exist_ok=True)
+    (out / "model" / "weights").write_text("new")
+print("whole")
+"""
+
+
+def old_result(out):
+    """Return the files of the old result, wherever they are; None unless they are whole."""
+    for folder in (out, out / ".replacing", *out.glob("replaced-*")):
+        texts = {name: (folder / name) for name in ("result.txt", "model/weights", "model/config")}
+        if all(path.exists() and path.read_text() == "old" for path in texts.values()):
+            return folder
+    scattered = [
+        any((folder / name).exists() and (folder / name).read_text() == "old" for folder in (out, out / ".replacing"))
+        for name in ("result.txt", "model/weights", "model/config")
+    ]
+    return out if all(scattered) else None
+
+
+@pytest.mark.users_files
+def test_a_kill_at_any_moment_loses_neither_the_old_result_nor_a_users_file(tmp_path):
+    """Killed at each change of the file system in turn; the same command then ends, or the old one goes back."""
+    n_back = 0
+    for moment in range(1, 200):
+        out = tmp_path / f"out{moment}"
+        with open_run(out):
+            (out / "model").mkdir()
+            for name in ("result.txt", "model/weights", "model/config"):
+                (out / name).write_text("old")
+        (out / "notes.txt").write_text("mine")
+        before = files_of(out)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                sys.argv = ["stage", str(out), str(moment)]
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                exec(compile(KILLED, "stage", "exec"), {})
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code in (0, -signal.SIGKILL), moment
+        is_new = record_of(out)["status"] == "complete" and record_of(out)["asked"]["clip_seconds"] == 3.0
+        assert is_new or old_result(out), f"lost at {moment}"
+        assert (out / "notes.txt").read_text() == "mine"
+        if code == 0:
+            break
+        if not is_new and moment % 2:
+            with pytest.raises(AlreadyComplete):
+                write_run(out, overwrite=True, reusable={"result.txt"})
+            assert files_of(out) == before, moment
+            n_back += 1
+            continue
+        try:
+            write_run(out, text="new", clip_seconds=3.0, overwrite=True, reusable={"result.txt"})
+        except AlreadyComplete:
+            assert is_new
+        assert (out / "result.txt").read_text() == "new"
+        assert not list(out.glob("replaced-*")) and not (out / ".replacing").exists(), moment
+    assert code == 0 and moment > 20 and n_back > 5
+
+
+def test_a_disk_that_is_full_while_room_is_made_changes_nothing(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_run(out)
+    before = files_of(out)
+
+    def full(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(runs, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        write_run(out, clip_seconds=3.0, overwrite=True)
+    assert files_of(out) == before
+
+
+# ------------------------------------------------------------------------------------ whose folder it is
+
+
+def own_and(tmp_path, name):
+    """Return an input folder with a file, and an output folder that must be refused for it."""
+    data = tmp_path / "here" / "data"
+    (data / "deep").mkdir(parents=True)
+    (data / "clips.txt").write_text("clips")
+    (tmp_path / "link").symlink_to(data)
+    (tmp_path / "here" / "other").mkdir()
+    return data, {
+        "is": data,
+        "is, with a slash": f"{data}/",
+        "is, by dots": tmp_path / "here" / "other" / ".." / "data",
+        "is a link to it": tmp_path / "link",
+        "holds": tmp_path / "here",
+        "lies in": data / "new" / "run",
+        "lies in, behind a link": tmp_path / "link" / "deep",
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["is", "is, with a slash", "is, by dots", "is a link to it", "holds", "lies in", "lies in, behind a link"],
+)
+def test_an_output_folder_that_touches_an_input_is_refused(tmp_path, name, monkeypatch):
+    data, out = own_and(tmp_path, name)
+    before = sorted(tmp_path.rglob("*"))
+    for path in (str(data), str(data / "clips.txt")) if name != "lies in" else (str(data),):
+        if path.endswith(".txt") and name.startswith("lies in"):
+            continue
+        with pytest.raises(UsageError, match=r"of --data_dir.*choose another --output_dir"):
+            write_run(out, inputs={"data_dir": runs.Input(path, "0" * 64)}, overwrite=True)
+    monkeypatch.chdir(data)  # a relative spelling
+    with pytest.raises(UsageError, match="of --data_dir"):
+        write_run(out, inputs={"data_dir": runs.Input(".", "0" * 64)})
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was made"
+
+
+def test_names_on_a_hub_and_folders_beside_an_input_are_no_trouble(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "data").mkdir()
+    inputs = {"base_model": runs.Input("tiny", "0" * 64, is_local=False), "data_dir": runs.Input("data", "1" * 64)}
+    write_run(tmp_path / "tiny", inputs=inputs)
+    write_run(tmp_path / "data-2", inputs=inputs)
+
+
+def test_every_result_has_a_folder_of_its_own(tmp_path):
+    write_run(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"lies in .*out, an output folder of 01_data_processing\.py"):
+        write_run(tmp_path / "out" / "model" / "again")
+    # A run that failed in a folder above, by mistake, is in nobody's way; nor is another program's record.
+    fail(tmp_path / "runs", InputError("no"))
+    write_run(tmp_path / "runs" / "a")
+    (tmp_path / "run.json").write_text('{"experiment": 5}')
+    write_run(tmp_path / "b")
+
+
+@pytest.mark.parametrize("content", ['{"experiment": 5, "lr": 0.1}', "[]", "null", "3", '{"status": "complete"}', "{}"])
+def test_a_folder_of_another_program_is_left_alone(tmp_path, content):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(content)
+    (out / "weights.bin").write_text("weeks of work")
+    before = files_of(out)
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError, match="is left alone, with --overwrite too"):
+            write_run(out, overwrite=overwrite)
+    assert files_of(out) == before
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_a_record_of_another_version_is_refused(tmp_path, version):
+    out = tmp_path / "out"
+    write_run(out)
+    (out / "run.json").write_text(json.dumps({**record_of(out), "schema_version": version}))
+    with pytest.raises(InputError, match="expected 1: it is of another version"):
+        runs.folder_input(out)
+    with pytest.raises(OutputExistsError, match="left alone"):
+        write_run(out, overwrite=True, clip_seconds=3.0)
+
+
+@pytest.mark.parametrize(
+    "path", ["../victim", "/etc/hostname", ".", "", "a/../b", "./a", "a//b", "a\0b", 5, None, ["a"]]
+)
+def test_paths_out_of_the_folder_are_neither_read_nor_deleted(tmp_path, path):
+    out = tmp_path / "out"
+    write_run(out)
+    (tmp_path / "victim").write_text("result")
+    row = {"path": path, "bytes": 6, "sha256": sha256_of_file(tmp_path / "victim")}
+    (out / "run.json").write_text(json.dumps({**record_of(out), "outputs": [row]}))
+    with pytest.raises(InputError, match="'outputs' lists"):
+        runs.folder_input(out)
+    with pytest.raises(OutputExistsError, match="left alone"):
+        write_run(out, overwrite=True, clip_seconds=3.0)
+    assert (tmp_path / "victim").exists()
+
+
+def test_a_complete_record_without_outputs_proves_nothing(tmp_path):
+    out = tmp_path / "out"
+    write_run(out)
+    (out / "run.json").write_text(json.dumps({**record_of(out), "outputs": []}))
+    with pytest.raises(InputError, match="lists no outputs"):
+        runs.folder_input(out)
+    with pytest.raises(OutputExistsError, match="lists no outputs"):
+        write_run(out)
+    write_run(out, text="new", overwrite=True)
+    assert runs.folder_input(out)
+
+
+# ---------------------------------------------------------------------------- what a failed run leaves
+
+
+@pytest.mark.parametrize("error", [InputError("no"), Interrupted("stop"), ZeroDivisionError("bug")])
+def test_a_folder_where_a_run_left_nothing_is_taken_over(tmp_path, error):
+    out = tmp_path / "out"
+    fail(out, error)
+    assert write_run(out, clip_seconds=3.0).attempts == 1
+    assert record_of(out)["status"] == "complete"
+
+
+@pytest.mark.parametrize("name", ["half.txt", "checkpoints/1"])
+def test_a_folder_where_a_run_left_something_is_not_taken_over(tmp_path, name):
+    out = tmp_path / "out"
+    fail(out, InputError("no"), [name])
+    with pytest.raises(OutputExistsError, match="differs"):
+        write_run(out, clip_seconds=3.0)
+
+
+def test_wrong_arguments_leave_no_folder(tmp_path):
+    fail(tmp_path / "a" / "b" / "c", UsageError("wrong"))
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    fail(tmp_path / "mine", UsageError("wrong"))
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [None, ValueError("a library's own words"), FileNotFoundError(2, "No such file")])
+def test_a_folder_that_is_taken_away(tmp_path, error):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=f"{out} was removed, moved or replaced"), open_run(out):
+        shutil.rmtree(out)
+        if error is not None:
+            raise error
+    assert not out.exists()
+    with pytest.raises(InputError, match="was removed, moved or replaced"), open_run(out):
+        out.rename(tmp_path / "elsewhere")
+        write_run(out, text="of another job")
+    assert (out / "result.txt").read_text() == "of another job" and record_of(out)["status"] == "complete"
 
 
 def test_damaged_output_is_not_taken_for_done(tmp_path):
@@ -126,17 +532,19 @@ def test_failure_is_recorded_and_the_next_attempt_goes_on(tmp_path):
     assert write_run(out).attempts == 5
 
 
-def test_corrupt_record(tmp_path):
+@pytest.mark.parametrize("garbage", ["", "{", "\x00\x01", "[" * 100_000, '{"stage": "01_data_proc'])
+def test_a_damaged_record_lists_nothing_so_nothing_is_deleted(tmp_path, garbage, caplog):
     out = tmp_path / "out"
     write_run(out)
-    for garbage in ("", "{", "[]", '{"stage": 3}', "\x00\x01"):
-        (out / "run.json").write_text(garbage)
-        with pytest.raises(OutputExistsError, match="overwrite"):
-            write_run(out)
-        with pytest.raises(InputError, match=r"run\.json"):
-            runs.folder_input(out)
-    write_run(out, overwrite=True)
-    assert record_of(out)["status"] == "complete"
+    (out / "run.json").write_text(garbage)
+    with pytest.raises(OutputExistsError, match=r"run\.json cannot be read as JSON.*overwrite"):
+        write_run(out)
+    with pytest.raises(InputError, match=r"run\.json cannot be read as JSON"):
+        runs.folder_input(out)
+    write_run(out, text="new", overwrite=True)
+    assert record_of(out)["status"] == "complete" and (out / "result.txt").read_text() == "new"
+    (kept,) = out.glob("replaced-*")
+    assert (kept / "result.txt").read_text() == "result" and f"{kept} keeps" in caplog.text
 
 
 def test_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
@@ -265,7 +673,7 @@ def test_what_open_run_would_make_of_a_folder(tmp_path):
 def test_a_record_with_broken_rows_is_no_record(tmp_path, rows):
     write_run(tmp_path / "out")
     (tmp_path / "out" / "run.json").write_text(json.dumps({**record_of(tmp_path / "out"), **rows}))
-    with pytest.raises(InputError, match="is no run record"):
+    with pytest.raises(InputError, match="is not a run record"):
         runs.read_record(tmp_path / "out")
 
 

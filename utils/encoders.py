@@ -378,7 +378,7 @@ def any_model_input(model: str | Path, flag: str = "--model_dir") -> runs.Input:
         If there is none, its run is not complete, its folder is not sound, or no stage takes its architecture.
     """
     if is_tiny(model):
-        return runs.Input(TINY, sha256_of_lines([TINY]))
+        return runs.Input(TINY, sha256_of_lines([TINY]), is_local=False)
     try:
         folder = model_folder.open_folder(*model_folder.find(model))
         kind = folder.config.get("model_type")

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from utils.errors import InputError
+
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -48,6 +50,37 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` to `path` as indented JSON, atomically. NaN is refused: JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: type, remedy: str) -> object:
+    """Read one of our own JSON files.
+
+    Parameters
+    ----------
+    path : Path
+    kind : type
+        What the file holds: ``dict``, ``list``, or ``object`` for anything.
+    remedy : str
+        What the user can do where the file is missing or damaged; ends the message.
+
+    Raises
+    ------
+    InputError
+        If it is missing, cannot be read, is not JSON, or holds something of another type.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {remedy}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} cannot be read as JSON (it is nested too deeply); {remedy}") from error
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); {remedy}") from error
+    if not isinstance(value, kind):
+        raise InputError(f"{path} holds a {type(value).__name__}, expected a {kind.__name__}; {remedy}")
+    return value
 
 
 def sha256_of_file(path: Path) -> str:

@@ -248,6 +248,8 @@ def frame_similarity(layers: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    if path.is_file():
+        path.unlink()  # never written into: an old result may hold a link to this very file
     # A full disk must show here: writing to a memory map without room behind it kills the process.
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     del array

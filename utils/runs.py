@@ -10,42 +10,51 @@ import contextlib
 import datetime
 import fcntl
 import importlib.metadata
-import json
 import logging
 import os
 import platform
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from utils import replacing
 from utils.errors import (
     AlreadyComplete,
     InputError,
     Interrupted,
     OutputExistsError,
     StageError,
+    UsageError,
     advice_on,
 )
 from utils.files import PARTIAL_SUFFIX, sha256_of_file, sha256_of_lines, write_json
+from utils.records import (
+    LOCK_NAME,
+    LOG_NAME,
+    MOVING_NAME,
+    RECORD_NAME,
+    SCHEMA_VERSION,
+    DamagedRecord,
+    check_outputs,
+    find_damage,
+    matches,
+    read_record,
+    walk,
+)
 from utils.text import printable
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-RECORD_NAME = "run.json"
-LOG_NAME = "log.txt"
-LOCK_NAME = ".lock"
 # Not part of what was asked for: they change where, how fast and how loudly, never the result.
 PRESENTATION_ARGUMENTS = frozenset({"output_dir", "overwrite", "log_level", "device"})
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -54,6 +63,7 @@ REPEAT_S = 2.0
 PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "pyarrow", "numpy", "pandas")
 PACKAGES += ("scikit-learn", "matplotlib", "soundfile", "av", "soxr")
 PROGRESS_EVERY_S = 30.0
+NOT_OURS = "%s: not in %s, as this stage does not write such files: %s"
 
 
 # ---------------------------------------------------------------------------------------------- inputs
@@ -63,11 +73,12 @@ PROGRESS_EVERY_S = 30.0
 class Input:
     """Something that a stage reads: its path as the user wrote it, and the digest of its content.
 
-    `sha256` is None for what has no local content, such as a model's name on a hub.
+    `sha256` is None for what has no local content. `is_local` is False for a name, such as that of a model on a hub.
     """
 
     path: str
     sha256: str | None
+    is_local: bool = True
 
 
 def file_input(path: Path) -> Input:
@@ -112,77 +123,13 @@ def folder_input(path: Path, stages: Iterable[str] = ()) -> Input:
     if stages and record["stage"] not in stages:
         raise InputError(f"{path} was made by {record['stage']}.py; expected the output of {wanted}")
     if record["status"] != "complete":
+        kept = f"; the result before it is kept in {path / record['replaces'][-1]}" if record.get("replaces") else ""
         raise InputError(
             f"{path} is not complete: its {RECORD_NAME} says {record['status']!r}; "
-            f"run {record['stage']}.py again until it ends with exit code 0"
+            f"run {record['stage']}.py again until it ends with exit code 0{kept}"
         )
     check_outputs(path, record)
     return Input(str(path), sha256_of_lines([f"{o['sha256']}  {o['path']}" for o in record["outputs"]]))
-
-
-def read_record(folder: Path) -> dict | None:
-    """Return the ``run.json`` of a folder, or None where there is none.
-
-    Raises
-    ------
-    InputError
-        If the file is there and is not a run record.
-    """
-    path = Path(folder) / RECORD_NAME
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}); run the stage that made it with --overwrite") from error
-    expected = {"stage": str, "status": str, "arguments": dict, "inputs": list, "outputs": list, "attempts": int}
-    rows = {"inputs": {"name", "sha256"}, "outputs": {"path", "bytes", "sha256"}}
-    if (
-        not isinstance(record, dict)
-        or any(not isinstance(record.get(k), t) for k, t in expected.items())
-        or any(not isinstance(row, dict) or keys - row.keys() for k, keys in rows.items() for row in record[k])
-    ):
-        raise InputError(
-            f"{path} is no run record: expected the keys {', '.join(expected)}; "
-            "run the stage that made it with --overwrite"
-        )
-    return record
-
-
-def check_outputs(folder: Path, record: dict) -> None:
-    """Compare every output that `record` names with what is in `folder`.
-
-    Raises
-    ------
-    InputError
-        If one is missing or differs in size or SHA-256; the message names it.
-    """
-    damage = find_damage(folder, record["outputs"])
-    if damage is not None:
-        raise InputError(f"{damage}; run {record['stage']}.py again with --overwrite")
-
-
-def find_damage(folder: Path, outputs: Sequence[dict]) -> str | None:
-    """Say which of the `outputs` of a ``run.json`` is first missing or other than recorded; None if all are whole."""
-    for output in outputs:
-        path = Path(folder) / output["path"]
-        if not path.is_file():
-            return f"{path} is missing, but {RECORD_NAME} lists it"
-        size = path.stat().st_size
-        if size != output["bytes"]:
-            return f"{path} has {size} bytes, {RECORD_NAME} says {output['bytes']}: it is damaged"
-    pool = ThreadPoolExecutor()  # hashing releases the interpreter lock
-    try:
-        digests = pool.map(lambda output: sha256_of_file(Path(folder) / output["path"]), outputs)
-        for output, digest in zip(outputs, digests, strict=True):
-            if digest != output["sha256"]:
-                return (
-                    f"{Path(folder) / output['path']} has sha256 {digest[:12]}…, {RECORD_NAME} says "
-                    f"{output['sha256'][:12]}…: it was altered or is damaged"
-                )
-        return None
-    finally:
-        pool.shutdown(cancel_futures=True)  # a signal does not wait for the rest
 
 
 # ------------------------------------------------------------------------------------------------ runs
@@ -236,16 +183,19 @@ def open_run(
     args: argparse.Namespace,
     inputs: dict[str, Input],
     *,
+    outputs: Iterable[str] = ("*",),
     result_neutral: Iterable[str] = (),
     scratch: Iterable[str] = (),
     reusable: Iterable[str] = (),
+    disposable: Iterable[str] = (),
     defer_signals: bool = False,
+    recompute: bool = False,
 ) -> Iterator[Run]:
     """Open ``args.output_dir`` for a stage; close it with a truthful ``run.json`` whatever happens.
 
-    A new or empty folder is taken. One with the same arguments and inputs is skipped if complete
-    (`AlreadyComplete`) and resumed if not. Any other is refused, or replaced with ``--overwrite`` if
-    it is a run folder: a folder that no stage made is never deleted.
+    A new or empty folder is taken, and so is one where a run left no result. One with the same arguments and inputs
+    is skipped if complete (`AlreadyComplete`) and resumed if not. Any other is refused, or replaced with
+    ``--overwrite`` if it is a run folder. The old result is kept aside until the new one is complete; see `replacing`.
 
     Parameters
     ----------
@@ -255,15 +205,23 @@ def open_run(
         Parsed arguments; ``output_dir``, ``overwrite`` and ``seed`` are read here.
     inputs : dict of str to Input
         What the stage reads, by the name of the argument; compared by content, not by path.
+    outputs : iterable of str
+        Patterns of the files that the stage writes, relative to the folder; ``*`` stands for slashes, too. Other
+        files in the folder belong to the user: they are not listed in ``run.json``, and never deleted.
     result_neutral : iterable of str
         Arguments, besides the common ones, that cannot change the result (``num_workers``).
     scratch : iterable of str
         Top-level names in the folder that are not outputs and are left out of ``run.json``.
     reusable : iterable of str
-        Names of outputs that ``--overwrite`` leaves: the stage itself tells whether they are still good.
+        Top-level names that ``--overwrite`` leaves: the stage itself tells whether they are still good. It replaces
+        these files and never writes into them.
+    disposable : iterable of str
+        Patterns of files that are no result: a run that left nothing else is taken over with other arguments.
     defer_signals : bool
         False: SIGTERM, SIGINT and SIGUSR2 raise `Interrupted` at once. True: the first one, and what comes within
         `REPEAT_S` of it, only sets ``Run.stop_signal``, and the stage must end itself soon by raising `Interrupted`.
+    recompute : bool
+        Replace the folder whatever it holds of this program.
 
     Yields
     ------
@@ -272,14 +230,20 @@ def open_run(
     Raises
     ------
     AlreadyComplete, OutputExistsError, InputError
+    UsageError
+        If the folder is, holds or lies in an input, or lies in another result; nothing was touched.
     """
     output_dir = Path(args.output_dir)
-    asked = _asked(args, inputs, result_neutral)
+    replacing.check_apart(output_dir, {name: each.path for name, each in inputs.items() if each.is_local})
+    folder = _Folder(output_dir, stage, _asked(args, inputs, result_neutral), inputs)
+    folder.writes, folder.scratch = sorted(outputs), sorted(scratch)
+    folder.reusable, folder.disposable = set(reusable), set(disposable)
     with contextlib.ExitStack() as lock:
 
         def admit() -> int:
-            lock.enter_context(_locked(output_dir))
-            return _admit(stage, output_dir, asked, inputs, args.overwrite, {LOCK_NAME, *reusable})
+            lock.enter_context(folder.locked())
+            folder.admit(args.overwrite, recompute)
+            return folder.attempts
 
         attempts = _first_process_decides(admit, args)
         run = Run(output_dir=output_dir, attempts=attempts, scratch=set(scratch))
@@ -293,7 +257,7 @@ def open_run(
             "status": "running",
             "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "arguments": {k: _as_json(v) for k, v in vars(args).items()},
-            "asked": asked,
+            "asked": folder.asked,
             "seed": args.seed,
             "git": _git_state(),
             "python": platform.python_version(),
@@ -305,37 +269,51 @@ def open_run(
             "timings": {},
             "inputs": [{"name": name, "path": i.path, "sha256": i.sha256} for name, i in inputs.items()],
             "outputs": [],
+            "writes": folder.writes,
+            "scratch": folder.scratch,
+            "replaces": folder.replaces,
             "metrics": {},
             "attempts": attempts,
             "exit_code": None,
         }
-        write_json(output_dir / RECORD_NAME, record)
+        folder.begin(record)
         start = time.perf_counter()
-        with _log_file(output_dir / LOG_NAME), _stop_signals(run, defer_signals):
-            log.info("%s: attempt %d, writing to %s", stage, attempts, output_dir)
-            status, exit_code = "failed", 1
-            try:
-                yield run
-                status, exit_code = "complete", 0
-            except Interrupted as stop:
-                status, exit_code = "interrupted", stop.exit_code
-                raise
-            except StageError as error:
-                log.debug("the stage ends with exit code %d: %s", error.exit_code, error)
-                exit_code = error.exit_code
-                raise
-            except Exception as error:
-                exit_code = 1 if advice_on(error) is None else InputError.exit_code
-                raise
-            finally:
-                run.is_ending = status != "complete"
-                record.update(status=status, exit_code=exit_code, finished_at=_now(), device=run.device)
-                record["timings"] = {**run.timings, "total_s": round(time.perf_counter() - start, 3)}
-                record["metrics"] = run.metrics
-                if status == "complete":
-                    log.info("done in %.1f s: %s", time.perf_counter() - start, output_dir)
-                    record["outputs"] = _list_outputs(run)
-                _close_record(output_dir, record, strict=status == "complete")
+        try:
+            with _log_file(output_dir / LOG_NAME), _stop_signals(run, defer_signals):
+                log.info("%s: attempt %d, writing to %s", stage, attempts, output_dir)
+                status, exit_code = "failed", 1
+                try:
+                    yield run
+                    folder.check_still_there()
+                    status, exit_code = "complete", 0
+                except Interrupted as stop:
+                    status, exit_code = "interrupted", stop.exit_code
+                    raise
+                except StageError as error:
+                    log.debug("the stage ends with exit code %d: %s", error.exit_code, error)
+                    exit_code = error.exit_code
+                    raise
+                except Exception as error:
+                    folder.check_still_there(error)
+                    exit_code = 1 if advice_on(error) is None else InputError.exit_code
+                    raise
+                finally:
+                    run.is_ending = status != "complete"
+                    record.update(status=status, exit_code=exit_code, finished_at=_now(), device=run.device)
+                    record["timings"] = {**run.timings, "total_s": round(time.perf_counter() - start, 3)}
+                    record["metrics"] = run.metrics
+                    if status == "complete":
+                        record["outputs"] = _list_outputs(output_dir, folder.writes, run.scratch)
+                    if folder.is_there():  # and is not another run's by now
+                        _close_record(output_dir, record, strict=status == "complete")
+                    if status == "complete":
+                        log.info("done in %.1f s: %s", time.perf_counter() - start, output_dir)
+                        replacing.discard(output_dir, folder.replaces)
+                    elif status == "failed":
+                        folder.give_up(record)
+        except UsageError:
+            folder.leave_no_trace()
+            raise
 
 
 def process_number() -> int:
@@ -419,50 +397,203 @@ def leave_process_group() -> None:
             torch.distributed.destroy_process_group()
 
 
-def _admit(
-    stage: str, output_dir: Path, asked: dict, inputs: dict[str, Input], overwrite: bool, never_removed: set[str]
-) -> int:
-    """Decide what to do with the folder; return the number of this attempt."""
-    for path in output_dir.glob(f".*{PARTIAL_SUFFIX}*"):  # left by a kill in the middle of a write
-        _remove(path)
-    content = {path.name for path in output_dir.iterdir()} - {LOCK_NAME}
-    if not content:
-        return 1
-    if RECORD_NAME not in content:
-        raise OutputExistsError(
-            f"{output_dir} holds files that no stage made ({sorted(content)[0]}, …): it is left alone, "
-            "with --overwrite too; choose another --output_dir or empty it yourself"
-        )
-    try:
-        record = read_record(output_dir)
-        difference = _difference(record, stage, asked, inputs)
-        if record["status"] == "complete" and not difference:
-            check_outputs(output_dir, record)
-    except InputError as error:
-        record, difference = None, str(error)
-    if not difference and not overwrite:
-        if record["status"] == "complete":
-            raise AlreadyComplete(f"{output_dir} is complete and was made with these arguments: nothing to do")
-        return record["attempts"] + 1
-    if not overwrite:
-        raise OutputExistsError(
-            f"{output_dir} exists and differs: {difference}; choose another --output_dir, or --overwrite to replace it"
-        )
-    log.info("--overwrite: emptying %s", output_dir)
-    # run.json goes last: a folder half emptied is still known as a run folder, and as incomplete.
-    if record is not None:
-        write_json(output_dir / RECORD_NAME, {**record, "status": "failed", "outputs": []})
-    for path in sorted(output_dir.iterdir(), key=lambda path: path.name == RECORD_NAME):
-        if path.name not in never_removed:
-            _remove(path)
-    return 1
+class _Folder:
+    """An output folder that a stage asks for: who may have it, and what becomes of what is in it.
 
+    Parameters
+    ----------
+    output_dir : Path
+    stage : str
+    asked : dict
+        Arguments that decide about the result.
+    inputs : dict of str to Input
+    """
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    def __init__(self, output_dir: Path, stage: str, asked: dict, inputs: dict[str, Input]):
+        self.path, self.stage, self.asked, self.inputs = output_dir, stage, asked, inputs
+        self.writes, self.scratch, self.reusable, self.disposable = [], [], set(), set()
+        self.attempts, self.replaces = 1, []
+        self._made: list[Path] = []
+        self._is_new = False
+        self._lock = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder where there is none, and hold its lock: two jobs on one folder would mix their files.
+
+        The kernel drops the lock when its process dies, however that happens, so no lock is ever stale.
+        """
+        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        with contextlib.ExitStack() as stack:
+            while True:
+                self._lock = stack.enter_context(self._open_lock())
+                if self._has_lock():  # not one that another process has removed meanwhile, with the folder
+                    break
+            yield
+        # The file stays: removing it would let a third process lock a new file beside a waiting second.
+
+    def _open_lock(self) -> TextIO:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise OutputExistsError(f"{self.path} is a file; choose another --output_dir") from error
+        file = (self.path / LOCK_NAME).open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise OutputExistsError(
+                f"another process is writing to {self.path}; wait for it, or choose another --output_dir"
+            ) from error
+        except OSError as error:
+            log.warning("%s: this file system has no locks (%s); start one job a folder", self.path, error)
+        return file
+
+    def _has_lock(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), (self.path / LOCK_NAME).stat())
+        except FileNotFoundError:
+            return False
+
+    def admit(self, overwrite: bool, recompute: bool) -> None:
+        """Decide whether the stage may have the folder; set ``attempts`` and ``replaces``."""
+        unwritten = self.path / f".{Path(RECORD_NAME).stem}{PARTIAL_SUFFIX}{Path(RECORD_NAME).suffix}"
+        content = {path.name for path in self.path.iterdir()} - {LOCK_NAME, unwritten.name}
+        if not content:  # or a kill came before anything was recorded
+            unwritten.unlink(missing_ok=True)
+            self._is_new = True
+            return
+        if RECORD_NAME not in content:
+            raise OutputExistsError(
+                f"{self.path} holds files that no stage made ({sorted(content)[0]}, …): it is left alone, "
+                "with --overwrite too; choose another --output_dir or empty it yourself"
+            )
+        try:
+            record = read_record(self.path)
+            differs = self._prepare(record)
+        except DamagedRecord as error:
+            record, differs = None, str(error)
+        except InputError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            raise OutputExistsError(f"{self.path} is left alone, with --overwrite too: {error}") from error
+        if record is not None:
+            record = read_record(self.path)  # as it is now that an old result is put back
+            self.replaces = list(record.get("replaces", ()))
+            is_complete = record["status"] == "complete"
+            if is_complete and not differs:
+                damage = find_damage(self.path, record["outputs"])
+                differs = damage
+            if is_complete and not differs:
+                replacing.discard(self.path, self.replaces)
+                self.replaces = []
+                if not recompute:
+                    raise AlreadyComplete(f"{self.path} is complete and was made with these arguments: nothing to do")
+            elif not is_complete and not recompute:
+                if not differs:
+                    self.attempts = record["attempts"] + 1
+                    return
+                if replacing.is_empty(self.path, record, self.disposable, self._kept()):
+                    self._go_back(record)
+                    log.info("%s is taken over from a run that left no result", self.path)
+                    return
+        if not overwrite and not recompute:
+            kept = f"; the result before that is kept in {self._kept()}" if self.replaces else ""
+            raise OutputExistsError(
+                f"{self.path} exists and differs: {differs}{kept}; choose another --output_dir, "
+                "or --overwrite to replace it"
+            )
+        if record is not None and not recompute:
+            self._go_back(record)
+        try:
+            self.replaces.append(replacing.set_aside(self.path, record, self.writes, self.reusable))
+        except BaseException:
+            replacing.finish_move(self.path, record)
+            raise
+
+    def _prepare(self, record: dict) -> str | None:
+        """End what a killed process had begun; say how the run in the folder differs, or None."""
+        if "restores" in record:
+            replacing.restore(self.path, record["restores"], self.reusable)
+        replacing.finish_move(self.path, record)
+        for path in self.path.glob(f".*{PARTIAL_SUFFIX}*"):  # left by a kill in the middle of a write
+            if path.is_file():
+                path.unlink()
+        return _difference(read_record(self.path), self.stage, self.asked, self.inputs)
+
+    def _kept(self) -> Path | None:
+        return self.path / self.replaces[-1] if self.replaces else None
+
+    def _go_back(self, record: dict) -> None:
+        """Put back the result that is kept aside, if that is what is asked for.
+
+        Raises
+        ------
+        AlreadyComplete
+            If it was.
+        """
+        kept = self._kept()
+        with contextlib.suppress(InputError):
+            old = read_record(kept) if kept else None
+            if (
+                old is not None
+                and old["status"] == "complete"
+                and _difference(old, self.stage, self.asked, self.inputs) is None
+                and find_damage(kept, old["outputs"]) is None
+            ):
+                unfinished = replacing.set_aside(self.path, record, (), ())
+                (self.path / MOVING_NAME).rename(self.path / unfinished)
+                replacing.restore(self.path, kept.name, self.reusable)
+                replacing.discard(self.path, [unfinished])
+                raise AlreadyComplete(f"{self.path} is complete again, as it was made with these arguments")
+
+    def begin(self, record: dict) -> None:
+        """Write the record of a new attempt; only then has the old content made room for it."""
+        try:
+            write_json(self.path / RECORD_NAME, record)
+        except BaseException:
+            if (self.path / RECORD_NAME).exists():
+                replacing.finish_move(self.path, read_record(self.path))
+            raise
+        replacing.finish_move(self.path, record)
+
+    def is_there(self) -> bool:
+        """Tell whether the folder is still the one that was opened."""
+        return (self.path / RECORD_NAME).exists() and (self._has_lock() or not (self.path / LOCK_NAME).exists())
+
+    def check_still_there(self, error: Exception | None = None) -> None:
+        """Raise `InputError` if the folder was taken away from under the stage."""
+        if not self.is_there():
+            raise InputError(
+                f"{self.path} was removed, moved or replaced while this stage wrote to it: "
+                "leave the folder alone, and run the same command again"
+            ) from error
+
+    def give_up(self, record: dict) -> None:
+        """After a failure, put the old result back where the new run has left nothing; else say where it is."""
+        kept = self._kept()
+        if kept is None or not kept.is_dir() or not self.is_there():
+            return
+        if replacing.is_empty(self.path, record, self.disposable, kept):
+            replacing.restore(self.path, kept.name, self.reusable)
+        else:
+            log.warning(
+                "the old result is kept in %s until this run is complete; the command that made it, with --overwrite, "
+                "puts it back",
+                kept,
+            )
+
+    def leave_no_trace(self) -> None:
+        """Remove a folder that was made for arguments that turned out to be wrong."""
+        if not self._is_new or not self.path.is_dir() or any(replacing.walk(self.path)):
+            return
+        for name in (LOG_NAME, RECORD_NAME, LOCK_NAME):
+            (self.path / name).unlink(missing_ok=True)
+        if self.path in self._made:
+            replacing.remove_empty_folders(self.path)
+        for path in self._made[1:]:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _asked(args: argparse.Namespace, inputs: dict[str, Input], result_neutral: Iterable[str]) -> dict:
@@ -507,30 +638,6 @@ def _difference(record: dict, stage: str, asked: dict, inputs: dict[str, Input])
     return None
 
 
-@contextlib.contextmanager
-def _locked(output_dir: Path) -> Iterator[None]:
-    """Hold the folder's lock: two jobs on one folder would mix their files.
-
-    The kernel drops the lock when its process dies, however that happens, so no lock is ever stale.
-    """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise OutputExistsError(f"{output_dir} is a file; choose another --output_dir") from error
-    path = output_dir / LOCK_NAME
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputExistsError(
-                f"another process is writing to {output_dir}; wait for it, or choose another --output_dir"
-            ) from error
-        except OSError as error:
-            log.warning("%s: this file system has no locks (%s); start one job a folder", output_dir, error)
-        yield
-    # The file stays: removing it would let a third process lock a new file beside a waiting second.
-
-
 def _close_record(output_dir: Path, record: dict, strict: bool) -> None:
     try:
         write_json(output_dir / RECORD_NAME, record)
@@ -541,14 +648,19 @@ def _close_record(output_dir: Path, record: dict, strict: bool) -> None:
         log.warning("%s could not be brought up to date: %s", output_dir / RECORD_NAME, error)
 
 
-def _list_outputs(run: Run) -> list[dict]:
-    left_out = {RECORD_NAME, LOG_NAME, LOCK_NAME} | run.scratch
-    outputs = []
-    for path in sorted(run.output_dir.rglob("*")):
-        relative = path.relative_to(run.output_dir)
-        if path.is_file() and relative.parts[0] not in left_out:
-            outputs.append({"path": relative.as_posix(), "bytes": path.stat().st_size, "sha256": sha256_of_file(path)})
-    return outputs
+def _list_outputs(output_dir: Path, writes: Iterable[str], scratch: Iterable[str]) -> list[dict]:
+    outputs, others = [], []
+    for name in walk(output_dir, skip=scratch):
+        path = output_dir / name
+        if not path.is_file():
+            continue
+        if not matches(name, writes):
+            others.append(name)
+            continue
+        outputs.append({"path": name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)})
+    if others:
+        log.warning(NOT_OURS, output_dir, RECORD_NAME, replacing.some(others))
+    return sorted(outputs, key=lambda output: output["path"].split("/"))
 
 
 def _as_json(value: object) -> object:

@@ -118,6 +118,8 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
     if finished is not None:
         return finished
     marker_path.unlink(missing_ok=True)
+    if pcm_path.is_file():
+        pcm_path.unlink()  # never written into: an old result may hold a link to this very file
     with pcm_path.open("wb", buffering=0) as pcm_file:
         digest = hashlib.sha256()
 

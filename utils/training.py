@@ -39,6 +39,7 @@ CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 MODEL_NAME = "model"
 SCRATCH = (CHECKPOINTS_NAME, TENSORBOARD_NAME)
+OUTPUTS = (f"{MODEL_NAME}/*", "metrics.csv", "training_curves.*")
 CURVE_COLUMNS = ["epoch", "step", "train_loss", "eval_loss", "eval_accuracy", "eval_macro_f1", "learning_rate"]
 
 
@@ -101,7 +102,9 @@ def train_in_run_folder(
     """
     device = runs.resolve_device(args.device)
     neutral = {"dataloader_num_workers", "resume"}
-    with runs.open_run(stage, args, inputs, result_neutral=neutral, scratch=SCRATCH, defer_signals=True) as run:
+    with runs.open_run(
+        stage, args, inputs, outputs=OUTPUTS, result_neutral=neutral, scratch=SCRATCH, defer_signals=True
+    ) as run:
         run.device = runs.device_name(device)
         train_clips, val_clips = (
             read_clips(args.data_dir, split, args.max_clips_per_class, args.seed) for split in ("train", "val")
