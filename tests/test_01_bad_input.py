@@ -445,6 +445,7 @@ def test_raw_dir_in_the_output_folder(raw_dir, caplog):
     assert not (raw_dir / "processed").exists()
 
 
+@pytest.mark.users_files
 def test_a_table_in_the_output_folder_is_not_deleted(raw_dir, caplog):
     assert run(raw_dir) == 0
     metadata = raw_dir.parent / "out" / "metadata.csv"
