@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from utils import runs
+from utils import runs, streams
 from utils.augmentation import AUGMENTATIONS
 from utils.errors import AlreadyComplete, InputError, Interrupted, StageError, UsageError, advice_on
 
@@ -246,6 +246,11 @@ def run_stage(
     """
     if argv is None:
         _in_utf8_mode()
+    with streams.lasting_streams():
+        return _run_stage(parser, run, argv)
+
+
+def _run_stage(parser, run, argv) -> int:
     try:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # argparse has printed the usage error (2) or the help (0)
@@ -260,6 +265,9 @@ def run_stage(
     except Interrupted as stop:
         log.warning("%s", stop)
         return stop.exit_code
+    except KeyboardInterrupt:  # before the output folder is opened, or after it is closed
+        log.warning("stopped by SIGINT: run the same command again to go on")
+        return Interrupted.exit_code
     except StageError as error:
         log.error("%s", error)
         return error.exit_code
@@ -268,7 +276,8 @@ def run_stage(
         if advice is None:
             log.exception("this is a bug: please report it with the lines below")
             return 1
-        log.error("%s: %s", getattr(error, "filename", None) or error, advice)
+        what = getattr(error, "filename", None) or str(error) or type(error).__name__
+        log.error("%s: %s", str(what).splitlines()[0], advice)
         return InputError.exit_code
     finally:
         runs.leave_process_group()

@@ -17,11 +17,28 @@ USER_ERRNOS = {
     errno.EPERM: "permission denied: change the permissions or choose another path",
     errno.ENOTDIR: "a part of the path is a file, not a folder: choose another path",
     errno.ENAMETOOLONG: "the path is too long: choose a shorter one",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n) or give fewer worker processes",
+    errno.ENFILE: "the machine has too many open files: wait, or give fewer worker processes",
+    errno.EAGAIN: "no more processes or threads are allowed: raise ulimit -u or give fewer worker processes",
 }
 # A file that cannot be read for one of these is itself at fault; for any other the machine is, if it was listed.
 FAULTS_OF_A_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO}
 # PyTorch's writer says nothing but where it stood.
 TORCH_WRITER_WORDS = ("PytorchStreamWriter failed", "unexpected pos")
+# What else libraries say, without a number, of what a user can mend.
+OTHER_WORDS = {
+    "AF_UNIX path too long": "the name of the temporary folder is too long for the sockets of worker processes: "
+    "set the environment variable TMPDIR to a shorter path, such as /tmp",
+    "No usable temporary directory": "make one of these folders, or set the environment variable TMPDIR to another",
+    "can't start new thread": USER_ERRNOS[errno.EAGAIN],
+    "DataLoader worker": "a process that reads clips has died, most often because the machine or the job ran out of "
+    "memory: give fewer --dataloader_num_workers or more memory",
+}
+MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "bad allocation")
+OUT_OF_MEMORY = (
+    "out of memory: give the job more, or fewer clips at once (--batch_size, --per_device_train_batch_size) "
+)
+OUT_OF_MEMORY += "and fewer worker processes, and run the same command again"
 
 
 class StageError(Exception):
@@ -78,9 +95,21 @@ def advice_on(error: Exception) -> str | None:
 
     Libraries that write files in C++ or Rust lose the error's number and keep its words.
     """
-    if isinstance(error, OSError) and error.errno is not None:
-        return USER_ERRNOS.get(error.errno)
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno in USER_ERRNOS:
+        return USER_ERRNOS[error.errno]
     text = str(error).lower()
     if any(words.lower() in text for words in TORCH_WRITER_WORDS):
         return "a file could not be written: " + USER_ERRNOS[errno.ENOSPC]
-    return next((advice for code, advice in USER_ERRNOS.items() if os.strerror(code).lower() in text), None)
+    advice = {os.strerror(code): advice for code, advice in USER_ERRNOS.items()} | OTHER_WORDS
+    if isinstance(error, OSError) and error.errno is not None:
+        advice = OTHER_WORDS
+    return next((advice for words, advice in advice.items() if words.lower() in text), None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is that there was no memory, on the machine or on the GPU."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MEMORY_WORDS)

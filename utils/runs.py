@@ -788,7 +788,7 @@ def progress(iterable: Iterable, total: int, desc: str, unit: str, n_before: int
 
     Of `total` things an earlier attempt has done the first `n_before`; the others are in `iterable`.
     """
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         with logging_redirect_tqdm():
             yield from tqdm(iterable, total=total, initial=n_before, desc=desc, unit=f" {unit}", leave=False)
         return

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import traceback
@@ -12,6 +13,8 @@ from multiprocessing.connection import Connection, wait
 from utils.errors import InputError
 from utils.runs import STOP_SIGNALS
 
+# Of each worker: a pipe, its end, and what tells that it has ended. Besides: libraries, files and the folder's lock.
+OPEN_FILES_PER_WORKER, OPEN_FILES = 3, 48
 PRELOADED = ("av", "numpy", "pandas", "pyarrow.parquet", "soundfile", "soxr", "tqdm")
 
 Map = Callable[[Callable, Iterable], Iterator]
@@ -47,11 +50,13 @@ def worker_pool(num_workers: int) -> Iterator[Map]:
     Raises
     ------
     InputError
-        If a worker dies, most often because the machine ran out of memory.
+        If a worker dies, most often because the machine ran out of memory, or more files would be open than the
+        system allows.
     """
     if num_workers == 1:
         yield map
         return
+    _allow_open_files(num_workers)
     # Not forked from this process: a fork copies locks that a library's threads may hold, and hangs. The
     # fork server has no threads; it imports what takes long once, for all workers.
     context = multiprocessing.get_context("forkserver")
@@ -72,6 +77,26 @@ def worker_pool(num_workers: int) -> Iterator[Map]:
             process.join()
         for connection in workers:
             connection.close()
+
+
+def _allow_open_files(num_workers: int) -> None:
+    """Raise the limit of open files, as far as this process may, to what `num_workers` need.
+
+    Raises
+    ------
+    InputError
+        If it may not.
+    """
+    needed = OPEN_FILES + OPEN_FILES_PER_WORKER * num_workers
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        if most != resource.RLIM_INFINITY and most < needed:
+            fewer = max(1, (most - OPEN_FILES) // OPEN_FILES_PER_WORKER)
+            raise InputError(
+                f"--num_workers {num_workers} need about {needed} open files, and this system allows {most} "
+                f"(ulimit -n): give --num_workers {fewer}, or have the limit raised"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 def _map(connections: list[Connection], function: Callable, tasks: Iterable) -> Iterator:
