@@ -100,6 +100,7 @@ bench: venv
 	$(PY) -m benchmarks.bench_convexity
 	$(PY) -m benchmarks.bench_similarity
 	$(PY) -m benchmarks.bench_layer_sweep
+	$(PY) -m benchmarks.latency_under_load
 
 # Every fault that the pipeline has to survive, and rubbish for all that reads files from outside; an hour or more.
 drills: venv

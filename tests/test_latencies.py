@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import latencies
+from benchmarks import latencies, latency_under_load
 from tests.data import small_model, write_processed
 from utils import encoders, latency
 
@@ -44,3 +44,25 @@ def test_each_model_of_one_seed_has_a_row(folders, capsys):
 def test_no_such_runs(folders, caplog):
     assert main(*folders, "--name", "wetland") == 3
     assert "has no run wetland-<model>-1" in caplog.text
+
+
+def test_times_under_load_are_judged_by_ratio_and_order():
+    quiet, beside = latency_under_load.QUIET, "beside one, 2 threads"
+    rows = [
+        *((quiet, 0, 100.0), (quiet, 6, 150.0), (quiet, 12, 200.0)),
+        *((beside, 0, 149.0), (beside, 6, 230.0), (beside, 12, 220.0)),  # true; 1.53 times; fewer blocks were slower
+    ]
+    table = latency_under_load.judge(pd.DataFrame(rows, columns=["way", "blocks", "latency_ms_median"]))
+    assert table["ratio"].round(2).tolist() == [1, 1, 1, 1.49, 1.53, 1.1]
+    assert table["is_true"].tolist() == [True, True, True, True, False, False]
+
+
+@pytest.mark.parametrize(("doubt", "code"), [("load", 0), ("no", 3)])
+def test_a_wrong_time_that_is_not_marked_ends_with_3(doubt, code, monkeypatch, capsys):
+    def measure(args, n_threads, policy, beside):
+        factor, own = (5.0, doubt) if beside else (1.0, "no")
+        return {n: {"latency_ms_median": factor * (10 + n), "latency_doubt": own} for n in args.blocks}
+
+    monkeypatch.setattr(latency_under_load, "measure", measure)
+    assert latency_under_load.main(["--blocks", "0", "12"]) == code
+    assert ("are true or marked" in capsys.readouterr().out) == (code == 0)
