@@ -53,6 +53,7 @@ SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
     "clip_seconds",
     "remainder",
     "min_seconds",
+    "min_remainder_seconds",
     "recordist_level",
     "same_recordist",
     "split_by",
@@ -136,7 +137,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--min_seconds",
         type=cli.non_negative_float,
         default=0.1,
-        help="leave out remainders and recordings shorter than this, in s",
+        help="leave out recordings shorter than this, in s",
+    )
+    parser.add_argument(
+        "--min_remainder_seconds",
+        type=cli.non_negative_float,
+        default=1.0,
+        help="leave out what is left of a recording after its last whole clip if it is shorter than this, in s",
     )
     parser.add_argument(
         "--min_recordings", type=cli.positive_int, default=25, help="leave out labels with fewer recordings"
@@ -356,7 +363,9 @@ def process(
 ) -> None:
     """Decode or take what is decoded, filter, split, cut and write."""
     n_found = len(files) + len(skipped)
-    clip_format = preparation.ClipFormat(args.sample_rate, args.clip_seconds, args.min_seconds, args.remainder)
+    clip_format = preparation.ClipFormat(
+        *(args.sample_rate, args.clip_seconds, args.min_seconds, args.min_remainder_seconds, args.remainder)
+    )
     files, too_few = worth_decoding(args, files)
     skipped = skipped + too_few
 
@@ -386,6 +395,7 @@ def process(
     preparation.report([f"{skip.file}: {skip.reason}" for skip in unusable], "left out")
     preparation.check_two_labels(left, too_few, args.raw_dir, args.min_recordings)
 
+    preparation.report_short_clips(clip_format, recorded)
     stretches, warnings = preparation.split(recorded, args.split_by, args.val_fraction, args.test_fraction, args.seed)
     for warning in warnings:
         log.warning("%s", warning)
@@ -407,7 +417,7 @@ def process(
     labels = sorted({r.file.label for r in recorded})
     clips.write_labels(args.output_dir, labels)
     n_recordings = preparation.write_recordings(args.output_dir, args.sample_rate, recorded, stretches)
-    preparation.write_split_report(args.output_dir, stretches)
+    preparation.write_split_report(args.output_dir, clip_format.clip_samples, stretches)
     preparation.warn_of_formulas(recorded, skipped)
 
     n_clips = Counter(name for stretch in stretches for name in stretch.splits)

@@ -78,7 +78,8 @@ BAD_FILES = {
     "nowhere.wav": (lambda path: path.symlink_to("gone.wav"), "a link that leads nowhere"),
     "loop.wav": (lambda path: path.symlink_to(path.name), "symbolic links"),
     "rate.wav": (lambda path: write(path, LOUD, 1), "its header gives a sample rate of 1 Hz; expected 1000 or more"),
-    "phone.m4a": (lambda path: path.write_bytes(b"sound all the same"), "convert it to .wav or .flac"),
+    "phone.m4a": (lambda path: path.write_bytes(b"no sound at all"), "no sound that libsndfile or FFmpeg can read"),
+    "song meter.wac": (lambda path: path.write_bytes(b"sound all the same"), "to .wav or .flac"),
 }
 
 

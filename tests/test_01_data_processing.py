@@ -41,6 +41,7 @@ def raw_dir(tmp_path_factory):
 
 def run(raw_dir, output_dir, *more):
     argv = ["--raw_dir", raw_dir, "--output_dir", output_dir, "--min_recordings", 3, "--num_workers", 1]
+    argv += ["--min_remainder_seconds", 0.1]
     return stage.main([str(word) for word in [*argv, *more]])
 
 
@@ -137,6 +138,42 @@ def test_the_clips_are_read_by_our_reader_and_by_datasets(processed, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- arguments
+
+
+def test_a_short_rest_is_no_clip_and_filled_clips_are_counted(tmp_path, caplog):
+    seconds = {"Crow": [5.15, 5.15, 5.15, 0.5], "Wren": [5.15, 6.5, 12, 5]}
+    for label, lengths in seconds.items():
+        for i, length in enumerate(lengths):
+            write(tmp_path / "raw" / label / f"{label}{i}a.wav", song(length, 16000, seed=i + ord(label[0])), 16000)
+    with caplog.at_level("INFO"):
+        assert run(tmp_path / "raw", tmp_path / "out", "--min_remainder_seconds", 1) == 0
+    table = read_shards(tmp_path / "out")
+    assert sorted(table.duration_s.round(2)) == pytest.approx([0.5, 1.5, 2] + [5] * 8)
+    assert "3 of 11 clips are shorter than 5 s (median 1.50 s) and are repeated from their start" in caplog.text
+    assert "the rests of 4 recordings behind their last clip are left out, 0.60 s of them in all" in caplog.text
+    report = pd.read_csv(tmp_path / "out" / "split_report.csv")
+    assert (report.short_clips.sum(), report.clips.sum()) == (3, 11)
+
+
+def test_the_channel_that_was_used_stands_in_the_table(tmp_path):
+    for i in range(6):
+        sound = song(1, 16000, 1 + i % 3, seed=i)
+        if i == 1:
+            sound[:, 1] *= -1
+        write(tmp_path / "raw" / LABELS[i % 2] / f"XC{i}.wav", sound, 16000)
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    channels = read_csv(tmp_path / "out" / "recordings.csv").set_index("recording_id").channel
+    assert channels["XC0"] == "mono" and channels["XC2"] == "mean of 3" and channels["XC4"] == "mean of 2"
+    assert channels["XC1"].startswith(("1 of 2: the channels cancel by ", "2 of 2: the channels cancel by "))
+    assert run(tmp_path / "raw", tmp_path / "right", "--channel", "right", "--min_recordings", 1) == 0
+    skipped = read_csv(tmp_path / "right" / "skipped.csv").set_index("file").reason
+    assert set(skipped) == {"has no channel right: it has 1; choose another --channel"} and len(skipped) == 2
+
+
+@pytest.mark.parametrize("name", ["middle", "0", "-1", "1.5", ""])
+def test_a_channel_that_is_none(tmp_path, name, capsys):
+    assert run(tmp_path, tmp_path / "out", f"--channel={name}") == 2
+    assert "expected mean, left, right, best or a number; the first is 1" in capsys.readouterr().err
 
 
 def test_sample_rate_and_clip_length(raw_dir, tmp_path):

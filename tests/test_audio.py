@@ -177,6 +177,96 @@ def test_a_second_stream_behind_the_first_is_read_too(tmp_path):
     assert decoded.warnings == ()
 
 
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("peak", [32767, 8_388_607, 1.95, 1.001, 3e-3, 1e-5, 1e-12])
+def test_floats_out_of_range_are_scaled_and_reported(tmp_path, subtype, peak):
+    samples = song(1, RATE_HZ)[:, 0]
+    samples *= peak / np.abs(samples).max()
+    pcm, decoded = decode(write(tmp_path / "a.wav", samples, RATE_HZ, subtype=subtype))
+    assert np.abs(pcm - 0.9 * 32768 * samples / peak).max() <= 0.51
+    assert decoded.warnings == (f"peaks at {peak:.3g} times full scale and was scaled to 0.9",)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_24", "PCM_32"])
+def test_a_quiet_recording_of_more_than_16_bits_keeps_its_bits(tmp_path, subtype):
+    samples = 2**-9 * song(1, RATE_HZ)[:, 0]  # such as 24 bits at the lower end of 32
+    pcm, decoded = decode(write(tmp_path / "a.wav", samples, RATE_HZ, subtype=subtype))
+    assert np.corrcoef(pcm, samples)[0, 1] > 0.9999
+    assert decoded.warnings[0].endswith("times full scale and was scaled to 0.9")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
+def test_a_quiet_recording_of_16_bits_or_a_codec_stays_as_it_is(tmp_path, name):
+    pcm, decoded = decode(write(tmp_path / name, 2**-9 * song(1, RATE_HZ), RATE_HZ))
+    assert decoded.warnings == () and np.abs(pcm).max() < 100
+
+
+def test_a_codec_beyond_full_scale_is_clipped_and_reported(tmp_path):
+    samples = np.sign(np.sin(np.arange(5 * 44100) / 5))
+    _, decoded = decode(write(tmp_path / "a.mp3", samples, 44100), 44100)
+    assert "% of its samples are clipped" in decoded.warnings[0]
+
+
+@pytest.mark.parametrize("offset", [0.6, -0.6])
+def test_a_sound_that_never_crosses_zero_loses_its_offset(tmp_path, offset):
+    samples = song(2, RATE_HZ)[:, 0] * 0.9
+    pcm, decoded = decode(write(tmp_path / "a.wav", samples + offset, RATE_HZ))
+    assert np.abs(pcm - 32768 * (samples - samples.mean())).max() <= 1.01
+    assert decoded.warnings[0].startswith("never crosses zero: its mean of ")
+
+
+def test_a_constant_is_silence(tmp_path):
+    assert reason(write(tmp_path / "a.wav", np.full(16000, 0.25), RATE_HZ)) == "silent: every sample of it is 0.25"
+
+
+# ------------------------------------------------------------------------------------------------ channels
+
+
+CHANNELS = {
+    "alike": (lambda x: x, "mean of 2"),
+    "unrelated": (lambda x: song(3, RATE_HZ, seed=7), "mean of 2"),
+    "a quieter one": (lambda x: 0.2 * x, "mean of 2"),
+    "an inverted quieter one": (lambda x: -0.2 * x, "mean of 2"),
+    "inverted": (lambda x: -x, "the channels cancel by"),
+    "nearly inverted": (lambda x: -0.995 * x, "the channels cancel by"),
+    "half a period late": (lambda x: np.roll(x, 10, axis=0), "the channels cancel by"),
+    "dead": (lambda x: 0 * x, "the others are silent"),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_channels_that_cancel_are_not_mixed(tmp_path, name):
+    of_second, channel = CHANNELS[name]
+    time_s = np.arange(3 * RATE_HZ)[:, None] / RATE_HZ
+    first = 0.3 * np.sin(2 * np.pi * 800 * time_s)
+    samples = np.hstack([first, of_second(first)])
+    samples += (name != "dead") * 0.0002 * np.random.default_rng(5).standard_normal((len(first), 2))
+    pcm, decoded = decode(write(tmp_path / "a.wav", samples, RATE_HZ))
+    assert channel in decoded.channel
+    if channel == "mean of 2":
+        expected = samples.mean(axis=1)
+        assert decoded.warnings == ()
+    else:
+        expected = samples[:, int(decoded.channel[0]) - 1]
+        assert decoded.warnings[0].startswith(f"channel {decoded.channel[0]} of 2 is used: {channel}")
+    assert np.abs(pcm - 32768 * expected).max() <= 1.51  # the file has 16 bits, too
+
+
+@pytest.mark.parametrize(("channel", "index"), [("left", 0), ("right", 1), ("1", 0), ("3", 2), ("best", 2)])
+def test_a_channel_that_is_asked_for(tmp_path, channel, index):
+    samples = song(2, RATE_HZ, 3) * [0.3, 0.5, 1.1] + [0, 0.1, 0]  # an offset makes no channel the best
+    pcm, decoded = decode(write(tmp_path / "a.flac", samples, RATE_HZ), channel=channel)
+    assert np.abs(pcm - 32768 * samples[:, index]).max() <= 1.01
+    assert decoded.channel == f"{index + 1} of 3" and decoded.warnings == ()
+
+
+def test_a_channel_that_a_file_lacks(tmp_path):
+    path = write(tmp_path / "a.wav", song(1, RATE_HZ), RATE_HZ)
+    assert reason(path, "right") == "has no channel right: it has 1; choose another --channel"
+    assert reason(path, "2") == "has no channel 2: it has 1; choose another --channel"
+    assert decode(path, channel="left")[1].channel == "mono"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("n_channels", [1, 2])
 def test_nan_and_infinity(tmp_path, value, n_channels):
@@ -241,7 +331,9 @@ def test_errors_of_the_sink_are_not_taken_for_bad_sound(tmp_path):
         (100, "drop", [(0, 40), (40, 40)]),
         (80, "pad", [(0, 40), (40, 40)]),
         (84, "pad", [(0, 40), (40, 40)]),
-        (85, "pad", [(0, 40), (40, 40), (80, 5)]),
+        (87, "pad", [(0, 40), (40, 40)]),
+        (88, "pad", [(0, 40), (40, 40), (80, 8)]),
+        (5, "pad", [(0, 5)]),
         (39, "pad", [(0, 39)]),
         (39, "drop", []),
         (4, "pad", []),
@@ -249,11 +341,11 @@ def test_errors_of_the_sink_are_not_taken_for_bad_sound(tmp_path):
     ],
 )
 def test_cut(n_samples, remainder, expected):
-    assert audio.cut(n_samples, 40, 5, remainder) == expected
+    assert audio.cut(n_samples, 40, 5, 8, remainder) == expected
 
 
 def test_cut_never_gives_an_empty_clip():
-    assert audio.cut(80, 40, 0, "pad") == [(0, 40), (40, 40)]
+    assert audio.cut(80, 40, 0, 0, "pad") == [(0, 40), (40, 40)]
 
 
 def test_padding_repeats():

@@ -116,9 +116,17 @@ def test_hidden_files_and_other_files_are_ignored(tmp_path, caplog):
     assert "4 files are no audio and are ignored (2 .csv, " in caplog.text
 
 
-def test_audio_that_libsndfile_cannot_read_is_reported(tmp_path):
-    touch(tmp_path, "Rook/a.wav", "Jay/a.wav", "Jay/b.m4a")
-    assert "convert" in reasons_of(tmp_path)["Jay/b.m4a"]
+def test_audio_that_cannot_be_decoded_is_reported(tmp_path):
+    touch(tmp_path, "Rook/a.wav", "Jay/a.wav", "Jay/b.w4v", "Jay/c.WAC", "Jay/d.dss")
+    reasons = reasons_of(tmp_path)
+    assert reasons["Jay/b.w4v"].startswith(".w4v cannot be decoded: convert it with Kaleidoscope")
+    assert "Kaleidoscope" in reasons["Jay/c.WAC"] and reasons["Jay/d.dss"].endswith("convert it to .wav or .flac")
+
+
+def test_what_phones_record_is_audio(tmp_path):
+    touch(tmp_path, "Rook/a.3gp", "Jay/a.m4b", "Jay/b.M4A", "Jay/c.amr", "Jay/d.webm", "Jay/e.wma", "Jay/f.aac")
+    files, skipped = find_recordings(tmp_path)
+    assert len(files) == 7 and skipped == []
 
 
 def test_all_formats_of_libsndfile_are_audio():

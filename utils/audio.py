@@ -292,7 +292,9 @@ def _choose(asked: str, products: np.ndarray) -> tuple[int | None, str]:
     return None, ""
 
 
-def cut(n_samples: int, clip_samples: int, least_samples: int, remainder: str) -> list[tuple[int, int]]:
+def cut(
+    n_samples: int, clip_samples: int, least_samples: int, least_rest_samples: int, remainder: str
+) -> list[tuple[int, int]]:
     """Cut a recording into clips, one after the other.
 
     Parameters
@@ -302,7 +304,9 @@ def cut(n_samples: int, clip_samples: int, least_samples: int, remainder: str) -
     clip_samples : int
         Length of a clip.
     least_samples : int
-        A remainder shorter than this is left out.
+        A recording shorter than this gives no clip.
+    least_rest_samples : int
+        A rest behind the last whole clip that is shorter than this is left out.
     remainder : {"pad", "drop"}
         What happens to a piece shorter than a clip: ``pad`` keeps it, to be padded; ``drop`` leaves it out.
 
@@ -313,7 +317,7 @@ def cut(n_samples: int, clip_samples: int, least_samples: int, remainder: str) -
     """
     clips = [(start, clip_samples) for start in range(0, n_samples - clip_samples + 1, clip_samples)]
     n_left = n_samples - len(clips) * clip_samples
-    if remainder == "pad" and n_left >= max(1, least_samples):
+    if remainder == "pad" and n_left >= max(1, least_rest_samples if clips else least_samples):
         clips.append((n_samples - n_left, n_left))
     return clips
 

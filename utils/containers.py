@@ -285,7 +285,8 @@ def ogg_links(view: View) -> tuple[list[tuple[int, int]], bool]:
         file.seek(position)
         header = file.read(OGG_HEADER_BYTES)
         if header[:4] != b"OggS":
-            position = _next_page(view, position)
+            file.raw.check()
+            position = _next_page(view, position + 1)
             if position is None:
                 break
             continue

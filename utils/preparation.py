@@ -12,6 +12,7 @@ import logging
 import os
 import posixpath
 import shutil
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ class ClipFormat:
     clip_seconds : float
         Length of a clip.
     min_seconds : float
-        Remainders and recordings shorter than this give no clip.
+        Recordings shorter than this give no clip.
+    min_remainder_seconds : float
+        Nor do rests behind the last whole clip of a recording that are shorter than this.
     remainder : {"pad", "drop"}
         What becomes of the end of a recording that does not fill a clip.
     """
@@ -63,6 +66,7 @@ class ClipFormat:
     sample_rate_hz: int
     clip_seconds: float
     min_seconds: float
+    min_remainder_seconds: float
     remainder: str
 
     @property
@@ -300,10 +304,13 @@ def cut(
     clip_format: ClipFormat, decoded: Sequence[tuple[SourceFile, spool.Spooled]]
 ) -> tuple[list[Recorded], list[Skipped]]:
     """Cut every file into clips, and name those that give none."""
-    least_samples = round(clip_format.min_seconds * clip_format.sample_rate_hz)
+    least = [
+        round(seconds * clip_format.sample_rate_hz)
+        for seconds in (clip_format.min_seconds, clip_format.min_remainder_seconds)
+    ]
     recorded, too_short = [], []
     for file, sound in decoded:
-        cuts = audio.cut(sound.n_samples, clip_format.clip_samples, least_samples, clip_format.remainder)
+        cuts = audio.cut(sound.n_samples, clip_format.clip_samples, *least, clip_format.remainder)
         if cuts:
             recorded.append(Recorded(file, sound, tuple(cuts)))
             continue
@@ -314,6 +321,25 @@ def cut(
         reason = f"too short: {length}, less than {least_s:g} s ({flag})"
         too_short.append(Skipped(file.path, "; ".join([reason, *sound.warnings])))
     return recorded, too_short
+
+
+def report_short_clips(clip_format: ClipFormat, recorded: Sequence[Recorded]) -> None:
+    """Log how many clips are shorter than a clip and filled, how, and what else can be done; and what is left out."""
+    lengths = [length for r in recorded for _, length in r.cuts if length < clip_format.clip_samples]
+    n_clips = sum(len(r.cuts) for r in recorded)
+    if lengths:
+        log.info(
+            "%d of %d clips are shorter than %g s (median %.2f s) and are repeated from their start until they fill "
+            "one; else give --remainder drop, a shorter --clip_seconds, or a longer --min_remainder_seconds (now %g)",
+            *(len(lengths), n_clips, clip_format.clip_seconds),
+            *(statistics.median(lengths) / clip_format.sample_rate_hz, clip_format.min_remainder_seconds),
+        )
+    rests = [r.sound.n_samples - sum(r.cuts[-1]) for r in recorded]
+    if n_left_out := sum(rest > 0 for rest in rests):
+        log.info(
+            "the rests of %d recordings behind their last clip are left out, %.2f s of them in all",
+            *(n_left_out, sum(rests) / clip_format.sample_rate_hz),
+        )
 
 
 # ------------------------------------------------------------------------------------------ split and clips
@@ -486,17 +512,20 @@ def write_similar_recordists(output_dir: Path, recorded: Sequence[Recorded]) -> 
     )
 
 
-def write_split_report(output_dir: Path, stretches: Sequence[spool.Stretch]) -> None:
-    """Write ``split_report.csv``: recordings, clips and groups of every label in every split."""
+def write_split_report(output_dir: Path, clip_samples: int, stretches: Sequence[spool.Stretch]) -> None:
+    """Write ``split_report.csv``: recordings, clips, those shorter than a clip, and groups of every label and split."""
     n_clips: Counter[tuple[str, str]] = Counter()
+    n_short: Counter[tuple[str, str]] = Counter()
     recordings, groups = defaultdict(set), defaultdict(set)
     for stretch in stretches:
-        for group, name in zip(stretch.groups, stretch.splits, strict=True):
+        for (_, length), group, name in zip(stretch.cuts, stretch.groups, stretch.splits, strict=True):
             cell = stretch.label, name
             n_clips[cell] += 1
+            n_short[cell] += length < clip_samples
             recordings[cell].add(stretch.recording_id)
             groups[cell].add(group)
     labels = sorted({stretch.label for stretch in stretches})
     cells = [(label, name) for label in labels for name in clips.SPLITS]
-    rows = [[*cell, len(recordings[cell]), n_clips[cell], len(groups[cell])] for cell in cells]
-    write_csv(output_dir / "split_report.csv", ["label", "split", "recordings", "clips", "groups"], rows)
+    rows = [[*cell, len(recordings[cell]), n_clips[cell], n_short[cell], len(groups[cell])] for cell in cells]
+    columns = ["label", "split", "recordings", "clips", "short_clips", "groups"]
+    write_csv(output_dir / "split_report.csv", columns, rows)

@@ -27,10 +27,16 @@ log = logging.getLogger(__name__)
 # the usual spellings of formats that libsndfile lists under another name.
 AUDIO_SUFFIXES = frozenset(
     {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
-    | {".aif", ".aifc", ".bwf", ".mp2", ".mpga", ".oga", ".opus", ".snd"}
+    | {".aif", ".aifc", ".bwf", ".bw64", ".mp2", ".mpga", ".oga", ".opus", ".snd", ".wave"}
+    # What FFmpeg decodes: phones, players, and video containers, which often hold sound alone.
+    | {".3ga", ".3gp", ".3gpp", ".aac", ".ac3", ".amr", ".ape", ".asf", ".awb", ".dsf", ".m4a", ".m4b", ".m4r", ".mka"}
+    | {".mkv", ".mov", ".mp4", ".mpc", ".ogx", ".qt", ".spx", ".tta", ".weba", ".webm", ".wma", ".wv"}
 )
-# Sound all the same, so it is reported, not ignored.
-UNREADABLE_SUFFIXES = frozenset({".aac", ".ac3", ".amr", ".ape", ".m4a", ".mka", ".mp4", ".webm", ".wma", ".wv"})
+CONVERT_WITH = dict.fromkeys([".w4v", ".wac"], "convert it with Kaleidoscope, of the recorder's maker,")
+# Sound all the same, so it is reported, not ignored: of recorders, players and dictation machines.
+UNREADABLE_SUFFIXES = frozenset(
+    {".aa", ".aax", ".cda", ".ds2", ".dss", ".dvf", ".m4p", ".mid", ".midi", ".msv", ".w4v", ".wac", ".wvc", ".zc"}
+)
 
 BIRDCLEF_FOLDER = "train_audio"  # BirdCLEF's paths are relative to this folder of the data set
 
@@ -346,7 +352,8 @@ def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
             elif not exists:
                 skipped.append(_skip(path, "a link that leads nowhere"))
             elif suffix in UNREADABLE_SUFFIXES:
-                skipped.append(_skip(path, f"{suffix} cannot be read by libsndfile: convert it to .wav or .flac"))
+                advice = CONVERT_WITH.get(suffix, "convert it")
+                skipped.append(_skip(path, f"{suffix} cannot be decoded: {advice} to .wav or .flac"))
             elif suffix not in AUDIO_SUFFIXES:
                 ignored[suffix] += 1
             elif not entry.is_file():
