@@ -27,7 +27,18 @@ N_JOBS = [1, 3, 8]
 
 
 def run(root, *more):
-    argv = ["--raw_dir", root / "raw", "--min_recordings", 3, "--clip_seconds", 1, "--num_workers", 1]
+    argv = [
+        "--raw_dir",
+        root / "raw",
+        "--min_recordings",
+        3,
+        "--clip_seconds",
+        1,
+        "--min_remainder_seconds",
+        0.1,
+        "--num_workers",
+        1,
+    ]
     return stage.main([str(word) for word in [*argv, *more]])
 
 

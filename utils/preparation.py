@@ -486,11 +486,16 @@ def write_recordings(
                 len(own),
                 "|".join(map(str, rates)),
                 "|".join(sorted({sound.channel for sound in sounds})),
+                *(sounds[0].start.time, sounds[0].start.source),
                 checksums[0] if len(checksums) == 1 else sha256_of_lines(checksums),
             ]
         )
     columns = ["recording_id", "label", "recordist", "group", "split", "duration_s", "n_clips", "n_files"]
-    write_csv(output_dir / "recordings.csv", [*columns, "sample_rate_hz", "channel", "sha256"], rows)
+    write_csv(
+        output_dir / "recordings.csv",
+        [*columns, "sample_rate_hz", "channel", "recorded_at", "recorded_at_from", "sha256"],
+        rows,
+    )
     return len(rows)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from utils import audio, clips, containers, sources, tags
+from utils import audio, clips, containers, recorders, sources, tags
 from utils.errors import InputError, machine_fault
 from utils.files import sha256_of_file, sha256_of_lines
 from utils.recordings import Skipped
@@ -29,7 +29,7 @@ MARKER_SUFFIX = ".json"
 @functools.cache
 def decoded_by() -> str:
     """Name the code that decodes: PCM of another may differ in its last bit, so what that left is not gone on with."""
-    modules = audio, sources, containers, tags
+    modules = audio, sources, containers, tags, recorders
     ours = sha256_of_lines(sha256_of_file(Path(module.__file__)) for module in modules)[:12]
     ffmpeg = f"FFmpeg {av.ffmpeg_version_info} (PyAV {av.__version__})"
     others = f"libsndfile {soundfile.__libsndfile_version__}, {ffmpeg}, soxr {soxr.__version__}"
@@ -71,6 +71,8 @@ class Spooled:
     warnings : tuple of str
     tags : Tags
         What the file's tags say of its recording.
+    start : Start
+        When it was started.
     """
 
     path: str
@@ -80,11 +82,13 @@ class Spooled:
     channel: str
     warnings: tuple[str, ...]
     tags: tags.Tags
+    start: recorders.Start
 
     @classmethod
     def from_json(cls, value: dict) -> "Spooled":
         """Return what `dataclasses.asdict` made into JSON."""
-        return cls(**{**value, "warnings": tuple(value["warnings"]), "tags": tags.Tags(**value["tags"])})
+        parts = {"tags": tags.Tags(**value["tags"]), "start": recorders.Start(**value["start"])}
+        return cls(**{**value, "warnings": tuple(value["warnings"]), **parts})
 
 
 @dataclass(frozen=True)
@@ -151,9 +155,13 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
         found = tags.read_tags(task.raw_dir / file.path)
     except OSError as error:
         raise machine_fault(task.raw_dir / file.path, error) from error
+    start = recorders.read_start(task.raw_dir / file.path)
+    warnings = decoded.warnings
+    if start.is_glued:
+        warnings += ("silent stretches were left out by the AudioMoth's trigger: times in it are not times of day",)
     spooled = Spooled(
         *(file.path, decoded.n_samples, digest.hexdigest()),
-        *(decoded.source_rate_hz, decoded.channel, decoded.warnings, found),
+        *(decoded.source_rate_hz, decoded.channel, warnings, found, start),
     )
     _check_unchanged(task.raw_dir, file)
     # Not flushed to disk: after a crash of the machine the checksum finds what is missing.
