@@ -258,6 +258,42 @@ def test_options_that_only_change_what_is_returned_or_skipped_are_settled(name, 
         assert list(tuned(**inputs).keys()) == ["logits"]
 
 
+@pytest.mark.parametrize(
+    ("version", "after_norm"),
+    [("4.57.1", True), ("5.15.0", True), ("4.9.0.dev0", True), ("5.16.0", False), ("5.23.0", False), ("", False)],
+)
+def test_a_weighted_sum_is_that_of_the_transformers_that_made_it(version, after_norm, tmp_path):
+    """transformers 5.16.0 began to take the last layer before the final norm: other logits for the same weights."""
+    model, extractor = small_model("hubert", do_stable_layer_norm=True, use_weighted_layer_sum=True)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    encoders.save_model(model, extractor, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "transformers_version": version}))
+
+    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    with torch.no_grad():
+        layers = list(model(**inputs, output_hidden_states=True).hidden_states)
+        if after_norm:
+            layers[-1] = model.hubert.encoder.layer_norm(layers[-1])
+        weights = model.layer_weights.softmax(dim=0)
+        summed = sum(weight * layer for weight, layer in zip(weights, layers, strict=True))
+        expected = model.classifier(model.projector(summed).mean(dim=1))
+    loaded, _ = encoders.load_model(tmp_path / "model", "cpu")
+    torch.testing.assert_close(logits_of(loaded, inputs), expected, rtol=1e-5, atol=1e-5)
+    encoders.save_model(loaded, extractor, tmp_path / "again")  # now by the transformers of today
+    again, _ = encoders.load_model(tmp_path / "again", "cpu")
+    assert torch.equal(logits_of(again, inputs), logits_of(loaded, inputs))
+
+
+def test_an_adapter_after_the_encoder_is_refused_by_its_option(tmp_path):
+    encoders.save_model(*small_model("wav2vec2"), tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "add_adapter": True}))
+    with pytest.raises(InputError, match=r"does not support the use of Wav2Vec2 adapters \(config\.add_adapter"):
+        encoders.load_base_model(str(tmp_path / "base"), LABELS)
+
+
 @pytest.mark.parametrize("name", SMALL_WAVEFORM_CONFIGS)
 def test_no_encoder_masks_its_input_unasked(name, tmp_path):
     """data2vec-audio of transformers 5.23.0 masks where its config says nothing."""

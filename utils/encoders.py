@@ -5,6 +5,7 @@ block: convolutions or mel front, projection, positional embedding. The *head* i
 states into logits.
 """
 
+import contextlib
 import logging
 import math
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from packaging.version import InvalidVersion, Version
 from torch import nn
 from transformers import (
     PreTrainedConfig,
@@ -33,6 +35,8 @@ from utils.text import printable
 log = logging.getLogger(__name__)
 
 TINY = "tiny"
+# The first transformers in which a weighted sum takes the last layer of a stable-layer-norm model before that norm.
+SUMS_BEFORE_NORM = Version("5.16.0")
 MODEL_STAGES = ("02_finetuning", "05_pruning", "06_cnn", "07_manual_pruning")
 
 
@@ -347,7 +351,25 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
     for name, value in plain.items():
         if getattr(config, name, value) != value:
             setattr(config, name, value)
+    _sum_as_when_made(config)
     return config
+
+
+def _sum_as_when_made(config: PreTrainedConfig) -> None:
+    """Let a model that an earlier transformers made sum its layers as it did there, which is noted in the config."""
+    if config.model_type not in ARCHITECTURES or not sums_layers(config):
+        return
+    stable = ARCHITECTURES[config.model_type].stable_norm_only and getattr(config, "do_stable_layer_norm", False)
+    if not stable or getattr(config, "tie_last_hidden_states", None) is not None:
+        return
+    with contextlib.suppress(TypeError, InvalidVersion):  # None, or a text that is no version
+        if Version(config.transformers_version) < SUMS_BEFORE_NORM:
+            config.tie_last_hidden_states = True
+            log.info(
+                "%s was saved by transformers %s, where a weighted sum takes the last layer after the final norm: "
+                "so it does here (tie_last_hidden_states)",
+                *(config.name_or_path or "the model", config.transformers_version),
+            )
 
 
 def _head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
