@@ -40,6 +40,7 @@ TASKS_PER_WORKER = 16  # so many at least, if there are files enough: then all w
 NAMED_IN_LOG = 20
 HEADERS_READ = 20  # of the largest files of a suffix, and as many of all, to estimate the length of the others
 COMPRESSED_BYTES_PER_S = 16_000.0  # 128 kbit/s, of formats whose headers libsndfile does not read
+LEAST_MP3_BYTES_PER_S = 8_000.0  # 64 kbit/s
 CLIPS_PER_PCM = 0.8  # bytes; measured 0.6 to 0.75
 SURE_SHARE = 0.8  # of an estimate
 
@@ -257,7 +258,9 @@ def estimate_seconds(raw_dir: Path, files: Sequence[spool.Listed]) -> dict[str, 
 
 def _seconds_by_header(path: Path) -> float | None:
     try:
-        return soundfile.info(path).duration
+        seconds = soundfile.info(path).duration
+        # Of an mp3 of variable bit rate without a Xing tag the length is guessed from its first frame.
+        return min(seconds, path.stat().st_size / LEAST_MP3_BYTES_PER_S) if path.suffix.lower() == ".mp3" else seconds
     except (OSError, RuntimeError):  # decoding says what is wrong with it
         return None
 
