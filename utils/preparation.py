@@ -40,7 +40,7 @@ TASKS_PER_WORKER = 16  # so many at least, if there are files enough: then all w
 NAMED_IN_LOG = 20
 HEADERS_READ = 20  # of the largest files of a suffix, and as many of all, to estimate the length of the others
 COMPRESSED_BYTES_PER_S = 16_000.0  # 128 kbit/s, of formats whose headers libsndfile does not read
-LEAST_MP3_BYTES_PER_S = 8_000.0  # 64 kbit/s
+LEAST_MP3_BYTES_PER_S = 4_000.0  # 32 kbit/s
 CLIPS_PER_PCM = 0.8  # bytes; measured 0.6 to 0.75
 SURE_SHARE = 0.8  # of an estimate
 
