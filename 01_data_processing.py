@@ -346,11 +346,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--val_fraction {args.val_fraction} and --test_fraction {args.test_fraction} leave nothing to train on; "
             "expected a sum below 1"
         )
-    read = {
-        name: getattr(args, name)
-        for name in ("raw_dir", "metadata", "same_recordist")
-        if getattr(args, name) is not None
-    }
+    named = {name: getattr(args, name) for name in ("raw_dir", "metadata", "same_recordist")}
+    read = {name: path for name, path in named.items() if path is not None}
     for folder in (args.output_dir, shares.share_dir(args.output_dir, 1, 1).parent):
         replacing.check_apart(folder, read)
 

@@ -21,7 +21,6 @@ and a --base_model of stage 02. Works on the CPU.
 
 import argparse
 import dataclasses
-import json
 import logging
 import shlex
 import shutil
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from utils import cli, encoders, model_folder, replacing, runs
 from utils.errors import AlreadyComplete, InputError, UsageError
-from utils.files import PARTIAL_SUFFIX
+from utils.files import PARTIAL_SUFFIX, read_json
 from utils.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
 from utils.pruning_session import HELP, PruningSession
 from utils.pruning_table import BEST_SCHEMA_VERSION
@@ -180,10 +179,7 @@ def read_best(path: Path, model: runs.Input, config: "PreTrainedConfig", n_layer
     """
     usual = Path("validation_results", f"{cli.model_name(Path(model.path))}-pruning", "best.json")
     redo = f"expected what 05_pruning.py found for this very model, by default {usual}; run it on this model"
-    try:
-        best = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); {redo}") from error
+    best = read_json(path, object, redo)
     expected = {"schema_version": int, "model_sha256": str, "model_dir": str, "by_depth": dict}
     if not isinstance(best, dict) or any(not isinstance(best.get(key), kind) for key, kind in expected.items()):
         found = ", ".join(list(best)[:3]) + ", …" if isinstance(best, dict) else type(best).__name__

@@ -4,14 +4,29 @@ A few examples in every run of the tests; `make drills` tries many more, new one
 """
 
 import io
+import json
 
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from transformers import Wav2Vec2Config
 
-from utils import audio, cli, recordings
+from tests.stages import load_stage
+from utils import (
+    audio,
+    cli,
+    clips,
+    layer_evidence,
+    preparation,
+    pruning_table,
+    recordings,
+    runs,
+    shares,
+    spool,
+    training,
+)
 from utils.errors import InputError, UsageError
 
 RATE = 16000
@@ -153,3 +168,123 @@ def test_undamaged_files_are_sound(number, raw_dir):
     blocks = []
     decoded = audio.decode(path, RATE, lambda: blocks.clear() or blocks.append)
     assert decoded.n_samples == sum(len(block) for block in blocks) >= 4000
+
+
+# ------------------------------------------------------------------------------------- our own JSON files
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def damaged(draw, value):
+    """Draw the text of a JSON value with one of its parts, however deep, replaced, removed or put in; or rubbish."""
+    kind = draw(st.sampled_from(["part", "part", "part", "cut", "bytes", "deep"]))
+    text = json.dumps(value)
+    if kind == "cut":
+        return text[: draw(st.integers(0, len(text)))].encode()
+    if kind == "bytes":
+        return draw(st.binary(max_size=50))
+    if kind == "deep":
+        depth = draw(st.integers(100, 20_000))
+        return text.replace("1", "[" * depth + "]" * depth, 1).encode()
+    value = json.loads(text)
+    where, key = {"": value}, ""
+    while isinstance(where[key], dict | list) and len(where[key]) and draw(st.booleans()):
+        where = where[key]
+        key = draw(st.sampled_from(sorted(where) if isinstance(where, dict) else list(range(len(where)))))
+    if key != "" and draw(st.booleans()):
+        del where[key]
+        return json.dumps(value).encode()
+    where[key] = draw(JSON)
+    return json.dumps(value if key != "" else where[""]).encode()
+
+
+SHA256 = "0" * 64
+RECORD = {
+    "schema_version": 1,
+    "stage": "05_pruning",
+    "status": "complete",
+    "arguments": {"seed": 1},
+    "asked": {"seed": 1},
+    "inputs": [{"name": "model_dir", "path": "runs/a", "sha256": SHA256}],
+    "outputs": [{"path": "best.json", "bytes": 10, "sha256": SHA256}],
+    "writes": ["best.json"],
+    "scratch": [".sweep"],
+    "replaces": [],
+    "metrics": {"decoded_by": "x"},
+    "attempts": 1,
+}
+LABELS = {"label2id": {"Parus": 0, "Sitta": 1}, "id2label": {"0": "Parus", "1": "Sitta"}}
+BEST = {
+    "schema_version": 1,
+    "model_sha256": SHA256,
+    "model_dir": "runs/a",
+    "by_depth": {"2": {"keep": [0, 1], "n_layers": 2}, "1": {"keep": [0]}},
+    "smallest_within_margin": {"keep": [0, 1]},
+}
+RECOMMENDATION = {"model_sha256": SHA256, "split": "train", "n_layers": 2, "evidence": {"block_influence": [0.1, 0.2]}}
+STATE = {"best_model_checkpoint": None, "log_history": [{"eval_macro_f1": 0.1}], "global_step": 1}
+COSTS = {"1": {"gmacs_per_clip": 0.1, "latency_doubt": "", "latency_ms_median": 1.5}}
+MARKER = {
+    "made_from": {"size": 1},
+    "spooled": {"path": "a", "n_samples": 1, "sha256": SHA256, "source_rate_hz": 1, "warnings": ["1"]},
+}
+NAMED = ("run.json", "label_mappings.json", "recommendation.json", "listing.json")
+LISTING = {"files": [["a.wav", 1, 2]]}
+
+
+def read_best(folder):
+    stage = load_stage("07_manual_pruning")
+    config = Wav2Vec2Config(num_hidden_layers=3)
+    return stage.read_best(folder / "x.json", runs.Input("runs/a", SHA256), config, 2)
+
+
+def read_checkpoint(folder):
+    checkpoint = folder / "checkpoint-1"
+    checkpoint.mkdir(exist_ok=True)
+    (folder / "x.json").replace(checkpoint / "trainer_state.json")
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (checkpoint / name).touch()
+    last = training._last_whole_checkpoint(folder)
+    return last and training._epochs_without_gain(training._read_state(last)["log_history"])
+
+
+READERS = {
+    "run.json": (RECORD, lambda folder: runs.read_record(folder)),
+    "label_mappings.json": (LABELS, lambda folder: clips.read_labels(folder)),
+    "best.json": (BEST, read_best),
+    "recommendation.json": (
+        RECOMMENDATION,
+        lambda folder: layer_evidence.read_evidence(folder, runs.Input("runs/a", SHA256), "test"),
+    ),
+    "trainer_state.json": (STATE, read_checkpoint),
+    "costs.json": (COSTS, lambda folder: pruning_table._read_costs(folder / "x.json")),
+    "marker": (MARKER, lambda folder: spool._read_marker(folder / "x.json", folder / "x.json", {"size": 1})),
+    "plan.json": ({"sha256": SHA256}, lambda folder: preparation._is_planned(folder / "x.json", {"sha256": SHA256})),
+    "listing.json": (LISTING, lambda folder: shares._files_changed(folder, [spool.Listed("a.wav", 1, 2)])),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@given(data=st.data())
+def test_any_damage_to_a_json_file_of_ours_is_an_input_error(name, data, tmp_path_factory):
+    """`run.json` tells its own damage from another's file; caches are made anew; what a user must mend is named."""
+    value, read = READERS[name]
+    folder = tmp_path_factory.mktemp("json")
+    content = data.draw(damaged(value))
+    (folder / (name if name in NAMED else "x.json")).write_bytes(content)
+    try:
+        read(folder)
+    except (InputError, UsageError) as error:
+        assert "\n" not in str(error).strip()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_undamaged_json_files_are_read(name, tmp_path):
+    value, read = READERS[name]
+    (tmp_path / (name if name in NAMED else "x.json")).write_text(json.dumps(value))
+    assert read(tmp_path) is not None or name == "marker"  # whose sound has another digest

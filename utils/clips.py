@@ -4,7 +4,6 @@ A row is a clip. A row group holds few clips, so that a data loader that reads i
 a few hundred kilobytes for a clip, not a shard.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from utils import runs
 from utils.errors import InputError
-from utils.files import atomic_path, write_json
+from utils.files import atomic_path, read_json, write_json
 from utils.text import some
 
 SCHEMA_VERSION = 1
@@ -130,11 +129,13 @@ def read_labels(data_dir: Path) -> list[str]:
     """Return the labels of a processed data set, by label id."""
     path = Path(data_dir) / LABELS_NAME
     try:
-        label2id = json.loads(path.read_text(encoding="utf-8"))["label2id"]
+        label2id = read_json(path, dict, AGAIN)["label2id"]
+        if not all(type(label_id) is int for label_id in label2id.values()):
+            raise ValueError("a label id is not a number")
         labels = sorted(label2id, key=label2id.__getitem__)
         if not labels or [label2id[label] for label in labels] != list(range(len(labels))):
             raise ValueError("label ids do not count from 0")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
     return labels
 

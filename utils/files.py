@@ -52,6 +52,10 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+# What reading a file of notes of our own may raise where it was cut off or is another's: it is then made anew.
+BROKEN = (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
+
+
 def read_json(path: Path, kind: type, remedy: str) -> object:
     """Read one of our own JSON files.
 

@@ -4,7 +4,6 @@ Layer 0 is the input of block 0, layer l the output of block l - 1, before any f
 a batch gives both; states of single frames are used while they are there and never stored.
 """
 
-import json
 import logging
 import os
 import time
@@ -21,7 +20,7 @@ from utils import evaluation, runs
 from utils.clips import Clips
 from utils.encoder_parts import EncoderParts, valid_frames
 from utils.errors import InputError
-from utils.files import sha256_of_lines, write_json, write_text
+from utils.files import BROKEN, read_json, sha256_of_lines, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -124,14 +123,15 @@ class _States:
     def n_done(self) -> int | None:
         """How many clips an earlier call with this key has saved; None where there is nothing to go on from."""
         try:
-            progress = json.loads(self._progress_path.read_text(encoding="utf-8"))
+            progress = read_json(self._progress_path, dict, "")
             if progress["key"] != self.key:
                 return None
             for path, shape in self._shapes.items():
                 if np.lib.format.open_memmap(path, mode="r").shape != shape:
                     return None
-            return int(progress["n_done"])
-        except (OSError, ValueError, KeyError, TypeError):
+            n_done = progress["n_done"]
+            return n_done if type(n_done) is int and 0 <= n_done <= len(self.clips) else None
+        except BROKEN:
             return None
 
     def reserve(self) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor
 from utils import cli, convexity, encoders, hidden_states, runs
 from utils.clips import SPLITS, Clips
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import atomic_path, read_json
 from utils.layer_selection import Evidence, Keep, evidence_from_recommendation
 from utils.similarity import block_influence, cka, mutual_knn
 
@@ -175,10 +175,7 @@ def read_evidence(analysis_dir: Path, model: runs.Input, report_split: str) -> E
         If it is of another model or of the wrong split, or is malformed.
     """
     path = analysis_dir / RECOMMENDATION_NAME
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); run {ANALYSIS_STAGE}.py again") from error
+    value = read_json(path, dict, f"run {ANALYSIS_STAGE}.py again")
     evidence = evidence_from_recommendation(value)
     if value.get("model_sha256") != model.sha256:
         raise InputError(
@@ -186,7 +183,7 @@ def read_evidence(analysis_dir: Path, model: runs.Input, report_split: str) -> E
             f"has {model.sha256[:12]}…; run {ANALYSIS_STAGE}.py on this model"
         )
     split = value.get("split")
-    if split not in SPLITS or split == report_split:
+    if not isinstance(split, str) or split not in SPLITS or split == report_split:
         raise InputError(
             f"{path} was measured on the split {split!r}, and --report_split is {report_split!r}: what chooses must "
             f"not see the clips of the report; run {ANALYSIS_STAGE}.py with --split train"

@@ -421,7 +421,7 @@ def evidence_from_recommendation(value: object) -> Evidence:
             )
         try:
             numbers[name] = np.array(_from_json(values), dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             raise InputError(
                 f"recommendation.json: evidence {name} is no array of numbers or null of the shape "
                 f"{_shape_of(name, n_layers)}; {advice}"

@@ -7,7 +7,6 @@ depends on the recordings and the settings alone, never on who decoded what firs
 import csv
 import io
 import itertools
-import json
 import logging
 import os
 import posixpath
@@ -23,7 +22,7 @@ import soundfile
 
 from utils import audio, clips, runs, spool, workers
 from utils.errors import FAULTS_OF_A_FILE, InputError, machine_fault
-from utils.files import sha256_of_lines, write_json, write_text
+from utils.files import read_json, sha256_of_lines, write_json, write_text
 from utils.recordings import Skipped, SourceFile
 from utils.recordists import similar_names
 from utils.splits import assign_splits, group_keys, merge_groups
@@ -419,7 +418,7 @@ def write_shards(
     content = (f"{pcm_sha256[stretch.source_path]} {stretch}" for shard in shards for stretch in shard)
     plan = {"sha256": sha256_of_lines(itertools.chain(versions, content))}
     plan_path = output_dir / SCRATCH_NAME / PLAN_NAME
-    if not plan_path.exists() or json.loads(plan_path.read_text(encoding="utf-8")) != plan:
+    if not _is_planned(plan_path, plan):
         for path in output_dir.glob("clips-*.parquet"):
             path.unlink()
         write_json(plan_path, plan)
@@ -428,6 +427,14 @@ def write_shards(
     for _ in runs.progress(written, len(tasks), "writing", "shards", len(tasks) - len(missing)):
         pass
     return len(shards)
+
+
+def _is_planned(path: Path, plan: dict) -> bool:
+    """Tell whether an earlier attempt noted this plan; a damaged note is none."""
+    try:
+        return read_json(path, dict, "") == plan
+    except InputError:
+        return False
 
 
 # -------------------------------------------------------------------------------------------------- tables

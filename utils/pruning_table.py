@@ -6,7 +6,6 @@ accuracy, then the higher search macro F1, then the earlier row of the table.
 
 import copy
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from utils import cli, encoders, evaluation, latency
 from utils.clips import Clips
-from utils.files import write_json, write_text
+from utils.files import BROKEN, read_json, write_json, write_text
 from utils.layer_selection import Candidate, Keep
 from utils.subset_scores import SubsetScores
 from utils.summary import NO_DOUBT
@@ -155,7 +154,7 @@ class PruningTable:
             JSON file where the numbers are kept for a run that goes on from here.
         """
         sizes = sorted({len(candidate.keep) for candidate in self.candidates})
-        self._costs = {int(size): cost for size, cost in _read_json(path).items()}
+        self._costs = _read_costs(path)
         if set(self._costs) != set(sizes):
             models = {size: (self._of_size(size), extractor) for size in sizes}
             times = latency.measure_in_turn(models, clips.audio(0), clips.sample_rate_hz, device, LATENCY_BUDGET_S)
@@ -194,11 +193,18 @@ def write_rows(path: Path, rows: pd.DataFrame) -> None:
     write_text(path, rows.to_csv(index=False, float_format="%.6g", na_rep="nan"))
 
 
-def _read_json(path: Path) -> dict:
+def _read_costs(path: Path) -> dict[int, dict]:
+    """Return what `PruningTable.measure_costs` has kept, by number of blocks; nothing where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        costs = {int(size): dict(cost) for size, cost in read_json(path, dict, "").items()}
+    except BROKEN:
         return {}
+    needed = {"gmacs_per_clip", "latency_doubt"}
+    are_costs = all(
+        needed <= cost.keys() <= set(COLUMNS) and all(isinstance(value, int | float | str) for value in cost.values())
+        for cost in costs.values()
+    )
+    return costs if are_costs else {}
 
 
 # ----------------------------------------------------------------------------------------------- choices

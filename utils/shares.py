@@ -18,7 +18,7 @@ from pathlib import Path
 from utils import preparation, runs, spool, workers
 from utils.cli import format_layer_list
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import BROKEN, read_json, write_text
 from utils.recordings import Skipped
 
 SPOOL_NAME = "spool"
@@ -196,9 +196,13 @@ class Merge:
         """
         sounds, spool_dirs, undecodable, faults = {}, {}, [], {}
         for (number, folder), dealt in zip(self.folders.items(), deal(files, len(self.folders)), strict=True):
-            content = json.loads((folder / DECODED_NAME).read_text(encoding="utf-8"))
-            own = {value["path"]: spool.Spooled.from_json(value) for value in content["sounds"]}
-            skipped = [Skipped(**value) for value in content["undecodable"]]
+            try:
+                content = read_json(folder / DECODED_NAME, dict, "")
+                own = {value["path"]: spool.Spooled.from_json(value) for value in content["sounds"]}
+                skipped = [Skipped(**value) for value in content["undecodable"]]
+            except BROKEN as error:
+                faults[number] = Fault(f"its {DECODED_NAME} cannot be used ({type(error).__name__})", overwrite=True)
+                continue
             if own.keys() | {skip.file for skip in skipped} != {file.path for file in dealt}:
                 faults[number] = Fault("another version of the program dealt the files out otherwise", overwrite=True)
             sounds |= own
@@ -271,9 +275,9 @@ def _fault_of(record: dict) -> Fault | None:
 def _files_changed(folder: Path, listed: Sequence[spool.Listed]) -> str:
     """Name the files that have changed since a share's task listed them; empty where none has, or it is not known."""
     try:
-        rows = json.loads((folder / LISTING_NAME).read_text(encoding="utf-8"))["files"]
-        before = {path: (size, mtime_ns) for path, size, mtime_ns in rows}
-    except (OSError, ValueError, KeyError, TypeError):
+        rows = read_json(folder / LISTING_NAME, dict, "")["files"]
+        before = {path: (size, mtime_ns) for path, size, mtime_ns in rows if isinstance(path, str)}
+    except BROKEN:
         return ""
     now = {file.path: (file.size, file.mtime_ns) for file in listed}
     kinds = {

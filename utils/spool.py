@@ -20,7 +20,7 @@ import soxr
 
 from utils import audio, clips, containers, recorders, sources, tags
 from utils.errors import InputError, machine_fault
-from utils.files import sha256_of_file, sha256_of_lines
+from utils.files import BROKEN, read_json, sha256_of_file, sha256_of_lines
 from utils.recordings import Skipped
 
 MARKER_SUFFIX = ".json"
@@ -188,11 +188,11 @@ def _check_unchanged(raw_dir: Path, file: Listed) -> None:
 def _read_marker(marker_path: Path, pcm_path: Path, made_from: dict) -> Spooled | None:
     """Return what an earlier attempt has finished, if it is whole and made from the same file."""
     try:
-        marker = json.loads(marker_path.read_text(encoding="utf-8"))
+        marker = read_json(marker_path, dict, "")
         spooled = Spooled.from_json(marker["spooled"])
         if marker["made_from"] == made_from and sha256_of_file(pcm_path) == spooled.sha256:
             return spooled
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except BROKEN:
         pass  # killed before it was finished
     return None
 

@@ -9,7 +9,6 @@ stopped where the Trainer could have stopped by itself.
 import argparse
 import contextlib
 import dataclasses
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, SequenceFeatureExtractor, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from utils import encoders, plots, runs, training_history
 from utils.augmentation import augment_audio, batch_generator, mask_spectrogram
 from utils.clips import Clips, read_clips
 from utils.errors import InputError, Interrupted, UsageError
 from utils.evaluation import macro_f1
-from utils.files import write_text
+from utils.files import BROKEN, read_json, write_text
 from utils.start_line import log_start
 from utils.workers import available_cpus
 
@@ -520,7 +519,19 @@ def _epochs_without_gain(log_history: list[dict]) -> int:
 
 
 def _read_state(checkpoint: Path) -> dict:
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    """Return what the Trainer has noted in a checkpoint; InputError, ValueError or TypeError if that is rubbish."""
+    path = checkpoint / "trainer_state.json"
+    state = read_json(path, dict, "delete the checkpoint")
+    TrainerState(**state)  # as the Trainer itself will read it
+    if not isinstance(state.get("log_history"), list) or not isinstance(state.get("best_model_checkpoint"), str | None):
+        raise ValueError(f"{path} is not the state of a training")
+    scores = [entry["eval_macro_f1"] for entry in state["log_history"] if "eval_macro_f1" in entry]
+    losses = [
+        entry[key] for entry in state["log_history"] if "loss" in entry for key in ("loss", "step", "learning_rate")
+    ]
+    if not all(isinstance(number, int | float) for number in (*scores, *losses)):
+        raise ValueError(f"{path} holds a score that is not a number")
+    return state
 
 
 def _last_whole_checkpoint(checkpoints: Path) -> Path | None:
@@ -536,7 +547,7 @@ def _last_whole_checkpoint(checkpoints: Path) -> Path | None:
             needed += [checkpoints / Path(best).name / "model.safetensors"] if best else []
             if all(file.is_file() for file in needed) and list(path.glob("rng_state*.pth")):
                 return path
-        except (OSError, ValueError, KeyError):
+        except BROKEN:
             pass
         log.warning("%s is not whole and is deleted", path)
         shutil.rmtree(path, ignore_errors=True)  # every process of torchrun finds it
