@@ -131,12 +131,19 @@ def compare(args: argparse.Namespace) -> None:
     with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["compare"]) as this_run:
         first = models[0]
         levels = guessing(first.predictions["label_id"], int(first.metrics["n_classes"]), first.metrics["split"])
-        log.info("%d models: %s; %s clips, %s", len(models), ", ".join(names), f"{len(first.predictions):,}", levels)
+        log.info(
+            "%d models: %s; %s clips, split by %s; %s",
+            *(len(models), ", ".join(names), f"{len(first.predictions):,}", first.metrics["kept_together"], levels),
+        )
         table = comparison.comparison_table(models, args.seed)
         write_text(args.output_dir / f"{COMPARISON_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
         plots.comparison_figure(table, args.output_dir / COMPARISON_NAME)
-        this_run.metrics = {"n_models": len(names), "n_pairs": len(table)}
         evaluation.warn_of_few_groups(first.metrics["split"], first.predictions["group"].nunique())
+        this_run.metrics = {
+            "n_models": len(names),
+            "n_pairs": len(table),
+            "kept_together": first.metrics["kept_together"],
+        }
         for _, row in table.iterrows():
             log.info(
                 "%s less %s: accuracy %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); macro F1 %+.3f [%+.3f, %+.3f]",
@@ -197,6 +204,7 @@ def validate(args: argparse.Namespace) -> None:
             "git_commit": (runs.read_record(args.output_dir)["git"] or {"commit": ""})["commit"],
             "kind": encoders.kind_of(model.config),
             "n_recordings_trained_on": known[args.split],
+            "kept_together": split_clips.kept_together,
         }
         # JSON has no NaN.
         this_run.metrics = {name: None if value != value else value for name, value in row.items()}
@@ -228,8 +236,9 @@ def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray
 def log_scores(row: dict, n_groups: int) -> None:
     """Say in the log how good the model is, how sure that is, and what it costs."""
     log.info(
-        "%s: %d clips of %d recordings in %d groups, %d classes",
+        "%s, split by %s: %d clips of %d recordings in %d groups, %d classes",
         row["split"],
+        row["kept_together"],
         row["n_clips"],
         row["n_recordings"],
         n_groups,

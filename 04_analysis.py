@@ -169,6 +169,7 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     model, extractor, fine_tuned = load(args.model_dir, split_clips, device)
     log_start(args.device, device, {args.model_dir: model}, {args.split: split_clips})
     evaluation.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
+    this_run.metrics["kept_together"] = split_clips.kept_together
     n_layers = EncoderParts(model).n_layers
     cross_validated = args.split in ("train", ALL_SPLITS)
     if fine_tuned and cross_validated:

@@ -229,15 +229,15 @@ def sweep(args: argparse.Namespace) -> None:
             "data_dir": str(args.data_dir),
             "data_sha256": inputs["data_dir"].sha256,
             "clip_seconds": search_clips.clip_seconds,
+            "kept_together": report_clips.kept_together,
             "search_split": args.search_split,
             "report_split": args.report_split,
             "margin": args.margin,
             **choices.scored(on_search, on_report),
         }
         write_json(args.output_dir / "best.json", best)
-        this_run.metrics = {
-            name: best[name] for name in ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned")
-        }
+        names = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
+        this_run.metrics = {name: best[name] for name in names}
         with this_run.timed("figures"):
             draw(rows, args.output_dir, args.margin, table.has_doubtful_latencies)
 

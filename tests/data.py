@@ -138,7 +138,8 @@ def write_processed(
                     )
     rows.sort(key=lambda row: (row["recording_id"], row["clip_index"]))
     args = argparse.Namespace(output_dir=data_dir, overwrite=False, seed=seed)
-    with runs.open_run("01_data_processing", args, {}):
+    with runs.open_run("01_data_processing", args, {}) as this_run:
+        this_run.metrics = {"kept_together": "recording"}
         half = len(rows) // 2
         clips.write_shard(data_dir / clips.shard_name(0), rows[:half], sample_rate_hz, clip_seconds)
         clips.write_shard(data_dir / clips.shard_name(1), rows[half:], sample_rate_hz, clip_seconds)

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -18,7 +19,7 @@ import soxr
 from mutagen.id3 import ID3, TPE1, WOAF
 
 from tests.sounds import song, write
-from tests.stages import digests, load_stage
+from tests.stages import ROOT, digests, load_stage
 from utils import audio, clips, preparation, spool
 from utils.files import sha256_of_lines
 
@@ -439,6 +440,21 @@ def test_real_recordings(shared_dir, tmp_path):
     assert len(read_csv(tmp_path / "out" / "skipped.csv")) == 0
     recordists = table.source_path.map(source.recordist) + table.label
     assert (table.groupby(recordists.dropna()).split.nunique() == 1).all()
+
+
+def test_the_lines_of_the_readme_load_the_splits_as_splits(processed, tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"(    from datasets import DatasetDict.*?)\n\n[A-Z]", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "processed_data").symlink_to(processed)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    names = {}
+    exec(textwrap.dedent(lines), names)
+    expected = read_shards(processed)
+    assert list(names["clips"]) == list(clips.SPLITS)
+    for split, loaded in names["clips"].items():
+        assert loaded["clip_id"] == expected.loc[expected.split == split, "clip_id"].tolist()
+        assert len(loaded) > 0
 
 
 # ------------------------------------------------------------------------------------- who recorded it, and units

@@ -128,6 +128,7 @@ def test_metrics_describe_the_model_and_the_data(result, run_dir, data_dir):
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "dtype": "float32",
         "kind": "whole",
+        "kept_together": "recording",
         "seed": 42,
         "data_sha256": clips.data_input(data_dir).sha256,
     }
@@ -202,9 +203,9 @@ def test_log_tells_the_scores(result):
         f"accuracy  {row['accuracy']:.3f}  (95 % interval {row['accuracy_low']:.3f} to {row['accuracy_high']:.3f})"
     )
     assert expected in text
-    assert "clips of test; 3 classes, chance 0.333, majority 0.333 (test)" in text
+    assert "clips of test, split by recording; 3 classes, chance 0.333, majority 0.333 (test)" in text
     assert "test: 9 groups are few" in text
-    assert "18 clips of 9 recordings in 9 groups, 3 classes" in text
+    assert "test, split by recording: 18 clips of 9 recordings in 9 groups, 3 classes" in text
 
 
 @pytest.mark.parametrize(("keep", "text"), [([0, 2, 3], "0,2-3"), ([], "none")])
@@ -483,8 +484,9 @@ def test_metrics_of_another_form_are_refused(tmp_path, text, words):
 
 def test_results_of_an_earlier_version_are_read_without_their_kind(results_dir):
     rows = pd.read_csv(results_dir / "good" / "metrics.csv")
-    rows.drop(columns="kind").to_csv(results_dir / "earlier.csv", index=False)
-    assert summary.read_metrics(results_dir / "earlier.csv")["kind"].tolist() == ["not noted"]
+    rows.drop(columns=["kind", "kept_together"]).to_csv(results_dir / "earlier.csv", index=False)
+    row = summary.read_metrics(results_dir / "earlier.csv").iloc[0]
+    assert (row["kind"], row["kept_together"]) == ("not noted", "an unknown unit")
 
 
 def test_summary_table_says_what_the_csv_says(results_dir):
@@ -517,6 +519,7 @@ def test_comparison_says_what_the_predictions_say(two_results, tmp_path):
     assert compare(two_results, "--output_dir", tmp_path / "out", "--seed", 3) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"comparison.csv", "comparison.pdf", "run.json"}
     rows = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert set(rows["kept_together"]) == {"recording"}
     assert len(rows) == 1
     row = rows.iloc[0]
     whole, half = (pd.read_parquet(folder / "predictions.parquet") for folder in two_results)
@@ -546,7 +549,8 @@ def test_a_second_comparison_does_not_meet_the_first(two_results, caplog):
     third = two_results[0].parent / "quarter"
     shutil.copytree(two_results[1], third)
     assert compare([two_results[0], third]) == 0
-    assert "2 models: whole, quarter; 18 clips, 3 classes, chance 0.333, majority 0.333 (test)" in caplog.text
+    said = "2 models: whole, quarter; 18 clips, split by recording; 3 classes, chance 0.333, majority 0.333 (test)"
+    assert said in caplog.text
     assert compare([two_results[1], third]) == 0
     assert (third.parent / "comparison-half-quarter" / "comparison.csv").is_file()
     shutil.rmtree(third)

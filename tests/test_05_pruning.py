@@ -115,7 +115,10 @@ def test_folder_is_whole_and_its_scratch_gone(result):
     record = json.loads((result / "run.json").read_text())
     assert (record["stage"], record["status"]) == ("05_pruning", "complete")
     assert {"rules_s", "search_s", "costs_s", "report_s"} <= set(record["timings"])
-    assert "clips of val, 18 clips of test; 3 classes, chance 0.333" in (result / "log.txt").read_text()
+    text = (result / "log.txt").read_text()
+    assert "clips of val, 18 clips of test, split by recording; 3 classes, chance 0.333" in text
+    assert "test, split by recording: 18 clips" in text
+    assert record["metrics"]["kept_together"] == best_of(result)["kept_together"] == "recording"
     assert record["metrics"]["smallest_within_margin"] == best_of(result)["smallest_within_margin"]
 
 

@@ -19,13 +19,17 @@ def clips_of(label_ids, tmp_path, labels=("Blackbird", "Crow", "Great Tit")):
 def test_levels_of_guessing(tmp_path):
     train, test = clips_of([0] * 2000, tmp_path), clips_of([0, 1, 1, 2], tmp_path)
     assert describe_clips({"train": train, "test": test}) == (
-        "2,000 clips of train, 4 clips of test; 3 classes, chance 0.333, majority 0.500 (test)"
+        "2,000 clips of train, 4 clips of test, split by an unknown unit; "
+        "3 classes, chance 0.333, majority 0.500 (test)"
     )
 
 
 def test_classes_without_a_clip_count_for_chance(tmp_path):
     text = describe_clips({"val": clips_of([0, 0, 0, 2], tmp_path)})
-    assert text == "4 clips of val; 3 classes (1 without a clip of val), chance 0.333, majority 0.750 (val)"
+    assert text == (
+        "4 clips of val, split by an unknown unit; "
+        "3 classes (1 without a clip of val), chance 0.333, majority 0.750 (val)"
+    )
 
 
 @pytest.mark.parametrize(("keep", "words"), [([0, 1, 2], "3 blocks"), ([1], "1 block"), ([], "0 blocks")])

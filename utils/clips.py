@@ -20,6 +20,7 @@ from utils.text import some
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
+UNIT_NOT_NOTED = "an unknown unit"  # what data of an earlier version keeps together
 CLIPS_PER_ROW_GROUP = 4
 LABELS_NAME = "label_mappings.json"
 DATA_STAGE = "01_data_processing"
@@ -185,6 +186,12 @@ class Clips:
     def __getstate__(self) -> dict:
         # Open files do not travel to the workers of a data loader; they open their own.
         return {**self.__dict__, "_shards": {}, "_group_read": None}
+
+    @property
+    def kept_together(self) -> str:
+        """What the split keeps on one side, in words; ``recording`` also where no recordist is known."""
+        record = runs.read_record(self.data_dir) or {}
+        return str(record.get("metrics", {}).get("kept_together", UNIT_NOT_NOTED))
 
     def cutting(self) -> dict[str, object]:
         """Return how stage 01 cut recordings into these clips, and filled those that were too short.

@@ -308,8 +308,8 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
     whole = choices.whole
     for scores in (on_search, on_report):
         log.info(
-            "%s: %d clips in %d groups; the whole model of %d blocks has accuracy %.3f, macro F1 %.3f",
-            *(scores.split, scores.n_clips, scores.n_groups, len(whole)),
+            "%s, split by %s: %d clips in %d groups; the whole model of %d blocks has accuracy %.3f, macro F1 %.3f",
+            *(scores.split, scores.kept_together, scores.n_clips, scores.n_groups, len(whole)),
             *scores.score(whole),
         )
         evaluation.warn_of_few_groups(scores.split, scores.n_groups)

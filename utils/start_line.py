@@ -46,15 +46,15 @@ def describe_model(model: PreTrainedModel) -> str:
 
 
 def describe_clips(clips: Mapping[str, Clips]) -> str:
-    """Return numbers of clips and classes, and the accuracies of guessing and of always naming the largest class.
+    """Return numbers of clips and classes, what the split keeps together, and the accuracies of two guesses.
 
-    Both are of the last split. Chance counts all classes that a model can name, with or without clips here.
+    One names any class, the other always the largest. All but the numbers of clips are of the last split. Chance counts
+    all classes that a model can name, with or without clips here.
     """
     split, scored = list(clips.items())[-1]
     label_ids = scored.table["label_id"].to_numpy()
-    return f"{', '.join(f'{len(of_split):,} clips of {name}' for name, of_split in clips.items())}; " + guessing(
-        label_ids, len(scored.labels), split
-    )
+    counts = ", ".join(f"{len(of_split):,} clips of {name}" for name, of_split in clips.items())
+    return f"{counts}, split by {scored.kept_together}; {guessing(label_ids, len(scored.labels), split)}"
 
 
 def guessing(label_ids: np.ndarray, n_classes: int, split: str) -> str:

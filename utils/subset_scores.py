@@ -57,6 +57,7 @@ class SubsetScores:
     ):
         self.split = split
         self.n_clips, self.n_groups = len(clips), clips.table["group"].nunique()
+        self.kept_together = clips.kept_together
         self._model, self._extractor, self._clips, self._key = model, extractor, clips, key
         self._batch_size, self._device, self._memory_limit_mb = batch_size, device, memory_limit_mb
         self._folder, self._seed = folder, seed

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils import runs
+from utils.clips import UNIT_NOT_NOTED
 from utils.errors import InputError, OutputExistsError
 from utils.files import write_text
 from utils.plots import summary_figure
@@ -63,10 +64,11 @@ METRICS_COLUMNS = (
     "cpu_busy_share",
     "latency_doubt",
     "n_recordings_trained_on",
+    "kept_together",
 )
 # Columns that results of an earlier version may lack, and what stands for them.
 DEFAULTS = {
-    **{"kind": "not noted", "latency_doubt": "not noted"},
+    **{"kind": "not noted", "latency_doubt": "not noted", "kept_together": UNIT_NOT_NOTED},
     **dict.fromkeys(("latency_ms_low", "latency_ms_high", "n_threads", "load_average", "cpu_busy_share"), float("nan")),
     "n_recordings_trained_on": float("nan"),  # of those that are scored; see training_history
 }
@@ -81,6 +83,7 @@ TEXT_COLUMNS = (
     "git_commit",
     "kind",
     "latency_doubt",
+    "kept_together",
 )
 
 
@@ -129,6 +132,7 @@ def summary_table(summary: pd.DataFrame) -> str:
     shown = {
         "model": summary["model_name"],
         "split": summary["split"],
+        "split by": summary["kept_together"],
         "layers": summary["kept_layers"],
         "accuracy [95 %]": with_interval("accuracy"),
         "macro F1 [95 %]": with_interval("macro_f1"),

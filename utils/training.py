@@ -210,6 +210,7 @@ def train(
     best = curves.loc[curves["eval_macro_f1"].idxmax()]
     run.metrics.update({"n_epochs": len(curves), "best_epoch": float(best["epoch"]), "bf16": trainer.args.bf16})
     run.metrics.update({name: float(best[name]) for name in ("eval_loss", "eval_accuracy", "eval_macro_f1")})
+    run.metrics["kept_together"] = val_clips.kept_together
     log.info(
         "best epoch %g: val accuracy %.3f, macro F1 %.3f", best["epoch"], *best[["eval_accuracy", "eval_macro_f1"]]
     )
