@@ -105,6 +105,7 @@ bench: venv
 # Every fault that the pipeline has to survive, and rubbish for all that reads files from outside; an hour or more.
 drills: venv
 	$(PY) -m drills.faults --tries $(TRIES)
+	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.formats --raw_dir "$(SHARED)/data/birds20"
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_fuzz.py --hypothesis-profile drills
 
 clean:

@@ -3,9 +3,10 @@
 import tempfile
 from pathlib import Path
 
-import av
 import numpy as np
 import soundfile
+
+from drills import formats
 
 
 def song(seconds: float, rate_hz: int, n_channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -40,21 +41,9 @@ def encode(
     `quality` asks for a variable bit rate; without `xing` an mp3 is written as into a pipe, with no count of frames.
     """
     muxer = {} if xing else {"write_xing": "0", "id3v2_version": "0"}
-    layout = "mono" if samples.shape[1] == 1 else "stereo"
     with tempfile.NamedTemporaryFile() as file:
-        with av.open(file.name, "w", format=container, options={**(options or {}), **muxer}) as output:
-            stream = output.add_stream(codec, rate=rate_hz, layout=layout)
-            if codec.startswith("wma"):
-                stream.bit_rate = 64_000
-            if quality is not None:
-                stream.codec_context.qscale = True
-                stream.codec_context.global_quality = round(quality * 118)  # FF_QP2LAMBDA
-            data = np.ascontiguousarray(samples.T, np.float32)
-            frame = av.AudioFrame.from_ndarray(data, format="fltp", layout=layout)
-            frame.sample_rate = rate_hz
-            size = stream.codec_context.frame_size or 1024
-            resampler = av.AudioResampler(stream.codec_context.format.name, layout, rate_hz, frame_size=size)
-            for part in [*resampler.resample(frame), *resampler.resample(None)]:
-                output.mux(stream.encode(part))
-            output.mux(stream.encode(None))
-        return Path(file.name).read_bytes()
+        path = Path(file.name)
+        formats.encode(
+            path, samples, rate_hz, formats.Format("", container, codec, 0, quality, (options or {}) | muxer)
+        )
+        return path.read_bytes()
