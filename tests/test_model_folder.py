@@ -10,6 +10,8 @@ import time
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.data import LABELS, small_model, write_processed
@@ -333,6 +335,40 @@ def test_no_label_steers_a_terminal(model_dir, data_dir, tmp_path, capfd):
     assert load_stage("03_model_validation").main(words) == 3
     text = capfd.readouterr().err
     assert "labels differ" in text and "\x1b" not in text and "a\nb" not in text
+
+
+@pytest.fixture(scope="module")
+def fuzzed_dirs(tmp_path_factory):
+    """Return model folders, and their JSON files as they are; a fuzz target alters them."""
+    folders = {}
+    for name in ("wav2vec2", "whisper", "ast"):
+        folder = tmp_path_factory.mktemp("fuzz") / name
+        encoders.save_model(*small_model(name), folder)
+        contents = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        folders[name] = folder, contents
+    return folders
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-10, 10**20) | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(data=st.data())
+def test_no_value_of_any_key_ends_in_a_traceback(data, fuzzed_dirs):
+    folder, contents = fuzzed_dirs[data.draw(st.sampled_from(sorted(fuzzed_dirs)))]
+    name = data.draw(st.sampled_from(sorted(contents)))
+    key = data.draw(st.sampled_from(sorted({*contents[name], *model_folder.FIELDS})))
+    value = data.draw(JSON_VALUES)
+    (folder / name).write_text(json.dumps(contents[name] | {key: value}))
+    try:
+        data.draw(st.sampled_from([encoders.load_any_model, encoders.load_model]))(folder, "cpu")
+    except InputError as error:
+        assert str(error).isprintable() and str(folder) in str(error)
+    finally:
+        (folder / name).write_text(json.dumps(contents[name]))
 
 
 # ------------------------------------------------------------------------------------- folders that are good
