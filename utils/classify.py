@@ -13,6 +13,7 @@ clips of the training were, and its scores are those that 03_model_validation.py
 import functools
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -24,7 +25,11 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 FOLDER = Path(__file__).resolve().parent
 CLIPS_AT_ONCE = 8
 FULL_SCALE = 32768  # of the 16-bit samples in which the clips of the training are stored
+# What follows decides as 01_data_processing.py does.
+FINER_THAN_16_BIT = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+QUIETEST_PEAK = 2**-8
 CANCELLED = 0.5  # a mean of channels with less than this share of the power that unrelated channels would leave in it
+SILENT_BESIDE = 1e-4  # power of a channel, relative to the loudest
 
 
 @functools.cache
@@ -42,17 +47,25 @@ def load_model(folder: Path = FOLDER) -> tuple:
     return model.eval(), extractor
 
 
-def read(path: str | Path, rate_hz: int) -> np.ndarray:
-    """Return the sound of a file as float32 of shape (n_samples,) in [-1, 1]: the mean of its channels, 16 bits."""
-    channels, own_rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    audio = channels.mean(axis=1)
-    if not np.isfinite(audio).all():
+def read(path: str | Path, rate_hz: int, channel: str = "mean") -> np.ndarray:
+    """Return the sound of a file as float32 of shape (n_samples,) in [-1, 1], of 16 bits, as the training's."""
+    content = Path(path).read_bytes()
+    with soundfile.SoundFile(path) as file:
+        is_fine, own_rate_hz = file.subtype in FINER_THAN_16_BIT, file.samplerate
+        if file.format in ("MP3", "MPEG") and not re.search(rb"Xing|Info|VBRI", content[:500_000]):
+            raise ValueError(f"{path} is an mp3 that does not say how long it is: convert it to WAV")
+        if file.format == "OGG" and len(re.findall(rb"OggS\0[\2\3\6\7]", content)) > 1:
+            raise ValueError(f"{path} holds several streams of sound: convert it to WAV")
+        channels = file.read(dtype="float32", always_2d=True)
+    if not np.isfinite(channels).all():
         raise ValueError(f"{path} holds samples that are no numbers")
-    powers = np.square(channels, dtype=np.float64).mean(axis=0)
-    if np.square(audio, dtype=np.float64).mean() < CANCELLED * powers.sum() / len(powers) ** 2:
-        raise ValueError(f"the {len(powers)} channels of {path} cancel in their mean: save one of them as a file")
-    if np.abs(audio).max(initial=0) > 2:
-        raise ValueError(f"{path} peaks at {np.abs(audio).max():.3g} times full scale: save it within [-1, 1]")
+    index = choose_channel(channels, channel)
+    audio = channels.mean(axis=1) if index is None else channels[:, index]
+    peak = np.abs(audio).max(initial=0)
+    if is_fine and (peak > 1 or 0 < peak < QUIETEST_PEAK):
+        raise ValueError(f"{path} peaks at {peak:.3g} times full scale: scale it to a peak of 0.9")
+    if len(audio) and (audio.min() > 0 or audio.max() < 0):
+        raise ValueError(f"{path} never crosses zero: take its mean away")
     if own_rate_hz != rate_hz:
         try:
             import soxr
@@ -62,6 +75,22 @@ def read(path: str | Path, rate_hz: int) -> np.ndarray:
             ) from None
         audio = soxr.resample(audio, own_rate_hz, rate_hz)
     return (np.rint(audio * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1) / FULL_SCALE).astype(np.float32)
+
+
+def choose_channel(channels: np.ndarray, asked: str) -> int | None:
+    """Return the channel to take of sound of shape (n_samples, n_channels), from 0; None for the mean of all."""
+    n_channels = channels.shape[1]
+    if asked not in ("mean", "best"):
+        number = {"left": 1, "right": 2}.get(asked) or int(asked)
+        if number > n_channels:
+            raise ValueError(f"the model was trained on channel {number}, and the file has {n_channels}")
+        return number - 1
+    steps = np.diff(channels.astype(np.float64), axis=0)  # neither an offset nor wind decides where the birds are
+    products = steps.T @ steps
+    powers = np.diagonal(products)
+    cancels = products.sum() < CANCELLED * powers.sum()
+    others_are_silent = n_channels > 1 and np.sort(powers)[-2] < SILENT_BESIDE * powers.max()
+    return int(powers.argmax()) if asked == "best" or cancels or others_are_silent else None
 
 
 def cut(n_samples: int, rate_hz: int, config: PreTrainedConfig) -> list[tuple[int, int]]:
@@ -100,7 +129,7 @@ def classify(path: str | Path, folder: Path = FOLDER) -> tuple[np.ndarray, list[
     """
     model, extractor = load_model(Path(folder))
     rate_hz, config = extractor.sampling_rate, model.config
-    audio = read(path, rate_hz)
+    audio = read(path, rate_hz, config.clip_channel)
     clips = cut(len(audio), rate_hz, config)
     if not clips:
         raise ValueError(f"{path} lasts {len(audio) / rate_hz:.3g} s: too short for a clip of this model")

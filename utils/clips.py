@@ -200,14 +200,16 @@ class Clips:
         -------
         dict
             ``remainder``: ``pad`` or ``drop``; ``least_seconds`` and ``least_rest_seconds``: the shortest recording,
-            and the shortest rest of a longer one, that became a clip; ``fill``: ``repeat``, from its start.
+            and the shortest rest of a longer one, that became a clip; ``channel``: that of ``--channel``; ``fill``:
+            ``repeat``, from its start.
         """
         record = runs.read_record(self.data_dir) or {"arguments": {}}
         least_s = record["arguments"].get("min_seconds", 0.0)
         return {
             "remainder": record["arguments"].get("remainder", "pad"),
             "least_seconds": least_s,
-            "least_rest_seconds": record["arguments"].get("min_rest_seconds", least_s),
+            "least_rest_seconds": record["arguments"].get("min_remainder_seconds", least_s),
+            "channel": record["arguments"].get("channel", "mean"),
             "fill": "repeat",
         }
 

@@ -251,6 +251,7 @@ FIELDS = {
     "clip_least_seconds": (_is_not_negative, "a number of seconds"),
     "clip_least_rest_seconds": (_is_not_negative, "a number of seconds"),
     "clip_remainder": (lambda value: value in ("pad", "drop"), "pad or drop"),
+    "clip_channel": (lambda value: isinstance(value, str), "a channel"),
     "clip_fill": (lambda value: value == "repeat", "repeat"),
     "clip_samples": (lambda value: _is_count(value) and value > 0, "a number of samples above 0"),
     "data_sha256": (lambda value: isinstance(value, str), "a text"),
