@@ -235,6 +235,21 @@ def test_a_recording_that_is_still_being_copied(raw_dir, monkeypatch, caplog):
     assert status_of(raw_dir) == "failed"
 
 
+def test_a_file_that_is_gone_for_good_is_left_out_by_the_next_run(raw_dir, monkeypatch, caplog):
+    decode = audio.decode
+
+    def remove_while_decoding(path, *args, **kwargs):
+        (raw_dir / "Wren" / "XC7.wav").unlink(missing_ok=True)
+        return decode(path, *args, **kwargs)
+
+    monkeypatch.setattr(audio, "decode", remove_while_decoding)
+    assert run(raw_dir) == 3
+    assert "XC7.wav cannot be read any more" in caplog.text
+    monkeypatch.undo()
+    assert run(raw_dir) == 0  # not "exists and differs": it had left no result
+    assert len(read_clips(raw_dir)) == 7
+
+
 @pytest.mark.parametrize("n_before", [0, 3, 7])
 def test_the_folder_taken_away_while_it_is_decoded_and_put_back(raw_dir, monkeypatch, caplog, n_before):
     assert run(raw_dir) == 0

@@ -668,3 +668,14 @@ def test_a_thousand_labels_are_a_table_and_a_small_figure(tmp_path, caplog):
     assert max(height, width) < 2500  # a matrix would have 36,000
     named = next(message for message in caplog.messages if "have no clip here" in message)
     assert len(named) < 400 and " more" in named
+
+
+def test_escapes_in_names_of_folders_reach_no_table(two_results, tmp_path, capfd):
+    odd = shutil.copytree(two_results[1], tmp_path / "\x1b[2Jhalf")
+    assert compare([two_results[0], odd], "--output_dir", tmp_path / "out") == 0
+    texts = [(tmp_path / "out" / "comparison.csv").read_text(), capfd.readouterr().err]
+    metrics = summary.read_metrics(odd / "metrics.csv").assign(model_name="\x1b[2J", model_dir="a\u202eb")
+    summary.write_metrics(tmp_path / "metrics.csv", metrics)
+    texts.append((tmp_path / "metrics.csv").read_text())
+    assert all(line.isprintable() for text in texts for line in text.split("\n"))
+    assert "\\x1b[2Jhalf" in texts[0] and "\\x1b[2J,a\\u202eb" in texts[2]

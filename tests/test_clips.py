@@ -232,7 +232,15 @@ def test_label_mappings(tmp_path):
     stored = json.loads((tmp_path / "label_mappings.json").read_text())
     assert stored == {"label2id": {"b": 0, "a": 1}, "id2label": {"0": "b", "1": "a"}}
     assert clips.read_labels(tmp_path) == ["b", "a"]
-    for garbage in ("", "[]", "{}", '{"label2id": {}}', '{"label2id": {"a": 1}}', '{"label2id": {"a": "x"}}'):
+    for garbage in (
+        "",
+        "[]",
+        "{}",
+        r'{"label2id": {"\u001b[2J": 0}}',
+        '{"label2id": {}}',
+        '{"label2id": {"a": 1}}',
+        '{"label2id": {"a": "x"}}',
+    ):
         (tmp_path / "label_mappings.json").write_text(garbage)
         with pytest.raises(InputError, match=r"label_mappings\.json cannot be read"):
             clips.read_labels(tmp_path)

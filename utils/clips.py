@@ -136,6 +136,8 @@ def read_labels(data_dir: Path) -> list[str]:
         labels = sorted(label2id, key=label2id.__getitem__)
         if not labels or [label2id[label] for label in labels] != list(range(len(labels))):
             raise ValueError("label ids do not count from 0")
+        if odd := [label for label in labels if not label.isprintable()]:
+            raise ValueError(f"its labels hold characters that cannot be printed: {some([repr(x) for x in odd], 3)}")
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
     return labels

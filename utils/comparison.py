@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from utils import evaluation, runs, summary
 from utils.errors import InputError
 from utils.files import sha256_of_lines
-from utils.text import some
+from utils.text import printable, some
 
 STAGE = "03_model_validation"
 AGAIN = f"run {STAGE}.py again with --overwrite"
@@ -91,7 +91,7 @@ def read_scored(folder: Path) -> Scored:
                 f"{path}, clip {row['clip_id']}: {name} {row[name]} in {len(outside)} clip(s); expected 0 to {last}, "
                 f"the ids of its classes; {AGAIN}"
             )
-    return Scored(folder.resolve().name, predictions, labels, metrics)
+    return Scored(printable(folder.resolve().name), predictions, labels, metrics)
 
 
 def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:

@@ -13,6 +13,7 @@ from utils.clips import UNIT_NOT_NOTED
 from utils.errors import InputError, OutputExistsError
 from utils.files import write_text
 from utils.plots import summary_figure
+from utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ TEXT_COLUMNS = (
 
 def write_metrics(path: Path, rows: pd.DataFrame) -> None:
     """Write rows with exactly the `METRICS_COLUMNS`, atomically; six significant digits, ``nan`` for no number."""
+    rows = rows.assign(**{name: rows[name].map(printable, na_action="ignore") for name in TEXT_COLUMNS})
     write_text(path, rows[list(METRICS_COLUMNS)].to_csv(index=False, float_format="%.6g", na_rep="nan"))
 
 
