@@ -57,14 +57,17 @@ run_on_gpus() {
 }
 
 become() {
-    local n_processes=$1 device=$2 script=$3 more=() command=("$PYTHON")
+    local n_processes=$1 device=$2 script=$3 more=() command=("$PYTHON") is_batch=false
+    if [[ -n $JOB_ID && ${LSB_INTERACTIVE:-} != Y && ! -t 0 ]]; then # not a shell that the batch system gave
+        is_batch=true
+    fi
     read -r -d '' -a more <<<"${COMMON_ARGS:-} $4" || true # ends with 1: there is no delimiter
     shift 4
     if ((n_processes > 1)); then
         command+=(-m jobs.launch --nproc_per_node "$n_processes")
     fi
     command+=("$script")
-    if [[ -n $device && -n $JOB_ID ]]; then # a GPU without a driver is an error, not 24 hours on a CPU
+    if [[ -n $device ]] && $is_batch; then # a GPU without a driver is an error, not 24 hours on a CPU
         command+=(--device "$device")
     fi
     command+=("$@")
@@ -75,9 +78,7 @@ become() {
         local n_threads=$((JOB_CORES / n_processes))
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((n_threads > 0 ? n_threads : 1))}"
     fi
-    local is_batch=false # not a shell that the batch system gave
-    if [[ -n $JOB_ID && ${LSB_INTERACTIVE:-} != Y && ! -t 0 ]]; then
-        is_batch=true
+    if $is_batch; then
         count_start "${script%%_*}"
         if ((n_starts > 1)); then
             go_on

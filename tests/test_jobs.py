@@ -277,6 +277,7 @@ def test_what_is_queued_again_does_not_empty_its_folder_again(site):
     for _ in range(2):  # by hand, in a shell that LSF gave
         assert site.run_job("02", **interactive).returncode == 0
         assert "--overwrite" in site.calls[-1]
+        assert "--device" not in site.calls[-1], "such a shell may well have no GPU"
 
 
 def test_what_is_asked_of_lsf_can_be_changed(site):
