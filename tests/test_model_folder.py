@@ -254,6 +254,7 @@ CONFIGS = {
     "hidden_size": ["x", 10**9, 10**6],
     "intermediate_size": [10**9],
     "data_sha256": [5],
+    "trained_on": ["x", [5]],
     "pruned_from": [["a"]],
     "pruned_after_fine_tuning": ["no"],
     "model_type": [5, ["wav2vec2"], "nothing-known"],

@@ -16,8 +16,8 @@ from utils.clips import Clips
 from utils.encoders import architecture_of, blocks_of, final_norm_of, front_end_call, prepare, sums_layers
 from utils.errors import InputError
 
-# Of the largest logit. Parts and model differ by the order of summation alone, 1e-6 in float32 and with the reduced
-# precision of a GPU's TF32 up to 5e-4; a norm or a sum at another place changes a tenth or more.
+# Of the largest logit. Parts and model differ by the order of summation alone, by 1e-6 in float32; where a GPU rounds
+# to TF32, by the order of its 2^-11. A norm or a sum at another place changed a tenth or more.
 MOST_DIFFERENCE = 2e-3
 N_CLIPS_COMPARED = 2
 
