@@ -405,7 +405,7 @@ def any_model_input(model: str | Path, flag: str = "--model_dir") -> runs.Input:
         folder = model_folder.open_folder(*model_folder.find(model))
         kind = folder.config.get("model_type")
         if kind is not None and kind not in {*ARCHITECTURES, *bird_cnn.MODEL_TYPES}:
-            raise InputError(f"{folder.name}: {_unknown(kind)}; choose a model of one of these")
+            raise InputError(f"{folder.name}: {_unknown(kind)} (model_type in config.json); choose one of these")
     except InputError as error:
         raise InputError(f"{flag} {error}") from error
     if Path(model).is_dir():
