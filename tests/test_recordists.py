@@ -160,6 +160,8 @@ def test_near_names_are_listed_with_the_reason(one, other, reason):
         ("L. Lachmann", "M. Lachmann"),
         ("Jan Ek", "Jan Es"),  # too short to be near by more than chance
         ("David", "David Miller"),
+        ("Ada Lovelace", "Ada Lovelace 2"),
+        ("Recording team 1", "Recording team 2"),
     ],
 )
 def test_other_names_are_not(one, other):

@@ -126,8 +126,8 @@ def find_label_level(files: Sequence[Folders], raw_dir: Path) -> int:
         )
         return level + 1
     raise InputError(
-        f"{place}: folders of the same name ({_some(repeated)}) lie in several of the folders {_some(uppers)}. If "
-        f"{_some(repeated, 2)} are the species, give {deeper}; if {_some(uppers, 2)} are, give {this}. With "
+        f"{place}: folders of the same name ({_some(repeated)}) lie in several of the folders {_some(uppers)}. Where "
+        f"the species are {_some(repeated, 2)}, give {deeper}; where they are {_some(uppers, 2)}, give {this}. With "
         f"--recordist_level the other level, if it is that of recordists or sites, stays on one side of the split"
     )
 

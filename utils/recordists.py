@@ -156,12 +156,14 @@ def similar_names(names: Iterable[str]) -> list[tuple[str, str, str]]:
         Sorted.
     """
     words = {name: recordist_key(name).split() for name in sorted(set(names))}
+    # Team 1 and Team 2 are two.
+    numbers = {name: sorted(word for word in own if any(map(str.isdigit, word))) for name, own in words.items()}
     pairs: dict[tuple[str, str], str] = {}
 
     def add(reason: str, buckets: Iterable[list[str]], fits: Callable[[str, str], bool]) -> None:
         for bucket in buckets:
             for one, other in itertools.combinations(sorted(set(bucket)), 2):
-                if (one, other) not in pairs and fits(one, other):
+                if (one, other) not in pairs and numbers[one] == numbers[other] and fits(one, other):
                     pairs[one, other] = reason
 
     in_any_order, by_word, by_gap = defaultdict(list), defaultdict(list), defaultdict(list)
