@@ -18,6 +18,7 @@ from utils.sources import Undecodable
 CHANNELS = ("mean", "left", "right", "best")  # or a number, from 1
 LEAST_RATE_HZ = 1000  # below it a header is broken, and resampling would blow up the file
 CANCELLED = 0.5  # a mean with less than this share of the power that unrelated channels would leave in it
+STEPS_APART = 7  # samples between the differences by which channels are compared
 SILENT_BESIDE = 1e-4  # power of a channel, relative to the loudest
 QUIETEST_PEAK = 2**-8  # below it 16 bits hold 8 bits of sound or fewer
 SCALED_PEAK = 0.9  # leaves room for what resampling adds
@@ -183,9 +184,10 @@ class _Reading:
         index = self.treatment.index(n_channels)
         if n_channels > 1 and self.treatment.channel in ("mean", "best") and n_channels not in self.treatment.chosen:
             # Of differences of neighbours: neither an offset, nor wind or hum, decides where the birds are.
-            steps = np.diff(samples, axis=1)
+            steps = samples[:, 1::STEPS_APART] - samples[:, :-1:STEPS_APART]
             with np.errstate(invalid="ignore", over="ignore"):  # infinity is told where it is met
-                products = (steps @ steps.T).astype(np.float64)
+                # No matrix product: its threads would wait for each other in every worker process.
+                products = np.einsum("in,jn->ij", steps, steps).astype(np.float64)
             self.products[n_channels] = self.products.get(n_channels, 0.0) + products
         mono = samples[index or 0].copy()
         if index is None and n_channels > 1:

@@ -257,8 +257,12 @@ class _Decoding:
         n_left = np.inf if n_most is None else n_most
         rate, buffer, filled = 0, np.empty((0, 0), np.float32), 0
         first = last = None
+        is_planar_float = None
         for frame in self.frames():
-            n, n_channels = frame.samples, frame.layout.nb_channels
+            if is_planar_float is None:  # a decoder keeps its format; asking each small frame takes long
+                is_planar_float = frame.format.name == "fltp"
+            n, planes = frame.samples, frame.planes if is_planar_float else ()
+            n_channels = len(planes) or frame.layout.nb_channels
             if frame.sample_rate != rate or n_channels != len(buffer) or filled + n > buffer.shape[1]:
                 if filled:
                     yield Block(rate, buffer[:, :filled])
@@ -266,8 +270,8 @@ class _Decoding:
                 if frame.sample_rate != rate or n_channels != len(buffer) or n > buffer.shape[1]:
                     rate = frame.sample_rate
                     buffer = np.empty((n_channels, max(n, BLOCK_VALUES // n_channels)), np.float32)
-            if frame.format.name == "fltp":
-                for channel, plane in enumerate(frame.planes):
+            if is_planar_float:
+                for channel, plane in enumerate(planes):
                     buffer[channel, filled : filled + n] = np.frombuffer(plane, np.float32, n)
             else:
                 buffer[:, filled : filled + n] = _as_float(frame, n_channels)
