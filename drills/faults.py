@@ -33,8 +33,9 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.stage_processes import start_stage
-from utils import cli, runs, synthetic
+from utils import cli, replacing, runs, synthetic
 from utils.errors import InputError, StageError, UsageError
+from utils.files import sha256_of_file
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,14 @@ class World:
             shutil.rmtree(folder)
             copy.rename(folder)
 
-    def start(self, stage: Stage, output_dir: Path, *more: str, clock_s: float = 0.0) -> BaseProcess:
+    def start(
+        self,
+        stage: Stage,
+        output_dir: Path,
+        *more: str,
+        clock_s: float = 0.0,
+        prepare: Callable[[], None] | None = None,
+    ) -> BaseProcess:
         """Start a stage as a process of its own; what it prints is added to `printed`."""
         words = [*stage.words, *more]
         if stage.number == "01":
@@ -137,7 +145,7 @@ class World:
         for argument, made_by in stage.inputs:
             words += [f"--{argument}", str(self.reference(made_by))]
         words += ["--output_dir", str(output_dir), "--device", "cpu"]
-        prepare = functools.partial(set_clock, clock_s) if clock_s else None
+        prepare = functools.partial(set_clock, clock_s) if clock_s else prepare
         return start_stage(stage.script, words, self.printed, prepare)
 
     def wait_a_moment(self, stage: Stage, process: BaseProcess) -> None:
@@ -437,10 +445,14 @@ def corrupt_record(world: World, stage: Stage, folder: Path) -> None:
     shutil.copytree(world.reference(stage.number), output_dir)
     path = output_dir / runs.RECORD_NAME
     data = path.read_bytes()
-    rubbish = [b"", b"null", b"[]", b"{}", world.rng.randbytes(100), b'{"status": "complete"}']
-    path.write_bytes(world.rng.choice([truncate(data, world.rng), *rubbish]))
+    others = [b"null", b"[]", b"{}", b'{"status": "complete"}']
+    content = world.rng.choice([truncate(data, world.rng), b"", b"\xff" + world.rng.randbytes(100), *others])
+    path.write_bytes(content)
     check_no_result(stage, output_dir, world.reference(stage.number))
     world.expect(4, runs.RECORD_NAME, stage, output_dir)
+    if content in others:  # JSON, but not of this program: not to be touched
+        world.expect(4, "left alone", stage, output_dir, "--overwrite")
+        shutil.rmtree(output_dir)
     world.expect_undisturbed(stage, output_dir, "--overwrite")
 
 
@@ -487,6 +499,132 @@ def folder_away(world: World, stage: Stage, folder: Path) -> None:
     world.expect_undisturbed(stage, output_dir)
 
 
+# ---------------------------------------------------------------------------------- what must not get lost
+
+
+def content_below(*folders: Path) -> dict[str, str]:
+    """Return the digest of every file below some folders, but for locks."""
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != runs.LOCK_NAME)
+    return {str(path): sha256_of_file(path) for path in files}
+
+
+def output_in_input(world: World, stage: Stage, folder: Path) -> None:
+    """Have a stage write where one of its inputs is, above it, below it, and through a link to it."""
+    _, made_by = world.rng.choice(stage.inputs or (("raw_dir", ""),))
+    source = world.reference(made_by) if made_by else world.folder / "raw"
+    (folder / "link").symlink_to(source)
+    before = content_below(world.folder / "reference", world.folder / "raw")
+    for output_dir in (source, source.parent, source / "new", folder / "link", source / ".." / source.name):
+        world.expect(2, "choose another --output_dir", stage, output_dir, "--overwrite", "--seed", "7")
+    if content_below(world.folder / "reference", world.folder / "raw") != before or (source / "new").exists():
+        raise NotSurvived("an input was changed")
+
+
+def users_file(world: World, stage: Stage, folder: Path) -> None:
+    """Put files of a user into a finished output folder, and replace the result twice."""
+    output_dir = folder / "out"
+    shutil.copytree(world.reference(stage.number), output_dir)
+    (output_dir / "model").mkdir(exist_ok=True)
+    mine = [output_dir / "metadata_of_mine.csv", output_dir / "notes" / "1.txt", output_dir / "model" / "README.md"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    world.expect(0, "", stage, output_dir, "--overwrite", "--seed", "7")
+    world.expect_undisturbed(stage, output_dir, "--overwrite")
+    for path in mine:
+        names = [path, *output_dir.glob(f"replaced-*/{path.relative_to(output_dir)}")]
+        if not any(name.exists() and name.read_text() == "mine" for name in names):
+            raise NotSurvived(f"{path} is gone")
+
+
+def others_folder(world: World, stage: Stage, folder: Path) -> None:
+    """Give a stage a folder of another program, which has a run.json of its own, or of nobody."""
+    output_dir = folder / "out"
+    output_dir.mkdir()
+    (output_dir / "weights.bin").write_bytes(b"weeks of work")
+    if world.rng.random() < 0.8:
+        content = world.rng.choice(['{"experiment": 5}', "[]", '{"stage": "train", "status": "complete"}'])
+        (output_dir / runs.RECORD_NAME).write_text(content)
+    before = content_below(output_dir)
+    for more in ((), ("--overwrite",)):
+        world.expect(4, "left alone", stage, output_dir, *more)
+    if content_below(output_dir) != before:
+        raise NotSurvived("a stranger's file was changed")
+
+
+def killed_overwrite(world: World, stage: Stage, folder: Path) -> None:
+    """Kill a stage while it replaces a result; the command of the old result puts it back."""
+    output_dir = folder / "out"
+    shutil.copytree(world.reference(stage.number), output_dir)
+    process = world.start(stage, output_dir, "--overwrite", "--seed", "7")
+    world.wait_a_moment(stage, process)
+    process.kill()
+    process.join()
+    outputs = runs.read_record(world.reference(stage.number))["outputs"]
+    places = [output_dir, *output_dir.glob(".replacing"), *output_dir.glob("replaced-*")]
+    if process.exitcode != 0 and not (is_complete(output_dir) and runs.read_record(output_dir)["seed"] == 7):
+        for output in outputs:
+            found = [place / output["path"] for place in places if (place / output["path"]).is_file()]
+            if output["sha256"] not in {sha256_of_file(path) for path in found}:
+                raise NotSurvived(f"{output['path']} of the old result is gone")
+    world.expect_undisturbed(stage, output_dir, "--overwrite")
+
+
+def taken_away(world: World, stage: Stage, folder: Path) -> None:
+    """Delete or rename the output folder of a stage at a random moment; then run it again."""
+    output_dir = folder / "out"
+    process = world.start(stage, output_dir)
+    world.wait_a_moment(stage, process)
+    if output_dir.exists():
+        if world.rng.random() < 0.5:
+            output_dir.rename(folder / "elsewhere")
+        else:
+            shutil.rmtree(output_dir, ignore_errors=True)
+    process.join()
+    world.check_end(process, {0, 3})
+    if output_dir.exists() and not is_complete(output_dir):
+        shutil.rmtree(output_dir)
+    world.expect_undisturbed(stage, output_dir)
+
+
+def no_streams(world: World, stage: Stage, folder: Path) -> None:
+    """Start a stage without standard output and error, or with ones that nobody reads any more."""
+    kind = world.rng.choice(["none", "closed pipe"])
+    process = world.start(stage, folder / "out", prepare=functools.partial(take_streams, kind))
+    process.join()
+    world.check_end(process, {0})
+    if "done in" not in (folder / "out" / runs.LOG_NAME).read_text():
+        raise NotSurvived("its log.txt is not whole")
+    world.expect_undisturbed(stage, folder / "out")
+
+
+def take_streams(kind: str) -> None:
+    """Take standard output and error from this process."""
+    if kind == "none":
+        os.close(1)
+        os.close(2)
+        sys.stdout = sys.stderr = None
+    else:
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 1)
+        os.dup2(write, 2)
+
+
+def corrected_arguments(world: World, stage: Stage, folder: Path) -> None:
+    """Fail a stage before it leaves a result, and run it again with other arguments, without --overwrite."""
+    output_dir = folder / "out"
+    process = world.start(stage, output_dir, "--seed", "7")
+    while process.is_alive() and not (output_dir / runs.RECORD_NAME).exists():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    record = runs.read_record(output_dir)
+    if record is not None and not replacing.is_empty(output_dir, record, [".work/*"]):
+        return  # it was quicker
+    world.expect_undisturbed(stage, output_dir)
+
+
 @dataclass(frozen=True)
 class Drill:
     """A row of the table."""
@@ -520,6 +658,13 @@ DRILLS = (
         clock_backwards, "clock goes backwards", "by an hour again and again, then by two days; killed between", AGAIN
     ),
     Drill(corrupt_record, "corrupt run.json", "truncated at a random byte, or rubbish", "nothing"),
+    Drill(output_in_input, "output folder is, holds or lies in an input", "five spellings, --overwrite", "nothing"),
+    Drill(users_file, "files of a user in an output folder", "three, the result replaced twice", "nothing"),
+    Drill(others_folder, "output folder of another program", "with its own run.json, or none", "nothing"),
+    Drill(killed_overwrite, "SIGKILL while a result is replaced", "then the command of the old result", "nothing"),
+    Drill(taken_away, "output folder taken away", "deleted or renamed at a random moment", "what was in it"),
+    Drill(no_streams, "no standard output and error", "closed, or a pipe that nobody reads", "nothing"),
+    Drill(corrected_arguments, "killed before it left a result", "then other arguments", "nothing"),
     Drill(replaced_input, "input replaced between two runs", "a model or data of another seed; a recording", "nothing"),
     Drill(
         folder_away, "folder of recordings away", "at a random moment, for a moment or until the end", AGAIN, ("01",)

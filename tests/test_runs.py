@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.stages import ROOT
-from utils import cli, runs
+from utils import cli, runs, streams
 from utils.errors import AlreadyComplete, InputError, Interrupted, OutputExistsError, UsageError
 from utils.files import sha256_of_file
 
@@ -742,6 +742,68 @@ def exit_code_of(error: BaseException | None, *words: str) -> int:
     parser = cli.build_stage_parser("A stage.")
     cli.add_common_arguments(parser, output_dir="out")
     return cli.run_stage(parser, run, list(words))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("AF_UNIX path too long"), "TMPDIR"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "TMPDIR"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "ulimit -u"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (MemoryError(), "out of memory"),
+        (OSError(12, "Cannot allocate memory"), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "out of memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "dataloader_num_workers"),
+    ],
+)
+def test_limits_of_the_machine_are_no_bugs(error, words, caplog):
+    assert exit_code_of(error) == 3
+    assert words in caplog.text and "Traceback" not in caplog.text
+
+
+def test_ctrl_c_before_the_folder_is_open(caplog):
+    assert exit_code_of(KeyboardInterrupt()) == 75
+    assert "Traceback" not in caplog.text
+
+
+STREAMS = """
+import argparse, sys
+from pathlib import Path
+from utils import cli, runs
+
+def run(args):
+    for i in range(2000):
+        print("a line on standard output", i)
+    with runs.open_run("x", args, {}):
+        (args.output_dir / "result").write_text("whole")
+        list(runs.progress(range(3), 3, "reading", "lines"))
+
+parser = cli.build_stage_parser("A stage.")
+cli.add_common_arguments(parser, output_dir=None)
+sys.exit(cli.run_stage(parser, run, ["--output_dir", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize(
+    "ends", [">&- 2>&-", "2>&-", "0<&- >&- 2>&-", "2>&1 | head -1; exit ${PIPESTATUS[0]}", "| true"]
+)
+def test_a_stage_outlives_those_who_read_what_it_prints(tmp_path, ends):
+    script = tmp_path / "stage.py"
+    script.write_text(STREAMS)
+    tail = ends if "PIPESTATUS" in ends or "|" not in ends else f"{ends}; exit ${{PIPESTATUS[0]}}"
+    command = f"PYTHONPATH={ROOT} {sys.executable} {script} {tmp_path / 'out'} {tail}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+    assert record_of(tmp_path / "out")["status"] == "complete" and (tmp_path / "out" / "result").read_text() == "whole"
+    assert "done in" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_letters_that_a_terminal_does_not_have(tmp_path):
+    with (tmp_path / "terminal").open("w", encoding="latin-1") as terminal:
+        streams.LastingStream(terminal).write("Žluna zelená\n")
+    assert (tmp_path / "terminal").read_bytes() == b"\\u017dluna zelen\xe1\n"
 
 
 def test_exit_codes_and_messages(caplog):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.stages import ROOT
+from utils import workers
 from utils.errors import InputError
 from utils.workers import available_cpus, worker_pool
 
@@ -84,3 +85,14 @@ if __name__ == "__main__":
 
 def test_available_cpus():
     assert 1 <= available_cpus() <= os.cpu_count()
+
+
+def test_too_few_open_files_for_the_workers(monkeypatch):
+    limits = []
+    monkeypatch.setattr(workers.resource, "setrlimit", lambda kind, values: limits.append(values))
+    monkeypatch.setattr(workers.resource, "getrlimit", lambda kind: (40, 1000))
+    workers._allow_open_files(12)
+    assert limits == [(workers.OPEN_FILES + 12 * workers.OPEN_FILES_PER_WORKER, 1000)]
+    monkeypatch.setattr(workers.resource, "getrlimit", lambda kind: (40, 64))
+    with pytest.raises(InputError, match=r"--num_workers 12 need about 84 open files.*allows 64.*--num_workers 5"):
+        workers._allow_open_files(12)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils import evaluation, onednn, runs
+from utils import evaluation, memory, onednn, runs
 from utils.clips import Clips
 from utils.encoder_parts import EncoderParts, State
 from utils.encoders import check_keep, prepare
@@ -221,16 +221,28 @@ def _sweep(
         return
     parts = EncoderParts(model)
     log.info("%d subsets share %d block passes instead of %d", len(ordered), *trie_cost(ordered))
-    if memory_limit_mb is not None:
+
+    def one_clip() -> dict[str, torch.Tensor]:
         inputs = prepare(extractor, [clips[0]["audio"]], clips.sample_rate_hz, model.main_input_name)
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        batch_size = min(batch_size, _clips_that_fit(parts, inputs, ordered, device, memory_limit_mb))
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+    def need() -> str:
+        mb_fixed, mb_a_clip = _memory_mb(parts, one_clip(), ordered, device)
+        return (
+            f"{batch_size} clips at once take about {np.ceil(mb_fixed + batch_size * mb_a_clip):.0f} MB besides the "
+            f"model, one clip {np.ceil(mb_fixed + mb_a_clip):.0f} MB; give the job that much, or give what it has as "
+            "--memory_limit_mb"
+        )
+
+    if memory_limit_mb is not None:
+        batch_size = min(batch_size, _clips_that_fit(parts, one_clip(), ordered, device, memory_limit_mb))
         log.info("%g MB hold batches of %d clips", memory_limit_mb, batch_size)
     row_of = {keep: row for row, keep in enumerate(ordered)}
     rows = [row_of[tuple(keep)] for keep in keeps]
     start = 0
     for inputs in evaluation.input_batches(model, extractor, clips, batch_size, device, desc="sweeping", among=among):
-        logits = _logits(parts, inputs, ordered, device)
+        with memory.advised(need):
+            logits = _logits(parts, inputs, ordered, device)
         _check_finite(logits, ordered, clips, start, "logits")
         yield slice(start, start + logits.shape[1]), logits[rows]
         start += logits.shape[1]
@@ -279,10 +291,10 @@ def _check_finite(values: np.ndarray, ordered: list[Keep], clips: Clips, start: 
 # ---------------------------------------------------------------------------------------------- memory
 
 
-def _clips_that_fit(
-    parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str, memory_limit_mb: float
-) -> int:
-    """Return how many clips at once stay within the limit; `inputs` are those of one clip.
+def _memory_mb(
+    parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str
+) -> tuple[float, float]:
+    """Return the MB that a sweep takes besides the model, whatever the batch, and for each clip in it.
 
     A batch of n takes at most n times what one clip takes: what does not grow with n is counted n times.
     """
@@ -295,12 +307,20 @@ def _clips_that_fit(
     n_input_bytes = sum(tensor.nbytes for tensor in inputs.values())
     n_logit_bytes = 4 * parts.model.config.num_labels * len(ordered)
     mb_a_clip = OVERHEAD * (live.highest - cached + n_input_bytes + n_logit_bytes) / MEGABYTE
-    mb_fixed = KERNELS_MB + cached / MEGABYTE
+    return KERNELS_MB + cached / MEGABYTE, mb_a_clip
+
+
+def _clips_that_fit(
+    parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str, memory_limit_mb: float
+) -> int:
+    """Return how many clips at once stay within the limit; `inputs` are those of one clip."""
+    mb_fixed, mb_a_clip = _memory_mb(parts, inputs, ordered, device)
     n_clips = int((memory_limit_mb - mb_fixed) // mb_a_clip)
     if n_clips < 1:
         raise UsageError(
-            f"--memory_limit_mb {memory_limit_mb:g} is too little: one clip at a time through {len(deepest)} blocks "
-            f"takes up to {np.ceil(mb_fixed + mb_a_clip):.0f} MB besides the model; give that much or more"
+            f"--memory_limit_mb {memory_limit_mb:g} is too little: one clip at a time through "
+            f"{len(max(ordered, key=len))} blocks takes up to {np.ceil(mb_fixed + mb_a_clip):.0f} MB besides the "
+            "model; give that much or more"
         )
     return n_clips
 

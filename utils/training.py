@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor, Trainer, Tra
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from utils import encoders, plots, runs, training_history
+from utils import encoders, memory, plots, runs, training_history
 from utils.augmentation import augment_audio, batch_generator, mask_spectrogram
 from utils.clips import Clips, read_clips
 from utils.errors import InputError, Interrupted, UsageError
@@ -197,7 +197,21 @@ def train(
         trainer.state.best_model_checkpoint = state["best_model_checkpoint"]
         trainer._load_best_model()
     else:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        before = memory.resident_bytes() if device == "cpu" else torch.cuda.memory_allocated()
+        batch_size = settings.per_device_train_batch_size
+
+        def need() -> str:
+            model.zero_grad(set_to_none=True)
+            clip = {name: tensor.to(device) for name, tensor in collator([train_clips[0]]).items() if name != "labels"}
+            n_bytes = memory.training_bytes(model.train(), clip, batch_size, before)
+            return (
+                f"training in batches of {batch_size} needs about {n_bytes / 1e9:.1f} GB; give the job that much, a "
+                "smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
+                "--gradient_checkpointing, and run it again"
+            )
+
+        with memory.advised(need):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.accelerator.wait_for_everyone()
     curves = training_curves(trainer.state.log_history)
     if writes:
