@@ -122,5 +122,6 @@ def test_measured_names_are_those_of_the_tables():
     measured = [name for name in summary.METRICS_COLUMNS if faults.MEASURED.search(name)]
     assert measured == [
         *("model_name", "latency_ms_median", "latency_ms_p95", "latency_front_end_ms", "real_time_factor"),
-        *("peak_memory_mb", "git_commit", "throughput_clips_per_s"),
+        *("peak_memory_mb", "git_commit", "throughput_clips_per_s", "latency_ms_low", "latency_ms_high"),
+        *("load_average", "cpu_busy_share", "latency_doubt"),
     ]

@@ -56,7 +56,11 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None
         default="auto",
         help="auto takes a GPU where there is one and the stage can use it",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an output folder made with other arguments")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a result made with other arguments; it is kept aside until the new one is complete",
+    )
     parser.add_argument(
         "--log_level", choices=["debug", "info", "warning", "error"], default="info", help="least level to print"
     )
