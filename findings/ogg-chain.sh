@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # FFmpeg 8.1.2 (PyAV 18.1.0) and chained Ogg Vorbis, which recorders and radios write when a stream starts anew.
 # Seen on 2026-11-27: a chain of 16 kHz and 44.1 kHz is refused ("not yet implemented"); a chain of two streams of
-# 2 s and 3 s at 16 kHz gives 80,256 samples for 80,000; 0.5 s at 16 kHz in one page give 8,192 samples for 8,000.
+# 2 s and 3 s at 16 kHz gives 80,512 samples for 80,000; 0.5 s at 16 kHz in one page give 8,320 samples for 8,000.
 # libsndfile 1.2.2 reads the first stream alone: 32,000 of 80,000. Exits with 1 if any of this changes.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -38,5 +38,5 @@ found = {
 print(f"FFmpeg {av.ffmpeg_version_info}, PyAV {av.__version__}, libsndfile {sf.__libsndfile_version__}")
 for what, samples in found.items():
     print(f"{what}: {samples}")
-sys.exit(list(found.values()) != [80256, 32000, "PatchWelcomeError", 8192, 8000])
+sys.exit(list(found.values()) != [80512, 32000, "PatchWelcomeError", 8320, 8000])
 PY
