@@ -8,14 +8,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import av
 import numpy as np
 import soundfile
 
 from utils.containers import Data, View, end_of_tag, end_without_tags, find_data, ogg_links
 from utils.errors import FAULTS_OF_A_FILE, machine_fault
+
+if TYPE_CHECKING:  # PyAV loads when it is first used: the process that hands out the work never needs it
+    import av
 
 BLOCK_VALUES = 2**16  # samples of all channels that are decoded at once
 MISSING_S = 0.5  # a file that gives so much less than its header promises was cut off
@@ -235,7 +237,9 @@ class FfmpegSource:
         return seconds
 
 
-def _open(view: View) -> av.container.InputContainer:
+def _open(view: View) -> "av.container.InputContainer":
+    import av
+
     try:
         return av.open(view, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
     except av.FFmpegError as error:
@@ -246,7 +250,7 @@ def _open(view: View) -> av.container.InputContainer:
 class _Decoding:
     """A stream of sound on its way from packets to blocks."""
 
-    def __init__(self, container: av.container.InputContainer, stream: av.AudioStream):
+    def __init__(self, container: "av.container.InputContainer", stream: "av.AudioStream"):
         self.container, self.stream = container, stream
         stream.codec_context.thread_count = 1
         self.n_damaged = 0
@@ -285,8 +289,10 @@ class _Decoding:
         if last is not None and first.pts is not None and last.pts is not None:
             self.span_s = float((last.pts - first.pts) * last.time_base) + last.samples / last.sample_rate
 
-    def frames(self) -> Iterator[av.AudioFrame]:
+    def frames(self) -> Iterator["av.AudioFrame"]:
         """Decode; go on behind packets that cannot be decoded."""
+        import av
+
         packets = self.container.demux(self.stream)
         while True:
             try:
@@ -308,7 +314,7 @@ class _Decoding:
         self.n_damaged += 1
 
 
-def _as_float(frame: av.AudioFrame, n_channels: int) -> np.ndarray:
+def _as_float(frame: "av.AudioFrame", n_channels: int) -> np.ndarray:
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, n_channels).T

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import av
 import mutagen
 import numpy as np
 import soundfile
@@ -29,6 +28,8 @@ MARKER_SUFFIX = ".json"
 @functools.cache
 def decoded_by() -> str:
     """Name the code that decodes: PCM of another may differ in its last bit, so what that left is not gone on with."""
+    import av  # only where it decodes: see `sources`
+
     modules = audio, sources, containers, tags, recorders
     ours = sha256_of_lines(sha256_of_file(Path(module.__file__)) for module in modules)[:12]
     ffmpeg = f"FFmpeg {av.ffmpeg_version_info} (PyAV {av.__version__})"
