@@ -296,7 +296,7 @@ def log_start(args: argparse.Namespace, files: list[recordings.SourceFile]) -> N
     """Log what is read and how, so that a wrong folder or table is seen before hours of decoding."""
     runs.log_cpu_only(args.device)
     log.info(
-        "device cpu (%s), %d workers; %s: %d files, %d labels; clips of %g s at %d Hz, split by %s",
+        "device cpu (%s), worker processes: %d; %s: %d files, %d labels; clips of %g s at %d Hz, split by %s",
         *(runs.device_name("cpu"), args.num_workers, args.raw_dir, len(files), len({file.label for file in files})),
         *(args.clip_seconds, args.sample_rate, args.split_by),
     )

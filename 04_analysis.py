@@ -207,10 +207,11 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
         convexity.warn_of_direct_pairs(layers["direct_share"])
         draw.convexity("graph_convexity", layers, classes)
         best = layers.loc[layers["convexity"].idxmax()]
-        log.info(
-            "graph convexity is highest at layer %d: %.3f [%.3f, %.3f], null %.3f",
-            *best[["layer", "convexity", "convexity_low", "convexity_high", "null"]],
-        )
+        if not best["mostly_direct"]:  # else the warning has just said that it says nothing
+            log.info(
+                "graph convexity is highest at layer %d: %.3f [%.3f, %.3f], null %.3f",
+                *best[["layer", "convexity", "convexity_low", "convexity_high", "null"]],
+            )
     if logits is not None:
         with this_run.timed("euclidean_convexity"):
             layers, classes = euclidean_convexity(

@@ -102,7 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--heal_keep",
         default=None,
-        help="subset to heal, as 0-3,7 (default: the smallest that is no worse than the margin)",
+        help="subset to heal, as 0-3,7 (default: the smallest that is no worse than the margin; if there is none, the "
+        "best with the fewest blocks removed)",
     )
     add("--batch_size", type=cli.positive_int, default=16, help="clips at once")
     add(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from transformers import AutoModelForAudioClassification
+from transformers import logging as transformers_logging
 
 from tests.data import CLIP_SECONDS, LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
 from tests.stages import ROOT, load_stage
@@ -337,8 +338,12 @@ def test_resume_never_starts_anew(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(("keep", "n_layers"), [("none", 0), ("0,2", 2)])
-def test_pruned_before_training(keep, n_layers, data_dir, tmp_path):
+def test_pruned_before_training(keep, n_layers, data_dir, tmp_path, capfd):
+    transformers_logging.enable_progress_bar()  # as in a new process
+    transformers_logging.set_verbosity_warning()
     assert stage.main(words(data_dir, tmp_path / "run", "--keep_layers", keep, epochs=1)) == 0
+    printed = capfd.readouterr().err
+    assert "epoch 1 of 1" in printed and "model shards" not in printed and "[transformers]" not in printed
     model, _ = encoders.load_model(tmp_path / "run", "cpu")
     assert model.config.num_hidden_layers == len(encoders.blocks_of(model)) == n_layers
     assert model.config.kept_layers == [0, 2][:n_layers] and model.config.pruned_from == "tiny"

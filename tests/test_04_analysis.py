@@ -56,6 +56,7 @@ def test_layers_whose_pairs_are_mostly_neighbours_are_named(num_neighbors, model
     mostly = table["direct_share"] > 0.5
     assert table["mostly_direct"].equals(mostly) and mostly.all() == (num_neighbors == 12)
     assert ("4 of 4 layers (0, 1, 2, 3) have more than half of their pairs of clips joined" in text) == mostly.all()
+    assert ("graph convexity is highest at layer" in text) == (not mostly.any())
     assert "test: 9 groups are few: intervals from a bootstrap over fewer than 30 are rough" in text
 
 

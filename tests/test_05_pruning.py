@@ -342,6 +342,7 @@ def test_where_no_block_can_go_the_log_says_by_what(scores_of, caplog):
         log_answer(found, 0.02, on_val, on_val)
     assert "no block can go at no worse than 0.02 in accuracy (point estimate on val, best of 1)" in caplog.text
     assert "no block is shown to be removable at no worse than 0.02 in accuracy (95 % interval on val" in caplog.text
+    assert "the subset was chosen" not in caplog.text
 
 
 def test_ties_go_to_macro_f1_and_then_to_the_earlier_row(scores_of):

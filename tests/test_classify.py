@@ -15,6 +15,7 @@ import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import logging as transformers_logging
 
 from tests.data import small_model
 from tests.sounds import song, write
@@ -238,8 +239,12 @@ def test_the_command_prints_a_line_a_clip(data, model_dirs, monkeypatch, capsys)
     monkeypatch.setattr(classify, "FOLDER", model_dirs["tiny"])
     monkeypatch.setattr(classify.classify, "__defaults__", (model_dirs["tiny"],))
     monkeypatch.setattr("sys.argv", ["classify.py", path])
+    classify.load_model.cache_clear()
+    transformers_logging.enable_progress_bar()  # as in a new process
     classify.main()
-    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr()
+    assert "Loading weights" not in printed.err
+    lines = [line.split("\t") for line in printed.out.splitlines()]
     assert [line[:2] for line in lines] == [[path, "0.000"], [path, "1.000"], [path, "2.000"]]
     assert all(line[2] in LABELS and 0.5 <= float(line[3]) <= 1 for line in lines)
     for words in (["classify.py"], ["classify.py", "nowhere.wav"], ["classify.py", str(ROOT / "README.md")]):
@@ -247,4 +252,5 @@ def test_the_command_prints_a_line_a_clip(data, model_dirs, monkeypatch, capsys)
         with pytest.raises(SystemExit) as stop:
             classify.main()
         assert isinstance(stop.value.code, str) and "Traceback" not in stop.value.code
+    assert stop.value.code.endswith("libsndfile cannot read it (Format not recognised); convert it to WAV")
     assert soundfile.info(path).channels == 2

@@ -190,7 +190,7 @@ def test_load_is_recorded_and_marked_where_threads_lack_cpus(load, share, doubt,
     found = measure({"whole": pruned([0, 1, 2, 3])})["whole"]
     assert found.latency_doubt == doubt
     assert np.isnan(found.cpu_busy_share) if share is None else found.cpu_busy_share == pytest.approx(share)
-    assert ("CPUs, others took the rest" in caplog.text) == (doubt == "load")
+    assert ("other processes had the rest" in caplog.text) == (doubt == "load")
 
 
 def test_a_few_slow_passes_are_marked(script, quiet, caplog):

@@ -129,7 +129,7 @@ def test_a_front_end_runs_once_a_batch(clips, caplog):
     model, extractor = distinct_model("wav2vec2")
     calls = []
     model.wav2vec2.feature_extractor.register_forward_hook(lambda *_: calls.append(1))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, batch_size=2)
     assert len(calls) == N_CLIPS // 2
     assert "4 subsets share 4 block passes instead of 8" in caplog.text

@@ -663,6 +663,13 @@ def test_what_open_run_would_make_of_a_folder(tmp_path):
     args = arguments(out, clip_seconds=3.0)
     said = runs.difference(record_of(out), "01_data_processing", args, {}, {"num_workers"})
     assert said == "it was made with --clip_seconds 5.0, now it is 3.0"
+    for before, now, expected in (
+        (None, 2, "it was made without --n_layers, now it is 2"),
+        (2, None, "it was made with --n_layers 2, now it is not given"),
+    ):
+        record = {"stage": "07_manual_pruning", "asked": {"n_layers": before}, "inputs": []}
+        asked = argparse.Namespace(output_dir=out, n_layers=now)
+        assert runs.difference(record, "07_manual_pruning", asked, {}) == expected
     record = record_of(out)
     for broken in ({**record, "status": "failed"}, {**record, "outputs": [{"path": "result.txt"}]}):
         (out / "run.json").write_text(json.dumps(broken))

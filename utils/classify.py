@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 import torch
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, PreTrainedConfig
+from transformers import logging as transformers_logging
 
 FOLDER = Path(__file__).resolve().parent
 CLIPS_AT_ONCE = 8
@@ -149,9 +150,12 @@ def main() -> None:
     """Print a line for every clip of the files that are named."""
     if len(sys.argv) < 2:
         sys.exit(__doc__)
+    transformers_logging.disable_progress_bar()
     for path in sys.argv[1:]:
         try:
             starts_s, labels, logits = classify(path)
+        except soundfile.LibsndfileError as error:
+            sys.exit(f"{path}: libsndfile cannot read it ({error.error_string.rstrip('.')}); convert it to WAV")
         except (ValueError, OSError, soundfile.SoundFileError) as error:
             sys.exit(str(error))
         for start_s, scores in zip(starts_s, torch.from_numpy(logits).softmax(dim=1).tolist(), strict=True):

@@ -791,6 +791,7 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
     """
     partial = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
     partial.mkdir()
+    model_folder.quiet_transformers()
     model.save_pretrained(partial)
     extractor.save_pretrained(partial)
     for module in (classify, bird_cnn):  # for whoever gets the folder alone; no stage runs what lies in one

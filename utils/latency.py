@@ -227,8 +227,9 @@ def _latencies(candidates: Sequence[_Candidate], load: "_Load") -> list[Latency]
     ]
     if load.is_high:
         log.warning(
-            "latency: %d threads had %.1f of %d CPUs, others took the rest: times are too long; %s",
-            *(load.n_threads, load.n_free_cpus, load.n_cpus, ADVICE),
+            "latency: %.1f of %d CPUs were free, PyTorch asks for %d, other processes had the rest: "
+            "times are too long; %s",
+            *(load.n_free_cpus, load.n_cpus, load.n_threads, ADVICE),
         )
     if any("unsteady" in doubt for doubt in doubts):
         median, *_, p95, _ = max(found, key=lambda times: times[3] / times[0])

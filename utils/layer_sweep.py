@@ -220,7 +220,7 @@ def _sweep(
     if not ordered:
         return
     parts = EncoderParts(model)
-    log.info("%d subsets share %d block passes instead of %d", len(ordered), *trie_cost(ordered))
+    log.debug("%d subsets share %d block passes instead of %d", len(ordered), *trie_cost(ordered))
 
     def one_clip() -> dict[str, torch.Tensor]:
         inputs = prepare(extractor, [clips[0]["audio"]], clips.sample_rate_hz, model.main_input_name)

@@ -396,11 +396,15 @@ def load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
 _REPORTED = ("missing_keys", "mismatched_keys", "unexpected_keys")
 
 
-def _from_pretrained(auto_class: type, folder: ModelFolder, **options) -> object:
-    """Call the only ``from_pretrained``: it runs no code of the folder, asks no question and stays off the network."""
-    # What the loaders would warn of, weights missing or left over, is an error of ours with the names in it.
+def quiet_transformers() -> None:
+    """Keep transformers' warnings and bars out of the log: what they would warn of is an error of ours, or nothing."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def _from_pretrained(auto_class: type, folder: ModelFolder, **options) -> object:
+    """Call the only ``from_pretrained``: it runs no code of the folder, asks no question and stays off the network."""
+    quiet_transformers()
     try:
         return auto_class.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True, **options)
     except Exception as error:  # OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError …

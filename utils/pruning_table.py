@@ -334,6 +334,8 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
                 "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f)",
                 *(scores.split, scores.score(candidate.keep)[0], difference, low, high),
             )
+    if choices.within is None:
+        return
     log.info(
         "the subset was chosen among %d by its accuracy on %s, which flatters it there, and no interval is widened for "
         "the choice; the numbers on %s are free of it",

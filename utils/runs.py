@@ -628,7 +628,9 @@ def _difference(record: dict, stage: str, asked: dict, inputs: dict[str, Input])
     made_with = record.get("asked", {})
     for name in sorted(set(asked) | set(made_with)):
         if asked.get(name) != made_with.get(name):
-            return f"it was made with --{name} {made_with.get(name)}, now it is {asked.get(name)}"
+            was, now = made_with.get(name), asked.get(name)
+            made = f"without --{name}" if was is None else f"with --{name} {was}"
+            return f"it was made {made}, now it is {'not given' if now is None else now}"
     made_from = {i["name"]: i["sha256"] for i in record["inputs"]}
     for name in sorted(set(inputs) | set(made_from)):
         if name not in inputs or name not in made_from:

@@ -96,9 +96,7 @@ class SubsetScores:
         path = self._folder / f"{self.split}-{name[:16]}.npz"
         walk = _read(path, self._stamp) or _Walk(new, np.empty((len(new), 0), np.int16), 0.0)
         before = walk.predicted.shape[1]
-        log.info(
-            "%s: %d subsets in one walk over %d clips, %d of which are done", self.split, len(new), self.n_clips, before
-        )
+        log.info("%s: subsets to score: %d; clips: %d, done before: %d", self.split, len(new), self.n_clips, before)
         n_at_once = self._batch_size
         while (n_done := walk.predicted.shape[1]) < self.n_clips:
             start = time.monotonic()

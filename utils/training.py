@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor, Trainer, Tra
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from utils import encoders, memory, plots, runs, training_history
+from utils import encoders, memory, model_folder, plots, runs, training_history
 from utils.augmentation import augment_audio, batch_generator, mask_spectrogram
 from utils.clips import Clips, read_clips
 from utils.errors import InputError, Interrupted, UsageError
@@ -165,6 +165,7 @@ def train(
     """
     if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UsageError(f"--gradient_checkpointing: a {model.config.model_type} model cannot do that; leave it out")
+    model_folder.quiet_transformers()  # `tiny` and a CNN were not loaded
     checkpoints = run.output_dir / CHECKPOINTS_NAME
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
