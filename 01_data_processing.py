@@ -46,6 +46,7 @@ from utils.errors import AlreadyComplete, UsageError
 
 STAGE = Path(__file__).stem
 OUTPUTS = ("clips-*.parquet", "label_mappings.json", "recordings.csv", "split_report.csv", "skipped.csv")
+OUTPUTS += (preparation.SIMILAR_NAME,)
 SHARD_OUTPUTS = (f"{shares.SPOOL_NAME}/*", shares.LISTING_NAME, shares.DECODED_NAME)
 SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
 # What --shard leaves is sound neither cut nor split.

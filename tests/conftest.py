@@ -15,7 +15,7 @@ SHARED = ROOT.parent / "shared"
 
 # The same examples in each run of the tests; `make drills` asks for other ones, and many.
 SETTINGS = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck), "database": None}
-hypothesis.settings.register_profile("tests", max_examples=150, derandomize=True, **SETTINGS)
+hypothesis.settings.register_profile("tests", max_examples=75, derandomize=True, **SETTINGS)
 hypothesis.settings.register_profile("drills", max_examples=20_000, **SETTINGS)
 hypothesis.settings.load_profile("tests")
 
