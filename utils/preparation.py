@@ -332,7 +332,8 @@ def report_short_clips(clip_format: ClipFormat, recorded: Sequence[Recorded]) ->
     if lengths:
         log.info(
             "%d of %d clips are shorter than %g s (median %.2f s) and are repeated from their start until they fill "
-            "one; else give --remainder drop, a shorter --clip_seconds, or a longer --min_remainder_seconds (now %g)",
+            "one; to avoid this give --remainder drop, a shorter --clip_seconds, or a longer "
+            "--min_remainder_seconds (now %g)",
             *(len(lengths), n_clips, clip_format.clip_seconds),
             *(statistics.median(lengths) / clip_format.sample_rate_hz, clip_format.min_remainder_seconds),
         )
