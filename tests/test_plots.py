@@ -266,6 +266,14 @@ def test_summary_marks_what_a_model_is(drawn):
     assert [text.get_text() for text in legend.get_texts()] == list(plots.KINDS)
 
 
+def test_summary_says_how_many_latencies_are_doubtful(drawn):
+    for n_doubtful in (0, 2):
+        plots.summary_figure(summary(3), "unused", n_doubtful)
+    certain, doubtful = (figure.axes[2].get_xlabel() for figure in drawn)
+    assert certain.startswith("latency of one clip (ms)\n")
+    assert doubtful.startswith("latency of one clip (ms), 2 of 3 doubtful\n")
+
+
 def test_sets_of_clips_are_told_apart_without_colour(drawn):
     plots.summary_figure(summary(8, 2).assign(kind="whole"), "unused")
     marked = [line for line in drawn[0].axes[0].lines if len(line.get_xdata())]

@@ -287,7 +287,7 @@ def training_curves(metrics: pd.DataFrame, path: Path) -> None:
 # --------------------------------------------------------------------------------------------- summary
 
 
-def summary_figure(summary: pd.DataFrame, path: Path) -> None:
+def summary_figure(summary: pd.DataFrame, path: Path, n_doubtful: int = 0) -> None:
     """Draw the accuracy of all models with its interval, and against their size and latency; save a PNG.
 
     Left a line a model, best first, so that no two names overlap. The marker tells what a model is: a
@@ -301,7 +301,10 @@ def summary_figure(summary: pd.DataFrame, path: Path) -> None:
         A row a model, with the columns of ``metrics.csv``.
     path : Path
         Name without suffix.
+    n_doubtful : int
+        How many of the latencies were measured where something disturbed them; the label of their axis says so.
     """
+    doubt = f", {n_doubtful} of {len(summary)} doubtful" if n_doubtful else ""
     summary = summary.sort_values(["accuracy", "model_name"], ascending=[False, True])
     clip_sets = [models for _, models in summary.groupby(["data_sha256", "split", "n_clips"], dropna=False)]
     clip_sets.sort(key=lambda models: models["model_name"].min())  # their digests mean nothing to a reader
@@ -363,7 +366,7 @@ def summary_figure(summary: pd.DataFrame, path: Path) -> None:
         )
         by_size.set_xlabel("parameters (millions)")
         devices = sorted(set(summary["device"].astype(str)))
-        by_latency.set_xlabel("latency of one clip (ms)\n" + shorten(" and ".join(devices), 50))
+        by_latency.set_xlabel(f"latency of one clip (ms){doubt}\n" + shorten(" and ".join(devices), 50))
         save_figure(fig, path, suffixes=(".png",))
 
 

@@ -121,6 +121,10 @@ def read_metrics(path: Path) -> pd.DataFrame:
     return rows
 
 
+def _is_doubtful(summary: pd.DataFrame) -> pd.Series:
+    return ~summary["latency_doubt"].isin([NO_DOUBT, DEFAULTS["latency_doubt"]])
+
+
 def summary_table(summary: pd.DataFrame) -> str:
     """Return the columns of a summary that answer the study's question, as text for a terminal."""
 
@@ -129,8 +133,7 @@ def summary_table(summary: pd.DataFrame) -> str:
             lambda row: f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]", axis=1
         )
 
-    doubted = ~summary["latency_doubt"].isin([NO_DOUBT, DEFAULTS["latency_doubt"]])
-    doubt = (" (doubtful: " + summary["latency_doubt"] + ")").where(doubted, "")
+    doubt = (" (doubtful: " + summary["latency_doubt"] + ")").where(_is_doubtful(summary), "")
     shown = {
         "model": summary["model_name"],
         "split": summary["split"],
@@ -186,7 +189,7 @@ def rebuild_summary(results_dir: Path) -> pd.DataFrame:
             return pd.DataFrame(columns=METRICS_COLUMNS)
         summary = pd.concat(tables, ignore_index=True)
         write_metrics(csv_path, summary)
-        summary_figure(summary, results_dir / SUMMARY_NAME)
+        summary_figure(summary, results_dir / SUMMARY_NAME, int(_is_doubtful(summary).sum()))
         log.info("%s and .png: rebuilt from %d results", csv_path, len(summary))
     return summary
 
