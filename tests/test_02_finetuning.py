@@ -73,7 +73,10 @@ def test_run_folder(undisturbed, data_dir):
     assert record["status"] == "complete" and record["device"]
     log_text = (undisturbed / "log.txt").read_text()
     assert re.search(r"INFO    device cpu \(.+\); model .+: wav2vec2, 3 blocks, 0.\d+ M parameters; ", log_text)
-    assert re.search(r"\d+ clips of train, \d+ clips of val; 3 classes, chance 0.333, majority 0.333 \(val\)", log_text)
+    assert re.search(
+        r"\d+ clips of train, \d+ clips of val, split by [^;]+; 3 classes, chance 0.333, majority 0.333 \(val\)",
+        log_text,
+    )
     outputs = {output["path"] for output in record["outputs"]}
     assert outputs == {
         *("metrics.csv", "training_curves.png"),
