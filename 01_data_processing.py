@@ -84,6 +84,13 @@ def shard(text: str) -> Shard:
     return Shard(int(match[1]), int(match[2]))
 
 
+def number_of_shards(text: str) -> int:
+    """Parse the 8 of ``3/8``: what no job can have been a share of is refused before all shards are looked for."""
+    if not re.fullmatch(r"0*[1-9]\d{0,5}", text, flags=re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of shards; expected 1 to 999999")
+    return int(text)
+
+
 def channel(text: str) -> str:
     """Parse ``mean``, ``left``, ``right``, ``best`` or ``3``."""
     if text not in audio.CHANNELS and not re.fullmatch(r"[1-9]\d{0,2}", text, flags=re.ASCII):
@@ -167,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     among_many.add_argument(
         "--merge_shards",
-        type=cli.positive_int,
+        type=number_of_shards,
         default=None,
         metavar="N",
         help="decode nothing: check and take what the N jobs with --shard have left",
@@ -234,7 +241,7 @@ def make_data_set(
                 reusable={scratch},  # its files say what they were made from
                 disposable={f"{scratch}/*", "skipped.csv"},
             ) as this_run,
-            workers.worker_pool(args.num_workers) as pool_map,
+            workers.worker_pool(min(args.num_workers, len(files) or 1)) as pool_map,
         ):
             log_start(args, files)
             (args.output_dir / scratch).mkdir(exist_ok=True)
@@ -263,7 +270,7 @@ def decode_shard(
             reusable={shares.SPOOL_NAME},
             recompute=args.overwrite,  # the merge asks for it where other code has decoded or dealt out the files
         ) as this_run,
-        workers.worker_pool(args.num_workers) as pool_map,
+        workers.worker_pool(min(args.num_workers, len(files) or 1)) as pool_map,
     ):
         log_start(args, files)
         shares.write_listing(args.output_dir, list(listed.values()))

@@ -55,6 +55,20 @@ def skipped(raw_dir):
     return dict(zip(table.file, table.reason, strict=True))
 
 
+def test_no_more_workers_are_started_than_there_are_files(raw_dir, monkeypatch):
+    started, pool = [], stage.workers.worker_pool
+    monkeypatch.setattr(stage.workers, "worker_pool", lambda n: started.append(n) or pool(1))
+    assert run(raw_dir, "--num_workers", 999) == 0
+    assert run(raw_dir, "--num_workers", 999, "--shard", "1/2") == 0
+    assert started == [len(list(raw_dir.rglob("*.wav")))] * 2
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system in which no folder can be made")
+def test_an_output_folder_that_cannot_be_made(raw_dir, caplog):
+    assert run(raw_dir, "--output_dir", "/proc/no_such_folder") == 3
+    assert "/proc/no_such_folder: no folder can be made there; choose another --output_dir" in caplog.text
+
+
 # ------------------------------------------------------------------------------ files that give no sound
 
 LOUD = np.full(16000, 0.25)

@@ -437,6 +437,8 @@ class _Folder:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise OutputExistsError(f"{self.path} is a file; choose another --output_dir") from error
+        except FileNotFoundError as error:  # as in /proc
+            raise InputError(f"{self.path}: no folder can be made there; choose another --output_dir") from error
         file = (self.path / LOCK_NAME).open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
