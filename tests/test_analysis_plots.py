@@ -122,10 +122,10 @@ def test_convexity_draws_curve_interval_null_and_shares(drawn):
 def test_layers_where_convexity_says_nothing_are_circled(drawn):
     table = convexity(3).assign(mostly_direct=[True, False, False, True])
     analysis_plots.convexity_figure(table, "unused")
-    circles = lines(drawn[0].axes[0])["says nothing: most pairs are neighbours"]
+    circles = lines(drawn[0].axes[0])["most pairs are neighbours"]
     np.testing.assert_allclose(circles.get_data(), [[0, 3], table["convexity"].iloc[[0, 3]]])
     analysis_plots.convexity_figure(table.assign(mostly_direct=False), "unused")
-    assert "says nothing: most pairs are neighbours" not in lines(drawn[1].axes[0])
+    assert "most pairs are neighbours" not in lines(drawn[1].axes[0])
 
 
 @pytest.mark.parametrize("n_blocks", [0, 1, 6, 24])

@@ -112,7 +112,7 @@ def draw_convexity(axes: Axes, table: pd.DataFrame, ylabel: str = "graph convexi
             markersize=9,
             markerfacecolor="none",
             color=COLOURS[0],
-            label="says nothing: most pairs are neighbours",
+            label="most pairs are neighbours",
         )
     _finish_curves(axes, table, "convexity", ylabel)
 
