@@ -334,6 +334,16 @@ def test_choices_are_the_smallest_within_the_margin(scores_of):
     assert choose(candidates, on_val, margin=0.4).to_heal() == (0,)
 
 
+def test_an_interval_without_width_of_few_groups_shows_nothing(scores_of, monkeypatch):
+    """In each of nine groups a subset is right as often as the whole: the bootstrap knows one difference only."""
+    candidates = [Candidate("full", (0, 1, 2), 0), Candidate("a", (0, 2), 1)]
+    on_val = scores_of({(0, 1, 2): [4], (0, 2): [4]})
+    found = choose(candidates, on_val, margin=0.02)
+    assert (found.within, found.within_by_interval) == (candidates[1], None)
+    monkeypatch.setattr(evaluation, "FEW_GROUPS", 9)
+    assert choose(candidates, on_val, margin=0.02).within_by_interval == candidates[1]
+
+
 def test_where_no_block_can_go_the_log_says_by_what(scores_of, caplog):
     whole = (0, 1, 2)
     on_val = scores_of({whole: [], (0, 1): range(6)})

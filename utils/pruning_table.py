@@ -223,7 +223,8 @@ class Choices:
     within : Candidate or None
         The smallest that is pruned and no worse than the margin in search accuracy; the best of these.
     within_by_interval : Candidate or None
-        The same, and of whose paired interval the lower end, too, is no worse than the margin.
+        The same, and of whose paired interval the lower end, too, is no worse than the margin. An interval of fewer
+        than `evaluation.FEW_GROUPS` groups that has no width shows nothing.
     n_pruned : int
         Number of pruned subsets that were chosen from; intervals are not widened for it.
     """
@@ -290,7 +291,14 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
         if candidate.n_removed and on_search.score(candidate.keep)[0] >= least:
             possible.setdefault(candidate.keep, candidate)
     of_whole = on_search.predicted(whole)
-    by_interval = (c for keep, c in possible.items() if on_search.difference(keep, of_whole)[1] >= -margin - ROUNDING)
+
+    def is_shown(keep: Keep) -> bool:
+        _, low, high = on_search.difference(keep, of_whole)
+        # Where all of a few groups differ alike the bootstrap gives no width, and that is no certainty.
+        has_width = high > low or on_search.n_groups >= evaluation.FEW_GROUPS
+        return has_width and low >= -margin - ROUNDING
+
+    by_interval = (candidate for keep, candidate in possible.items() if is_shown(keep))
     return Choices(
         whole,
         by_depth={depth: by_depth[depth] for depth in sorted(by_depth, reverse=True)},
