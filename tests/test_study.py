@@ -26,7 +26,7 @@ def words(tmp_path_factory):
     """Return a command for a base model of two blocks, a CNN and one seed."""
     folder = tmp_path_factory.mktemp("study")
     synthetic.write_recordings(
-        folder / "raw", n_species=3, recordists_per_species=5, recordings_per_recordist=1, seconds=(1.0, 1.5)
+        folder / "raw", n_species=3, recordists_per_species=5, recordings_per_recordist=1, seconds=(2.0, 2.5)
     )
     config = SMALL_CONFIGS["wav2vec2"]()
     config.num_hidden_layers = 2
