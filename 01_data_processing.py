@@ -78,17 +78,20 @@ class Shard(NamedTuple):
 
 def shard(text: str) -> Shard:
     """Parse ``3/8``."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, flags=re.ASCII)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
+    match = re.fullmatch(r"0*(\d+)/0*(\d+)", text, flags=re.ASCII)
+    if match and len(match[2]) > len(str(shares.MOST_SHARES)):
+        raise argparse.ArgumentTypeError(f"{text!r} asks for too many shards; there can be {shares.MOST_SHARES:,}")
+    if not match or len(match[1]) > len(match[2]) or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is no shard such as 3/8; the first of 8 is 1/8, the last 8/8")
     return Shard(int(match[1]), int(match[2]))
 
 
 def number_of_shards(text: str) -> int:
     """Parse the 8 of ``3/8``: what no job can have been a share of is refused before all shards are looked for."""
-    if not re.fullmatch(r"0*[1-9]\d{0,5}", text, flags=re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of shards; expected 1 to 999999")
-    return int(text)
+    match = re.fullmatch(r"0*([1-9]\d*)", text, flags=re.ASCII)
+    if not match or len(match[1]) > len(str(shares.MOST_SHARES)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of shards; expected 1 to {shares.MOST_SHARES}")
+    return int(match[1])
 
 
 def channel(text: str) -> str:
@@ -340,10 +343,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.label_level is not None and args.metadata is not None:
         raise UsageError("--label_level is for folders that are labels, and --metadata gives labels: leave one out")
     clip_samples = round(args.clip_seconds * args.sample_rate)
-    if not 1 <= clip_samples <= clips.LARGEST_CLIP:
+    if not clips.SHORTEST_CLIP <= clip_samples <= clips.LARGEST_CLIP:
         raise UsageError(
             f"--clip_seconds {args.clip_seconds} at --sample_rate {args.sample_rate} is a clip of {clip_samples} "
-            f"samples; expected 1 to {clips.LARGEST_CLIP}"
+            f"samples; expected {clips.SHORTEST_CLIP} to {clips.LARGEST_CLIP}, of which the later stages can make "
+            "something"
         )
     if args.min_seconds > args.clip_seconds:
         raise UsageError(

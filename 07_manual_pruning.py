@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING
 
 from utils import cli, encoders, model_folder, replacing, runs
 from utils.errors import AlreadyComplete, InputError, UsageError
-from utils.files import PARTIAL_SUFFIX, read_json
+from utils.files import PARTIAL_SUFFIX, name_of, read_json
 from utils.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
 from utils.pruning_session import HELP, PruningSession
 from utils.pruning_table import BEST_SCHEMA_VERSION
 from utils.start_line import log_start
+from utils.text import some
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
@@ -182,8 +183,8 @@ def read_best(path: Path, model: runs.Input, config: "PreTrainedConfig", n_layer
     best = read_json(path, object, redo)
     expected = {"schema_version": int, "model_sha256": str, "model_dir": str, "by_depth": dict}
     if not isinstance(best, dict) or any(not isinstance(best.get(key), kind) for key, kind in expected.items()):
-        found = ", ".join(list(best)[:3]) + ", …" if isinstance(best, dict) else type(best).__name__
-        raise InputError(f"{path} is not a best.json: expected the keys {', '.join(expected)}, found {found}; {redo}")
+        found = (some([repr(key) for key in best], 4) or "nothing") if isinstance(best, dict) else name_of(type(best))
+        raise InputError(f"{path} is not a best.json: it holds {found}; expected {', '.join(expected)}; {redo}")
     if best["schema_version"] != BEST_SCHEMA_VERSION:
         raise InputError(
             f"{path} has schema_version {best['schema_version']}, expected {BEST_SCHEMA_VERSION}; {redo} again"

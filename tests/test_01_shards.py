@@ -17,7 +17,7 @@ import pytest
 
 from tests.sounds import song, write
 from tests.stages import digests, load_stage
-from utils import audio, preparation, shares, spool
+from utils import audio, preparation, runs, shares, spool
 
 stage = load_stage("01_data_processing")
 
@@ -494,6 +494,27 @@ def test_overwrite_keeps_the_old_result_until_the_shards_are_there(root, caplog)
 def test_no_such_number_of_shards(root, capsys, value):
     assert run(root, f"--merge_shards={value}") == 2
     assert "is no number of shards; expected 1 to 999999" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["1/1000000", "1/99999999", "99999999/1000000", f"1/{'9' * 5000}"])
+def test_more_shards_than_there_can_be(root, capsys, value):
+    assert run(root, "--shard", value) == 2
+    assert "asks for too many shards; there can be 999,999" in capsys.readouterr().err
+
+
+def test_very_many_missing_shards_are_counted_and_not_named(root, caplog, monkeypatch):
+    n = 999_999
+    decode_all(root, root / "out", 1)
+    shutil.copytree(root / "out.shards" / "1-of-1", root / "out.shards" / f"7-of-{n}")
+    asked = []
+    monkeypatch.setattr(runs, "read_record", lambda folder, own=runs.read_record: asked.append(folder) or own(folder))
+    message = refusal(root, caplog, n=n)
+    assert f"{n} of {n} shards cannot be merged (1-999999): " in message and len(message) < 1000
+    assert len(asked) < 10, "only what is there is opened"
+    lines = [record.getMessage() for record in caplog.records if "cannot be merged: " in record.getMessage()]
+    assert [f"{k}-of-{n}" in line for k, line in zip((1, 2, 3, 7), lines, strict=False)] == [True] * 4
+    assert lines[-1] == message or "cannot be merged: 999995 more, 999998 of all are missing" in lines[-1]
+    assert len(lines) < 8
 
 
 @pytest.mark.parametrize("value", ["4/3", "0/3", "x", "3", "1/0", "/8", "1/2/3", "1.5/3", "٣/٨", " 1/2", ""])

@@ -644,7 +644,7 @@ def test_what_an_analysis_lacks_is_measured(data_dir, run_dir, result, tmp_path)
         ({"split": "all"}, "what chooses must not see the clips of the report"),
         ({"stage_name": "03_model_validation"}, "is no complete output of 04_analysis.py"),
         ({"text": "{"}, "cannot be read as JSON"),
-        ({"text": "[]"}, "holds a list, expected a dict"),
+        ({"text": "[]"}, "holds a list […]; expected an object {…}"),
     ],
 )
 def test_an_analysis_that_does_not_fit_is_refused(options, message, data_dir, run_dir, tmp_path, capfd):

@@ -358,11 +358,14 @@ def test_from_best_json(more, keep, run_dir, tmp_path):
             r"of runs/other \(sha256 000000000000…\), swept on",
         ),
         ({"schema_version": 2}, (), 3, "schema_version 2, expected 1"),
+        ({"by_depth": None}, (), 3, "is not a best.json: it holds "),
         (
             {"by_depth": []},
             (),
             3,
-            r"is not a best.json: expected the keys .*, found schema_version, model_sha256, model_dir, …",
+            r"is not a best.json: it holds 'schema_version', 'model_sha256', 'model_dir', .*; expected schema_version, "
+            r"model_sha256, model_dir, by_depth; expected what 05_pruning.py found for this very model, by default .*; "
+            "run it on this model",
         ),
         ({"smallest_within_margin": {"keep": "0-3"}}, (), 3, "expected a list of layers under 'keep', got '0-3'"),
         ({"smallest_within_margin": [0]}, (), 3, "expected a list of layers under 'keep', got None"),
@@ -479,7 +482,10 @@ def test_bad_models(run_dir, tmp_path, capfd):
     (images / "preprocessor_config.json").write_text("{}")
     refused("a 'resnet' model has no transformer blocks", images)
     refused("no/such.* cannot be loaded", tmp_path / "no" / "such")
-    refused("has no config.json", broken("a", lambda folder: (folder / "config.json").unlink()))
+    wanted = "expected a run folder of 02_finetuning.py, or the folder of a model"
+    refused(f"has no config.json.*{wanted}", broken("a", lambda folder: (folder / "config.json").unlink()))
+    other = broken("g", lambda folder: (folder / "config.json").write_text('{"stage": 5}'))
+    refused(f"config.json holds 'stage' and no 'model_type', so it is of no model; {wanted}", other)
     refused("has no weights", broken("b", lambda folder: (folder / "model.safetensors").unlink()))
     refused("is damaged", broken("c", lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99)))
     refused("cannot be read as JSON", broken("d", lambda folder: (folder / "config.json").write_text("{")))

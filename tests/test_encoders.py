@@ -28,7 +28,7 @@ from tests.data import (
 )
 from tests.stages import ROOT, load_stage
 from utils import bird_cnn, encoders, model_folder
-from utils.clips import read_clips
+from utils.clips import SHORTEST_CLIP, read_clips
 from utils.errors import InputError, UsageError
 
 N_LAYERS = 3
@@ -512,6 +512,11 @@ def test_real_whisper_loads_prunes_and_reloads(shared_dir, tmp_path):
     inputs = encoders.prepare(extractor, clip, SECOND, model.main_input_name)
     assert torch.equal(logits_of(model, inputs), logits_of(reloaded, inputs))
     assert type(AutoFeatureExtractor.from_pretrained(tmp_path / "model")) is type(again)
+
+
+@pytest.mark.parametrize("kind", sorted(encoders.ARCHITECTURES))
+def test_no_architecture_as_published_needs_longer_clips_than_stage_01_makes(kind):
+    assert encoders.shortest_clip_samples(AutoConfig.for_model(kind)) <= SHORTEST_CLIP
 
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)

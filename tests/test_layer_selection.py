@@ -540,12 +540,12 @@ def test_recommendation_of_hardly_any_blocks(n_layers):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([], "expected an object, found list"),
-        (None, "expected an object, found NoneType"),
+        ([], "holds a list .….; expected an object"),
+        (None, "holds null; expected an object"),
         ({}, "n_layers is None"),
         ({"n_layers": True, "evidence": {}}, "n_layers is True"),
         ({"n_layers": -1, "evidence": {}}, "n_layers is -1"),
-        ({"n_layers": 2}, "evidence is NoneType, expected an object"),
+        ({"n_layers": 2}, "evidence holds null, expected an object"),
         ({"n_layers": 2, "evidence": {"probe": [1, 2]}}, "no evidence 'probe', expected block_influence"),
         ({"n_layers": 2, "evidence": {"block_influence": [1, "2"]}}, r"block_influence is no array .* shape \(2,\)"),
         ({"n_layers": 2, "evidence": {"block_influence": [1, True]}}, "block_influence is no array"),

@@ -210,6 +210,8 @@ def test_the_list_of_same_names(tmp_path):
         (b"Lars Lachmann\n", "has one name only"),
         (b"Lars Lachmann,unknown\n", "'unknown' is nobody's name"),
         (b"J\xf6rg,Jorg\n", "cannot be read"),
+        (b"", "names nobody; expected a CSV .*, or leave --same_recordist out"),
+        (b"recordist,same_as\n\n , \n", "names nobody"),
         (None, "cannot be read"),
     ],
 )

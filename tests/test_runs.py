@@ -15,7 +15,7 @@ import pytest
 from tests.stages import ROOT
 from utils import cli, runs, streams
 from utils.errors import AlreadyComplete, InputError, Interrupted, OutputExistsError, UsageError
-from utils.files import sha256_of_file
+from utils.files import read_json, sha256_of_file
 
 
 def arguments(output_dir, **changes) -> argparse.Namespace:
@@ -849,3 +849,28 @@ def test_no_library_swallows_a_stop(tmp_path):
     with pytest.raises(Interrupted, match="SIGTERM"), runs.open_run("x", arguments(tmp_path / "run"), {}):
         library()
     assert runs.read_record(tmp_path / "run")["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[]", "a list […]"),
+        ("5", "a whole number"),
+        ("0.5", "a number"),
+        ('"x"', "a text"),
+        ("null", "null"),
+        ("true", "true or false"),
+    ],
+)
+def test_a_json_file_of_another_kind_is_said_in_words(tmp_path, text, found):
+    (tmp_path / "notes.json").write_text(text)
+    with pytest.raises(InputError) as refused:
+        read_json(tmp_path / "notes.json", dict, "make it again")
+    assert str(refused.value) == f"{tmp_path / 'notes.json'} holds {found}; expected an object {{…}}; make it again"
+
+
+def test_a_key_of_another_kind_in_run_json_is_said_in_words(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(record_of(tmp_path) | {"stage": 5}))
+    with pytest.raises(InputError, match="is not a run record: 'stage' holds a whole number, expected a text"):
+        runs.read_record(tmp_path)

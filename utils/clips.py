@@ -25,6 +25,8 @@ CLIPS_PER_ROW_GROUP = 4
 LABELS_NAME = "label_mappings.json"
 DATA_STAGE = "01_data_processing"
 AGAIN = f"run {DATA_STAGE}.py again with --overwrite"
+# Samples: the 25 ms at 16 kHz of which wav2vec 2.0, its kin and AST make their first frame. No stage takes less.
+SHORTEST_CLIP = 400
 LARGEST_CLIP = 2**25  # samples; a shard holds at least one clip
 PCM_SCALE = 32768.0  # int16 full scale: audio in [-1, 1) is PCM / 32768
 

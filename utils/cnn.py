@@ -43,12 +43,18 @@ def build_cnn(
     UsageError
         If PCEN is asked for where there is no spectrogram.
     InputError
-        If the clips are too short for the waveform network.
+        If the clips are too short for the waveform network, or their sample rate is too low for a spectrogram.
     """
     if architecture == "melspectrogram":
         config = MelspectrogramCnnConfig(**label_maps(labels))
         config.channels = [_scaled(n, width) for n in config.channels]
         extractor = MelspectrogramFeatureExtractor(config.num_mel_bins, sample_rate_hz, pcen=pcen)
+        if sample_rate_hz <= 2 * extractor.min_frequency_hz:
+            raise InputError(
+                f"the spectrogram begins at {extractor.min_frequency_hz:g} Hz: its clips must have more than "
+                f"{2 * extractor.min_frequency_hz:g} Hz, these have {sample_rate_hz} Hz; run 01_data_processing.py "
+                "with a higher --sample_rate"
+            )
         return MelspectrogramCnn(config), extractor
     if pcen:
         raise UsageError("--pcen normalises the bands of a spectrogram: it needs --architecture melspectrogram")

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from utils import bird_cnn, classify, model_folder, runs, training_history
-from utils.clips import Clips, label_maps
+from utils.clips import SHORTEST_CLIP, Clips, label_maps
 from utils.errors import InputError, UsageError
 from utils.files import PARTIAL_SUFFIX, sha256_of_lines
 from utils.text import printable
@@ -568,7 +568,7 @@ def shortest_clip_samples(config: PreTrainedConfig) -> int:
     """
     n_samples = 1
     if config.model_type == "audio-spectrogram-transformer":
-        return 400  # the 25 ms at 16 kHz of the Kaldi filter bank in its feature extractor
+        return SHORTEST_CLIP  # the 25 ms at 16 kHz of the Kaldi filter bank in its feature extractor
     for kernel, stride in zip(
         reversed(getattr(config, "conv_kernel", ())), reversed(getattr(config, "conv_stride", ())), strict=True
     ):

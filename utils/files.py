@@ -56,6 +56,15 @@ def write_json(path: Path, value: object) -> None:
 BROKEN = (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
+NAMES_OF_KINDS = {dict: "an object {…}", list: "a list […]", str: "a text", bool: "true or false"}
+NAMES_OF_KINDS |= {int: "a whole number", float: "a number", type(None): "null"}
+
+
+def name_of(kind: type) -> str:
+    """Return what a kind of JSON value is called, for people who don't know Python."""
+    return NAMES_OF_KINDS[kind]
+
+
 def read_json(path: Path, kind: type, remedy: str) -> object:
     """Read one of our own JSON files.
 
@@ -83,7 +92,7 @@ def read_json(path: Path, kind: type, remedy: str) -> object:
     except ValueError as error:
         raise InputError(f"{path} cannot be read as JSON ({error}); {remedy}") from error
     if not isinstance(value, kind):
-        raise InputError(f"{path} holds a {type(value).__name__}, expected a {kind.__name__}; {remedy}")
+        raise InputError(f"{path} holds {name_of(type(value))}; expected {name_of(kind)}; {remedy}")
     return value
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from utils.errors import InputError, UsageError
+from utils.files import name_of
 
 log = logging.getLogger(__name__)
 
@@ -407,12 +408,14 @@ def evidence_from_recommendation(value: object) -> Evidence:
     """
     advice = "run 04_analysis.py again"
     if not isinstance(value, Mapping):
-        raise InputError(f"recommendation.json: expected an object, found {type(value).__name__}; {advice}")
+        raise InputError(f"recommendation.json holds {name_of(type(value))}; expected {name_of(dict)}; {advice}")
     n_layers, stored = value.get("n_layers"), value.get("evidence")
     if type(n_layers) is not int or n_layers < 0:
         raise InputError(f"recommendation.json: n_layers is {n_layers!r}, expected a number of blocks; {advice}")
     if not isinstance(stored, Mapping):
-        raise InputError(f"recommendation.json: evidence is {type(stored).__name__}, expected an object; {advice}")
+        raise InputError(
+            f"recommendation.json: evidence holds {name_of(type(stored))}, expected {name_of(dict)}; {advice}"
+        )
     numbers: dict[str, np.ndarray] = {}
     for name, values in stored.items():
         if name not in METRICS:

@@ -34,7 +34,7 @@ import utils.bird_cnn  # noqa: F401 (the Auto classes know its networks then)
 from utils import training_history
 from utils.errors import InputError
 from utils.files import sha256_of_file, sha256_of_lines
-from utils.text import printable
+from utils.text import printable, some
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ LARGEST_DEPTH = 1000
 LARGEST_HEAD = 10_000_000  # parameters
 MOST_LABELS = 1_000_000
 ADVICE = "mend the file, or copy the whole model folder again"
+WANTED = "expected a run folder of 02_finetuning.py, or the folder of a model for transformers with its config.json"
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,11 @@ def open_folder(name: str, path: Path) -> ModelFolder:
         that the weights cannot be of.
     """
     if not (path / CONFIG_NAME).is_file():
-        raise InputError(f"{name} has no {CONFIG_NAME}, so it is no whole model folder; {ADVICE}")
+        raise InputError(f"{name} has no {CONFIG_NAME}, so it is no whole model folder; {WANTED}")
     config = _read_json(name, path / CONFIG_NAME)
+    if config.get("model_type") is None:
+        found = some([repr(key) for key in config], 3) or "nothing"
+        raise InputError(f"{name}/{CONFIG_NAME} holds {found} and no 'model_type', so it is of no model; {WANTED}")
     found = [extractor for extractor in EXTRACTOR_NAMES if (path / extractor).is_file()]
     if not found:
         raise InputError(f"{name} has no {EXTRACTOR_NAMES[0]}, {_extractor_advice(name, path, config)}")

@@ -244,6 +244,8 @@ def read_same_recordist(path: Path) -> list[list[str]]:
     if rows and rows[0] and rows[0][0].casefold() == "recordist":
         rows = rows[1:]
     rows = [row for row in rows if row]
+    if not rows:
+        raise InputError(f"{path} names nobody; {expected}, or leave --same_recordist out")
     for row in rows:
         unknown = [name for name in row if is_unknown(name)]
         if unknown:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from utils.errors import InputError
-from utils.files import read_json, sha256_of_file
+from utils.files import name_of, read_json, sha256_of_file
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "run.json"
@@ -63,7 +63,7 @@ def _trouble(record: object) -> str | None:
         return f"expected the keys {', '.join(expected)}"
     for name, kind in (expected | {name: kind for name, kind in optional.items() if name in record}).items():
         if type(record[name]) is not kind:
-            return f"{name!r} is a {type(record[name]).__name__}, expected a {kind.__name__}"
+            return f"{name!r} holds {name_of(type(record[name]))}, expected {name_of(kind)}"
     if not re.fullmatch(r"[\w.-]+", record["stage"], re.ASCII) or record["status"] not in STATUSES:
         return f"expected the name of a stage, and a status of {', '.join(STATUSES)}"
     for name in ("writes", "scratch", "replaces"):

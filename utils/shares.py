@@ -26,6 +26,8 @@ LISTING_NAME = "listing.json"
 DECODED_NAME = "decoded.json"
 BYTES_PER_FILE = 2**16  # what a file counts besides its size, so that tiny ones are dealt out evenly too
 NAMED_IN_MESSAGE = 3
+MOST_SHARES = 999_999
+MOST_NUMBERS = 200  # characters of a list of shards
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,9 @@ class Fault:
     instead: str = ""
 
 
+MISSING = Fault("it is missing", overwrite=False)
+
+
 class Merge:
     """Brings together what all shares have decoded, after checking them.
 
@@ -142,7 +147,8 @@ class Merge:
         """
         self.records, faults = {}, {}
         parent = self.folders[1].parent
-        others = {path.name.partition("-of-")[2] for path in parent.glob("*-of-*")}
+        present = {path.name for path in parent.glob("*-of-*")}
+        others = {name.partition("-of-")[2] for name in present}
         if others and str(len(self.folders)) not in others:
             raise InputError(
                 f"{parent} holds no shard of {len(self.folders)}, but of {', '.join(sorted(others))}: "
@@ -150,6 +156,9 @@ class Merge:
             )
         changes = {preparation.listing_sha256(listed): ""}  # by what was listed, most often the same for all shares
         for number, folder in self.folders.items():
+            if folder.name not in present:
+                faults[number] = MISSING
+                continue
             try:
                 record = runs.read_record(folder)
             except InputError as error:
@@ -157,7 +166,7 @@ class Merge:
                 faults[number] = Fault(text, overwrite=True)
                 continue
             if record is None:
-                faults[number] = Fault("it is missing", overwrite=False)
+                faults[number] = MISSING
                 continue
             differs = self.difference(number, record)
             if differs is not None:
@@ -244,15 +253,26 @@ class Merge:
     def _refuse(self, faults: Mapping[int, Fault]) -> None:
         if not faults:
             return
-        lines = []
-        for number, fault in sorted(faults.items()):
+
+        def line(number: int) -> str:
+            fault = faults[number]
             command = self.command(number, fault.overwrite)
-            lines.append(f"{self.folders[number]}: {fault.text}; {fault.instead}run {command}")
+            return f"{self.folders[number]}: {fault.text}; {fault.instead}run {command}"
+
+        missing = sorted(number for number, fault in faults.items() if fault is MISSING)
+        unnamed = missing[NAMED_IN_MESSAGE:] if len(faults) > preparation.NAMED_IN_LOG else []
+        named = sorted(faults.keys() - set(unnamed))
+        lines = [line(number) for number in named[: preparation.NAMED_IN_LOG]]
         others = ""
-        if len(lines) > 1:
-            preparation.report(lines, "cannot be merged")
+        if len(faults) > 1:
+            for text in lines:
+                log.warning("cannot be merged: %s", text)
+            if n_more := len(faults) - len(lines):
+                log.warning("cannot be merged: %d more, %d of all are missing", n_more, len(missing))
             others = ", likewise the others"
         numbers = format_layer_list(sorted(faults))  # which is also how a batch system names the jobs of an array
+        if len(numbers) > MOST_NUMBERS:
+            numbers = f"{numbers[:MOST_NUMBERS].rpartition(',')[0]},…"
         raise InputError(
             f"{len(faults)} of {len(self.folders)} shards cannot be merged ({numbers}): {lines[0]}{others}, "
             "then this command again"
