@@ -7,18 +7,18 @@ queued again has printed is lost; without a limit of the administrator it is que
 """
 
 import contextlib
-import json
-import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from tests import batch
+from tests.batch import Job, Options, Refused, Start, Task, queue
 
 FLAGS = {"-ar", "-B", "-H", "-I", "-Ip", "-Is", "-K", "-N", "-r", "-rn", "-ti", "-ul", "-x"}
 WITH_VALUE = {
@@ -29,15 +29,9 @@ WITH_VALUE = {
 }
 QUEUES = ("normal", "gpua100", "gpuv100")  # the first is the default
 JOB_FILE = "#!/bin/sh\ntrap : TERM USR1 USR2 INT HUP\n{shell}\nExitStat=$?\nwait\nexit $ExitStat\n"
-MOST_STARTS = 50  # so that a loop ends the test, not the day
-PATIENCE_S = 900.0
 
 
-class Refused(Exception):
-    """bsub does not take the job; the text is LSF's."""
-
-
-def read_options(words: list[str]) -> tuple[dict[str, str | bool], list[str]]:
+def read_options(words: list[str]) -> tuple[Options, list[str]]:
     """Return options and what follows them, the command."""
     options, words = {}, list(words)
     while words and words[0].startswith("-"):
@@ -61,7 +55,7 @@ def minutes(text: str) -> int:
     return 60 * int(match[1] or 0) + int(match[2])
 
 
-def check(options: dict[str, str | bool], known_ids: set[int]) -> None:
+def check(options: Options, known_ids: set[int]) -> None:
     """Refuse values that LSF refuses."""
     for name, pattern in {
         "-n": r"[1-9]\d*",
@@ -85,7 +79,7 @@ def check(options: dict[str, str | bool], known_ids: set[int]) -> None:
         raise Refused("Invalid dependency condition: no matching job found")
 
 
-def awaited(options: dict[str, str | bool]) -> set[int]:
+def awaited(options: Options) -> set[int]:
     """Return the ids in ``done(1) && done(2)``."""
     if "-w" not in options:
         return set()
@@ -95,7 +89,7 @@ def awaited(options: dict[str, str | bool]) -> set[int]:
     return {int(part[1]) for part in parts}
 
 
-def options_of_script(script: str) -> dict[str, str | bool]:
+def options_of_script(script: str) -> Options:
     """Return the options on the ``#BSUB`` lines of a script."""
     options = {}
     for line in script.splitlines():
@@ -113,113 +107,46 @@ def bsub(folder: Path, words: list[str]) -> str:
     if not script.strip():
         raise Refused("Empty job")
     options = options_of_script(script) | given
-    known_ids = {int(path.stem) for path in folder.glob("*.json")}
-    check(options, known_ids)
-    job_id = max(known_ids, default=100) + 1
-    job = {"options": options, "script": script, "cwd": str(Path.cwd()), "environment": dict(os.environ)}
-    (folder / f"{job_id}.json").write_text(json.dumps(job))
-    queue = f"queue <{options['-q']}>" if "-q" in options else f"default queue <{QUEUES[0]}>"
-    return f"Job <{job_id}> is submitted to {queue}."
+    job_id = queue(folder, script, options, check)
+    where = f"queue <{options['-q']}>" if "-q" in options else f"default queue <{QUEUES[0]}>"
+    return f"Job <{job_id}> is submitted to {where}."
 
 
-@dataclass
-class Task:
-    """A job, or one of a job array."""
-
-    index: int
-    state: str = "PEND"
-    exit_codes: list[int] = field(default_factory=list)
+def answer() -> None:
+    """Be `bsub`."""
+    batch.main({"bsub": bsub}, last_words=". Job not submitted.", exit_code=255)
 
 
-@dataclass
-class Job:
-    """What was submitted, and how it went."""
-
-    job_id: int
-    name: str
-    options: dict[str, str | bool]
-    script: str
-    cwd: Path
-    environment: dict[str, str]
-    tasks: list[Task]
-
-    @property
-    def state(self) -> str:
-        """``PEND``, ``DONE``, ``EXIT``, or ``ORPHAN`` if LSF took it out of the queue."""
-        states = {task.state for task in self.tasks}
-        return states.pop() if len(states) == 1 else "EXIT" if "EXIT" in states else "PEND"
-
-    @property
-    def exit_codes(self) -> list[int]:
-        """Return those of every start."""
-        return [code for task in self.tasks for code in task.exit_codes]
-
-
-def read_job(path: Path) -> Job:
-    """Return a job as `bsub` left it."""
-    job = json.loads(path.read_text())
-    name, n_tasks = re.fullmatch(r"(.*?)(?:\[1-(\d+)\])?", job["options"].get("-J", path.stem)).groups()
-    tasks = [Task(index) for index in range(1, int(n_tasks) + 1)] if n_tasks else [Task(0)]
-    return Job(int(path.stem), name, job["options"], job["script"], Path(job["cwd"]), job["environment"], tasks)
-
-
-class Cluster:
-    """A folder of submitted jobs, and the means to run them.
+class Cluster(batch.Cluster):
+    """An emulated LSF.
 
     Attributes
     ----------
-    jobs : dict of str to Job
-        By name, after `run`; the last of a name.
-    run_order : list of str
-        Name of the job of every start.
     mail : list of str
         Names of the jobs about which LSF wrote an e-mail.
-    wall_time_after : dict of str to Path
-        For the first start of a job of that name the clock starts when this file is there; a minute is `minute_s`
-        long. All other jobs end in time.
+    minute_s : float
+        How long a minute of wall time is.
     """
 
+    commands = ("bsub",)
+    drops_orphans = ("-ti", True)
+    awaited = staticmethod(awaited)
+
     def __init__(self, folder: Path, minute_s: float = 0.01):
-        self.folder, self.minute_s = folder, minute_s
-        self.jobs, self.run_order, self.mail, self.wall_time_after = {}, [], [], {}
-        self._by_id = {}
-        (folder / "bin").mkdir(parents=True)
-        command = folder / "bin" / "bsub"
-        command.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, __file__, str(folder)])} "$@"\n')
-        command.chmod(0o755)
+        super().__init__(folder)
+        self.minute_s, self.mail = minute_s, []
 
-    @property
-    def path(self) -> str:
-        """PATH with bsub on it."""
-        return f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    def name_and_tasks(self, options: Options, job_id: str) -> tuple[str, int]:
+        name, n_tasks = re.fullmatch(r"(.*?)(?:\[1-(\d+)\])?", options.get("-J", job_id)).groups()
+        return name, int(n_tasks or 0)
 
-    def run(self) -> None:
-        """Run all jobs in the order of their dependencies, one after the other."""
-        for path in sorted(self.folder.glob("*.json")):
-            if int(path.stem) not in self._by_id:
-                self._by_id[int(path.stem)] = read_job(path)
-        self.jobs = {job.name: job for job in self._by_id.values()}
-        changed = True
-        while changed:
-            changed = False
-            for job in self._by_id.values():
-                parents = {self._by_id[parent].state for parent in awaited(job.options)}
-                for task in job.tasks if job.state == "PEND" else ():
-                    if parents <= {"DONE"} and task.state == "PEND":
-                        self._start(job, task)
-                        changed = True
-                    elif parents & {"EXIT", "ORPHAN"} and "-ti" in job.options:
-                        task.state, changed = "ORPHAN", True
-
-    def _start(self, job: Job, task: Task) -> None:
-        assert len(task.exit_codes) < MOST_STARTS, f"{job.name} is queued again and again"
+    def prepare(self, job: Job, task: Task) -> Start:
         options, spool = job.options, self.folder / f"{job.job_id}.{task.index}"
         shell, job_file = spool.with_suffix(".shell"), spool.with_suffix(".sh")
         shell.write_text(job.script)
         shell.chmod(0o700)
         job_file.write_text(JOB_FILE.format(shell=shlex.quote(str(shell))))
         environment = {
-            **job.environment,
             "LSB_JOBID": str(job.job_id),
             "LSB_JOBINDEX": str(task.index),
             "LSB_JOBNAME": options.get("-J", ""),
@@ -227,46 +154,27 @@ class Cluster:
             "LSB_DJOB_NUMPROC": options.get("-n", "1"),
             "LS_SUBCWD": str(job.cwd),
         }
-        printed = {name: spool.with_suffix(suffix) for name, suffix in {"-o": ".out", "-e": ".err"}.items()}
-        with printed["-o"].open("wb") as out, printed["-e"].open("wb") as err:
-            process = subprocess.Popen(
-                ["/bin/sh", str(job_file)],
-                cwd=job.cwd,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
-        try:
-            if job.name in self.wall_time_after and not task.exit_codes:
-                self._wall_time(process, options, self.wall_time_after[job.name])
-            code = process.wait(PATIENCE_S)
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # LSF leaves nothing of a job behind
-                os.killpg(process.pid, signal.SIGKILL)
-        task.exit_codes.append(code)
-        self.run_order.append(job.name)
-        if str(code) in options.get("-Q", "").split():
-            return
-        task.state = "EXIT" if code else "DONE"
-        for name, path in printed.items():
-            target = options.get(name, "").replace("%J", str(job.job_id)).replace("%I", str(task.index))
+        return Start(["/bin/sh", str(job_file)], environment, spool.with_suffix(".out"), spool.with_suffix(".err"))
+
+    def end_of_wall_time(self, job: Job, process: subprocess.Popen) -> None:
+        options = job.options
+        if "-wa" in options:
+            time.sleep((minutes(options["-W"]) - minutes(options["-wt"])) * self.minute_s)
+            signal_all(process.pid, getattr(signal, f"SIG{options['-wa']}"))
+
+    def is_queued_again(self, job: Job, task: Task, code: int) -> bool:
+        return str(code) in job.options.get("-Q", "").split()
+
+    def close(self, job: Job, task: Task, start: Start) -> None:
+        for name, path in {"-o": start.stdout, "-e": start.stderr}.items():
+            target = job.options.get(name, "").replace("%J", str(job.job_id)).replace("%I", str(task.index))
             if not target or not (job.cwd / target).parent.is_dir():
                 self.mail.append(job.name)
                 continue
             with (job.cwd / target).open("ab") as file:
                 file.write(path.read_bytes())
-        if "-N" in options:
+        if "-N" in job.options:
             self.mail.append(job.name)
-
-    def _wall_time(self, process: subprocess.Popen, options: dict[str, str | bool], after: Path) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not after.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        if "-wa" in options:
-            time.sleep((minutes(options["-W"]) - minutes(options["-wt"])) * self.minute_s)
-            signal_all(process.pid, getattr(signal, f"SIG{options['-wa']}"))
 
 
 def signal_all(pid: int, number: int) -> None:
@@ -276,11 +184,3 @@ def signal_all(pid: int, number: int) -> None:
         for process in [job, *job.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
-
-
-if __name__ == "__main__":
-    try:
-        print(bsub(Path(sys.argv[1]), sys.argv[2:]))
-    except Refused as refusal:
-        print(f"{refusal}. Job not submitted.", file=sys.stderr)
-        sys.exit(255)

@@ -6,18 +6,16 @@ whose exit code counts; ``--signal=B:`` signals it alone, and scancel all proces
 `scontrol requeue` asks for it, under the same id, whatever its exit code; afterok waits for all tasks of an array.
 """
 
-import contextlib
-import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from tests.lsf import MOST_STARTS, PATIENCE_S, Job, Refused, Task
+from tests import batch
+from tests.batch import Job, Options, Refused, Start, Task, queue
 
 FLAGS = {"--requeue", "--no-requeue", "--exclusive", "--hold"}
 WITH_VALUE = {
@@ -28,7 +26,7 @@ WITH_VALUE = {
 PARTITIONS = ("normal", "gpu")  # the first is the default
 
 
-def read_options(words: list[str]) -> dict[str, str | bool]:
+def read_options(words: list[str]) -> Options:
     """Return the options; a word that is none is the script, which the emulation takes from standard input only."""
     options = {}
     for word in words:
@@ -42,7 +40,7 @@ def read_options(words: list[str]) -> dict[str, str | bool]:
     return options
 
 
-def options_of_script(script: str) -> dict[str, str | bool]:
+def options_of_script(script: str) -> Options:
     """Return the options on the ``#SBATCH`` lines of a script, which end with its first command."""
     options = {}
     for line in script.splitlines():
@@ -53,7 +51,7 @@ def options_of_script(script: str) -> dict[str, str | bool]:
     return options
 
 
-def check(options: dict[str, str | bool], known_ids: set[int]) -> None:
+def check(options: Options, known_ids: set[int]) -> None:
     """Refuse values that Slurm refuses."""
     for name, pattern in {
         "--array": r"1-[1-9]\d*",
@@ -75,7 +73,7 @@ def check(options: dict[str, str | bool], known_ids: set[int]) -> None:
         raise Refused("sbatch: error: Batch job submission failed: Job dependency problem")
 
 
-def awaited(options: dict[str, str | bool]) -> set[int]:
+def awaited(options: Options) -> set[int]:
     """Return the ids in ``afterok:1:2``."""
     return {int(text) for text in options.get("--dependency", "afterok").split(":")[1:]}
 
@@ -85,13 +83,7 @@ def sbatch(folder: Path, words: list[str]) -> str:
     given, script = read_options(words), sys.stdin.read()
     if not script.startswith("#!"):
         raise Refused("sbatch: error: This does not look like a batch script")
-    options = options_of_script(script) | given
-    known_ids = {int(path.stem) for path in folder.glob("*.json")}
-    check(options, known_ids)
-    job_id = max(known_ids, default=100) + 1
-    job = {"options": options, "script": script, "cwd": str(Path.cwd()), "environment": dict(os.environ)}
-    (folder / f"{job_id}.json").write_text(json.dumps(job))
-    return f"Submitted batch job {job_id}"
+    return f"Submitted batch job {queue(folder, script, options_of_script(script) | given, check)}"
 
 
 def scontrol(folder: Path, words: list[str]) -> str:
@@ -103,69 +95,37 @@ def scontrol(folder: Path, words: list[str]) -> str:
     return ""
 
 
-class Cluster:
-    """A folder of submitted jobs, and the means to run them.
+def answer() -> None:
+    """Be `sbatch` or `scontrol`."""
+    batch.main({"sbatch": sbatch, "scontrol": scontrol}, last_words="", exit_code=1)
+
+
+class Cluster(batch.Cluster):
+    """An emulated Slurm.
 
     Attributes
     ----------
-    jobs : dict of str to Job
-        By name, after `run`; the last of a name.
-    run_order : list of str
-        Name of the job of every start.
-    wall_time_after : dict of str to Path
-        For the first start of a job of that name the clock starts when this file is there. All others end in time.
     cancel_after : dict of str to Path
         When this file is there, every process of the job of that name is sent SIGTERM, as by scancel.
     """
 
+    commands = ("sbatch", "scontrol")
+    drops_orphans = ("--kill-on-invalid-dep", "yes")
+    awaited = staticmethod(awaited)
+
     def __init__(self, folder: Path):
-        self.folder, self.jobs, self.run_order = folder, {}, []
-        self.wall_time_after, self.cancel_after = {}, {}
-        self._by_id = {}
-        (folder / "bin").mkdir(parents=True)
-        for name in ("sbatch", "scontrol"):
-            command = folder / "bin" / name
-            words = shlex.join([sys.executable, "-m", "tests.slurm", name, str(folder)])
-            command.write_text(f'#!/bin/sh\nPYTHONPATH={Path(__file__).parents[1]} exec {words} "$@"\n')
-            command.chmod(0o755)
+        super().__init__(folder)
+        self.cancel_after: dict[str, Path] = {}
 
-    @property
-    def path(self) -> str:
-        """PATH with the commands on it."""
-        return f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    def name_and_tasks(self, options: Options, job_id: str) -> tuple[str, int]:
+        return options["--job-name"], int(options.get("--array", "1-0").removeprefix("1-"))
 
-    def run(self) -> None:
-        """Run all jobs in the order of their dependencies, one after the other."""
-        for path in sorted(self.folder.glob("*.json")):
-            if int(path.stem) not in self._by_id:
-                job = json.loads(path.read_text())
-                n_tasks = int(job["options"].get("--array", "1-0").removeprefix("1-"))
-                tasks = [Task(index) for index in range(1, n_tasks + 1)] or [Task(0)]
-                name = job["options"]["--job-name"]
-                self._by_id[int(path.stem)] = Job(
-                    int(path.stem), name, job["options"], job["script"], Path(job["cwd"]), job["environment"], tasks
-                )
-        self.jobs = {job.name: job for job in self._by_id.values()}
-        changed = True
-        while changed:
-            changed = False
-            for job in self._by_id.values():
-                parents = {self._by_id[parent].state for parent in awaited(job.options)}
-                for task in job.tasks if job.state == "PEND" else ():
-                    if parents <= {"DONE"} and task.state == "PEND":
-                        self._start(job, task)
-                        changed = True
-                    elif parents & {"EXIT", "ORPHAN"} and job.options.get("--kill-on-invalid-dep") == "yes":
-                        task.state, changed = "ORPHAN", True
-
-    def _start(self, job: Job, task: Task) -> None:
-        assert len(task.exit_codes) < MOST_STARTS, f"{job.name} is queued again and again"
-        options, own_id = job.options, job.job_id + 1000 * task.index  # a task of an array has an id of its own
+    def prepare(self, job: Job, task: Task) -> Start:
+        options, own_id = job.options, self._own_id(job, task)
         script = self.folder / f"{own_id}.sh"
         script.write_text(job.script)
         script.chmod(0o700)
         environment = {
-            **job.environment,
             "SLURM_JOB_ID": str(own_id),
             "SLURM_JOB_NAME": job.name,
             "SLURM_JOB_PARTITION": options.get("--partition", PARTITIONS[0]),
@@ -182,49 +142,26 @@ class Cluster:
             target = options.get(name, "slurm-%j.out")
             for mark, value in {"%j": own_id, "%A": job.job_id, "%a": task.index}.items():
                 target = target.replace(mark, str(value))
-            assert (job.cwd / target).parent.is_dir(), "Slurm fails a job whose log has no folder"
-            files.append((job.cwd / target).open("ab" if options.get("--open-mode") == "append" else "wb"))
-        process = subprocess.Popen(
-            [script],
-            cwd=job.cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=files[0],
-            stderr=files[1],
-            start_new_session=True,
-        )
-        try:
-            if job.name in self.wall_time_after and not task.exit_codes:
-                self._wait_for(self.wall_time_after[job.name], process)
-                batch, number, _ = re.fullmatch(r"(B:)?(\w+)@(\d+)", options["--signal"]).groups()
-                assert batch, "without B: Slurm signals the steps of srun, of which there are none"
-                process.send_signal(getattr(signal, f"SIG{number}"))
-            if job.name in self.cancel_after:
-                self._wait_for(self.cancel_after[job.name], process)
-                os.killpg(process.pid, signal.SIGTERM)
-            code = process.wait(PATIENCE_S)
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # Slurm leaves nothing of a job behind
-                os.killpg(process.pid, signal.SIGKILL)
-            for file in files:
-                file.close()
-        task.exit_codes.append(code)
-        self.run_order.append(job.name)
-        requeue = self.folder / f"{own_id}.requeue"
-        if requeue.exists() and options.get("--requeue"):
-            requeue.unlink()
-            return
-        task.state = "EXIT" if code else "DONE"
+            files.append(job.cwd / target)
+            assert files[-1].parent.is_dir(), "Slurm fails a job whose log has no folder"
+        return Start([str(script)], environment, *files, appends=options.get("--open-mode") == "append")
 
-    def _wait_for(self, path: Path, process: subprocess.Popen) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+    def end_of_wall_time(self, job: Job, process: subprocess.Popen) -> None:
+        batch_alone, number, _ = re.fullmatch(r"(B:)?(\w+)@(\d+)", job.options["--signal"]).groups()
+        assert batch_alone, "without B: Slurm signals the steps of srun, of which there are none"
+        process.send_signal(getattr(signal, f"SIG{number}"))
 
+    def meddle(self, job: Job, process: subprocess.Popen) -> None:
+        if job.name in self.cancel_after:
+            batch.wait_for(self.cancel_after[job.name], process)
+            os.killpg(process.pid, signal.SIGTERM)
 
-if __name__ == "__main__":
-    try:
-        print({"sbatch": sbatch, "scontrol": scontrol}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3:]))
-    except Refused as refusal:
-        print(refusal, file=sys.stderr)
-        sys.exit(1)
+    def is_queued_again(self, job: Job, task: Task, code: int) -> bool:
+        asked = self.folder / f"{self._own_id(job, task)}.requeue"
+        if not asked.exists() or not job.options.get("--requeue"):
+            return False
+        asked.unlink()
+        return True
+
+    def _own_id(self, job: Job, task: Task) -> int:
+        return job.job_id + 1000 * task.index  # a task of an array has an id of its own

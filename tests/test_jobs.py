@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from jobs import launch
-from tests import lsf, slurm
+from tests import batch, lsf, slurm
 from tests.data import write_processed
 from tests.lsf import Cluster
 from tests.stages import ROOT, load_stage
@@ -493,7 +493,7 @@ def test_two_processes_stop_at_the_wall_time_with_a_checkpoint(tmp_path):
     while job.poll() is None and not (run_dir / "metrics.csv").exists():
         time.sleep(0.02)
     lsf.signal_all(job.pid, signal.SIGUSR2)
-    stderr = job.communicate(timeout=lsf.PATIENCE_S)[1]
+    stderr = job.communicate(timeout=batch.PATIENCE_S)[1]
     assert job.returncode == 75, stderr
     assert "a checkpoint is saved" in stderr
     record = json.loads((run_dir / "run.json").read_text())
