@@ -111,8 +111,8 @@ def show_results(output_dir: Path) -> None:
     results_dir = output_dir.resolve().parent
     table = summary.summary_table(summary.rebuild_summary(results_dir))
     log.info("all results in %s:\n%s", results_dir, table)
-    for figure in [*sorted(output_dir.glob("*.png")), results_dir / f"{summary.SUMMARY_NAME}.png"]:
-        log.info("figure: %s", figure)
+    log.info("their figure: %s", results_dir / f"{summary.SUMMARY_NAME}.png")
+    runs.log_figures(output_dir)
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -135,8 +135,7 @@ def run(args: argparse.Namespace) -> None:
             analyse_layers(args, inputs, this_run, device)
         else:
             compare_models(args, inputs, this_run, device)
-        for figure in sorted(args.output_dir.glob("*.png")):
-            log.info("figure: %s", figure)
+        runs.log_figures(args.output_dir)
 
 
 def chosen_metrics(names: Sequence[str] | None, between_models: bool) -> list[str]:

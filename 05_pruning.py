@@ -133,8 +133,7 @@ def run(args: argparse.Namespace) -> None:
 def show_results(output_dir: Path) -> None:
     """Rebuild the summary of all results beside this one, which has no row in it; log where the figures are."""
     summary.rebuild_summary(output_dir.resolve().parent)
-    for figure in sorted(output_dir.glob("*.png")):
-        log.info("figure: %s", figure)
+    runs.log_figures(output_dir)
 
 
 def sweep(args: argparse.Namespace) -> None:
@@ -243,6 +242,7 @@ def sweep(args: argparse.Namespace) -> None:
             draw(rows, args.output_dir, args.margin, table.has_doubtful_latencies)
 
         if args.heal:
+            choices.log_healing(to_heal, heal_keep is not None, args.margin, on_search)
             with this_run.timed("healing"):
                 healed_dir = args.output_dir / HEALED / "model"
                 training_history.note_training(model, inputs["data_dir"].sha256, train_clips, search_clips)

@@ -290,6 +290,7 @@ def prune(
                     shutil.rmtree(partial)
                 encoders.save_model(model, extractor, folder)
                 log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(model.config)))
+            encoders.log_without_classifier(model.config)
 
 
 def on_disk(sizes: dict[Path, ModelSize]) -> dict[Path, ModelSize]:

@@ -225,13 +225,16 @@ def test_the_answer_is_in_the_log(data_dir, run_dir, tmp_path):
     assert best["n_pruned"] == 7 and best["smallest_within_margin_by_interval"]["keep"] == [0]
 
 
-def test_figures_are_drawn_from_a_real_table(result, data_dir, run_dir, tmp_path):
+def test_figures_are_drawn_from_a_real_table(result, data_dir, run_dir, tmp_path, caplog):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "draw", load_stage("05_pruning").draw)
         assert main(run_dir, data_dir, tmp_path / "out", "--strategies", "single") == 0
     names = ("pruning", "pruning_single", "strategies", "pareto")
     figures = {f"{name}{suffix}" for name in names for suffix in (".pdf", ".png")}
     assert {path.name for path in (tmp_path / "out").iterdir()} - figures == {path.name for path in result.iterdir()}
+    assert [text for text in caplog.messages if "figures: " in text] == [
+        f"{len(figures) // 2} figures: {tmp_path / 'out' / '*.png'}"
+    ]
 
 
 def test_two_runs_give_the_same_table(data_dir, run_dir, result, tmp_path):
@@ -332,6 +335,30 @@ def test_choices_are_the_smallest_within_the_margin(scores_of):
     assert choose(candidates, on_val, margin=0.4).within == candidates[3]
     assert choose(candidates, on_val, margin=0.05).to_heal() == (0, 2), "the best of those that lack the fewest"
     assert choose(candidates, on_val, margin=0.4).to_heal() == (0,)
+
+
+def test_the_log_says_which_subset_is_healed_and_whether_it_could_go_as_it_is(scores_of, caplog):
+    whole = (0, 1, 2)
+    candidates = [Candidate("full", whole, 0), Candidate("a", (0, 2), 1), Candidate("b", (0,), 2)]
+    on_val = scores_of({whole: [], (0, 2): [4], (0,): range(6)})
+
+    def said(margin, keep=None, of=candidates):
+        caplog.clear()
+        found = choose(of, on_val, margin)
+        found.log_healing(keep or found.to_heal(), keep is not None, margin, on_val)
+        return caplog.messages[-1]
+
+    start = "--heal trains layers 0,2 (2 of 3 blocks): "
+    assert said(0.05) == (
+        f"{start}no subset is within the margin, so the best of those with the fewest blocks removed. Before it, "
+        "pruned - whole = -0.056 in accuracy on val: worse than the margin of 0.05, so these blocks cannot go without "
+        "healing"
+    )
+    assert said(0.12).startswith(f"{start}the smallest within the margin. ")
+    assert said(0.12).endswith("within the margin of 0.12 by the point estimate, but not by the 95 % interval")
+    assert said(0.25).endswith("within the margin of 0.25 by the point estimate, and by the 95 % interval")
+    assert said(0.25, (0,)).startswith("--heal trains layers 0 (1 of 3 blocks): as --heal_keep asks. Before it, ")
+    assert said(0.25, of=candidates[:1]) == "--heal trains the whole model: nothing smaller was scored"
 
 
 def test_an_interval_without_width_of_few_groups_shows_nothing(scores_of, monkeypatch):
@@ -502,6 +529,7 @@ def test_a_second_sweep_in_one_folder_is_refused(data_dir, run_dir, tmp_path, ca
 
 @pytest.fixture(scope="module")
 def healed(data_dir, run_dir, tmp_path_factory):
+    """Heal a subset of a model that does not say how its clips were cut."""
     output_dir = tmp_path_factory.mktemp("healed") / "out"
     words = ("--strategies", "backward", "--heal", 8, "--heal_keep", "0,3")
     assert main(run_dir, data_dir, output_dir, *words) == 0
@@ -511,6 +539,10 @@ def healed(data_dir, run_dir, tmp_path_factory):
 def test_healing_says_what_was_before_and_after(data_dir, run_dir, healed):
     row = pd.read_csv(healed / "healing.csv").iloc[0]
     assert (row["part"], row["epochs"], row["kept_layers"]) == ("head", 8, "0,3")
+    assert not (healed / "healed" / "model" / "classify.py").exists()
+    said = (healed / "log.txt").read_text()
+    assert "without classify.py: the model does not say" in said
+    assert "--heal trains layers 0,3 (2 of 4 blocks): as --heal_keep asks" in said
     model, extractor = encoders.load_model(run_dir, "cpu")
     encoders.prune_model(model, [0, 3])
     encoders.model_input(healed / "healed")  # the run that made it is whole

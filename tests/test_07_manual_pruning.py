@@ -100,6 +100,24 @@ def files_of(folder) -> dict[str, bytes]:
 # --------------------------------------------------------------------------------------- lists of layers
 
 
+def test_classify_py_lies_only_in_models_that_say_how_files_are_cut(run_dir, base_dir, tmp_path):
+    model, extractor = encoders.load_model(run_dir, "cpu")
+    data_dir = write_processed(tmp_path / "processed")
+    encoders.configure_for_training(model, clips.read_clips(data_dir, "train"), augment=())
+    encoders.save_model(model, extractor, tmp_path / "trained")
+    for name, source, is_there in (
+        ("new", tmp_path / "trained", True),
+        ("old", run_dir, False),
+        ("b", base_dir, False),
+    ):
+        assert main("--model_dir", source, "--keep_layers", "0", "--output_dir", tmp_path / name) == 0
+        assert (tmp_path / name / "model" / "classify.py").exists() == is_there
+        said = (
+            "without classify.py: the model does not say how files are cut" in (tmp_path / name / "log.txt").read_text()
+        )
+        assert said != is_there
+
+
 @pytest.mark.parametrize(
     ("option", "value", "keep"),
     [

@@ -234,23 +234,43 @@ def test_a_base_model_is_no_classifier_of_files(tmp_path):
         classify.load_model(tmp_path / "model")
 
 
+def command(monkeypatch, model_dir, *paths):
+    """Call the command as in a new process."""
+    monkeypatch.setattr(classify, "FOLDER", model_dir)
+    monkeypatch.setattr("sys.argv", ["classify.py", *map(str, paths)])
+    classify.load_model.cache_clear()
+    transformers_logging.enable_progress_bar()
+    classify.main()
+
+
 def test_the_command_prints_a_line_a_clip(data, model_dirs, monkeypatch, capsys):
     path = str(data / "raw" / "robin" / "stereo.wav")
-    monkeypatch.setattr(classify, "FOLDER", model_dirs["tiny"])
-    monkeypatch.setattr(classify.classify, "__defaults__", (model_dirs["tiny"],))
-    monkeypatch.setattr("sys.argv", ["classify.py", path])
-    classify.load_model.cache_clear()
-    transformers_logging.enable_progress_bar()  # as in a new process
-    classify.main()
+    command(monkeypatch, model_dirs["tiny"], path)
     printed = capsys.readouterr()
     assert "Loading weights" not in printed.err
     lines = [line.split("\t") for line in printed.out.splitlines()]
     assert [line[:2] for line in lines] == [[path, "0.000"], [path, "1.000"], [path, "2.000"]]
     assert all(line[2] in LABELS and 0.5 <= float(line[3]) <= 1 for line in lines)
-    for words in (["classify.py"], ["classify.py", "nowhere.wav"], ["classify.py", str(ROOT / "README.md")]):
-        monkeypatch.setattr("sys.argv", words)
-        with pytest.raises(SystemExit) as stop:
-            classify.main()
-        assert isinstance(stop.value.code, str) and "Traceback" not in stop.value.code
-    assert stop.value.code.endswith("libsndfile cannot read it (Format not recognised); convert it to WAV")
     assert soundfile.info(path).channels == 2
+
+
+def test_the_command_goes_on_behind_files_that_it_cannot_classify(data, model_dirs, monkeypatch, capsys, tmp_path):
+    good = data / "raw" / "robin" / "stereo.wav"
+    short = write(tmp_path / "short.wav", song(1, RATE_HZ)[:800], RATE_HZ)
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, model_dirs["tiny"], "nowhere.wav", good, ROOT / "README.md", short, good)
+    assert stop.value.code == "3 of 5 files could not be classified"
+    printed = capsys.readouterr()
+    assert [line.split("\t")[0] for line in printed.out.splitlines()] == 6 * [str(good)]
+    assert printed.err.splitlines() == [
+        "[Errno 2] No such file or directory: 'nowhere.wav'",
+        f"{ROOT / 'README.md'}: libsndfile cannot read it (Format not recognised); convert it to WAV",
+        f"{short} lasts 0.05 s: too short for a clip of this model",
+    ]
+
+
+def test_the_command_without_a_file_or_a_model_ends_with_a_message(monkeypatch, tmp_path):
+    encoders.save_model(*small_model("hubert"), tmp_path / "model")
+    for words, message in (((), "a line a clip"), (("song.wav",), "does not say how the clips")):
+        with pytest.raises(SystemExit, match=message):
+            command(monkeypatch, tmp_path / "model", *words)

@@ -147,20 +147,31 @@ def classify(path: str | Path, folder: Path = FOLDER) -> tuple[np.ndarray, list[
 
 
 def main() -> None:
-    """Print a line for every clip of the files that are named."""
-    if len(sys.argv) < 2:
+    """Print a line for every clip of the files that are named; go on behind one that cannot be classified."""
+    paths, n_bad = sys.argv[1:], 0
+    if not paths:
         sys.exit(__doc__)
     transformers_logging.disable_progress_bar()
-    for path in sys.argv[1:]:
+    try:
+        load_model(FOLDER)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    for path in paths:
         try:
-            starts_s, labels, logits = classify(path)
+            starts_s, labels, logits = classify(path, FOLDER)
         except soundfile.LibsndfileError as error:
-            sys.exit(f"{path}: libsndfile cannot read it ({error.error_string.rstrip('.')}); convert it to WAV")
+            problem = f"libsndfile cannot read it ({error.error_string.rstrip('.')}); convert it to WAV"
         except (ValueError, OSError, soundfile.SoundFileError) as error:
-            sys.exit(str(error))
-        for start_s, scores in zip(starts_s, torch.from_numpy(logits).softmax(dim=1).tolist(), strict=True):
-            best = int(np.argmax(scores))
-            print(f"{path}\t{start_s:.3f}\t{labels[best]}\t{scores[best]:.3f}")
+            problem = str(error)
+        else:
+            for start_s, scores in zip(starts_s, torch.from_numpy(logits).softmax(dim=1).tolist(), strict=True):
+                best = int(np.argmax(scores))
+                print(f"{path}\t{start_s:.3f}\t{labels[best]}\t{scores[best]:.3f}")
+            continue
+        print(problem if path in problem else f"{path}: {problem}", file=sys.stderr)
+        n_bad += 1
+    if n_bad:
+        sys.exit(f"{n_bad} of {len(paths)} files could not be classified")
 
 
 if __name__ == "__main__":

@@ -172,14 +172,8 @@ def check_parts(model: PreTrainedModel, extractor: SequenceFeatureExtractor, cli
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Audio-classification model in evaluation mode, on `device`.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
-    clips : Clips
-        The first of them are run.
-    device : str
-        ``cpu`` or ``cuda``; float32 on either.
+    model, extractor, clips, device
+        As for `evaluation.predict`; the first of the clips are run, in float32.
 
     Raises
     ------

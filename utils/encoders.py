@@ -772,8 +772,8 @@ def configure_for_training(
 def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, folder: Path) -> None:
     """Save a model so that plain ``from_pretrained`` loads it; reload it and compare every weight.
 
-    Beside it lies `classify`, which needs nothing of this project, and the network of a CNN. The folder appears whole
-    or not at all.
+    Beside it lies `classify`, which needs nothing of this project, unless the model does not say how the clips of its
+    training were cut; and the network of a CNN. The folder appears whole or not at all.
 
     Parameters
     ----------
@@ -794,8 +794,9 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
     model_folder.quiet_transformers()
     model.save_pretrained(partial)
     extractor.save_pretrained(partial)
-    for module in (classify, bird_cnn):  # for whoever gets the folder alone; no stage runs what lies in one
-        if module is classify or not has_blocks(model.config):
+    # For whoever gets the folder alone; no stage runs what lies in one.
+    for module, is_of_use in ((classify, can_classify_files(model.config)), (bird_cnn, not has_blocks(model.config))):
+        if is_of_use:
             shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
     training_history.write_history(model, partial)
     for path in partial.iterdir():  # safetensors creates files that only their owner can read
@@ -806,6 +807,20 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
     if different or len(saved) != len(wanted):
         raise RuntimeError(f"{folder}: the saved model differs from the one in memory in {_some(different)}")
     partial.rename(folder)
+
+
+def can_classify_files(config: PreTrainedConfig) -> bool:
+    """Tell whether a model says how files are cut into clips for it; a base model, or an old one, does not."""
+    return getattr(config, "clip_fill", None) is not None
+
+
+def log_without_classifier(config: PreTrainedConfig) -> None:
+    """Say why there is no ``classify.py`` in a model folder; nothing if there is one."""
+    if not can_classify_files(config):
+        log.info(
+            "without classify.py: the model does not say how files are cut into clips for it (it is a base model, or "
+            "an earlier version of this program trained it). A model that 02_finetuning.py trains says so"
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -73,6 +73,7 @@ def heal_subset(
     encoders.prune_model(pruned, list(keep))
     heal(pruned, extractor, part, train_clips, val_clips, settings, work_dir, batch_size, device)
     encoders.save_model(pruned, extractor, folder)
+    encoders.log_without_classifier(pruned.config)
 
 
 def compare(folder: Path, keep: Keep, before_on: dict[str, SubsetScores], device: str) -> dict[str, float]:

@@ -73,15 +73,8 @@ def extract(
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Audio-classification model in evaluation mode, on `device`.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
-    clips : Clips
-    batch_size : int
-        Clips at once.
-    device : str
-        ``cpu`` or ``cuda``.
+    model, extractor, clips, batch_size, device
+        As for `evaluation.predict`.
     folder : Path
         Where ``<name>.npy`` (see `HiddenStates.pooled`), ``<name>_frames.npy`` (cosine and angle),
         ``<name>_clips.csv`` and ``<name>.json`` (the key, and how many clips are done) are.

@@ -247,6 +247,26 @@ class Choices:
         pruned = (candidate.keep for depth, candidate in self.by_depth.items() if depth < len(self.whole))
         return next(pruned, self.whole)
 
+    def log_healing(self, keep: Keep, is_asked: bool, margin: float, on_search: SubsetScores) -> None:
+        """Say which subset is healed, why this one, and whether its blocks could go without."""
+        if keep == self.whole:
+            log.info("--heal trains the whole model: nothing smaller was scored")
+            return
+        difference, _, _ = on_search.difference(keep, on_search.predicted(self.whole))
+        why = "the smallest within the margin"
+        if is_asked:
+            why = "as --heal_keep asks"
+        elif self.within is None:
+            why = "no subset is within the margin, so the best of those with the fewest blocks removed"
+        state = f"worse than the margin of {margin:g}, so these blocks cannot go without healing"
+        if difference >= -margin - ROUNDING:
+            too = "and" if is_shown(keep, self.whole, margin, on_search) else "but not"
+            state = f"within the margin of {margin:g} by the point estimate, {too} by the 95 % interval"
+        log.info(
+            "--heal trains layers %s (%d of %d blocks): %s. Before it, pruned - whole = %+.3f in accuracy on %s: %s",
+            *(cli.format_layer_list(keep), len(keep), len(self.whole), why, difference, on_search.split, state),
+        )
+
     def scored(self, on_search: SubsetScores, on_report: SubsetScores) -> dict:
         """Return the choices with their scores, ready for ``best.json``; numbers that are not finite are None."""
 
@@ -290,15 +310,7 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
         by_depth.setdefault(len(candidate.keep), candidate)
         if candidate.n_removed and on_search.score(candidate.keep)[0] >= least:
             possible.setdefault(candidate.keep, candidate)
-    of_whole = on_search.predicted(whole)
-
-    def is_shown(keep: Keep) -> bool:
-        _, low, high = on_search.difference(keep, of_whole)
-        # Where all of a few groups differ alike the bootstrap gives no width, and that is no certainty.
-        has_width = high > low or on_search.n_groups >= evaluation.FEW_GROUPS
-        return has_width and low >= -margin - ROUNDING
-
-    by_interval = (candidate for keep, candidate in possible.items() if is_shown(keep))
+    by_interval = (candidate for keep, candidate in possible.items() if is_shown(keep, whole, margin, on_search))
     return Choices(
         whole,
         by_depth={depth: by_depth[depth] for depth in sorted(by_depth, reverse=True)},
@@ -306,6 +318,14 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
         within_by_interval=next(by_interval, None),
         n_pruned=len({candidate.keep for candidate in candidates if candidate.n_removed}),
     )
+
+
+def is_shown(keep: Keep, whole: Keep, margin: float, on_search: SubsetScores) -> bool:
+    """Tell whether the interval, too, of a subset's difference from the whole model is no worse than the margin."""
+    _, low, high = on_search.difference(keep, on_search.predicted(whole))
+    # Where all of a few groups differ alike the bootstrap gives no width, and that is no certainty.
+    has_width = high > low or on_search.n_groups >= evaluation.FEW_GROUPS
+    return has_width and low >= -margin - ROUNDING
 
 
 # ------------------------------------------------------------------------------------------------- words

@@ -806,6 +806,12 @@ def progress(iterable: Iterable, total: int, desc: str, unit: str, n_before: int
             log.info("%s: %d of %d %s, %.3g/s, %.0f s left", desc, n_done, total, unit, rate, (total - n_done) / rate)
 
 
+def log_figures(output_dir: Path) -> None:
+    """Log in one line where the figures of a result are, and how many."""
+    if n_figures := len(list(Path(output_dir).glob("*.png"))):
+        log.info("%d figures: %s", n_figures, Path(output_dir) / "*.png")
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and PyTorch's global generators."""
     from transformers import set_seed
