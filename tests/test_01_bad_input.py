@@ -665,7 +665,7 @@ def test_a_spreadsheets_formulas_get_a_line(raw_dir, caplog):
     metadata.write_text("\n".join(["file,label,recording_id,recordist", *rows]))
     assert run(raw_dir, "--metadata", metadata, "--split_by", "recording") == 0
     (line,) = [message for message in caplog.messages if "a spreadsheet may run" in message]
-    assert line.startswith("2 ids, labels, recordists or files begin with =, +, - or @")
+    assert line.startswith("2 ids, labels, recordists, licences or files begin with =, +, - or @")
     assert line.endswith('as text: =HYPERLINK("http://x"), @person')
     caplog.clear()
     assert run(good_files(raw_dir.parent / "raw2")) in (0, 4)
@@ -701,7 +701,7 @@ def test_scratch_that_will_not_fit_is_refused_before_it_is_filled(raw_dir, monke
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-def test_lengths_are_estimated_from_some_headers_and_all_sizes(tmp_path, suffix):
+def test_lengths_are_estimated_from_some_headers_and_all_sizes(tmp_path, suffix, capfd):
     seconds = [1 + i % 7 for i in range(42)]
     rate_hz = 44100 if suffix == "mp3" else 16000
     for i, n in enumerate(seconds):
@@ -711,6 +711,7 @@ def test_lengths_are_estimated_from_some_headers_and_all_sizes(tmp_path, suffix)
     files.append(spool.Listed(f"bad.{suffix}", 8, 0))
     estimated = preparation.estimate_seconds(tmp_path, files)
     assert sum(estimated.values()) == pytest.approx(sum(seconds), rel=0.05)
+    assert capfd.readouterr() == ("", ""), "libraries print nothing of their own"
 
 
 def test_a_sparse_file_takes_no_scratch(raw_dir, monkeypatch):

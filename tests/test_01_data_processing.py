@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import soundfile
 import soxr
-from mutagen.id3 import ID3, TPE1, WOAF
+from mutagen.id3 import ID3, TPE1, WCOP, WOAF
 
 from tests.sounds import song, write
 from tests.stages import ROOT, digests, load_stage
@@ -44,6 +44,9 @@ def run(raw_dir, output_dir, *more):
     argv = ["--raw_dir", raw_dir, "--output_dir", output_dir, "--min_recordings", 3, "--num_workers", 1]
     argv += ["--min_remainder_seconds", 0.1]
     return stage.main([str(word) for word in [*argv, *more]])
+
+
+LICENCE = "http://creativecommons.org/licenses/by-nc-sa/4.0/"
 
 
 def read_csv(path):
@@ -215,17 +218,20 @@ def test_a_label_that_falls_below_the_minimum_by_bad_files_is_left_out(tmp_path,
 
 
 def test_metadata_gives_labels_recordings_and_recordists(tmp_path):
-    rows = ["file,label,recording_id,recordist"]
+    rows = ["file,label,recording_id,recordist,lic"]
     for i in range(24):
         write(tmp_path / "raw" / f"{i}.wav", song(1.2, 16000, seed=i), 16000)
-        rows.append(f"{i}.wav,{LABELS[i % 2]},R{i // 4 * 2 + i % 2},{'Ann' if i < 8 else 'Bob' if i < 16 else 'Cem'}")
+        who = "Ann" if i < 8 else "Bob" if i < 16 else "Cem"
+        rows.append(f"{i}.wav,{LABELS[i % 2]},R{i // 4 * 2 + i % 2},{who},{LICENCE if i < 8 else ''}")
     metadata = tmp_path / "metadata.csv"
     metadata.write_text("\n".join(rows))
     assert run(tmp_path / "raw", tmp_path / "out", "--metadata", metadata, "--clip_seconds", 1) == 0
     recordings = read_csv(tmp_path / "out" / "recordings.csv").set_index("recording_id")
     assert len(recordings) == 12
     assert set(recordings.n_files) == {"2"}
-    assert recordings.loc["R0", ["label", "recordist", "group"]].tolist() == ["Crow", "Ann", "Ann|Crow"]
+    columns = ["label", "recordist", "licence", "group"]
+    assert recordings.loc["R0", columns].tolist() == ["Crow", "Ann", LICENCE, "Ann|Crow"]
+    assert set(recordings.licence) == {LICENCE, ""}
     table = read_shards(tmp_path / "out")
     first = table[table.recording_id == "R0"]
     assert first.source_path.tolist() == ["0.wav", "0.wav", "2.wav", "2.wav"]
@@ -469,6 +475,8 @@ def tagged_songs(raw_dir, n_people=4, n_each=3):
         name = f"Person Number {'ABCDEFGH'[person] * 3}"
         tags.add(TPE1(encoding=3, text=name.upper() if i % 3 == 0 else name))
         tags.add(WOAF(url=f"https://xeno-canto.org/{1000 + i}"))
+        if i % 3 == 0:
+            tags.add(WCOP(url=LICENCE))
         tags.save(path)
     return raw_dir
 
@@ -479,6 +487,8 @@ def test_untouched_downloads_are_split_by_the_recordists_of_their_tags(tmp_path,
     table = read_csv(tmp_path / "out/recordings.csv")
     assert set(table.recording_id) == {f"XC{1000 + i}" for i in range(24)}
     assert table.recordist.nunique() == 4
+    of_tags = ["" if (int(name.removeprefix("XC")) - 1000) % 3 else LICENCE for name in table.recording_id]
+    assert table.licence.tolist() == of_tags, "who publishes results must credit recordings by their licence"
     assert (table.groupby(["recordist", "label"]).split.nunique() == 1).all()
     record = json.loads((tmp_path / "out/run.json").read_text())
     assert record["metrics"]["kept_together"] == "recordist and species"

@@ -375,9 +375,9 @@ def test_metadata_of_the_contract(tmp_path):
     )
     files, skipped = find_recordings(tmp_path, metadata)
     assert files == [
-        SourceFile("one/a.wav", "Rook", "007", "Ada Lovelace"),
-        SourceFile("b.flac", "Jay", "XC12", None),
-        SourceFile("c_segment_1.wav", "Jay", "c", None),
+        SourceFile("one/a.wav", "Rook", "007", "Ada Lovelace", licence="CC"),
+        SourceFile("b.flac", "Jay", "XC12", None, licence="CC"),
+        SourceFile("c_segment_1.wav", "Jay", "c", None, licence="CC"),
         SourceFile("c_segment_2.wav", "Jay", "c", None),
     ]
     assert skipped == []

@@ -32,6 +32,7 @@ COLUMNS = {
     ],
     "recording_id": [("recording_id",), ("xc_id",), ("id",)],
     "recordist": [("recordist",), ("rec",), ("author",)],
+    "licence": [("licence",), ("license",), ("lic",)],
 }
 # Of these the one counts whose files are there: xeno-canto's `file` is an address and its `file-name` the uploader's.
 FILE_COLUMNS = ("file-name", "file_name", "file", "filename", "path", "filepath", "file_path")
@@ -68,7 +69,7 @@ class Row:
     label : str
     names : tuple of str
         All that the label columns hold; a folder of the species may be named after any.
-    recording_id, recordist : str
+    recording_id, recordist, licence : str
         Empty where the table does not say.
     """
 
@@ -78,6 +79,7 @@ class Row:
     names: tuple[str, ...]
     recording_id: str
     recordist: str
+    licence: str
 
     @property
     def xeno_canto_id(self) -> str | None:
@@ -127,6 +129,7 @@ def read_rows(metadata: Path) -> list[Row]:
                 names=tuple(column[i] for column in species),
                 recording_id=recording_id,
                 recordist=of_field["recordist"][i],
+                licence=of_field["licence"][i],
             )
         )
     return rows

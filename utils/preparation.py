@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import soundfile
 
-from utils import audio, clips, runs, spool, workers
+from utils import audio, clips, runs, sources, spool, workers
 from utils.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 from utils.files import read_json, sha256_of_lines, write_json, write_text
 from utils.recordings import Skipped, SourceFile
@@ -38,8 +37,7 @@ BYTES_PER_TASK = 2**24  # of source files
 TASKS_PER_WORKER = 16  # so many at least, if there are files enough: then all workers end at about the same time
 NAMED_IN_LOG = 20
 HEADERS_READ = 20  # of the largest files of a suffix, and as many of all, to estimate the length of the others
-COMPRESSED_BYTES_PER_S = 16_000.0  # 128 kbit/s, of formats whose headers libsndfile does not read
-LEAST_MP3_BYTES_PER_S = 4_000.0  # 32 kbit/s
+COMPRESSED_BYTES_PER_S = 16_000.0  # 128 kbit/s, of formats whose headers say nothing
 CLIPS_PER_PCM = 0.8  # bytes; measured 0.6 to 0.75
 SURE_SHARE = 0.8  # of an estimate
 
@@ -248,20 +246,11 @@ def estimate_seconds(raw_dir: Path, files: Sequence[spool.Listed]) -> dict[str, 
     for alike in by_suffix.values():
         alike.sort(key=lambda file: (-file.size, file.path))
         asked = {*alike[:HEADERS_READ], *alike[:: 1 + len(alike) // HEADERS_READ]}
-        known = {file: length for file in asked if (length := _seconds_by_header(raw_dir / file.path))}
+        known = {file: length for file in asked if (length := sources.promised_seconds(raw_dir / file.path))}
         n_bytes = sum(file.size for file in known)
         rate = sum(known.values()) / n_bytes if n_bytes else 0.0 if known else 1 / COMPRESSED_BYTES_PER_S
         seconds |= {file.path: known.get(file, file.size * rate) for file in alike}
     return seconds
-
-
-def _seconds_by_header(path: Path) -> float | None:
-    try:
-        seconds = soundfile.info(path).duration
-        # Of an mp3 of variable bit rate without a Xing tag the length is guessed from its first frame.
-        return min(seconds, path.stat().st_size / LEAST_MP3_BYTES_PER_S) if path.suffix.lower() == ".mp3" else seconds
-    except (OSError, RuntimeError):  # decoding says what is wrong with it
-        return None
 
 
 def decode(
@@ -457,12 +446,12 @@ def write_skipped(output_dir: Path, skipped: Sequence[Skipped]) -> None:
 def warn_of_formulas(recorded: Sequence[Recorded], skipped: Sequence[Skipped]) -> None:
     """Warn of what a spreadsheet would run when it opens a CSV of this data set."""
     files = [r.file for r in recorded]
-    texts = [text for file in files for text in (file.recording_id, file.label, file.recordist or "")]
+    texts = [text for f in files for text in (f.recording_id, f.label, f.recordist or "", f.licence or "")]
     found = formulas([*texts, *(skip.file for skip in skipped)])
     if found:
         log.warning(
-            "%d ids, labels, recordists or files begin with =, +, - or @: a spreadsheet may run them as formulas when "
-            "it opens a CSV; rename them, or import these columns as text: %s",
+            "%d ids, labels, recordists, licences or files begin with =, +, - or @: a spreadsheet may run them as "
+            "formulas when it opens a CSV; rename them, or import these columns as text: %s",
             *(len(found), printable(some(found, 5))),
         )
 
@@ -490,6 +479,7 @@ def write_recordings(
                 recording_id,
                 own[0][0].file.label,
                 "|".join(sorted({r.file.recordist for r, _ in own if r.file.recordist is not None})),
+                "|".join(sorted({r.file.licence for r, _ in own if r.file.licence is not None})),
                 groups.pop() if len(groups) == 1 else "",
                 "|".join(name for name in clips.SPLITS if name in splits),
                 round(sum(sound.n_samples for sound in sounds) / sample_rate_hz, 6),
@@ -501,7 +491,7 @@ def write_recordings(
                 checksums[0] if len(checksums) == 1 else sha256_of_lines(checksums),
             ]
         )
-    columns = ["recording_id", "label", "recordist", "group", "split", "duration_s", "n_clips", "n_files"]
+    columns = ["recording_id", "label", "recordist", "licence", "group", "split", "duration_s", "n_clips", "n_files"]
     write_csv(
         output_dir / "recordings.csv",
         [*columns, "sample_rate_hz", "channel", "recorded_at", "recorded_at_from", "sha256"],

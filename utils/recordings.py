@@ -51,7 +51,7 @@ class SourceFile:
         POSIX path, relative to the folder of recordings.
     label : str
     recording_id : str
-    recordist : str or None
+    recordist, licence : str or None
         None where unknown.
     origin : str or None
         What the pieces of one original recording share, whatever their label; see `recording_ids.name_recordings`.
@@ -65,6 +65,7 @@ class SourceFile:
     recordist: str | None
     origin: str | None = field(default=None, compare=False)
     is_named_by_path: bool = field(default=False, compare=False)
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def complete(
     recordist_level: int | None = None,
     same: Sequence[Sequence[str]] = (),
 ) -> tuple[list[SourceFile], list[Skipped]]:
-    """Fill in what is not known of files, recordists from their tags, then from folders; spell each in one way.
+    """Fill in what is not known of files from their tags, recordists also from folders; spell each in one way.
 
     Parameters
     ----------
@@ -187,7 +188,8 @@ def complete(
         if file.is_named_by_path and found.recording_id is not None:
             file = replace(file, recording_id=found.recording_id, origin=None)
             n_by["ids"] += 1
-        known.append(replace(file, recordist=recordist, is_named_by_path=False))
+        licence = file.licence or found.licence
+        known.append(replace(file, recordist=recordist, is_named_by_path=False, licence=licence))
     log.info(
         "%d of %d files have a recordist: %d from the table, %d from tags of xeno-canto, %d from folders",
         *(n_by["table"] + n_by["tags"] + n_by["folders"], len(files), n_by["table"], n_by["tags"], n_by["folders"]),
@@ -400,7 +402,7 @@ def _from_metadata(raw_dir: Path, metadata: Path) -> tuple[list[SourceFile], lis
         n_by_id += is_by_id
         recordist = None if is_unknown(row.recordist) else row.recordist
         for path in paths:
-            rows[path].append(SourceFile(path, row.label, row.recording_id, recordist))
+            rows[path].append(SourceFile(path, row.label, row.recording_id, recordist, licence=row.licence or None))
     if n_unlabelled:
         log.warning("%s: %d of %d rows have no label and are left out", metadata, n_unlabelled, len(table))
     if n_by_id:

@@ -14,14 +14,15 @@ import numpy as np
 import soundfile
 
 from utils.containers import Data, View, end_of_tag, end_without_tags, find_data, ogg_links
-from utils.errors import FAULTS_OF_A_FILE, machine_fault
+from utils.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 
-if TYPE_CHECKING:  # PyAV loads when it is first used: the process that hands out the work never needs it
+if TYPE_CHECKING:  # PyAV loads when it is first used: a folder of WAV never needs it
     import av
 
 BLOCK_VALUES = 2**16  # samples of all channels that are decoded at once
 MISSING_S = 0.5  # a file that gives so much less than its header promises was cut off
 UNEXPLAINED_S = 0.1  # so much behind the promised end, and neither chunks nor zeros, is sound
+MICROSECONDS = 1e6  # FFmpeg's unit of a container's length
 SNDFILE_SYSTEM_ERROR = 2
 SNDFILE_UNKNOWN_LENGTH = 2**62
 LINEAR_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
@@ -61,6 +62,9 @@ class Source(Protocol):
 
     def blocks(self) -> Iterator[Block]:
         """Yield all of the sound. Rate and number of channels may change from block to block."""
+
+    def promised_seconds(self) -> float | None:
+        """Return the length that the file promises; decoding finds the true one."""
 
 
 @contextlib.contextmanager
@@ -103,6 +107,15 @@ def source_of(view: View) -> Iterator[Source]:
         yield FfmpegSource(view) if sound.format == "MP3" else SndfileSource(view, sound)
 
 
+def promised_seconds(path: Path) -> float | None:
+    """Return how long a file says it is, from its header; where none is, what FFmpeg makes of its size, or None."""
+    try:
+        with opened(path) as view, source_of(view) as source:
+            return source.promised_seconds()
+    except (Undecodable, InputError):  # decoding says what is wrong with it
+        return None
+
+
 # --------------------------------------------------------------------------------------------- libsndfile
 
 
@@ -121,6 +134,10 @@ class SndfileSource:
         self.is_fine = sound.subtype in FINER_THAN_16_BIT
         self.warnings: list[str] = []
         self.n_frames = 0
+
+    def promised_seconds(self) -> float | None:
+        known = 0 <= self.sound.frames < SNDFILE_UNKNOWN_LENGTH
+        return self.sound.frames / self.sound.samplerate if known else None
 
     def blocks(self) -> Iterator[Block]:
         rate = self.sound.samplerate
@@ -191,6 +208,10 @@ class FfmpegSource:
         self.view = view
         self.is_fine = False
         self.warnings: list[str] = []
+
+    def promised_seconds(self) -> float | None:
+        with _open(self.view) as container:
+            return None if container.duration is None else container.duration / MICROSECONDS
 
     def blocks(self) -> Iterator[Block]:
         if self.view.bytes_at(0, 4) != b"OggS":
