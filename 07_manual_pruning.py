@@ -23,7 +23,6 @@ import argparse
 import dataclasses
 import logging
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from utils import cli, encoders, model_folder, replacing, runs
 from utils.errors import AlreadyComplete, InputError, UsageError
-from utils.files import PARTIAL_SUFFIX, name_of, read_json
+from utils.files import name_of, read_json
 from utils.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
 from utils.pruning_session import HELP, PruningSession
 from utils.pruning_table import BEST_SCHEMA_VERSION
@@ -286,8 +285,6 @@ def prune(
                     log.info("%s is there already", folder)
                     continue
                 folder.parent.mkdir(exist_ok=True)
-                for partial in folder.parent.glob(f".*{PARTIAL_SUFFIX}"):  # left by a kill in the middle of a write
-                    shutil.rmtree(partial)
                 encoders.save_model(model, extractor, folder)
                 log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(model.config)))
             encoders.log_without_classifier(model.config)

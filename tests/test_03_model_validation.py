@@ -421,13 +421,14 @@ def spoil(folder, **changes):
 
 
 def test_summary_leaves_out_what_is_no_whole_result(results_dir, caplog):
-    for name in ("altered", "failed", "running", "no_json", "other_stage"):
+    for name in ("altered", "failed", "running", "no_json", "other_stage", "training"):
         shutil.copytree(results_dir / "good", results_dir / name)
     (results_dir / "altered" / "metrics.csv").write_text("accuracy\n1.0\n")
     spoil(results_dir / "failed", status="failed")
     spoil(results_dir / "running", status="running")
     (results_dir / "no_json" / "run.json").write_text("{")
     spoil(results_dir / "other_stage", outputs=[])
+    spoil(results_dir / "training", stage="02_finetuning", status="failed")
     (results_dir / "plain_folder").mkdir()
     with caplog.at_level(logging.WARNING):
         summary.rebuild_summary(results_dir)

@@ -27,7 +27,7 @@ from tests.data import (
     write_processed,
 )
 from tests.stages import ROOT, load_stage
-from utils import bird_cnn, encoders, model_folder
+from utils import bird_cnn, encoders, model_folder, training_history
 from utils.clips import SHORTEST_CLIP, read_clips
 from utils.errors import InputError, UsageError
 
@@ -512,6 +512,18 @@ def test_real_whisper_loads_prunes_and_reloads(shared_dir, tmp_path):
     inputs = encoders.prepare(extractor, clip, SECOND, model.main_input_name)
     assert torch.equal(logits_of(model, inputs), logits_of(reloaded, inputs))
     assert type(AutoFeatureExtractor.from_pretrained(tmp_path / "model")) is type(again)
+
+
+def test_a_kill_in_the_middle_of_saving_does_not_stop_the_next_attempt(tmp_path, monkeypatch):
+    model, extractor = small_model("hubert")
+    with monkeypatch.context() as patch:
+        patch.setattr(training_history, "write_history", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            encoders.save_model(model, extractor, tmp_path / "model")
+    assert (tmp_path / ".model.partial" / "model.safetensors").exists() and not (tmp_path / "model").exists()
+    encoders.save_model(model, extractor, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    encoders.load_model(tmp_path / "model", "cpu")
 
 
 @pytest.mark.parametrize("kind", sorted(encoders.ARCHITECTURES))

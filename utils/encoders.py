@@ -790,6 +790,7 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
         If what was saved is not what was in memory.
     """
     partial = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a kill in the middle of a write
     partial.mkdir()
     model_folder.quiet_transformers()
     model.save_pretrained(partial)

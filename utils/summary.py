@@ -17,6 +17,7 @@ from utils.text import printable
 
 log = logging.getLogger(__name__)
 
+STAGE = "03_model_validation"
 METRICS_NAME = "metrics.csv"
 SUMMARY_NAME = "summary"
 NO_DOUBT = "no"  # in latency_doubt, which see in latency.Latency
@@ -195,9 +196,9 @@ def rebuild_summary(results_dir: Path) -> pd.DataFrame:
 
 
 def _metrics_of(folder: Path) -> pd.DataFrame | None:
-    """Return the row of a folder; None if it is no result, or not yet."""
+    """Return the row of a folder; None if it is no result, or not yet. Runs of stage 02 have a metrics.csv too."""
     record = runs.read_record(folder)
-    if record is None or record["status"] == "running":
+    if record is None or record["stage"] != STAGE or record["status"] == "running":
         return None
     outputs = [output for output in record["outputs"] if output["path"] == METRICS_NAME]
     if record["status"] != "complete":
