@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data import CLIP_SECONDS, LABELS, SAMPLE_RATE_HZ, write_processed
+from tests.stages import ROOT
 from utils import clips
 from utils.errors import InputError
 
@@ -77,6 +80,20 @@ def test_same_rows_same_bytes_and_small_row_groups(stored, tmp_path):
     assert (tmp_path / "again" / "clips-00000.parquet").read_bytes() == first
     metadata = pq.ParquetFile(folder / "clips-00000.parquet").metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4, 4, 3]
+
+
+def test_columns_are_those_that_pyarrow_makes_and_pandas_is_not_loaded_for_them(stored):
+    folder, audio = stored
+    rows = [row(i, audio[i], label=label) for i, label in enumerate(["", "Grünfink", "\N{BIRD}", "b" * 300])]
+    ours = clips._as_table(rows, clips.CLIP_SCHEMA)
+    assert ours.equals(pa.table({name: pa.array([r[name] for r in rows]) for name in rows[0]}, clips.CLIP_SCHEMA))
+    ours.validate(full=True)
+    code = (
+        "import sys, numpy as np; from utils import clips; "
+        f"row = {row(0, audio[0]) | {'audio': None}}; row['audio'] = np.zeros(400, np.int16); "
+        "clips.write_shard(sys.argv[1], [row], 800, 0.5); sys.exit('pandas.core' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, folder / "other.parquet"], cwd=ROOT).returncode == 0
 
 
 def test_nothing_is_left_of_a_failed_write(tmp_path):

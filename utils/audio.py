@@ -18,7 +18,7 @@ from utils.sources import Undecodable
 CHANNELS = ("mean", "left", "right", "best")  # or a number, from 1
 LEAST_RATE_HZ = 1000  # below it a header is broken, and resampling would blow up the file
 CANCELLED = 0.5  # a mean with less than this share of the power that unrelated channels would leave in it
-STEPS_APART = 7  # samples between the differences by which channels are compared
+STEPS_APART = 31  # samples between the differences by which channels are compared; a tenth of the time of 7
 SILENT_BESIDE = 1e-4  # power of a channel, relative to the loudest
 QUIETEST_PEAK = 2**-8  # below it 16 bits hold 8 bits of sound or fewer
 SCALED_PEAK = 0.9  # leaves room for what resampling adds
@@ -184,16 +184,19 @@ class _Reading:
         index = self.treatment.index(n_channels)
         if n_channels > 1 and self.treatment.channel in ("mean", "best") and n_channels not in self.treatment.chosen:
             # Of differences of neighbours: neither an offset, nor wind or hum, decides where the birds are.
-            steps = samples[:, 1::STEPS_APART] - samples[:, :-1:STEPS_APART]
+            starts = range(0, samples.shape[1] - 1, STEPS_APART)
+            steps = np.empty((n_channels, len(starts)), np.float32)  # by channel, or einsum takes nine times as long
+            np.subtract(samples[:, 1::STEPS_APART], samples[:, :-1:STEPS_APART], out=steps)
             with np.errstate(invalid="ignore", over="ignore"):  # infinity is told where it is met
                 # No matrix product: its threads would wait for each other in every worker process.
                 products = np.einsum("in,jn->ij", steps, steps).astype(np.float64)
             self.products[n_channels] = self.products.get(n_channels, 0.0) + products
-        mono = samples[index or 0].copy()
-        if index is None and n_channels > 1:
-            for other in samples[1:]:  # ten times as fast as `mean`
-                mono += other
-            mono /= n_channels
+        if index is not None or n_channels == 1:
+            return samples[index or 0].copy()
+        mono = samples[0] + samples[1]
+        for other in samples[2:]:  # ten times as fast as `mean`
+            mono += other
+        mono /= n_channels
         return mono
 
     def treat(self, mono: np.ndarray) -> np.ndarray:

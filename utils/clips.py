@@ -4,12 +4,14 @@ A row is a clip. A row group holds few clips, so that a data loader that reads i
 a few hundred kilobytes for a clip, not a shard.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import lazy_loader
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +19,8 @@ from utils import runs
 from utils.errors import InputError
 from utils.files import atomic_path, read_json, write_json
 from utils.text import some
+
+pd = lazy_loader.load("pandas")  # a quarter of a second, which only some who come here need
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -108,12 +112,25 @@ def write_shard(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_seco
 
 
 def _as_table(rows: list[dict], schema: pa.Schema) -> pa.Table:
-    columns = {name: pa.array([row[name] for row in rows], schema.field(name).type) for name in METADATA_COLUMNS}
-    lengths = [len(row["audio"]) for row in rows]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    values = pa.array(np.concatenate([row["audio"] for row in rows]), pa.int16())
-    columns["audio"] = pa.ListArray.from_arrays(offsets, values)
-    return pa.table(columns, schema=schema)
+    columns = [_as_array([row[name] for row in rows], schema.field(name).type) for name in METADATA_COLUMNS]
+    samples = [row["audio"] for row in rows]
+    values = _as_array(np.concatenate(samples), pa.int16())
+    columns.append(pa.ListArray.from_arrays(_as_array(_offsets(samples), pa.int32()), values))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _as_array(values: Sequence, kind: pa.DataType) -> pa.Array:
+    """Do what ``pa.array`` does, without pandas, for which that would wait half a second in every process."""
+    if pa.types.is_string(kind):
+        values = [value.encode() for value in values]
+        buffers = [_offsets(values), b"".join(values)]
+    else:
+        buffers = [np.asarray(values, kind.to_pandas_dtype())]
+    return pa.Array.from_buffers(kind, len(values), [None, *map(pa.py_buffer, buffers)])
+
+
+def _offsets(values: Sequence) -> np.ndarray:
+    return np.cumsum([0, *map(len, values)], dtype=np.int32)
 
 
 def write_labels(data_dir: Path, labels: list[str]) -> None:
@@ -217,7 +234,7 @@ class Clips:
             "fill": "repeat",
         }
 
-    def part(self, indices: range) -> "Clips":
+    def part(self, indices: range) -> Clips:
         """Return some of the clips, in their order."""
         return replace(self, table=self.table.iloc[indices.start : indices.stop])
 

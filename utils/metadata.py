@@ -1,15 +1,19 @@
 """The table that says which recording is what: its columns, and what in it would be misunderstood."""
 
+from __future__ import annotations
+
 import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
+import lazy_loader
 
 from utils.errors import InputError
 from utils.recording_ids import XENO_CANTO_ID, tidy
+
+pd = lazy_loader.load("pandas")  # a quarter of a second, which only some who come here need
 
 log = logging.getLogger(__name__)
 
