@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import cli, clips, encoder_window, encoders, training
+from utils import cli, clips, encoder_window, encoders, training, training_arguments
 from utils.start_line import describe_model
 
 log = logging.getLogger(Path(__file__).stem)
@@ -55,14 +55,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="only load the base model and prune it, to see whether it will do; no clips",
     )
     cli.add_data_arguments(parser)
-    cli.add_training_arguments(parser)
+    training_arguments.add_arguments(parser)
     cli.add_common_arguments(parser, output_dir=None)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Fine-tune and leave a run folder."""
-    args.augment = cli.augmentations(args.augment)
+    args.augment = training_arguments.augmentations(args.augment)
     if vars(args).pop("check"):
         encoders.any_model_input(args.base_model, "--base_model")
         model, _ = load(args, labels=["a", "b"])

@@ -43,6 +43,7 @@ from utils import (
     evaluation,
     latency,
     plots,
+    predict,
     runs,
     summary,
     training_history,
@@ -181,7 +182,7 @@ def validate(args: argparse.Namespace) -> None:
                 )
             )
         with this_run.timed("prediction"):
-            logits = evaluation.predict(model, extractor, split_clips, args.batch_size, device)
+            logits = predict.predict(model, extractor, split_clips, args.batch_size, device)
         if not runs.is_first_process():
             return
         with this_run.timed("scores"):
@@ -230,7 +231,8 @@ def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray
     write_text(output_dir / "classification_report.csv", report.to_csv(index=False))
     write_text(output_dir / "confusion_matrix.csv", confusion.to_csv())
     plots.confusion_figure(confusion, output_dir / "confusion_matrix")
-    plots.reliability_figure(evaluation.calibration(label_ids, logits), output_dir / "reliability")
+    bins = evaluation.calibration(label_ids, logits)
+    plots.reliability_figure(bins, evaluation.expected_calibration_error(bins), output_dir / "reliability")
 
 
 def log_scores(row: dict, n_groups: int) -> None:

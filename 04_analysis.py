@@ -46,6 +46,7 @@ from utils import (
     evaluation,
     hidden_states,
     layer_selection,
+    predict,
     runs,
     training_history,
 )
@@ -192,7 +193,7 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     logits = None
     if "euclidean_convexity" in args.metrics:
         require_head(fine_tuned, model, split_clips)
-        logits = evaluation.predict(model, extractor, split_clips, args.batch_size, device)
+        logits = predict.predict(model, extractor, split_clips, args.batch_size, device)
     if not runs.is_first_process():
         return
 
@@ -262,7 +263,8 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
             "model_sha256": inputs["model_dir"].sha256,
             "data_sha256": inputs["data_dir"].sha256,
             "split": args.split,
-            **analysis.recommend(evidence, n_layers, protected, similarities, args.seed),
+            **layer_selection.recommendation(n_layers, evidence, protected, args.seed),
+            "two_block_boundary": analysis.two_block_boundaries(similarities),
         },
     )
 

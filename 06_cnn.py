@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import cli, clips, cnn, training
+from utils import cli, clips, cnn, training, training_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--pcen", action="store_true", help="per-channel energy normalisation of the spectrogram, not its logarithm"
     )
     cli.add_data_arguments(parser)
-    cli.add_training_arguments(parser)
+    training_arguments.add_arguments(parser)
     # Random weights need larger steps and more of them than those of a pre-trained encoder.
     parser.set_defaults(learning_rate=1e-3, num_train_epochs=50, early_stopping_patience=10)
     cli.add_common_arguments(parser, output_dir=None)
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Train and leave a run folder."""
-    args.augment = cli.augmentations(args.augment)
+    args.augment = training_arguments.augmentations(args.augment)
 
     def build(train_clips: clips.Clips) -> tuple:
         return cnn.build_cnn(

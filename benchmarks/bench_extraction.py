@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.noise import new_model, noise_clips
-from utils import evaluation, hidden_states
+from utils import hidden_states, predict
 
 CLIP_SECONDS = 5.0
 
@@ -34,7 +34,7 @@ def main() -> None:
 
         def bare() -> None:
             with torch.inference_mode():
-                for inputs in evaluation.input_batches(model, extractor, data, args.batch_size, "cpu", desc="bare"):
+                for inputs in predict.input_batches(model, extractor, data, args.batch_size, "cpu", desc="bare"):
                     model(**inputs)
 
         def collected(number: int) -> None:

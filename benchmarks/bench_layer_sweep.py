@@ -39,9 +39,9 @@ from utils import onednn
 from utils.clips import Clips, read_clips
 from utils.encoder_parts import EncoderParts
 from utils.encoders import prepare, prune_model
-from utils.evaluation import predict
 from utils.layer_selection import all_subsets, candidates
 from utils.layer_sweep import predict_subsets, trie_cost
+from utils.predict import predict
 
 Keep = tuple[int, ...]
 

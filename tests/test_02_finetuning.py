@@ -23,7 +23,7 @@ from transformers import logging as transformers_logging
 
 from tests.data import CLIP_SECONDS, LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
 from tests.stages import ROOT, load_stage
-from utils import encoders, evaluation, training
+from utils import encoders, predict, training
 from utils.clips import read_clips
 
 stage = load_stage("02_finetuning")
@@ -143,7 +143,7 @@ def test_a_model_that_returns_its_layers_is_trained_and_scored_by_its_logits(nam
     assert stage.main(words(data_dir, tmp_path / "run", epochs=1, base_model=tmp_path / "base")) == 0
     model, extractor = encoders.load_model(tmp_path / "run", "cpu")
     val = read_clips(data_dir, "val")
-    predicted = evaluation.predict(model, extractor, val, 8, "cpu").argmax(axis=1)
+    predicted = predict.predict(model, extractor, val, 8, "cpu").argmax(axis=1)
     curves = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert curves["eval_accuracy"][0] == pytest.approx((predicted == val.table["label_id"]).mean(), abs=0.06)
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import load_stage
-from utils import analysis, clips, encoders, evaluation, hidden_states, layer_selection, similarity
+from utils import analysis, clips, encoders, hidden_states, layer_selection, predict, similarity
 from utils.convexity import graph_convexity, sample_pairs
 from utils.encoder_parts import EncoderParts
 from utils.euclidean_convexity import euclidean_convexity
@@ -148,13 +148,13 @@ def test_hidden_states_are_taken_again_for_other_metrics(model_dir, data_dir, tm
     assert run(model_dir, data_dir, out, "--metrics", "cosine") == 4
     assert "made with --metrics" in caplog.text
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "input_batches", lambda *_, **__: pytest.fail("the states were there"))
+        patch.setattr(predict, "input_batches", lambda *_, **__: pytest.fail("the states were there"))
         assert run(model_dir, data_dir, out, "--metrics", "cosine", "--overwrite") == 0
         assert not (out / "cka.csv").exists() and (out / "cosine.csv").exists()
         assert run(model_dir, data_dir, out, "--metrics", "cosine") == 0, "complete: nothing to do"
     calls = []
-    batches = evaluation.input_batches
-    monkeypatch.setattr(evaluation, "input_batches", lambda *a, **k: calls.append(1) or batches(*a, **k))
+    batches = predict.input_batches
+    monkeypatch.setattr(predict, "input_batches", lambda *a, **k: calls.append(1) or batches(*a, **k))
     assert run(model_dir, data_dir, out, "--metrics", "cosine", "--recompute") == 0
     assert calls
 
@@ -164,7 +164,7 @@ def test_interrupted_and_resumed_is_the_same(analysed, model_dir, data_dir, tmp_
     arguments = ("--split", "train", "--per_class", "--num_neighbors", 5)
     monkeypatch.setattr(hidden_states, "SAVE_EVERY_S", 0.0)
     with monkeypatch.context() as patch:
-        batches = evaluation.input_batches
+        batches = predict.input_batches
 
         def dying(*args, **kwargs):
             for number, batch in enumerate(batches(*args, **kwargs)):
@@ -172,7 +172,7 @@ def test_interrupted_and_resumed_is_the_same(analysed, model_dir, data_dir, tmp_
                     raise OSError(28, "No space left on device")
                 yield batch
 
-        patch.setattr(evaluation, "input_batches", dying)
+        patch.setattr(predict, "input_batches", dying)
         assert run(model_dir, data_dir, out, *arguments) == 3
     assert json.loads((out / "run.json").read_text())["status"] == "failed"
     with monkeypatch.context() as patch:
@@ -242,7 +242,7 @@ def test_euclidean_convexity_agrees_with_a_walk_through_the_whole_model(name, da
     torch.manual_seed(1)
     model, extractor = small_model(name)
     data = clips.read_clips(data_dir, "test")
-    logits = evaluation.predict(model, extractor, data, 8, "cpu")
+    logits = predict.predict(model, extractor, data, 8, "cpu")
     layers, _ = euclidean_convexity(model, extractor, data, logits, 3, 4, 0, "cpu")
     predicted = logits.argmax(axis=1)
     pairs = sample_pairs(predicted, 3, np.random.default_rng(0))

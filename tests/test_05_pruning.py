@@ -25,6 +25,7 @@ from utils import (
     latency,
     layer_selection,
     layer_sweep,
+    predict,
     pruning_plan,
     runs,
     subset_scores,
@@ -157,7 +158,7 @@ def test_scores_are_those_of_each_saved_pruned_model_alone(name, data_dir, run_d
         encoders.save_model(pruned, extractor, tmp_path / text)
         alone, _ = encoders.load_model(tmp_path / text, "cpu")
         predicted[text] = {
-            split: evaluation.predict(alone, extractor, split_clips, 5, "cpu").argmax(axis=1)
+            split: predict.predict(alone, extractor, split_clips, 5, "cpu").argmax(axis=1)
             for split, split_clips in of_split.items()
         }
         assert set(table.loc[table["kept_layers"] == text, "n_parameters"]) == {encoders.count_parameters(alone)}
@@ -551,7 +552,7 @@ def test_healing_says_what_was_before_and_after(data_dir, run_dir, healed):
     for name, split in (("search", "val"), ("report", "test")):
         split_clips = clips.read_clips(data_dir, split)
         label_ids, groups = (split_clips.table[column].to_numpy() for column in ("label_id", "group"))
-        ids = [evaluation.predict(m, extractor, split_clips, 4, "cpu").argmax(axis=1) for m in (model, after)]
+        ids = [predict.predict(m, extractor, split_clips, 4, "cpu").argmax(axis=1) for m in (model, after)]
         for when, predicted in zip(("before", "after"), ids, strict=True):
             assert row[f"{name}_accuracy_{when}"] == pytest.approx((predicted == label_ids).mean(), abs=1e-5)
             assert row[f"{name}_macro_f1_{when}"] == pytest.approx(evaluation.macro_f1(label_ids, predicted), abs=1e-5)
@@ -760,7 +761,7 @@ def test_the_whole_model_scores_as_by_itself_with_both_options(data_dir, tmp_pat
     encoders.save_model(model, extractor, tmp_path / "model")
     assert main(tmp_path / "model", data_dir, tmp_path / "out", "--strategies", "forward") == 0
     test = clips.read_clips(data_dir, "test")
-    predicted = evaluation.predict(model.eval(), extractor, test, 4, "cpu").argmax(axis=1)
+    predicted = predict.predict(model.eval(), extractor, test, 4, "cpu").argmax(axis=1)
     row = table_of(tmp_path / "out").iloc[0]
     assert row["report_accuracy"] == pytest.approx((predicted == test.table["label_id"]).mean(), abs=1e-6)
 

@@ -20,7 +20,7 @@ from transformers import logging as transformers_logging
 from tests.data import small_model
 from tests.sounds import song, write
 from tests.stages import ROOT, load_stage
-from utils import audio, classify, cnn, encoders, evaluation, latency
+from utils import audio, classify, cnn, encoders, latency, predict
 from utils.clips import read_clips
 
 RATE_HZ = 16_000
@@ -130,7 +130,7 @@ def heard(data, model_dirs):
 def test_the_lines_of_the_readme_give_what_stage_03_gives(name, data, model_dirs, heard, tmp_path, monkeypatch):
     clips = read_clips(data / "processed")
     model, extractor = encoders.load_model(model_dirs[name], "cpu")
-    logits = evaluation.predict(model, extractor, clips, 16, "cpu")
+    logits = predict.predict(model, extractor, clips, 16, "cpu")
     for recording, rows in clips.table.groupby("source_path"):
         if "long" in recording and name != "tiny":
             continue

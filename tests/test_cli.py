@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.stages import ROOT
-from utils import cli
+from utils import cli, training_arguments
 from utils.errors import UsageError
 
 
@@ -83,10 +83,10 @@ def test_numbers(kind, good, bad):
 
 
 def test_augmentations():
-    assert cli.augmentations(["none"]) == ()
-    assert cli.augmentations(["mixup", "roll"]) == ("roll", "mixup")
+    assert training_arguments.augmentations(["none"]) == ()
+    assert training_arguments.augmentations(["mixup", "roll"]) == ("roll", "mixup")
     with pytest.raises(UsageError, match="none cannot stand beside others"):
-        cli.augmentations(["none", "roll"])
+        training_arguments.augmentations(["none", "roll"])
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("0*.py")))

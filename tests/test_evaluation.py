@@ -128,7 +128,7 @@ def test_calibration_by_hand():
     # Two clips say 0.9, one of them rightly; one says 0.62 rightly; one is certain and right.
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.38, 0.62], [1.0, 1e-300]])
     bins = evaluation.calibration(np.array([0, 1, 1, 0]), np.log(probabilities))
-    assert bins.expected_error == pytest.approx((2 * 0.4 + 0.38 + 0) / 4)
+    assert evaluation.expected_calibration_error(bins) == pytest.approx((2 * 0.4 + 0.38 + 0) / 4)
     assert bins.n_clips.sum() == 4
     assert (bins.n_clips[13], bins.n_clips[9], bins.n_clips[14]) == (2, 1, 1)
     assert (bins.confidence[13], bins.accuracy[13]) == (pytest.approx(0.9), 0.5)
@@ -143,7 +143,7 @@ def test_calibration_agrees_with_a_loop_over_bins(answers):
         inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
         if inside.any():
             error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-    assert evaluation.calibration(label_ids, logits).expected_error == pytest.approx(error)
+    assert evaluation.expected_calibration_error(evaluation.calibration(label_ids, logits)) == pytest.approx(error)
 
 
 # ------------------------------------------------------------------------------------------- bootstrap

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.data import small_model, write_processed
-from utils import encoders, evaluation, hidden_states
+from utils import encoders, hidden_states, predict
 from utils.clips import read_clips
 from utils.errors import InputError
 
@@ -63,7 +63,7 @@ def test_states_are_taken_again_only_if_nothing_has_changed(clips, tmp_path, mon
     model, extractor = small_model("wav2vec2")
     first = np.array(extract(model, extractor, clips, tmp_path).pooled)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "input_batches", lambda *_, **__: pytest.fail("the states were there"))
+        patch.setattr(predict, "input_batches", lambda *_, **__: pytest.fail("the states were there"))
         np.testing.assert_array_equal(extract(model, extractor, clips, tmp_path).pooled, first)
     (tmp_path / "states.npy").write_bytes(b"rubbish")
     np.testing.assert_array_equal(extract(model, extractor, clips, tmp_path).pooled, first)
@@ -78,7 +78,7 @@ def test_interrupted_and_resumed_states_are_the_same_bytes(clips, tmp_path, monk
     (tmp_path / "parts").mkdir()
     extract(model, extractor, clips, tmp_path / "whole")
     monkeypatch.setattr(hidden_states, "SAVE_EVERY_S", 0.0)
-    batches, n_batches = evaluation.input_batches, []
+    batches, n_batches = predict.input_batches, []
 
     def dying(*args, **kwargs):
         for number, batch in enumerate(batches(*args, **kwargs)):
@@ -87,7 +87,7 @@ def test_interrupted_and_resumed_states_are_the_same_bytes(clips, tmp_path, monk
                 raise RuntimeError
             yield batch
 
-    monkeypatch.setattr(evaluation, "input_batches", dying)
+    monkeypatch.setattr(predict, "input_batches", dying)
     for _ in range(2):  # dies twice, each time a little further
         with pytest.raises(RuntimeError):
             extract(model, extractor, clips, tmp_path / "parts")

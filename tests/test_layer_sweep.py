@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.data import LABELS, SMALL_CONFIGS, small_model, write_processed
-from utils import encoders, evaluation, layer_sweep, onednn
+from utils import encoders, layer_sweep, onednn, predict
 from utils.clips import read_clips
 from utils.encoder_parts import EncoderParts
 from utils.errors import InputError, UsageError
@@ -51,7 +51,7 @@ def reloaded_logits(model, extractor, clips, keep, folder):
     encoders.prune_model(pruned, list(keep))
     encoders.save_model(pruned, extractor, folder / name)
     reloaded, _ = encoders.load_model(folder / name, "cpu")
-    return evaluation.predict(reloaded, extractor, clips, batch_size=3, device="cpu")
+    return predict.predict(reloaded, extractor, clips, batch_size=3, device="cpu")
 
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
@@ -137,9 +137,9 @@ def test_a_front_end_runs_once_a_batch(clips, caplog):
 
 def test_a_sweep_leaves_the_model_as_it_was(clips):
     model, extractor = distinct_model("hubert")
-    before = evaluation.predict(model, extractor, clips, batch_size=4, device="cpu")
+    before = predict.predict(model, extractor, clips, batch_size=4, device="cpu")
     sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0)
-    np.testing.assert_array_equal(evaluation.predict(model, extractor, clips, batch_size=4, device="cpu"), before)
+    np.testing.assert_array_equal(predict.predict(model, extractor, clips, batch_size=4, device="cpu"), before)
     assert not any("forward" in vars(module) for module in model.modules())
 
 

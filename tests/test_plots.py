@@ -65,7 +65,7 @@ LOGITS = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
 DRAWINGS = {
     "confusion": (lambda path: plots.confusion_figure(confusion(3), path), {".pdf", ".png"}),
     "reliability": (
-        lambda path: plots.reliability_figure(evaluation.calibration(np.arange(50) % 4, LOGITS), path),
+        lambda path: plots.reliability_figure(evaluation.calibration(np.arange(50) % 4, LOGITS), 0.5, path),
         {".pdf", ".png"},
     ),
     "training": (lambda path: plots.training_curves(CURVES, path), {".png"}),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from utils import convexity, evaluation, layer_selection, probes, similarity
+from utils import convexity, evaluation, probes, similarity
 from utils.errors import InputError
 from utils.hidden_states import HiddenStates
 from utils.text import some
@@ -231,29 +231,6 @@ def angular_distance_table(distance: np.ndarray) -> pd.DataFrame:
     )
 
 
-def recommend(
-    evidence: layer_selection.Evidence,
-    n_layers: int,
-    protected: frozenset[int],
-    similarities: dict[str, LayerSimilarity],
-    seed: int,
-) -> dict:
-    """Return layers to keep by each rule, the numbers behind it, and where the similarities fall in two blocks.
-
-    Parameters
-    ----------
-    evidence : Evidence
-    n_layers : int
-    protected : frozenset of int
-        Blocks that every rule keeps.
-    similarities : dict of str to LayerSimilarity
-    seed : int
-        Of the random rule.
-
-    Returns
-    -------
-    dict
-        As `layer_selection.recommendation`, and ``two_block_boundary`` by metric.
-    """
-    boundaries = {name: found.blocks and dataclasses.asdict(found.blocks) for name, found in similarities.items()}
-    return layer_selection.recommendation(n_layers, evidence, protected, seed) | {"two_block_boundary": boundaries}
+def two_block_boundaries(similarities: dict[str, LayerSimilarity]) -> dict[str, dict | None]:
+    """Return where the similarities fall in two blocks, by metric."""
+    return {name: found.blocks and dataclasses.asdict(found.blocks) for name, found in similarities.items()}

@@ -7,14 +7,9 @@ any number of data-loader workers and processes, and after a resume.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:  # the command-line helpers import this module, and stage 01 must not pay for PyTorch
-    import torch
-
-AUGMENTATIONS = ("roll", "gain", "noise", "mixup", "specaugment")
+import torch
 
 MAX_GAIN_DB = 6.0
 NOISE_PROBABILITY = 0.5

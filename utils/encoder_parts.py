@@ -173,7 +173,7 @@ def check_parts(model: PreTrainedModel, extractor: SequenceFeatureExtractor, cli
     Parameters
     ----------
     model, extractor, clips, device
-        As for `evaluation.predict`; the first of the clips are run, in float32.
+        As for `predict.predict`; the first of the clips are run, in float32.
 
     Raises
     ------

@@ -1,15 +1,12 @@
 """Scores of a classifier: of clips, of recordings, with bootstrap intervals and calibration.
 
-Everything but `predict` is plain NumPy and scikit-learn: it takes label ids and logits, and knows no model.
+Plain NumPy and scikit-learn: it takes label ids and logits, and knows no model.
 """
 
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -25,20 +22,12 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from utils import runs
 from utils.clips import Clips
-from utils.errors import InputError
 from utils.files import atomic_path
-from utils.workers import available_cpus
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 log = logging.getLogger(__name__)
 
 PREDICTIONS_SCHEMA = 1
-MOST_WORKERS = 4
 TOP_K = 5
 N_CALIBRATION_BINS = 15
 N_RESAMPLES = 2000
@@ -48,114 +37,6 @@ INTERVAL_PERCENT = 95.0
 WEIGHTS_AT_ONCE = 4_000_000
 # Below it, percentile intervals from a bootstrap over groups are known to be too narrow.
 FEW_GROUPS = 30
-
-
-# ------------------------------------------------------------------------------------------ predicting
-
-
-def predict(
-    model: "PreTrainedModel",
-    extractor: "SequenceFeatureExtractor",
-    clips: Clips,
-    batch_size: int,
-    device: str,
-) -> np.ndarray:
-    """Return the logits of all clips, in their order.
-
-    Processes that torchrun started share the clips, and all get all logits.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        Audio-classification model in evaluation mode, on `device`.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
-    clips : Clips
-        What to classify.
-    batch_size : int
-        Clips at once.
-    device : str
-        ``cpu`` or ``cuda``. For a GPU other processes read the clips and extract features.
-
-    Returns
-    -------
-    ndarray
-        Float32, shape (n_clips, n_classes).
-
-    Raises
-    ------
-    InputError
-        If a logit is not finite.
-    """
-    import torch
-
-    own = clips.part(runs.own_share(len(clips), batch_size))
-
-    def predict_own() -> list[np.ndarray]:
-        with torch.inference_mode():
-            return [
-                model(**inputs).logits.float().cpu().numpy()
-                for inputs in input_batches(model, extractor, own, batch_size, device, desc="predicting")
-            ]
-
-    logits = np.concatenate([batch for batches in runs.from_all_processes(predict_own) for batch in batches])
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(bad):
-        raise InputError(
-            f"the model gives logits that are NaN or infinite for {len(bad)} of {len(clips)} clips "
-            f"(first: {clips.table['clip_id'].iloc[bad[0]]}); expected finite numbers: its weights are broken, "
-            "train it again with a lower --learning_rate"
-        )
-    return logits
-
-
-def input_batches(
-    model: "PreTrainedModel",
-    extractor: "SequenceFeatureExtractor",
-    clips: Clips,
-    batch_size: int,
-    device: str,
-    desc: str,
-    first: int = 0,
-    among: tuple[int, int] | None = None,
-) -> Iterator[dict[str, "torch.Tensor"]]:
-    """Yield a model's inputs for all clips, in their order, batch by batch; show how far it is.
-
-    Parameters
-    ----------
-    model, extractor, clips, batch_size, device
-        As for `predict`.
-    desc : str
-        What is done with them, for the log.
-    first : int
-        Index of the clip to begin with.
-    among : tuple of int, optional
-        Where these are a part of more clips: how many of those were done before, and how many there are, for the
-        log. Default: `first`, and all.
-
-    Yields
-    ------
-    dict of str to Tensor
-        On `device`.
-    """
-    from torch.utils.data import DataLoader, Subset
-
-    collate = partial(_collate, extractor, clips.sample_rate_hz, model.main_input_name)
-    # On a CPU the model itself takes every core.
-    num_workers = 0 if device == "cpu" else min(MOST_WORKERS, available_cpus() - 1)
-    wanted = Subset(clips, range(first, len(clips)))
-    loader = DataLoader(wanted, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
-    n_before, n_batches = (-(-n_clips // batch_size) for n_clips in among or (first, len(clips)))
-    for inputs in runs.progress(loader, n_batches, desc, "batches", n_before):
-        yield {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
-def _collate(
-    extractor: "SequenceFeatureExtractor", sample_rate_hz: int, main_input_name: str, rows: list[dict]
-) -> dict[str, "torch.Tensor"]:
-    from utils.encoders import prepare
-
-    return prepare(extractor, [row["audio"] for row in rows], sample_rate_hz, main_input_name)
 
 
 def write_predictions(path: Path, clips: Clips, logits: np.ndarray) -> None:
@@ -218,7 +99,7 @@ def score(label_ids: np.ndarray, logits: np.ndarray) -> dict[str, float]:
         "top5_accuracy": top_k_accuracy(label_ids, logits, TOP_K),
         "macro_average_precision": float(np.mean(precisions)) if ranked else float("nan"),
         "macro_auroc": float(np.mean(areas)) if ranked else float("nan"),
-        "expected_calibration_error": calibration(label_ids, logits).expected_error,
+        "expected_calibration_error": expected_calibration_error(calibration(label_ids, logits)),
     }
 
 
@@ -321,33 +202,14 @@ def confusion_table(label_ids: np.ndarray, predicted_ids: np.ndarray, labels: li
 # ----------------------------------------------------------------------------------------- calibration
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How often a model is right when it says how sure it is; bins of equal width in confidence.
-
-    Attributes
-    ----------
-    edges : ndarray, shape (n_bins + 1,)
-        A bin holds its upper edge and not its lower one.
-    n_clips : ndarray of int, shape (n_bins,)
-    confidence, accuracy : ndarray, shape (n_bins,)
-        Means over the clips of a bin; NaN where it is empty.
-    """
-
-    edges: np.ndarray
-    n_clips: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-
-    @property
-    def expected_error(self) -> float:
-        """Mean gap between accuracy and confidence, bins weighted by their clips (Guo et al. 2017, eq. 3)."""
-        gaps = np.abs(np.nan_to_num(self.accuracy) - np.nan_to_num(self.confidence))
-        return float((self.n_clips * gaps).sum() / self.n_clips.sum())
-
-
-def calibration(label_ids: np.ndarray, logits: np.ndarray, n_bins: int = N_CALIBRATION_BINS) -> Calibration:
+def calibration(label_ids: np.ndarray, logits: np.ndarray, n_bins: int = N_CALIBRATION_BINS) -> pd.DataFrame:
     """Compare the probability of the predicted class with how often it is the true one.
+
+    Returns
+    -------
+    DataFrame
+        A row for each of the bins, which are of equal width in confidence: ``above, to``, its edges, of which it
+        holds the second; ``n_clips``; ``confidence, accuracy``, means over its clips, NaN where there are none.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
     """
@@ -357,12 +219,17 @@ def calibration(label_ids: np.ndarray, logits: np.ndarray, n_bins: int = N_CALIB
     index = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, n_bins - 1)
     n_clips = np.bincount(index, minlength=n_bins)
     divisor = np.where(n_clips, n_clips, np.nan)
-    return Calibration(
-        edges,
-        n_clips,
-        np.bincount(index, confidence, n_bins) / divisor,
-        np.bincount(index, correct, n_bins) / divisor,
-    )
+    means = {
+        "confidence": np.bincount(index, confidence, n_bins) / divisor,
+        "accuracy": np.bincount(index, correct, n_bins) / divisor,
+    }
+    return pd.DataFrame({"above": edges[:-1], "to": edges[1:], "n_clips": n_clips, **means})
+
+
+def expected_calibration_error(bins: pd.DataFrame) -> float:
+    """Return the mean gap between accuracy and confidence, bins weighted by their clips (Guo et al. 2017, eq. 3)."""
+    gaps = (bins["accuracy"] - bins["confidence"]).abs().fillna(0)
+    return float((bins["n_clips"] * gaps).sum() / bins["n_clips"].sum())
 
 
 # ------------------------------------------------------------------------------------------- bootstrap

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils import cli, encoders, layer_sweep, runs, training
+from utils import cli, encoders, layer_sweep, runs, training, training_arguments
 from utils.clips import Clips
 from utils.encoder_parts import EncoderParts
 from utils.errors import InputError
@@ -30,9 +30,9 @@ HEAD_RATE_FACTOR = 10.0
 def settings_for(n_epochs: int, seed: int) -> training.TrainingSettings:
     """Return the hyper-parameters of 02_finetuning.py, all but the number of epochs and the seed at their defaults."""
     parser = argparse.ArgumentParser()
-    cli.add_training_arguments(parser)
+    training_arguments.add_arguments(parser)
     flags = vars(parser.parse_args([]))
-    flags |= {"num_train_epochs": n_epochs, "seed": seed, "augment": cli.augmentations(flags["augment"])}
+    flags |= {"num_train_epochs": n_epochs, "seed": seed, "augment": training_arguments.augmentations(flags["augment"])}
     return training.TrainingSettings(
         **{field.name: flags[field.name] for field in dataclasses.fields(training.TrainingSettings)}
     )

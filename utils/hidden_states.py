@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils import evaluation, runs
+from utils import predict, runs
 from utils.clips import Clips
 from utils.encoder_parts import EncoderParts, valid_frames
 from utils.errors import InputError
@@ -74,7 +74,7 @@ def extract(
     Parameters
     ----------
     model, extractor, clips, batch_size, device
-        As for `evaluation.predict`.
+        As for `predict.predict`.
     folder : Path
         Where ``<name>.npy`` (see `HiddenStates.pooled`), ``<name>_frames.npy`` (cosine and angle),
         ``<name>_clips.csv`` and ``<name>.json`` (the key, and how many clips are done) are.
@@ -187,7 +187,7 @@ def _extract_alone(
         saved_at = time.monotonic()
         n_samples = len(clips.audio(0))
         with torch.inference_mode():
-            for inputs in evaluation.input_batches(
+            for inputs in predict.input_batches(
                 model, extractor, clips, batch_size, device, desc="hidden states", first=n_done
             ):
                 layers = [state.hidden_states for state in parts.hidden_layers(inputs)]

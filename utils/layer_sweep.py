@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils import evaluation, memory, onednn, runs
+from utils import memory, onednn, predict, runs
 from utils.clips import Clips
 from utils.encoder_parts import EncoderParts, State
 from utils.encoders import check_keep, prepare
@@ -75,7 +75,7 @@ def predict_subsets(
     model, extractor, clips, keeps, batch_size, device, memory_limit_mb
         As for `evaluate_subsets`.
     among : tuple of int, optional
-        As for `evaluation.input_batches`.
+        As for `predict.input_batches`.
 
     Returns
     -------
@@ -182,7 +182,7 @@ def pooled_states(
     parts = EncoderParts(model)
     ordered = _checked(model, [keep])
     pooled = []
-    for inputs in evaluation.input_batches(model, extractor, clips, batch_size, device, desc="pooling"):
+    for inputs in predict.input_batches(model, extractor, clips, batch_size, device, desc="pooling"):
         with torch.inference_mode(), onednn.linear_layers(model, device):
             pooled += [parts.pool(path, keep).cpu().numpy() for keep, path in _walk(parts, inputs, ordered)]
     states = np.concatenate(pooled)
@@ -240,7 +240,7 @@ def _sweep(
     row_of = {keep: row for row, keep in enumerate(ordered)}
     rows = [row_of[tuple(keep)] for keep in keeps]
     start = 0
-    for inputs in evaluation.input_batches(model, extractor, clips, batch_size, device, desc="sweeping", among=among):
+    for inputs in predict.input_batches(model, extractor, clips, batch_size, device, desc="sweeping", among=among):
         with memory.advised(need):
             logits = _logits(parts, inputs, ordered, device)
         _check_finite(logits, ordered, clips, start, "logits")

@@ -14,7 +14,6 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from utils.evaluation import Calibration
 from utils.files import atomic_path
 
 # Okabe & Ito 2008, in an order of falling contrast on white; told apart in grey by their markers too.
@@ -200,34 +199,50 @@ def _worst_confusions(counts: pd.DataFrame) -> Figure:
     return fig
 
 
-def reliability_figure(calibration: Calibration, path: Path) -> None:
-    """Draw accuracy against confidence, and below it how many clips have that confidence."""
-    edges, n_clips = calibration.edges, calibration.n_clips
-    filled = n_clips > 0
+def reliability_figure(bins: pd.DataFrame, expected_error: float, path: Path) -> None:
+    """Draw accuracy against confidence, and below it how many clips have that confidence.
+
+    Parameters
+    ----------
+    bins : DataFrame
+        As `evaluation.calibration` returns it.
+    expected_error : float
+        The expected calibration error, for the title.
+    path : Path
+        Without suffix.
+    """
+    filled = bins[bins["n_clips"] > 0]
     with style():
         fig = Figure(figsize=(3.6, 4.2))
         top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
         top.vlines(
-            calibration.confidence[filled],
-            calibration.accuracy[filled],
-            calibration.confidence[filled],
+            filled["confidence"],
+            filled["accuracy"],
+            filled["confidence"],
             color=COLOURS[1],
             linewidth=1.2,
             label="gap",
         )
         top.plot(
-            calibration.confidence[filled],
-            calibration.accuracy[filled],
+            filled["confidence"],
+            filled["accuracy"],
             color=COLOURS[0],
             marker="o",
             markersize=4,
             label="model",
         )
         top.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy")
-        top.set_title(f"expected calibration error {calibration.expected_error:.3f}", loc="left", pad=20)
+        top.set_title(f"expected calibration error {expected_error:.3f}", loc="left", pad=20)
         top.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=3, fontsize=7.5, columnspacing=1.2)
-        bottom.bar(edges[:-1], n_clips, width=np.diff(edges), align="edge", color=COLOURS[0], edgecolor="white")
+        bottom.bar(
+            bins["above"],
+            bins["n_clips"],
+            width=bins["to"] - bins["above"],
+            align="edge",
+            color=COLOURS[0],
+            edgecolor="white",
+        )
         bottom.set(xlabel="confidence (probability of the predicted class)", ylabel="clips")
         bottom.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         bottom.grid(axis="x", visible=False)

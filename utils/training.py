@@ -44,7 +44,7 @@ CURVE_COLUMNS = ["epoch", "step", "train_loss", "eval_loss", "eval_accuracy", "e
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Hyper-parameters; every field is the flag of the same name (`cli.add_training_arguments`)."""
+    """Hyper-parameters; every field is the flag of the same name (`training_arguments.add_arguments`)."""
 
     seed: int
     num_train_epochs: int
@@ -92,8 +92,8 @@ def train_in_run_folder(
     stage : str
         Name of the script without its suffix.
     args : argparse.Namespace
-        With the flags of `cli.add_data_arguments`, `cli.add_training_arguments` and `cli.add_common_arguments`;
-        ``augment`` as `cli.augmentations` returns it.
+        With the flags of `cli.add_data_arguments`, `cli.add_common_arguments` and those of `training_arguments`;
+        ``augment`` as `training_arguments.augmentations` returns it.
     inputs : dict of str to Input
         What the stage reads, ``data_dir`` among it.
     build : callable
