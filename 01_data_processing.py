@@ -27,22 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import (
-    audio,
-    cli,
-    clips,
-    label_names,
-    preparation,
-    recordings,
-    recordists,
-    replacing,
-    runs,
-    shares,
-    splits,
-    spool,
-    workers,
-)
-from utils.errors import AlreadyComplete, UsageError
+from utils.core import cli, replacing, runs, workers
+from utils.core.errors import AlreadyComplete, UsageError
+from utils.data import audio, clips, label_names, preparation, recordings, recordists, shares, splits, spool
 
 STAGE = Path(__file__).stem
 OUTPUTS = ("clips-*.parquet", "label_mappings.json", "recordings.csv", "split_report.csv", "skipped.csv")

@@ -21,8 +21,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import cli, clips, encoder_window, encoders, training, training_arguments
-from utils.start_line import describe_model
+from utils.core import cli
+from utils.data import clips
+from utils.models import encoder_window, encoders, training, training_arguments
+from utils.models.start_line import describe_model
 
 log = logging.getLogger(Path(__file__).stem)
 

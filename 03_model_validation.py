@@ -34,24 +34,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from utils import (
-    cli,
-    clips,
-    comparison,
-    encoder_window,
-    encoders,
-    evaluation,
-    latency,
-    plots,
-    predict,
-    runs,
-    summary,
-    training_history,
-)
-from utils.errors import AlreadyComplete, UsageError
-from utils.files import write_text
-from utils.start_line import guessing, log_start
-from utils.text import some
+from utils.core import cli, runs
+from utils.core.errors import AlreadyComplete, UsageError
+from utils.core.files import write_text
+from utils.core.text import some
+from utils.data import clips
+from utils.figures import plots
+from utils.models import encoder_window, encoders, latency, predict, training_history
+from utils.models.start_line import guessing, log_start
+from utils.scores import comparison, evaluation, summary
 
 if TYPE_CHECKING:
     pass

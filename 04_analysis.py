@@ -35,26 +35,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import (
-    analysis,
-    analysis_plots,
-    cli,
-    clips,
-    convexity,
-    encoder_window,
-    encoders,
-    evaluation,
-    hidden_states,
-    layer_selection,
-    predict,
-    runs,
-    training_history,
-)
-from utils.encoder_parts import EncoderParts, check_parts
-from utils.errors import InputError, UsageError
-from utils.euclidean_convexity import euclidean_convexity
-from utils.files import write_json, write_text
-from utils.start_line import log_start
+from utils.core import cli, runs
+from utils.core.errors import InputError, UsageError
+from utils.core.files import write_json, write_text
+from utils.data import clips
+from utils.figures import analysis_plots
+from utils.layers import analysis, convexity, hidden_states
+from utils.layers.euclidean_convexity import euclidean_convexity
+from utils.models import encoder_window, encoders, predict, training_history
+from utils.models.encoder_parts import EncoderParts, check_parts
+from utils.models.start_line import log_start
+from utils.pruning import layer_selection
+from utils.scores import evaluation
 
 log = logging.getLogger(Path(__file__).stem)
 

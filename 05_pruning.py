@@ -33,15 +33,20 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from utils import cli, clips, encoders, healing, layer_evidence, pruning_plots, runs, summary, training_history
-from utils.encoder_parts import check_parts
-from utils.errors import AlreadyComplete, UsageError
-from utils.files import write_json
-from utils.layer_selection import Candidate, Evidence, Keep
-from utils.pruning_plan import EXHAUSTIVE, MOST_SUBSETS, STRATEGIES, make_plan
-from utils.pruning_table import BEST_SCHEMA_VERSION, FULL, PruningTable, choose, log_answer, write_rows
-from utils.start_line import log_start
-from utils.subset_scores import SubsetScores
+from utils.core import cli, runs
+from utils.core.errors import AlreadyComplete, UsageError
+from utils.core.files import write_json
+from utils.data import clips
+from utils.figures import pruning_plots
+from utils.models import encoders, training_history
+from utils.models.encoder_parts import check_parts
+from utils.models.start_line import log_start
+from utils.pruning import healing, layer_evidence
+from utils.pruning.layer_selection import Candidate, Evidence, Keep
+from utils.pruning.pruning_plan import EXHAUSTIVE, MOST_SUBSETS, STRATEGIES, make_plan
+from utils.pruning.pruning_table import BEST_SCHEMA_VERSION, FULL, PruningTable, choose, log_answer, write_rows
+from utils.pruning.subset_scores import SubsetScores
+from utils.scores import summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,7 +22,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import cli, clips, cnn, training, training_arguments
+from utils.core import cli
+from utils.data import clips
+from utils.models import cnn, training, training_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -28,14 +28,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import cli, encoders, model_folder, replacing, runs
-from utils.errors import AlreadyComplete, InputError, UsageError
-from utils.files import name_of, read_json
-from utils.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
-from utils.pruning_session import HELP, PruningSession
-from utils.pruning_table import BEST_SCHEMA_VERSION
-from utils.start_line import log_start
-from utils.text import some
+from utils.core import cli, replacing, runs
+from utils.core.errors import AlreadyComplete, InputError, UsageError
+from utils.core.files import name_of, read_json
+from utils.core.text import some
+from utils.models import encoders, model_folder
+from utils.models.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
+from utils.models.start_line import log_start
+from utils.pruning.pruning_session import HELP, PruningSession
+from utils.pruning.pruning_table import BEST_SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor

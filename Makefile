@@ -44,7 +44,7 @@ $(VENV)/installed: requirements.txt
 
 # The whole pipeline on synthetic birds and a tiny model, in float32: bfloat16 would gain nothing for one so small.
 demo: venv
-	$(PY) -m benchmarks.synthetic_birds --output_dir demo/raw
+	$(PY) -m experiments.synthetic_birds --output_dir demo/raw
 	$(MAKE) --no-print-directory pipeline OUT_DIR=demo NAME=demo BASE_MODEL=tiny \
 	    RAW_DIR=demo/raw METADATA=demo/raw/metadata.csv \
 	    DATA_ARGS="--min_recordings 5 --clip_seconds 3" \
@@ -73,14 +73,14 @@ pipeline: venv
 
 # The study: two data sets, each with the base model cut to every depth before fine-tuning and after it, a smaller
 # encoder, two CNNs, and what other splits would have claimed. Goes on where it was stopped; some hours on two cores.
-# Its results lie apart from those that came with the code, for benchmarks.reproduced to compare. Learning rates and
+# Its results lie apart from those that came with the code, for experiments.reproduced to compare. Learning rates and
 # augmentations by val clips of seed 1.
 study: study-birds20 study-birds25
 
 study-birds20: RECIPE = --learning_rate 1e-4 --num_train_epochs 10
 study-birds25: RECIPE = --learning_rate 5e-5 --head_learning_rate 1e-3 --num_train_epochs 5
 study-birds20 study-birds25: study-%: venv
-	$(PY) -m benchmarks.study --name $* --raw_dir $(SHARED)/data/$* --metadata $(SHARED)/data/$*/metadata.csv \
+	$(PY) -m experiments.study --name $* --raw_dir $(SHARED)/data/$* --metadata $(SHARED)/data/$*/metadata.csv \
 	    --base_model whisper-base=$(SHARED)/models/whisper-base-encoder --claim_layers 0-1 \
 	    --other_models whisper-tiny=$(SHARED)/models/whisper-tiny-en-encoder \
 	    --data_args="--min_recordings 5" --train_args="--per_device_train_batch_size 4 --early_stopping_patience 10 \

@@ -6,7 +6,7 @@
 Gaussian clusters stand for the hidden states of one layer, 50 classes that overlap. Three ways on the
 same features, all with exact neighbours, that is at equal recall:
 
-- ours: utils.convexity.graph_convexity, with its null level and its bootstrap interval over groups;
+- ours: utils.layers.convexity.graph_convexity, with its null level and its bootstrap interval over groups;
   before, between and after the others, of which the median counts;
 - nnconvexity: the package's own functions, a shortest path of igraph for every pair;
 - published way: scikit-learn's neighbours, a networkx graph, and nx.shortest_path for every pair. (The
@@ -39,8 +39,8 @@ from nnconvexity.graph import compute_paths, get_nearest_neighbors
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
-from utils.convexity import GraphConvexity, graph_convexity
-from utils.workers import available_cpus
+from utils.core.workers import available_cpus
+from utils.layers.convexity import GraphConvexity, graph_convexity
 
 N_CLASSES = 50
 N_GROUPS_PER_CLASS = 20

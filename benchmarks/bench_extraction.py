@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.noise import new_model, noise_clips
-from utils import hidden_states, predict
+from utils.layers import hidden_states
+from utils.models import predict
 
 CLIP_SECONDS = 5.0
 

@@ -7,11 +7,11 @@ A wav2vec2-base of full size with random weights and 35 classes hears clips of n
 sweeps: the classic ones of 12 blocks (forward, backward, middle, single), all subsets of a 6-block encoder
 that keep block 0, and all 2,048 of a 12-block encoder. In turns, round by round, are timed
 
-- shared: utils.layer_sweep, reading of clips included. Of the 2,048 subsets each round takes one of eight
+- shared: utils.pruning.layer_sweep, reading of clips included. Of the 2,048 subsets each round takes one of eight
   parts (those that agree in blocks 1, 2 and 3), which is scaled up; so eight front ends are counted, not one;
 - one at a time: the pruned model, built in memory at no cost, classifies the same clips in the same batches;
   for a few subsets, drawn evenly over their lengths, scaled up. Once with the same faster linear layers
-  (utils.onednn) as the sweep, so that the ratio is that of sharing alone, and once as it comes.
+  (utils.models.onednn) as the sweep, so that the ratio is that of sharing alone, and once as it comes.
 
 Ratios are of sums over the rounds. Then the front end's time in blocks, and the peak memory of fresh processes
 against the limit that they were given: resident memory beyond what the process held when its model was loaded.
@@ -35,13 +35,13 @@ import torch
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from benchmarks.noise import SAMPLE_RATE_HZ, new_model, noise_clips
-from utils import onednn
-from utils.clips import Clips, read_clips
-from utils.encoder_parts import EncoderParts
-from utils.encoders import prepare, prune_model
-from utils.layer_selection import all_subsets, candidates
-from utils.layer_sweep import predict_subsets, trie_cost
-from utils.predict import predict
+from utils.data.clips import Clips, read_clips
+from utils.models import onednn
+from utils.models.encoder_parts import EncoderParts
+from utils.models.encoders import prepare, prune_model
+from utils.models.predict import predict
+from utils.pruning.layer_selection import all_subsets, candidates
+from utils.pruning.layer_sweep import predict_subsets, trie_cost
 
 Keep = tuple[int, ...]
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import similarity
+from utils.layers import similarity
 
 GOAL_SECONDS, GOAL_GB = 60, 3
 ROWS_AT_ONCE = 1000

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from utils import cli, runs
-from utils.errors import InputError
-from utils.workers import available_cpus
+from utils.core import cli, runs
+from utils.core.errors import InputError
+from utils.core.workers import available_cpus
 
 MOST_RATIO = 1.5
 QUIET = "quiet, 1 thread"
@@ -104,7 +104,7 @@ def sweep(depths: Sequence[int], hidden_size: int, seconds: float) -> dict[int, 
     import torch
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
-    from utils import encoders, latency
+    from utils.models import encoders, latency
 
     models = {}
     for n_blocks in depths:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
-from utils.clips import Clips, read_clips, shard_name, write_labels, write_shard
+from utils.data.clips import Clips, read_clips, shard_name, write_labels, write_shard
 
 N_LABELS = 35
 SAMPLE_RATE_HZ = 16_000

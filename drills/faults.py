@@ -32,10 +32,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.stage_processes import start_stage
-from utils import cli, replacing, runs, synthetic
-from utils.errors import InputError, StageError, UsageError
-from utils.files import sha256_of_file
+from experiments.stage_processes import start_stage
+from utils.core import cli, replacing, runs
+from utils.core.errors import InputError, StageError, UsageError
+from utils.core.files import sha256_of_file
+from utils.data import synthetic
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from utils import audio, cli, recordings
+from utils.core import cli
+from utils.data import audio, recordings
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE_HZ = 48_000

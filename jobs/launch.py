@@ -15,8 +15,8 @@ import psutil
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from utils.errors import Interrupted
-from utils.runs import STOP_SIGNALS
+from utils.core.errors import Interrupted
+from utils.core.runs import STOP_SIGNALS
 
 # On these torchrun itself ends all processes; STOP_SIGNALS are not among them.
 SIGNALS_OF_TORCHRUN = "SIGHUP,SIGQUIT"

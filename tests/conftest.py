@@ -23,14 +23,14 @@ hypothesis.settings.load_profile("tests")
 @pytest.fixture(autouse=True)
 def undeclared_outputs(request):
     """Fail where a stage writes a file that its ``OUTPUTS`` do not name; such a file is taken for the user's."""
-    from utils import runs
+    from utils.core import runs
 
     said = []
     watch = logging.Handler()
     watch.emit = lambda record: said.append(record.getMessage()) if record.msg == runs.NOT_OURS else None
-    logging.getLogger("utils.runs").addHandler(watch)
+    logging.getLogger("utils.core.runs").addHandler(watch)
     yield
-    logging.getLogger("utils.runs").removeHandler(watch)
+    logging.getLogger("utils.core.runs").removeHandler(watch)
     assert not said or request.node.get_closest_marker("users_files"), said
 
 

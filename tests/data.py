@@ -18,7 +18,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from utils import clips, runs
+from utils.core import runs
+from utils.data import clips
 
 LABELS = ["Blackbird", "Crow", "Great Tit"]
 CLIP_SECONDS = 0.5

@@ -8,7 +8,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from utils import evaluation, runs, summary
+from utils.core import runs
+from utils.scores import evaluation, summary
 
 
 def metrics_row(name: str, **values) -> dict:

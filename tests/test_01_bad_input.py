@@ -18,7 +18,7 @@ import soundfile
 
 from tests.sounds import song, write
 from tests.stages import ROOT, digests, load_stage
-from utils import audio, clips, preparation, recordings, spool
+from utils.data import audio, clips, preparation, recordings, spool
 
 stage = load_stage("01_data_processing")
 

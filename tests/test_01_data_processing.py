@@ -20,8 +20,8 @@ from mutagen.id3 import ID3, TPE1, WCOP, WOAF
 
 from tests.sounds import song, write
 from tests.stages import ROOT, digests, load_stage
-from utils import audio, clips, preparation, spool
-from utils.files import sha256_of_lines
+from utils.core.files import sha256_of_lines
+from utils.data import audio, clips, preparation, spool
 
 stage = load_stage("01_data_processing")
 

@@ -17,7 +17,8 @@ import pytest
 
 from tests.sounds import song, write
 from tests.stages import digests, load_stage
-from utils import audio, preparation, runs, shares, spool
+from utils.core import runs
+from utils.data import audio, preparation, shares, spool
 
 stage = load_stage("01_data_processing")
 
@@ -260,12 +261,12 @@ def test_a_killed_shard_and_a_killed_merge_go_on(root, monkeypatch):
     decode, decoded = audio.decode, []
     monkeypatch.setattr(audio, "decode", lambda path, *more: decoded.append(path) or decode(path, *more))
     out = ["--output_dir", root / "out"]
-    kill("utils.audio", "decode", 2, root, *out, "--shard", "1/2")
+    kill("utils.data.audio", "decode", 2, root, *out, "--shard", "1/2")
     assert record_of(root / "out.shards" / "1-of-2")["status"] == "running"
     decode_all(root, root / "out", 2)
     assert len(decoded) == 6 - 2
 
-    kill("utils.spool", "write_shard", 2, root, *out, "--merge_shards", 2)
+    kill("utils.data.spool", "write_shard", 2, root, *out, "--merge_shards", 2)
     finished = {p.name: p.stat().st_mtime_ns for p in (root / "out").glob("clips-*.parquet")}
     assert len(finished) == 2 and not (root / "out" / "label_mappings.json").exists()
     assert_merges(root)

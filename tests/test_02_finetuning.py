@@ -23,8 +23,8 @@ from transformers import logging as transformers_logging
 
 from tests.data import CLIP_SECONDS, LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
 from tests.stages import ROOT, load_stage
-from utils import encoders, predict, training
-from utils.clips import read_clips
+from utils.data.clips import read_clips
+from utils.models import encoders, predict, training
 
 stage = load_stage("02_finetuning")
 

@@ -17,9 +17,12 @@ from datasets import load_dataset
 
 from tests.data import LABELS, write_processed
 from tests.stages import load_stage
-from utils import clips, comparison, encoders, evaluation, latency, runs, summary
-from utils.errors import InputError
-from utils.files import sha256_of_file
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.core.files import sha256_of_file
+from utils.data import clips
+from utils.models import encoders, latency
+from utils.scores import comparison, evaluation, summary
 
 stage = load_stage("03_model_validation")
 

@@ -10,11 +10,14 @@ import torch
 
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import load_stage
-from utils import analysis, clips, encoders, hidden_states, layer_selection, predict, similarity
-from utils.convexity import graph_convexity, sample_pairs
-from utils.encoder_parts import EncoderParts
-from utils.euclidean_convexity import euclidean_convexity
-from utils.probes import fit_and_predict
+from utils.data import clips
+from utils.layers import analysis, hidden_states, similarity
+from utils.layers.convexity import graph_convexity, sample_pairs
+from utils.layers.euclidean_convexity import euclidean_convexity
+from utils.layers.probes import fit_and_predict
+from utils.models import encoders, predict
+from utils.models.encoder_parts import EncoderParts
+from utils.pruning import layer_selection
 
 stage = load_stage("04_analysis")
 FIGURES = ("graph_convexity", "cka", "mutual_knn", "cosine", "block_influence", "angular_distance", "probe", "overview")

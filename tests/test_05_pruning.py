@@ -17,26 +17,16 @@ from transformers import AutoModelForAudioClassification
 
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import load_stage
-from utils import (
-    clips,
-    encoders,
-    evaluation,
-    healing,
-    latency,
-    layer_selection,
-    layer_sweep,
-    predict,
-    pruning_plan,
-    runs,
-    subset_scores,
-    summary,
-    training,
-)
-from utils.cli import parse_layer_list
-from utils.files import write_json
-from utils.layer_selection import Candidate
-from utils.pruning_table import COLUMNS, choose, log_answer
-from utils.subset_scores import SubsetScores
+from utils.core import runs
+from utils.core.cli import parse_layer_list
+from utils.core.files import write_json
+from utils.data import clips
+from utils.models import encoders, latency, predict, training
+from utils.pruning import healing, layer_selection, layer_sweep, pruning_plan, subset_scores
+from utils.pruning.layer_selection import Candidate
+from utils.pruning.pruning_table import COLUMNS, choose, log_answer
+from utils.pruning.subset_scores import SubsetScores
+from utils.scores import evaluation, summary
 
 stage = load_stage("05_pruning")
 CHEAP = ("--strategies", "forward", "greedy", "exhaustive")
@@ -748,7 +738,7 @@ def test_too_many_subsets_are_refused_if_asked_for_and_left_out_if_not(data_dir,
 
 def test_a_model_that_is_not_the_sum_of_its_known_parts_is_refused(data_dir, tmp_path, capfd, monkeypatch):
     run_dir = write_run(tmp_path / "run", data_dir, "wav2vec2-stable-layer-norm")
-    monkeypatch.setattr("utils.encoder_parts.final_norm_of", lambda model: None)
+    monkeypatch.setattr("utils.models.encoder_parts.final_norm_of", lambda model: None)
     assert main(run_dir, data_dir, tmp_path / "out") == 3
     refused(capfd, "run block by block, gives other logits than by itself", tmp_path / "out")
 

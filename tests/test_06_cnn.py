@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from tests.data import CLIP_SECONDS, LABELS, write_processed
 from tests.stages import load_stage
-from utils import encoders, latency, training
-from utils.cnn import ARCHITECTURES
+from utils.models import encoders, latency, training
+from utils.models.cnn import ARCHITECTURES
 
 stage = load_stage("06_cnn")
 

@@ -25,10 +25,12 @@ from transformers import (
 
 from tests.data import LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
 from tests.stages import ROOT, load_stage
-from utils import clips, encoders, latency, runs
-from utils.errors import InputError
-from utils.model_size import ModelSize, SizeCounter
-from utils.pruning_session import HELP, PruningSession
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.data import clips
+from utils.models import encoders, latency
+from utils.models.model_size import ModelSize, SizeCounter
+from utils.pruning.pruning_session import HELP, PruningSession
 
 stage = load_stage("07_manual_pruning")
 

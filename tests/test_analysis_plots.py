@@ -7,8 +7,8 @@ from matplotlib.collections import FillBetweenPolyCollection, PatchCollection
 from matplotlib.colors import to_rgba
 
 from tests.figures import check_same_bytes, lines, no_overlap
-from utils import analysis_plots
-from utils.analysis_plots import Similarity
+from utils.figures import analysis_plots
+from utils.figures.analysis_plots import Similarity
 
 
 def convexity(n_blocks):

@@ -9,8 +9,8 @@ import soundfile
 import soxr
 
 from tests.sounds import song, write
-from utils import audio, sources
-from utils.errors import InputError
+from utils.core.errors import InputError
+from utils.data import audio, sources
 
 RATE_HZ = 16000
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.augmentation import augment_audio, batch_generator, mask_spectrogram
-from utils.training_arguments import AUGMENTATIONS
+from utils.models.augmentation import augment_audio, batch_generator, mask_spectrogram
+from utils.models.training_arguments import AUGMENTATIONS
 
 N_CLIPS, N_SAMPLES, N_CLASSES = 6, 4000, 4
 

@@ -20,8 +20,9 @@ from transformers import logging as transformers_logging
 from tests.data import small_model
 from tests.sounds import song, write
 from tests.stages import ROOT, load_stage
-from utils import audio, classify, cnn, encoders, latency, predict
-from utils.clips import read_clips
+from utils.data import audio
+from utils.data.clips import read_clips
+from utils.models import classify, cnn, encoders, latency, predict
 
 RATE_HZ = 16_000
 LABELS = ["robin", "wren"]

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from tests.stages import ROOT
-from utils import cli, training_arguments
-from utils.errors import UsageError
+from utils.core import cli
+from utils.core.errors import UsageError
+from utils.models import training_arguments
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 
 from tests.data import CLIP_SECONDS, LABELS, SAMPLE_RATE_HZ, write_processed
 from tests.stages import ROOT
-from utils import clips
-from utils.errors import InputError
+from utils.core.errors import InputError
+from utils.data import clips
 
 
 def row(number: int, audio: np.ndarray, **changes) -> dict:
@@ -89,7 +89,7 @@ def test_columns_are_those_that_pyarrow_makes_and_pandas_is_not_loaded_for_them(
     assert ours.equals(pa.table({name: pa.array([r[name] for r in rows]) for name in rows[0]}, clips.CLIP_SCHEMA))
     ours.validate(full=True)
     code = (
-        "import sys, numpy as np; from utils import clips; "
+        "import sys, numpy as np; from utils.data import clips; "
         f"row = {row(0, audio[0]) | {'audio': None}}; row['audio'] = np.zeros(400, np.int16); "
         "clips.write_shard(sys.argv[1], [row], 800, 0.5); sys.exit('pandas.core' in sys.modules)"
     )

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForAudioClassification, pipeline
 
 from tests.data import LABELS, SAMPLE_RATE_HZ, write_processed
-from utils import bird_cnn, cnn, encoders, latency, training
-from utils.clips import read_clips
-from utils.errors import InputError, UsageError
+from utils.core.errors import InputError, UsageError
+from utils.data.clips import read_clips
+from utils.models import bird_cnn, cnn, encoders, latency, training
 
 PUBLISHED_SECONDS = 58_050 / SAMPLE_RATE_HZ  # 160,000 samples at 44.1 kHz, resampled
 

@@ -14,7 +14,8 @@ from scipy.sparse import csr_array
 from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
-from utils.convexity import (
+from utils.core.errors import InputError
+from utils.layers.convexity import (
     convexity_of_graph,
     euclidean_scores,
     graph_convexity,
@@ -22,8 +23,7 @@ from utils.convexity import (
     null_levels,
     sample_pairs,
 )
-from utils.errors import InputError
-from utils.evaluation import resample_weights
+from utils.scores.evaluation import resample_weights
 
 ALL_PAIRS = 10**9
 

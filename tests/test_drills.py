@@ -5,8 +5,8 @@ import random
 import pytest
 
 from drills import faults
-from utils import runs
-from utils.files import sha256_of_file, write_json, write_text
+from utils.core import runs
+from utils.core.files import sha256_of_file, write_json, write_text
 
 
 def test_a_row_for_each_drill_that_can_be_run(tmp_path, capsys, caplog, monkeypatch):
@@ -117,7 +117,7 @@ def test_damage_is_one_bit_or_a_beginning():
 
 
 def test_measured_names_are_those_of_the_tables():
-    from utils import summary
+    from utils.scores import summary
 
     measured = [name for name in summary.METRICS_COLUMNS if faults.MEASURED.search(name)]
     assert measured == [

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForAudioClassification
 
 from tests.data import SMALL_CONFIGS, SMALL_WAVEFORM_CONFIGS, small_model, write_processed
-from utils import encoders
-from utils.clips import read_clips
-from utils.encoder_parts import EncoderParts, check_parts, valid_frames
-from utils.errors import InputError
+from utils.core.errors import InputError
+from utils.data.clips import read_clips
+from utils.models import encoders
+from utils.models.encoder_parts import EncoderParts, check_parts, valid_frames
 
 N_SAMPLES = 8000
 
@@ -160,7 +160,7 @@ def test_a_model_that_norms_elsewhere_is_refused_by_its_options(scored_clips, mo
     model.config.tie_last_hidden_states = True
     parts = EncoderParts(model)
     model.config.tie_last_hidden_states = None
-    monkeypatch.setattr("utils.encoder_parts.EncoderParts", lambda model: parts)
+    monkeypatch.setattr("utils.models.encoder_parts.EncoderParts", lambda model: parts)
     with pytest.raises(InputError) as error:
         check_parts(model, extractor, scored_clips, "cpu")
     for words in ("block by block", "'hubert'", "do_stable_layer_norm True", "use_weighted_layer_sum True", "5.23.0"):

@@ -16,8 +16,8 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 
 from tests.data import SMALL_CONFIGS, small_model, write_processed
 from tests.stages import load_stage
-from utils import encoder_window, encoders
-from utils.errors import InputError
+from utils.core.errors import InputError
+from utils.models import encoder_window, encoders
 
 SECOND = 16_000
 

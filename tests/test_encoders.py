@@ -27,9 +27,9 @@ from tests.data import (
     write_processed,
 )
 from tests.stages import ROOT, load_stage
-from utils import bird_cnn, encoders, model_folder, training_history
-from utils.clips import SHORTEST_CLIP, read_clips
-from utils.errors import InputError, UsageError
+from utils.core.errors import InputError, UsageError
+from utils.data.clips import SHORTEST_CLIP, read_clips
+from utils.models import bird_cnn, encoders, model_folder, training_history
 
 N_LAYERS = 3
 SECOND = 16_000

@@ -9,7 +9,7 @@ import pytest
 import sklearn.metrics as reference
 from scipy import stats
 
-from utils import evaluation
+from utils.scores import evaluation
 
 LABELS = ["crow", "finch", "jay", "owl", "robin", "tit", "wren"]
 

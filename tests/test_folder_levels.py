@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import InputError
-from utils.folder_levels import find_label_level
+from utils.core.errors import InputError
+from utils.data.folder_levels import find_label_level
 
 RAW = Path("raw")
 SPECIES = ("Turdus_merula", "Parus_major", "Corvus_corax")

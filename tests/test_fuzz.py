@@ -14,20 +14,11 @@ from hypothesis import strategies as st
 from transformers import Wav2Vec2Config
 
 from tests.stages import load_stage
-from utils import (
-    audio,
-    cli,
-    clips,
-    layer_evidence,
-    preparation,
-    pruning_table,
-    recordings,
-    runs,
-    shares,
-    spool,
-    training,
-)
-from utils.errors import InputError, UsageError
+from utils.core import cli, runs
+from utils.core.errors import InputError, UsageError
+from utils.data import audio, clips, preparation, recordings, shares, spool
+from utils.models import training
+from utils.pruning import layer_evidence, pruning_table
 
 RATE = 16000
 FORMATS = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")]

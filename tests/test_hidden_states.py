@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.data import small_model, write_processed
-from utils import encoders, hidden_states, predict
-from utils.clips import read_clips
-from utils.errors import InputError
+from utils.core.errors import InputError
+from utils.data.clips import read_clips
+from utils.layers import hidden_states
+from utils.models import encoders, predict
 
 
 @pytest.fixture(scope="module")

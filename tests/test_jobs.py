@@ -22,8 +22,8 @@ from tests.data import write_processed
 from tests.lsf import Cluster
 from tests.stages import ROOT, load_stage
 from tests.warm_python import WarmPython
-from utils import synthetic
-from utils.files import sha256_of_file
+from utils.core.files import sha256_of_file
+from utils.data import synthetic
 
 STAGES = ("01", "02", "03", "04", "05", "06", "07")
 STUDY = ("01", "02", "03", "04", "05", "07", "03-pruned")

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from pandas._libs.parsers import STR_NA_VALUES
 
-from utils import evaluation
-from utils.label_names import MISSING, warn_of_odd_labels
+from utils.data.label_names import MISSING, warn_of_odd_labels
+from utils.scores import evaluation
 
 
 @pytest.mark.parametrize(

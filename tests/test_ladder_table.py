@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import ladder_table
+from experiments import ladder_table
 from tests.results import write_result
-from utils import evaluation, summary
+from utils.scores import evaluation, summary
 
 SEEDS = ("1", "2")
 N_CLIPS = 40
@@ -87,7 +87,7 @@ def test_tables_and_figure(ladder, capsys):
 
 def test_what_is_missing_is_named(ladder, tmp_path, caplog):
     assert main(ladder, name="wetland") == 3
-    assert "run benchmarks.study" in caplog.text
+    assert "run experiments.study" in caplog.text
     copy = tmp_path / "copy"
     shutil.copytree(ladder, copy)
     (copy / "birds-0-1-2-pruning" / "best.json").unlink()

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import latencies, latency_under_load
+from benchmarks import latency_under_load
+from experiments import latencies
 from tests.data import small_model, write_processed
-from utils import encoders, latency
+from utils.models import encoders, latency
 
 
 @pytest.fixture(scope="module")

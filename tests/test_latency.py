@@ -13,7 +13,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from tests.stages import ROOT
-from utils import encoders, latency
+from utils.models import encoders, latency
 
 LABELS = ["crow", "finch", "jay"]
 RATE_HZ = 16_000

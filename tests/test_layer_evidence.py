@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 
 from tests.data import small_model, write_processed
-from utils import convexity, encoders, hidden_states, layer_evidence
-from utils.clips import read_clips
+from utils.data.clips import read_clips
+from utils.layers import convexity, hidden_states
+from utils.models import encoders
+from utils.pruning import layer_evidence
 
 NEEDS = ("angular_distance", "block_influence", "cka", "convexity", "knn_block_influence")
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.errors import InputError, UsageError
-from utils.files import write_json
-from utils.layer_selection import (
+from utils.core.errors import InputError, UsageError
+from utils.core.files import write_json
+from utils.pruning.layer_selection import (
     ITERATIVE,
     METRICS,
     RULES,

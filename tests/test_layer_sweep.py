@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.data import LABELS, SMALL_CONFIGS, small_model, write_processed
-from utils import encoders, layer_sweep, onednn, predict
-from utils.clips import read_clips
-from utils.encoder_parts import EncoderParts
-from utils.errors import InputError, UsageError
+from utils.core.errors import InputError, UsageError
+from utils.data.clips import read_clips
+from utils.models import encoders, onednn, predict
+from utils.models.encoder_parts import EncoderParts
+from utils.pruning import layer_sweep
 
 N_CLIPS = 6
 ALL_THAT_KEEP_BLOCK_0 = [(0,), (0, 1), (0, 2), (0, 1, 2)]

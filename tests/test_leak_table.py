@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from benchmarks import leak_table
+from experiments import leak_table
 from tests.results import metrics_row
-from utils import summary
+from utils.scores import summary
 
 
 def write_summary(path, rows: dict[str, tuple[float, float]]) -> None:
@@ -40,5 +40,5 @@ def test_table(tmp_path, capsys):
 def test_no_such_name_or_table(tmp_path, caplog):
     write_summary(tmp_path / "summary.csv", {"birds-clip-1": (0.7, 0.6)})
     assert leak_table.main(["--summary", str(tmp_path / "summary.csv"), "--name", "wetland"]) == 3
-    assert "run benchmarks.study" in caplog.text
+    assert "run experiments.study" in caplog.text
     assert leak_table.main(["--summary", str(tmp_path / "none.csv")]) == 3

@@ -5,8 +5,10 @@ import torch
 
 from tests.data import small_model, write_processed
 from tests.stages import load_stage
-from utils import clips, layer_sweep, memory, training
-from utils.errors import InputError, advice_on, is_out_of_memory
+from utils.core.errors import InputError, advice_on, is_out_of_memory
+from utils.data import clips
+from utils.models import memory, training
+from utils.pruning import layer_sweep
 
 
 def test_stored_bytes_of_a_network_counted_by_hand():

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.test_recordings import labels_of, reasons_of, touch, write_csv
-from utils.errors import InputError
-from utils.recordings import SourceFile, find_recordings
+from utils.core.errors import InputError
+from utils.data.recordings import SourceFile, find_recordings
 
 XENO_CANTO = "id,gen,sp,rec,file,file-name,length,time\n"
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import ROOT, load_stage
-from utils import encoders, model_folder
-from utils.errors import InputError, UsageError
-from utils.text import printable
+from utils.core.errors import InputError, UsageError
+from utils.core.text import printable
+from utils.models import encoders, model_folder
 
 OWN_CODE = """
 from pathlib import Path
@@ -138,15 +138,18 @@ def test_one_function_calls_from_pretrained():
     """In all code that runs here; classify.py, which goes with a model, calls it by itself."""
     callers = {
         f"{path.relative_to(ROOT)}:{line.strip()}"
-        for path in [*ROOT.glob("*.py"), *(ROOT / "utils").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+        for path in [
+            *ROOT.glob("*.py"),
+            *(p for d in ("utils", "benchmarks", "experiments") for p in (ROOT / d).rglob("*.py")),
+        ]
         for line in path.read_text().splitlines()
         if re.search(r"(?<!nn\.Embedding)\.from_pretrained\(|\btorch\.load\(|pickle\.load|trust_remote_code=True", line)
         and path.name != "classify.py"
     }
     assert callers == {
-        "utils/model_folder.py:return auto_class.from_pretrained("
+        "utils/models/model_folder.py:return auto_class.from_pretrained("
         "folder.path, trust_remote_code=False, local_files_only=True, **options)",
-        'utils/model_folder.py:weights = torch.load(path, map_location="meta", weights_only=True)',
+        'utils/models/model_folder.py:weights = torch.load(path, map_location="meta", weights_only=True)',
     }
 
 

@@ -6,9 +6,9 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from utils import neighbors
-from utils.errors import InputError
-from utils.neighbors import nearest_neighbors
+from utils.core.errors import InputError
+from utils.layers import neighbors
+from utils.layers.neighbors import nearest_neighbors
 
 
 def brute_force(features, k, metric="euclidean"):

@@ -7,7 +7,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from utils import evaluation, plots
+from utils.figures import plots
+from utils.scores import evaluation
 
 
 def birds(n):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from utils import probes
-from utils.errors import InputError
+from utils.core.errors import InputError
+from utils.layers import probes
 
 
 def blobs(n_classes=4, n_per_class=30, distance=6.0, d=8, seed=0):

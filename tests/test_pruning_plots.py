@@ -7,9 +7,9 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_rgba
 
 from tests.figures import check_same_bytes, lines, no_overlap
-from utils import pruning_plots
-from utils.cli import format_layer_list
-from utils.errors import UsageError
+from utils.core.cli import format_layer_list
+from utils.core.errors import UsageError
+from utils.figures import pruning_plots
 
 STRATEGIES = (
     *("forward", "backward", "middle", "single", "alternate", "simple_deep", "random", "block_influence"),

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from tests.sounds import song, write
-from utils.recorders import Start, read_start
+from utils.data.recorders import Start, read_start
 
 MOTH = "by AudioMoth 24F319055FDF2F5B at medium gain setting while battery state was 4.2V and temperature was 18.7C."
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.recording_ids import name_recordings
+from utils.data.recording_ids import name_recordings
 
 
 def groups_of(paths, labels=None):

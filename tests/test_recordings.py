@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from utils import recordings
-from utils.errors import InputError
-from utils.recordings import Skipped, SourceFile, complete, find_recordings
-from utils.tags import Tags
+from utils.core.errors import InputError
+from utils.data import recordings
+from utils.data.recordings import Skipped, SourceFile, complete, find_recordings
+from utils.data.tags import Tags
 
 
 def touch(raw_dir, *paths):

@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
-from utils.errors import InputError
-from utils.recordists import is_unknown, one_spelling, read_same_recordist, recordist_key, similar_names
+from utils.core.errors import InputError
+from utils.data.recordists import is_unknown, one_spelling, read_same_recordist, recordist_key, similar_names
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks import reproduced
+from experiments import reproduced
 from tests.results import write_result
-from utils import evaluation, summary
+from utils.scores import evaluation, summary
 
 N_CLIPS = 60
 LABEL_IDS = np.arange(N_CLIPS) % 3

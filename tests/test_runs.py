@@ -13,9 +13,9 @@ import time
 import pytest
 
 from tests.stages import ROOT
-from utils import cli, runs, streams
-from utils.errors import AlreadyComplete, InputError, Interrupted, OutputExistsError, UsageError
-from utils.files import read_json, sha256_of_file
+from utils.core import cli, runs, streams
+from utils.core.errors import AlreadyComplete, InputError, Interrupted, OutputExistsError, UsageError
+from utils.core.files import read_json, sha256_of_file
 
 
 def arguments(output_dir, **changes) -> argparse.Namespace:
@@ -253,7 +253,7 @@ def test_files_that_are_taken_again_are_not_lost_with_a_new_run(tmp_path):
 KILLED = """
 import argparse, os, signal, sys
 from pathlib import Path
-from utils import files, runs
+from utils.core import files, runs
 
 out, moment = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
@@ -778,7 +778,7 @@ def test_ctrl_c_before_the_folder_is_open(caplog):
 STREAMS = """
 import argparse, sys
 from pathlib import Path
-from utils import cli, runs
+from utils.core import cli, runs
 
 def run(args):
     for i in range(2000):

@@ -10,9 +10,11 @@ import torch
 
 from tests.data import small_model, write_processed
 from tests.stages import ROOT, load_stage
-from utils import encoders, hidden_states, runs
-from utils.clips import read_clips
-from utils.errors import InputError
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.data.clips import read_clips
+from utils.layers import hidden_states
+from utils.models import encoders
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 

@@ -7,9 +7,9 @@ import pytest
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import ortho_group
 
-from utils import similarity
-from utils.errors import InputError
-from utils.similarity import cka, cka_null, cosine, cosine_null, mutual_knn, mutual_knn_chance
+from utils.core.errors import InputError
+from utils.layers import similarity
+from utils.layers.similarity import cka, cka_null, cosine, cosine_null, mutual_knn, mutual_knn_chance
 
 
 def random_states(n_layers, n, d, seed=0):

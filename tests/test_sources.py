@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from tests.sounds import encode, song, write
-from utils import containers, sources
-from utils.errors import InputError
+from utils.core.errors import InputError
+from utils.data import containers, sources
 
 RATE_HZ = 16000
 

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from utils.errors import UsageError
-from utils.splits import SPLIT_BY, assign_splits, group_keys, merge_groups
+from utils.core.errors import UsageError
+from utils.data.splits import SPLIT_BY, assign_splits, group_keys, merge_groups
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from tests.data import small_model
-from utils import cnn, encoders
-from utils.clips import Clips
-from utils.start_line import describe_clips, describe_model, log_start
+from utils.data.clips import Clips
+from utils.models import cnn, encoders
+from utils.models.start_line import describe_clips, describe_model, log_start
 
 
 def clips_of(label_ids, tmp_path, labels=("Blackbird", "Crow", "Great Tit")):

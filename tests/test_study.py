@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForAudioClassification
 
-from benchmarks import study
+from experiments import study
 from tests.data import SMALL_CONFIGS, small_extractor, write_processed
 from tests.stages import ROOT, load_stage
-from utils import encoders, synthetic
+from utils.data import synthetic
+from utils.models import encoders
 
 QUICK = "--num_train_epochs 1 --augment none --learning_rate 1e-3"
 MODELS = {"small-none-1", "small-0-1", "small-0-1-1", "small-0-clip-1", "cnn-melspectrogram-1", "small-after-1-1"}

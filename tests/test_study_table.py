@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import study_table
+from experiments import study_table
 from tests.results import write_result
-from utils import evaluation, summary
+from utils.scores import evaluation, summary
 
 N_CLIPS = 60
 LABEL_IDS = np.arange(N_CLIPS) % 3

@@ -13,12 +13,12 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks import synthetic_birds
-from utils import synthetic
-from utils.errors import OutputExistsError
-from utils.files import sha256_of_file
-from utils.recordings import find_recordings
-from utils.synthetic import SETTINGS_NAME, SONGS, write_recordings
+from experiments import synthetic_birds
+from utils.core.errors import OutputExistsError
+from utils.core.files import sha256_of_file
+from utils.data import synthetic
+from utils.data.recordings import find_recordings
+from utils.data.synthetic import SETTINGS_NAME, SONGS, write_recordings
 
 RATE_HZ = 16000
 N_FFT = 512
@@ -255,4 +255,4 @@ def test_the_script_refuses_impossible_values(tmp_path, capsys, argv, message):
 
 def test_the_help_of_the_script_is_its_command(capsys):
     assert synthetic_birds.main(["--help"]) == 0
-    assert "python -m benchmarks.synthetic_birds --output_dir demo/raw" in capsys.readouterr().out
+    assert "python -m experiments.synthetic_birds --output_dir demo/raw" in capsys.readouterr().out

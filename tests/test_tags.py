@@ -10,7 +10,7 @@ from mutagen.id3 import COMM, ID3, TALB, TIT2, TPE1, WCOP, WOAF
 from mutagen.oggvorbis import OggVorbis
 
 from tests.sounds import song, write
-from utils.tags import Tags, read_tags
+from utils.data.tags import Tags, read_tags
 
 LICENCE = "https://creativecommons.org/licenses/by-nc-sa/4.0/"
 

@@ -10,8 +10,11 @@ from transformers import AutoModelForAudioClassification
 
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import load_stage
-from utils import clips, encoders, healing, latency, runs, training_history
-from utils.errors import InputError
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.data import clips
+from utils.models import encoders, latency, training_history
+from utils.pruning import healing
 
 OF_OTHER_DATA = "its folder does not list those recordings"
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from tests.stages import ROOT
-from utils import workers
-from utils.errors import InputError
-from utils.workers import available_cpus, worker_pool
+from utils.core import workers
+from utils.core.errors import InputError
+from utils.core.workers import available_cpus, worker_pool
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
@@ -66,7 +66,7 @@ def _pid_after(seconds):
 def test_workers_die_with_a_parent_that_is_killed():
     code = """
 import time
-from utils.workers import worker_pool
+from utils.core.workers import worker_pool
 
 if __name__ == "__main__":
     with worker_pool(2) as pool_map:

@@ -68,7 +68,7 @@ def ask(address: str, words: list[str]) -> int:
 def wait(address: str) -> None:
     """Import what the stages need, and run scripts for ever."""
     sys.path.insert(0, str(Path.cwd()))
-    from benchmarks.stage_processes import IMPORTED
+    from experiments.stage_processes import IMPORTED
 
     for name in IMPORTED:
         importlib.import_module(name)

@@ -1,0 +1,213 @@
+"""Compare pruning before and after fine-tuning, from what experiments.study left: tables in Markdown, and a figure.
+
+    python -m experiments.ladder_table --results_dir validation_results --name birds
+
+Before: the models <name>-<kept layers>-<seed>, each fine-tuned with the blocks it has. After: the best subset
+of every size of the whole model <name>-<all layers>-<seed>, chosen on val (best.json of its -pruning folder),
+and its random subsets. All scores are on test clips. A difference is that to the whole model of the same seed;
+its 95 % interval is from a paired bootstrap over the groups of all seeds together, a group with its clips of
+every seed in which it is tested. The second table has the rules that need no search, after fine-tuning: how
+accurate what they keep is, and how much more so than the random subsets of the same sizes, for each seed; none where a
+rule removes no block.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments import study_table
+from utils.core import cli
+from utils.core.errors import InputError
+from utils.figures import plots
+from utils.pruning.layer_selection import SEARCHES
+from utils.pruning.pruning_table import FULL
+from utils.scores import comparison
+
+RANDOM = "random"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script."""
+    parser = cli.build_stage_parser(__doc__)
+    parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
+    parser.add_argument("--name", default="birds", help="what the names of its results begin with")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table, and draw the figure <results_dir>/<name>-ladder."""
+    before = fine_tuned(args.results_dir, args.name)
+    after = pd.concat(
+        [swept(args.results_dir, whole, seed) for seed, whole in whole_models(before).items()], ignore_index=True
+    )
+    print("\n".join([*markdown(before, after, args.results_dir), "", *rules(whole_models(before), args.results_dir)]))
+    draw(before, after, args.results_dir / f"{args.name}-ladder")
+
+
+def fine_tuned(results_dir: Path, name: str) -> pd.DataFrame:
+    """Return the rows of the models that were pruned before fine-tuning, with their ``seed`` by name.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    rows = study_table.read_rows(results_dir, name)
+    rows = rows[rows["model"] == rows["kept_layers"]]
+    if rows.empty:
+        raise InputError(f"{results_dir} has no model {name}-<kept layers>-<seed>; run experiments.study")
+    return rows.sort_values(["n_layers", "seed"], ignore_index=True)
+
+
+def whole_models(before: pd.DataFrame) -> dict[str, str]:
+    """Return the name of the model with the most layers of every seed."""
+    return before.sort_values("n_layers").groupby("seed")["model_name"].last().to_dict()
+
+
+def read_sweep(results_dir: Path, whole: str) -> tuple[dict, pd.DataFrame]:
+    """Return what a sweep chose at every size, and all its rows.
+
+    Raises
+    ------
+    InputError
+        If the sweep of the model is missing.
+    """
+    folder = results_dir / f"{whole}-pruning"
+    try:
+        best = json.loads((folder / "best.json").read_text(encoding="utf-8"))["by_depth"]
+        return best, pd.read_csv(folder / "pruning.csv")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} cannot be read ({error}); run 05_pruning.py on {whole}") from error
+
+
+def swept(results_dir: Path, whole: str, seed: str) -> pd.DataFrame:
+    """Return, of one whole model, the subset chosen at every size and the mean of the random ones.
+
+    Returns
+    -------
+    DataFrame
+        ``seed, n_layers, keep, chosen, difference, random``: accuracies on the report split.
+    """
+    best, table = read_sweep(results_dir, whole)
+    random = table[table["strategy"] == RANDOM].groupby("n_layers")["report_accuracy"].mean()
+    full = table.loc[table["strategy"] == FULL, "report_accuracy"].iloc[0]
+    rows = [
+        {
+            "seed": seed,
+            "n_layers": int(n_layers),
+            "keep": cli.format_layer_list(chosen["keep"]),
+            "chosen": chosen["report_accuracy"],
+            "difference": chosen["report_accuracy"] - full,
+            "random": random.get(int(n_layers), np.nan),
+        }
+        for n_layers, chosen in best.items()
+    ]
+    whole_row = {"seed": seed, "n_layers": int(table["n_layers"].max()), "chosen": full, "difference": 0.0}
+    return pd.DataFrame([*rows, whole_row]).drop_duplicates(["seed", "n_layers"])
+
+
+def difference_to_whole(before: pd.DataFrame, n_layers: int, results_dir: Path) -> tuple[float, float, float]:
+    """Return how much more accurate the models of a size are than the whole ones, over all seeds, with its interval."""
+    whole = whole_models(before)
+    rows = before[before["n_layers"] == n_layers]
+    pairs = [
+        tuple(comparison.read_scored(results_dir / name) for name in (row["model_name"], whole[row["seed"]]))
+        for _, row in rows.iterrows()
+    ]
+    return comparison.paired_difference(pairs)["accuracy"]
+
+
+def markdown(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path) -> list[str]:
+    """Return the lines of the table: a line a size."""
+    lines = [
+        "| blocks | parameters (millions) | latency (ms) | pruned before, each seed | mean | to the whole "
+        "| pruned after, each seed (kept) | mean | random subsets |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    largest = before["n_layers"].max()
+    for n_layers, rows in before.groupby("n_layers"):
+        chosen = after[after["n_layers"] == n_layers]
+        cells = [
+            str(n_layers),
+            f"{rows['n_parameters'].iloc[0] / 1e6:.1f}",
+            f"{rows['latency_ms_median'].median():.0f}",
+            ", ".join(f"{accuracy:.2f}" for accuracy in rows["accuracy"]),
+            f"**{rows['accuracy'].mean():.2f}**",
+            ""
+            if n_layers == largest
+            else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference_to_whole(before, n_layers, results_dir)),
+            ", ".join(
+                f"{r['chosen']:.2f} ({r['keep']})" if n_layers < largest else f"{r['chosen']:.2f}"
+                for _, r in chosen.iterrows()
+            ),
+            f"**{chosen['chosen'].mean():.2f}**" if len(chosen) else "",
+            f"{chosen['random'].mean():.2f}" if chosen["random"].notna().any() else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def rules(whole: dict[str, str], results_dir: Path) -> list[str]:
+    """Return the lines of a table of the rules: a line a rule, best first, accuracies as means over the seeds."""
+    tables = [read_sweep(results_dir, name)[1].assign(seed=seed) for seed, name in whole.items()]
+    rows = pd.concat(tables, ignore_index=True)
+    # A rule may well propose to keep all blocks, which is no subset.
+    rows = rows[~rows["strategy"].isin([FULL, *SEARCHES]) & (rows["n_layers"] < rows["n_layers"].max())]
+    # The random subsets of a size, or the subsets that an iterative rule passes, count as one.
+    by_size = rows.groupby(["strategy", "seed", "n_layers"])["report_accuracy"].mean()
+    gains = (by_size - by_size.loc[RANDOM]).groupby(["strategy", "seed"]).mean().unstack("seed")
+    means = by_size.groupby(["strategy", "n_layers"]).mean().unstack("n_layers")
+    sizes = " | ".join(str(n) for n in means.columns)
+    lines = [
+        f"| rule, by number of blocks kept | {sizes} | to random, each seed | mean |",
+        "|---" * (len(means.columns) + 3) + "|",
+    ]
+    for strategy in gains.mean(axis=1).sort_values(ascending=False).index:
+        cells = [strategy, *("" if np.isnan(mean) else f"{mean:.2f}" for mean in means.loc[strategy])]
+        if strategy == RANDOM:
+            cells += ["", ""]
+        else:
+            cells += [", ".join("none" if np.isnan(gain) else f"{gain:+.3f}" for gain in gains.loc[strategy])]
+            cells += [f"**{gains.loc[strategy].mean():+.3f}**"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def draw(before: pd.DataFrame, after: pd.DataFrame, path: Path) -> None:
+    """Draw accuracy against the number of blocks kept: each seed as a point, means as lines."""
+    with plots.style():
+        fig = Figure(figsize=(4.8, 3.8), layout="constrained")
+        axes = fig.subplots()
+        series = [
+            ("pruned before fine-tuning", before, "accuracy"),
+            ("pruned after it, chosen on val", after, "chosen"),
+            ("pruned after it, random", after, "random"),
+        ]
+        for number, (label, rows, column) in enumerate(series):
+            look = {"color": plots.COLOURS[number], "marker": plots.MARKERS[number]}
+            means = rows.groupby("n_layers")[column].mean().dropna()
+            axes.plot(means.index, means, label=label, linestyle=("-", "--", ":")[number], markersize=5, **look)
+            axes.plot(rows["n_layers"], rows[column], linestyle="none", markersize=3, alpha=0.4, **look)
+        axes.axhline(
+            1 / before["n_classes"].iloc[0], color="black", linewidth=0.8, linestyle=(0, (1, 3)), label="chance"
+        )
+        axes.set(xlabel="blocks kept", ylabel="accuracy of test clips", ylim=(0, None))
+        axes.set_xticks(sorted(before["n_layers"].unique()))
+        axes.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
+        plots.save_figure(fig, path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Train, prune and score every model of a study, and make its tables: what `make study` does for each data set.
+
+    python -m experiments.study --name wetland --raw_dir recordings --metadata metadata.csv \\
+        --base_model wav2vec2=facebook/wav2vec2-base --output_dir study
+    python -m experiments.study ... --dry_run      # prints the command of every step, such as for a batch system
+
+For every seed, all on the same clips, each seed with a split of its own by recordist:
+
+<base>-<layers>        the base model with its first blocks only, fine-tuned: pruning before (02)
+<base>-after-<n>       the whole one, pruned without retraining to the best n blocks by val: pruning after (05, 07)
+<other>                other encoders, fine-tuned whole (02)
+cnn-<architecture>     the CNN baselines (06)
+<base>-<layers>-<way>  one of the first, trained and tested on clips that were split in another way: what that claims
+
+Every step is a stage with its command, run --jobs at a time, a share of the CPUs each. Stopped or killed, the same
+command goes on where it was: a finished step has nothing to do, a half-done one resumes. A step that fails lets those
+that run end, and no other start.
+
+Writes <output_dir>/processed_data/, runs/ and validation_results/ with a folder <name>-<model>-<seed> for each model,
+logs/ with what its steps print; then the tables of experiments.leak_table, ladder_table, latencies and study_table.
+"""
+
+import argparse
+import logging
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from experiments import ladder_table, latencies, leak_table, study_table
+from experiments.stage_processes import start_stage
+from utils.core import cli, runs
+from utils.core.errors import InputError, Interrupted, UsageError
+from utils.core.workers import available_cpus
+from utils.data.splits import SPLIT_BY
+from utils.models import encoders
+from utils.models.cnn import ARCHITECTURES
+
+log = logging.getLogger(__name__)
+
+PREPARE, TRAIN, VALIDATE = "01_data_processing.py", "02_finetuning.py", "03_model_validation.py"
+SWEEP, TRAIN_CNN, PRUNE = "05_pruning.py", "06_cnn.py", "07_manual_pruning.py"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Steps that follow one another.
+
+    Attributes
+    ----------
+    name : str
+        Of what comes of it.
+    steps : tuple of tuple of str
+        A stage's file name and its words.
+    """
+
+    name: str
+    steps: tuple[tuple[str, ...], ...]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script."""
+    parser = cli.build_stage_parser(__doc__)
+    add = parser.add_argument
+    add("--name", required=True, help="what the names of all results begin with")
+    add("--raw_dir", type=Path, required=True, help="recordings, as stage 01 takes them")
+    add("--metadata", type=Path, default=None, help="table of the recordings, as stage 01 takes it")
+    add("--base_model", type=_named, required=True, metavar="NAME=MODEL", help="encoder to prune, and its short name")
+    add("--other_models", type=_named, nargs="*", default=[], metavar="NAME=MODEL", help="encoders to fine-tune whole")
+    add("--architectures", choices=ARCHITECTURES, nargs="*", default=list(ARCHITECTURES), help="CNNs of stage 06")
+    add("--seeds", type=cli.non_negative_int, nargs="+", default=[1, 2, 3], help="each with a split of its own")
+    add("--splits", choices=SPLIT_BY[1:], nargs="*", default=["recording", "clip"], help="other ways of splitting")
+    add("--claim_layers", default=None, help="layers of the model that they are tried on, as 0-3 (default: all)")
+    add("--data_args", type=shlex.split, default=[], help="more words for stage 01, in quotes after =")
+    add("--train_args", type=shlex.split, default=[], help="the same for stage 02")
+    add("--cnn_args", type=shlex.split, default=[], help="the same for stage 06")
+    add("--jobs", type=cli.positive_int, default=2, help="steps at a time")
+    add("--dry_run", action="store_true", help="print the commands and run none")
+    add("--output_dir", type=Path, default=Path("study"), help="folder of everything")
+    add("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    return parser
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not (name and equals and model) or "/" in name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a short name and a model, such as tiny=../models/tiny")
+    return name, model
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run all steps, then make the tables."""
+    model, _ = encoders.load_base_model(args.base_model[1], ["one", "another"])
+    rungs = [cli.format_layer_list(range(n)) for n in range(model.config.num_hidden_layers + 1)]
+    claim_layers = args.claim_layers or rungs[-1]
+    if claim_layers not in rungs:
+        raise UsageError(f"--claim_layers {claim_layers} is none of the study's models, which keep {', '.join(rungs)}")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: each seed counts once")
+    rounds = plan(args, rungs, claim_layers)
+    if args.dry_run:
+        for job in (job for jobs in rounds for job in jobs):
+            print("\n".join(f"python {shlex.join(step)}" for step in job.steps))
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // args.jobs)))
+    logs_dir = args.output_dir / "logs"
+    logs_dir.mkdir(parents=True, exist_ok=True)
+    for number, jobs in enumerate(rounds, start=1):
+        log.info("round %d of %d: %d jobs", number, len(rounds), len(jobs))
+        run_jobs(jobs, args.jobs, logs_dir)
+    make_tables(args, claim_layers)
+
+
+# ------------------------------------------------------------------------------------------ what to do
+
+
+def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[list[Job]]:
+    """Return all jobs, in rounds: those of a round need nothing of each other.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+    rungs : list of str
+        Layer lists of the models that are pruned before fine-tuning, from no block to all.
+    claim_layers : str
+        Which of them other splits are tried on.
+    """
+    base, base_model = args.base_model
+
+    def path(kind: str, name: str) -> str:
+        return str(args.output_dir / kind / f"{args.name}-{name}")
+
+    def on(data: str, seed: int) -> tuple[str, ...]:
+        return ("--data_dir", path("processed_data", data), "--seed", str(seed))
+
+    def prepared(seed: int, split_by: str, data: str) -> Job:
+        words = ["--raw_dir", str(args.raw_dir), *(["--metadata", str(args.metadata)] if args.metadata else [])]
+        words += ["--split_by", split_by, "--seed", str(seed), *args.data_args]
+        return Job(data, ((PREPARE, *words, "--output_dir", path("processed_data", data)),))
+
+    def validation(name: str, data: str, seed: int) -> tuple[str, ...]:
+        words = ("--model_dir", path("runs", name), *on(data, seed))
+        return (VALIDATE, *words, "--output_dir", path("validation_results", name))
+
+    def trained(name: str, data: str, seed: int, script: str, *words: str) -> Job:
+        training = (script, *words, *on(data, seed), "--output_dir", path("runs", name))
+        return Job(name, (training, validation(name, data, seed)))
+
+    def fine_tuned(name: str, data: str, seed: int, model: str, *words: str) -> Job:
+        return trained(name, data, seed, TRAIN, "--base_model", model, *words, *args.train_args)
+
+    def rung(name: str, data: str, seed: int, keep: str) -> Job:
+        return fine_tuned(name, data, seed, base_model, "--keep_layers", keep)
+
+    def pruned(seed: int) -> Job:
+        whole = f"{base}-{rungs[-1]}-{seed}"
+        sweep_dir, words = path("validation_results", f"{whole}-pruning"), ("--model_dir", path("runs", whole))
+        steps = [(SWEEP, *words, *on(str(seed), seed), "--output_dir", sweep_dir)]
+        for n in range(1, len(rungs) - 1):
+            name = f"{base}-after-{n}-{seed}"
+            choice = ("--from", f"{sweep_dir}/best.json", "--n_layers", str(n))
+            steps.append((PRUNE, *words, *choice, "--output_dir", path("runs", name)))
+            steps.append(validation(name, str(seed), seed))
+        return Job(f"{whole}-pruning", tuple(steps))
+
+    preparing, training, pruning = [], [], []
+    for seed in args.seeds:
+        preparing.append(prepared(seed, SPLIT_BY[0], str(seed)))
+        training += [rung(f"{base}-{keep}-{seed}", str(seed), seed, keep) for keep in rungs]
+        for name, model in args.other_models:
+            training.append(fine_tuned(f"{name}-{seed}", str(seed), seed, model))
+        for architecture in args.architectures:
+            words = ("--architecture", architecture, *args.cnn_args)
+            training.append(trained(f"cnn-{architecture}-{seed}", str(seed), seed, TRAIN_CNN, *words))
+        for split_by in args.splits:
+            data = f"{split_by}-{seed}"
+            preparing.append(prepared(seed, split_by, data))
+            training.append(rung(f"{base}-{claim_layers}-{data}", data, seed, claim_layers))
+        pruning.append(pruned(seed))
+    return [preparing, training, pruning]
+
+
+# ------------------------------------------------------------------------------------------- doing it
+
+
+def run_jobs(jobs: Sequence[Job], n_at_once: int, logs_dir: Path) -> None:
+    """Run jobs, some at a time, each step as a process of its own whose output is added to ``<job>.txt``.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+    n_at_once : int
+    logs_dir : Path
+
+    Raises
+    ------
+    InputError
+        If a step fails; the message has its last line.
+    Interrupted
+        If this process got a signal, after passing it on and waiting for what runs to save itself.
+    """
+    waiting = list(jobs)
+    running: dict[BaseProcess, tuple[Job, int, float]] = {}
+    stopped_by, failures, n_done = [], [], 0
+
+    def stop(number: int, frame: object) -> None:
+        stopped_by.append(signal.Signals(number).name)
+        for process in running:
+            process.terminate()
+
+    def start(job: Job, number: int, since_s: float) -> None:
+        script, *words = job.steps[number]
+        process = start_stage(script, words, logs_dir / f"{job.name}.txt", prepare=stop_with_parent)
+        running[process] = (job, number, since_s)
+        if stopped_by:  # while it was starting
+            process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in runs.STOP_SIGNALS}
+    try:
+        while running or (waiting and not stopped_by and not failures):
+            while waiting and len(running) < n_at_once and not stopped_by and not failures:
+                start(waiting.pop(0), 0, time.monotonic())
+            ended = wait([process.sentinel for process in running])
+            for process in [process for process in running if process.sentinel in ended]:
+                process.join()
+                job, number, since_s = running.pop(process)
+                if process.exitcode != 0:
+                    if not stopped_by:
+                        failures.append((job, number, process.exitcode))
+                elif number + 1 < len(job.steps) and not stopped_by:
+                    start(job, number + 1, since_s)
+                elif number + 1 == len(job.steps):
+                    n_done += 1
+                    log.info("%s: done in %.0f s, %d of %d", job.name, time.monotonic() - since_s, n_done, len(jobs))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped_by:
+        raise Interrupted(f"stopped by {stopped_by[0]}: run the same command again to go on")
+    if failures:
+        raise InputError("; ".join(_told(*failure, logs_dir) for failure in failures))
+
+
+def stop_with_parent() -> None:
+    """Have this process stop, as for a batch system, when the one that started it is gone: nobody waits for it."""
+
+    def stop() -> None:
+        multiprocessing.parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+
+
+def _told(job: Job, number: int, exit_code: int, logs_dir: Path) -> str:
+    printed = logs_dir / f"{job.name}.txt"
+    lines = printed.read_text(encoding="utf-8").strip().splitlines()
+    last = lines[-1] if lines else "it printed nothing"
+    return f"{job.name}: {job.steps[number][0]} ended with exit code {exit_code}: {last} (all of it is in {printed})"
+
+
+def make_tables(args: argparse.Namespace, claim_layers: str) -> None:
+    """Print the tables of the study and draw its figures; latencies are taken once."""
+    results_dir, base = args.output_dir / "validation_results", f"{args.name}-{args.base_model[0]}"
+    seed = str(args.seeds[0])
+
+    def make(script, *words: str | Path) -> None:
+        script.run(script.build_parser().parse_args([str(word) for word in words]))
+
+    if args.splits:
+        make(leak_table, "--summary", results_dir / "summary.csv", "--name", f"{base}-{claim_layers}")
+    make(ladder_table, "--results_dir", results_dir, "--name", base)
+    if not (results_dir / f"{args.name}-latency.csv").exists():
+        data_dir = args.output_dir / "processed_data" / f"{args.name}-{seed}"
+        words = ("--runs_dir", args.output_dir / "runs", "--data_dir", data_dir, "--seed", seed)
+        make(latencies, "--results_dir", results_dir, "--name", args.name, *words)
+    make(study_table, "--results_dir", results_dir, "--name", args.name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+"""Compare all models of a study over all its seeds: a table in Markdown and CSV, a figure, and the answers.
+
+    python -m experiments.study_table --results_dir validation_results --name birds20
+    python -m experiments.study_table --name birds25 birds20     # and their models side by side
+
+Takes the results <name>-<model>-<seed> that `make study` left. Scores are on the test clips of all seeds
+together; 95 % intervals are from a bootstrap over groups, a group with its clips of every seed in which it is
+tested. A difference is that to the most accurate model, clip by clip. What other splits left,
+<name>-<model>-clip-<seed> and so on, stands apart: it tells what another split would have claimed. Latencies are those
+of <name>-latency.csv, measured side by side by experiments.latencies; where it is missing, those that stage 03 measured
+one after the other.
+
+Writes <results_dir>/<name>-study.csv, .pdf and .png.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from utils.core import cli
+from utils.core.errors import InputError
+from utils.core.files import write_text
+from utils.data.splits import SPLIT_BY
+from utils.figures import plots
+from utils.scores import comparison, evaluation, summary
+
+log = logging.getLogger(__name__)
+
+MARGIN = 0.02
+# A model of the study once more, by the way of splitting.
+OF_LEAK = re.compile(rf"-(?:{'|'.join(SPLIT_BY)})$")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script."""
+    parser = cli.build_stage_parser(__doc__)
+    parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
+    parser.add_argument("--name", nargs="+", default=["birds"], help="what the names of its results begin with")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table and the answers of every study; write the tables and the figures."""
+    tables = {name: report(args.results_dir, name) for name in args.name}
+    if len(tables) > 1:
+        print("\n".join(["", *markdown_of_all(tables)]))
+
+
+def report(results_dir: Path, name: str) -> pd.DataFrame:
+    """Print the table and the answers of one study; write and return the table, and draw the figure."""
+    rows = read_rows(results_dir, name)
+    of_leak = rows["model"].str.contains(OF_LEAK)
+    table = study(rows[~of_leak], results_dir)
+    latencies = results_dir / f"{name}-latency.csv"
+    if latencies.exists():
+        measured = side_by_side(latencies, table["model"])
+        for name_here, name_there in (("latency_ms_median", "latency_ms"), ("latency_doubt", "latency_doubt")):
+            table[name_here] = table["model"].map(measured[name_there])
+    claims = pooled_scores(rows[of_leak], read_seeds(rows[of_leak], results_dir))
+    write_text(results_dir / f"{name}-study.csv", table.to_csv(index=False, float_format="%.6g"))
+    draw(table, results_dir / f"{name}-study")
+    print("\n".join([*markdown(table), "", *answers(table, claims)]))
+    return table
+
+
+def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
+    """Return the rows of ``summary.csv`` that belong to a study, with the columns ``model`` and ``seed``.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    rows = summary.read_metrics(results_dir / f"{summary.SUMMARY_NAME}.csv")
+    parts = rows["model_name"].str.extract(rf"^{re.escape(name)}-(.+)-(\d+)$")
+    rows = rows.assign(model=parts[0], seed=parts[1])[parts[0].notna()]
+    if rows.empty:
+        raise InputError(f"{results_dir} has no result {name}-<model>-<seed>; run make study, or run experiments.study")
+    return rows
+
+
+def side_by_side(path: Path, models: pd.Series) -> pd.DataFrame:
+    """Return the latency of every model, in ms, and why it may be doubted, from what `experiments.latencies` wrote.
+
+    Raises
+    ------
+    InputError
+        If one of the models is not in the table.
+    """
+    latencies = pd.read_csv(path, dtype={"model": str}).set_index("model")
+    if "latency_doubt" not in latencies:  # of an earlier version
+        latencies["latency_doubt"] = summary.DEFAULTS["latency_doubt"]
+    missing = sorted(set(models) - set(latencies.index))
+    if missing:
+        raise InputError(
+            f"{path} has no latency of {', '.join(missing)}; run experiments.latencies again, or delete it"
+        )
+    return latencies
+
+
+def read_seeds(rows: pd.DataFrame, results_dir: Path) -> dict[str, list[comparison.Scored]]:
+    """Return the results of every model, by seed."""
+    return {
+        model: [comparison.read_scored(results_dir / name) for name in own.sort_values("seed")["model_name"]]
+        for model, own in rows.groupby("model")
+    }
+
+
+def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]]) -> pd.DataFrame:
+    """Return each model's scores over the clips of all its seeds, with intervals; a row a model."""
+    found = []
+    for model, own in rows.groupby("model"):
+        clips = pd.concat([one.predictions for one in scored[model]])
+        label_ids, predicted_ids = clips["label_id"].to_numpy(), clips["predicted_id"].to_numpy()
+        row = {
+            "model": model,
+            "kind": own["kind"].iloc[0],
+            "n_seeds": len(own),
+            "n_clips": len(clips),
+            "n_groups": clips["group"].nunique(),
+            "n_layers": own["n_layers"].iloc[0],
+            "n_parameters": int(own["n_parameters"].median()),
+            "gmacs_per_clip": own["gmacs_per_clip"].median(),
+            "latency_ms_median": own["latency_ms_median"].median(),
+            "latency_doubt": " ".join(sorted(set(own["latency_doubt"]))),
+            "accuracy": float((label_ids == predicted_ids).mean()),
+            "macro_f1": evaluation.macro_f1(label_ids, predicted_ids),
+            "accuracy_of_seeds": " ".join(f"{accuracy:.3f}" for accuracy in own["accuracy"]),
+        }
+        intervals = evaluation.bootstrap_intervals(label_ids, predicted_ids, clips["group"].to_numpy())
+        for name, (low, high) in intervals.items():
+            row[f"{name}_low"], row[f"{name}_high"] = low, high
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def study(rows: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
+    """Return the scores of every model and its difference to the most accurate one, best first.
+
+    A model that lacks a seed is left out with a warning: seeds differ in how hard their test clips are.
+
+    Raises
+    ------
+    InputError
+        If models were scored on different clips of one seed.
+    """
+    seeds = rows.groupby("model")["seed"].nunique()
+    for model in seeds.index[seeds < seeds.max()]:
+        log.warning(
+            "%s is left out: it has %d of %d seeds; run make study until it ends", model, seeds[model], seeds.max()
+        )
+    rows = rows[rows["model"].map(seeds) == seeds.max()]
+    scored = read_seeds(rows, results_dir)
+    table = pooled_scores(rows, scored).sort_values(
+        ["accuracy", "n_parameters"], ascending=[False, True], ignore_index=True
+    )
+    best = scored[table["model"].iloc[0]]
+    differences = [
+        comparison.paired_difference(list(zip(scored[model], best, strict=True)))["accuracy"]
+        for model in table["model"]
+    ]
+    table[["difference", "difference_low", "difference_high"]] = np.array(differences)
+    return table
+
+
+def markdown(table: pd.DataFrame) -> list[str]:
+    """Return the lines of the table: a line a model."""
+    lines = [
+        "| | model | | blocks | parameters (millions) | GMACs | latency (ms) | accuracy | macro F1 | to the best |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for number, row in table.iterrows():
+        cells = [
+            str(number + 1),
+            *description(row),
+            *(score(row, name) for name in comparison.SCORES),
+            score(row, "difference", "+.3f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def markdown_of_all(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Return the lines of a table of several studies: a line for each model that all have, as the first ranks them."""
+    first = next(iter(tables))
+    common = set.intersection(*(set(table["model"]) for table in tables.values()))
+    by_model = {name: table.set_index("model") for name, table in tables.items()}
+    lines = [
+        "| model | | blocks | parameters (millions) | GMACs | latency (ms) | "
+        + " | ".join(f"accuracy, {name}" for name in tables)
+        + " |",
+        "|---" * (6 + len(tables)) + "|",
+    ]
+    for _, row in tables[first].iterrows():
+        if row["model"] in common:
+            scores = [score(by_model[name].loc[row["model"]], "accuracy") for name in tables]
+            lines.append(f"| {' | '.join([*description(row), *scores])} |")
+    return lines
+
+
+def description(row: pd.Series) -> list[str]:
+    """Return the cells that tell what a model is and what it costs."""
+    return [
+        row["model"],
+        row["kind"],
+        "" if row["kind"] == "CNN" else str(row["n_layers"]),
+        f"{row['n_parameters'] / 1e6:.1f}",
+        f"{row['gmacs_per_clip']:.2f}",
+        f"{row['latency_ms_median']:.0f}" + "?" * is_doubtful(row),
+    ]
+
+
+def is_doubtful(row: pd.Series) -> bool:
+    """Say whether a latency was measured under load, unsteadily, or against the order of the blocks."""
+    return not {*row["latency_doubt"].split()} <= {summary.NO_DOUBT, *summary.DEFAULTS["latency_doubt"].split()}
+
+
+def score(row: pd.Series, name: str, form: str = ".3f") -> str:
+    """Return a score with its interval."""
+    return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
+
+
+def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
+    """Return what the study was made for, in sentences that keep to what the intervals allow."""
+    best = table.iloc[0]
+    near = table[table["difference"] >= -MARGIN]
+
+    def sentence(what: str, row: pd.Series) -> str:
+        by_interval = row["difference_low"] >= -MARGIN
+        return (
+            f"{what}: {row['model']}, accuracy {score(row, 'accuracy')}, {row['n_parameters'] / 1e6:.1f} M parameters, "
+            f"{row['latency_ms_median']:.0f}{'?' * is_doubtful(row)} ms; to the best {score(row, 'difference', '+.3f')}"
+            + ("" if by_interval else f": the point estimate is within {MARGIN:g}, the interval is not")
+        )
+
+    lines = [
+        sentence("best accuracy", best),
+        sentence(f"smallest within {MARGIN:g} of it", near.loc[near["n_parameters"].idxmin()]),
+        sentence(f"fastest within {MARGIN:g} of it", near.loc[near["latency_ms_median"].idxmin()]),
+    ]
+    if claims.empty:
+        return lines
+    by_model = pd.concat([table, claims]).set_index("model")
+    for claimed in claims["model"]:
+        model, _, split = claimed.rpartition("-")
+        line = f"what a split by {split} claims of {model}: {score(by_model.loc[claimed], 'accuracy')}"
+        if model in by_model.index:
+            line += f"; it has {score(by_model.loc[model], 'accuracy')}"
+        lines.append(line)
+    return lines
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw accuracy with its interval against parameters and latency: one point a model, numbered as in the table."""
+    with plots.style():
+        fig = Figure(figsize=(9.5, 3.8), layout="constrained")
+        panels = fig.subplots(1, 2, sharey=True)
+        for axes, column, unit in zip(panels, ("n_parameters", "latency_ms_median"), (1e6, 1.0), strict=True):
+            sides = free_sides(np.log(table[column].to_numpy(dtype=float)), table["accuracy"].to_numpy())
+            for number, (kind, marker) in enumerate(plots.KINDS.items()):
+                own = table[table["kind"] == kind]
+                if own.empty:
+                    continue
+                color = plots.COLOURS[number]
+                axes.vlines(own[column], own["accuracy_low"], own["accuracy_high"], color=color, linewidth=1, alpha=0.5)
+                axes.plot(own[column], own["accuracy"], linestyle="none", marker=marker, color=color, label=kind)
+                for place, row in own.iterrows():
+                    axes.annotate(
+                        str(place + 1),
+                        (row[column], row["accuracy"]),
+                        xytext=(4, 3) if sides[place] == "right" else (-4, 3),
+                        ha="left" if sides[place] == "right" else "right",
+                        textcoords="offset points",
+                        fontsize=7,
+                    )
+            plots.set_log_axis(axes, table[column], unit)
+        panels[0].set(xlabel="parameters (millions)", ylabel="accuracy of test clips, with its 95 % interval")
+        panels[1].set_xlabel("latency of one clip (ms)")
+        key = "\n".join(f"{place + 1}  {plots.shorten(model)}" for place, model in table["model"].items())
+        panels[1].text(1.04, 1, key, transform=panels[1].transAxes, va="top", fontsize=7, linespacing=1.5)
+        panels[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(plots.KINDS), fontsize=7.5)
+        plots.save_figure(fig, path)
+
+
+def free_sides(x: np.ndarray, y: np.ndarray) -> list[str]:
+    """Return on which side of each point its number stands: not on that of the nearest other point.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (n_points,)
+        As far apart as they are drawn, but for a factor.
+
+    Returns
+    -------
+    list of {"left", "right"}
+    """
+    points = np.column_stack([values / (np.ptp(values) or 1.0) for values in (x, y)])
+    distances = np.linalg.norm(points[:, None] - points, axis=2)
+    np.fill_diagonal(distances, np.inf)
+    nearest = distances.argmin(axis=1)
+    return ["left" if (x[j], j) > (x[i], i) and len(x) > 1 else "right" for i, j in enumerate(nearest)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What every stage needs: output folders, logging, command lines, errors, files."""

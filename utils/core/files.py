@@ -1,0 +1,110 @@
+"""Writing files whole or not at all, and knowing them again by their checksum."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.core.errors import InputError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` if the block succeeds.
+
+    The file is flushed to disk before the rename, so that after a crash of the machine, too, `path`
+    is either the old file or the whole new one. If the block fails the temporary file is removed.
+    The temporary name keeps the suffix of `path`, because some writers choose the format by it.
+
+    Parameters
+    ----------
+    path : Path
+        Final name. Its folder must exist.
+
+    Yields
+    ------
+    Path
+        Name to write to.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}{PARTIAL_SUFFIX}{path.suffix}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` to `path` as indented JSON, atomically. NaN is refused: JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+# What reading a file of notes of our own may raise where it was cut off or is another's: it is then made anew.
+BROKEN = (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
+
+
+NAMES_OF_KINDS = {dict: "an object {…}", list: "a list […]", str: "a text", bool: "true or false"}
+NAMES_OF_KINDS |= {int: "a whole number", float: "a number", type(None): "null"}
+
+
+def name_of(kind: type) -> str:
+    """Return what a kind of JSON value is called, for people who don't know Python."""
+    return NAMES_OF_KINDS[kind]
+
+
+def read_json(path: Path, kind: type, remedy: str) -> object:
+    """Read one of our own JSON files.
+
+    Parameters
+    ----------
+    path : Path
+    kind : type
+        What the file holds: ``dict``, ``list``, or ``object`` for anything.
+    remedy : str
+        What the user can do where the file is missing or damaged; ends the message.
+
+    Raises
+    ------
+    InputError
+        If it is missing, cannot be read, is not JSON, or holds something of another type.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {remedy}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} cannot be read as JSON (it is nested too deeply); {remedy}") from error
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); {remedy}") from error
+    if not isinstance(value, kind):
+        raise InputError(f"{path} holds {name_of(type(value))}; expected {name_of(kind)}; {remedy}")
+    return value
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of the bytes of a file, read in blocks."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_lines(lines: Iterable[str]) -> str:
+    """Return the hexadecimal SHA-256 of `lines`, each ended by a newline: one digest for many."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Stage 01: from recordings to clips on disk."""

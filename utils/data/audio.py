@@ -1,0 +1,335 @@
+"""From a sound file to samples: decode, mix to mono, put into range and resample, block by block.
+
+Memory does not depend on the length of a file. Resampling comes before anything is cut, so that a
+clip of 5 s is 5 s of sound whatever the sample rate of its source.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from utils.data import sources
+from utils.data.clips import PCM_SCALE
+from utils.data.sources import Undecodable
+
+CHANNELS = ("mean", "left", "right", "best")  # or a number, from 1
+LEAST_RATE_HZ = 1000  # below it a header is broken, and resampling would blow up the file
+CANCELLED = 0.5  # a mean with less than this share of the power that unrelated channels would leave in it
+STEPS_APART = 31  # samples between the differences by which channels are compared; a tenth of the time of 7
+SILENT_BESIDE = 1e-4  # power of a channel, relative to the loudest
+QUIETEST_PEAK = 2**-8  # below it 16 bits hold 8 bits of sound or fewer
+SCALED_PEAK = 0.9  # leaves room for what resampling adds
+LOUDEST_PEAK = 2.0  # decoders overshoot full scale a little; beyond this a file is scaled wrongly
+CLIPPED_SHARE = 1e-3  # of the samples; fewer are not worth a line
+
+Sink = Callable[[np.ndarray], object]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a file turned out to hold.
+
+    Attributes
+    ----------
+    n_samples : int
+        Samples at the target rate.
+    source_rate_hz, source_channels : int
+        As the file has them, at its start.
+    channel : str
+        ``mono``, or what was made of several channels: ``mean of 2``, ``2 of 2``, with the reason where it was
+        not asked for.
+    warnings : tuple of str
+        What is wrong with a file that could be used all the same.
+    """
+
+    n_samples: int
+    source_rate_hz: int
+    source_channels: int
+    channel: str
+    warnings: tuple[str, ...]
+
+
+def decode(path: Path, sample_rate_hz: int, new_sink: Callable[[], Sink], channel: str = "mean") -> Decoded:
+    """Decode a file to mono int16 PCM at a sample rate, and hand it on block by block.
+
+    A 16-bit mono file at the target rate keeps its exact samples. A file that breaks off, or is damaged in the
+    middle, is used all the same. Most files are read once. A file is read again where the first reading shows
+    that
+
+    - the mean of its channels loses what they hold (opposite polarity), or all but one are silent: the channel with
+      most power is taken;
+    - exact samples of more than 16 bits go beyond full scale, or would lose most of their bits in 16: they are
+      scaled to a peak of 0.9;
+    - the waveform never crosses zero: its mean is taken away.
+
+    Parameters
+    ----------
+    path : Path
+        File of any format that libsndfile or FFmpeg reads.
+    sample_rate_hz : int
+        Sample rate to hand on.
+    new_sink : callable
+        Called before each reading; returns what takes int16 of shape (n,), several times. What the sink of an
+        earlier reading took is void. Exceptions are passed on.
+    channel : str
+        ``mean``; ``left`` or ``right``, the first or the second; ``best``, the one with most power; or a number,
+        counted from 1.
+
+    Returns
+    -------
+    Decoded
+
+    Raises
+    ------
+    Undecodable
+        If there is nothing to decode, what is decoded is silence or no number, or the channel is missing.
+    InputError
+        If the machine cannot read the file: it is gone, or its disk is.
+    """
+    with sources.opened(path) as view:
+        treatment = Treatment(channel)
+        while True:
+            with sources.source_of(view) as source:
+                reading = _Reading(source, sample_rate_hz, new_sink(), treatment)
+                reading.run()
+            view.check()
+            if (better := reading.better_treatment()) == treatment:
+                return reading.result()
+            treatment = better
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to samples before they are resampled.
+
+    Attributes
+    ----------
+    channel : str
+        As asked for.
+    chosen : dict of int to int or None
+        Channel to take, from 0, by the number of channels; None is their mean. What is missing is not known yet.
+    reasons : dict of int to str
+        Why a channel was chosen that was not asked for.
+    offset, gain : float
+        Samples become ``(sample - offset) * gain``.
+    """
+
+    channel: str
+    chosen: dict[int, int | None] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    offset: float = 0.0
+    gain: float = 1.0
+
+    def index(self, n_channels: int) -> int | None:
+        """Return the channel to take, from 0; None for the mean."""
+        if n_channels in self.chosen:
+            return self.chosen[n_channels]
+        number = {"left": 1, "right": 2, "mean": 0, "best": 0}.get(self.channel)
+        number = int(self.channel) if number is None else number
+        if number > n_channels:
+            raise Undecodable(f"has no channel {self.channel}: it has {n_channels}; choose another --channel")
+        return number - 1 if number else None
+
+
+class _Reading:
+    """One reading of a file, from its blocks to the samples that are handed on."""
+
+    def __init__(self, source: sources.Source, sample_rate_hz: int, sink: Sink, treatment: Treatment):
+        self.source, self.target_rate_hz, self.sink, self.treatment = source, sample_rate_hz, sink, treatment
+        self.first: tuple[int, int] | None = None  # rate in Hz and channels
+        self.rate = 0
+        self.resampler = None
+        self.warnings: list[str] = []
+        self.seconds = 0.0
+        self.products: dict[int, np.ndarray] = {}  # of channels with each other, by the number of channels
+        self.n_frames = self.n_samples = self.n_clipped = 0
+        self.low, self.high, self.total = np.inf, -np.inf, 0.0  # of the mono sound before its treatment
+        self.is_silent = True
+
+    def run(self) -> None:
+        for rate, samples in self.source.blocks():
+            if rate != self.rate:
+                self.change_rate(rate)
+            if self.first is None:
+                self.first = rate, len(samples)
+            mono = self.treat(self.mix(samples))
+            self.n_frames += len(mono)
+            self.seconds += len(mono) / rate
+            self.put(mono if self.resampler is None else self.resampler.resample_chunk(mono))
+        if self.n_frames == 0:
+            raise Undecodable("; ".join(["no sound in it", *self.source.warnings]))
+        self.flush()
+
+    def change_rate(self, rate: int) -> None:
+        if rate < LEAST_RATE_HZ:
+            raise Undecodable(f"its header gives a sample rate of {rate} Hz; expected {LEAST_RATE_HZ} or more")
+        if self.rate:
+            self.warnings.append(f"its sample rate changes from {self.rate} to {rate} Hz at {self.seconds:.2f} s")
+        self.flush()
+        self.rate = rate
+        if rate != self.target_rate_hz:
+            self.resampler = soxr.ResampleStream(rate, self.target_rate_hz, 1, dtype="float32")
+
+    def flush(self) -> None:
+        if self.resampler is not None:
+            self.put(self.resampler.resample_chunk(np.empty(0, np.float32), last=True))
+        self.resampler = None
+
+    def mix(self, samples: np.ndarray) -> np.ndarray:
+        """Return the mono sound, float32 of shape (n,), of a block of shape (channels, n)."""
+        n_channels = len(samples)
+        index = self.treatment.index(n_channels)
+        if n_channels > 1 and self.treatment.channel in ("mean", "best") and n_channels not in self.treatment.chosen:
+            # Of differences of neighbours: neither an offset, nor wind or hum, decides where the birds are.
+            starts = range(0, samples.shape[1] - 1, STEPS_APART)
+            steps = np.empty((n_channels, len(starts)), np.float32)  # by channel, or einsum takes nine times as long
+            np.subtract(samples[:, 1::STEPS_APART], samples[:, :-1:STEPS_APART], out=steps)
+            with np.errstate(invalid="ignore", over="ignore"):  # infinity is told where it is met
+                # No matrix product: its threads would wait for each other in every worker process.
+                products = np.einsum("in,jn->ij", steps, steps).astype(np.float64)
+            self.products[n_channels] = self.products.get(n_channels, 0.0) + products
+        if index is not None or n_channels == 1:
+            return samples[index or 0].copy()
+        mono = samples[0] + samples[1]
+        for other in samples[2:]:  # ten times as fast as `mean`
+            mono += other
+        mono /= n_channels
+        return mono
+
+    def treat(self, mono: np.ndarray) -> np.ndarray:
+        low, high = float(mono.min()), float(mono.max())
+        if not np.isfinite([low, high]).all():
+            first_s = self.seconds + np.flatnonzero(~np.isfinite(mono))[0] / self.rate
+            raise Undecodable(f"holds NaN or infinity, first at {first_s:.3f} s")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.low > 0 or self.high < 0:
+            self.total += float(mono.sum(dtype=np.float64))
+        if self.treatment.offset:
+            mono -= np.float32(self.treatment.offset)
+        if self.treatment.gain != 1:
+            mono *= np.float32(self.treatment.gain)
+        return mono
+
+    def put(self, samples: np.ndarray) -> None:
+        """Hand on float32 samples in [-1, 1] as int16; `samples` is overwritten."""
+        if not len(samples):
+            return
+        with np.errstate(over="ignore"):  # what no longer fits is clipped below, and counted
+            samples *= np.float32(PCM_SCALE)
+        np.rint(samples, out=samples)
+        if max(self.high, -self.low) > 1:
+            self.n_clipped += int(np.count_nonzero((samples < -PCM_SCALE) | (samples > PCM_SCALE)))
+        np.clip(samples, -PCM_SCALE, PCM_SCALE - 1, out=samples)
+        pcm = samples.astype(np.int16)
+        self.is_silent = self.is_silent and not pcm.any()
+        self.n_samples += len(pcm)
+        self.sink(pcm)
+
+    # ---------------------------------------------------------------------------------- what it has shown
+
+    def better_treatment(self) -> Treatment:
+        """Return the treatment that the sound turned out to need; the one that it had if that was right."""
+        treatment = self.treatment
+        for n_channels, products in self.products.items():
+            index, reason = _choose(treatment.channel, products)
+            if index is not None:
+                treatment = replace(
+                    treatment,
+                    chosen={**treatment.chosen, n_channels: index},
+                    reasons={**treatment.reasons, n_channels: reason},
+                )
+        if treatment != self.treatment:
+            return treatment
+        offset = 0.0
+        if self.low != self.high and (self.low > 0 or self.high < 0):
+            offset = self.total / self.n_frames
+        peak = max(self.high - offset, offset - self.low)
+        gain = 1.0
+        if self.source.is_fine and (peak > 1 or 0 < peak < QUIETEST_PEAK):
+            gain = SCALED_PEAK / peak
+        return replace(treatment, offset=offset, gain=gain)
+
+    def result(self) -> Decoded:
+        treatment = self.treatment
+        if self.low == self.high and self.n_frames > 1:
+            raise Undecodable(f"silent: every sample of it is {self.low:.6g}")
+        if self.is_silent:
+            raise Undecodable("silent: every sample of it is 0 in 16 bits")
+        n_channels = self.first[1]
+        index = treatment.index(n_channels)
+        reason = treatment.reasons.get(n_channels, "")
+        channel = (
+            "mono" if n_channels == 1 else f"mean of {n_channels}" if index is None else f"{index + 1} of {n_channels}"
+        )
+        warnings = [*self.source.warnings, *self.warnings]
+        for n, why in treatment.reasons.items():
+            if why:
+                warnings.append(f"channel {treatment.chosen[n] + 1} of {n} is used: {why}")
+        peak = max(self.high - treatment.offset, treatment.offset - self.low)
+        if treatment.offset:
+            warnings.append(f"never crosses zero: its mean of {treatment.offset:.3g} was taken away")
+        if treatment.gain != 1:
+            warnings.append(f"peaks at {peak:.3g} times full scale and was scaled to {SCALED_PEAK}")
+        elif peak > LOUDEST_PEAK or self.n_clipped > CLIPPED_SHARE * self.n_samples:
+            share = 100 * self.n_clipped / self.n_samples
+            warnings.append(f"peaks at {peak:.3g} times full scale: {share:.2g} % of its samples are clipped")
+        return Decoded(self.n_samples, *self.first, f"{channel}: {reason}" if reason else channel, tuple(warnings))
+
+
+def _choose(asked: str, products: np.ndarray) -> tuple[int | None, str]:
+    """Decide on a channel, from 0, or the mean, None, by summed products of channels, shape (channels, channels)."""
+    powers = np.diagonal(products)
+    loudest = int(powers.argmax())
+    if asked == "best":
+        return loudest, ""
+    if not powers[loudest] > 0:  # NaN too
+        return None, ""
+    n_channels = len(powers)
+    of_mean = products.sum() / n_channels**2
+    if of_mean < CANCELLED * powers.sum() / n_channels**2:
+        lost_db = 10 * np.log10(powers[loudest] / max(of_mean, 1e-12 * powers[loudest]))
+        return loudest, f"the channels cancel by {lost_db:.0f} dB in their mean"
+    if np.sort(powers)[-2] < SILENT_BESIDE * powers[loudest]:
+        return loudest, "the others are silent"
+    return None, ""
+
+
+def cut(
+    n_samples: int, clip_samples: int, least_samples: int, least_rest_samples: int, remainder: str
+) -> list[tuple[int, int]]:
+    """Cut a recording into clips, one after the other.
+
+    Parameters
+    ----------
+    n_samples : int
+        Length of the recording.
+    clip_samples : int
+        Length of a clip.
+    least_samples : int
+        A recording shorter than this gives no clip.
+    least_rest_samples : int
+        A rest behind the last whole clip that is shorter than this is left out.
+    remainder : {"pad", "drop"}
+        What happens to a piece shorter than a clip: ``pad`` keeps it, to be padded; ``drop`` leaves it out.
+
+    Returns
+    -------
+    list of (int, int)
+        First sample and length of every clip; the length is `clip_samples` for all but the last.
+    """
+    clips = [(start, clip_samples) for start in range(0, n_samples - clip_samples + 1, clip_samples)]
+    n_left = n_samples - len(clips) * clip_samples
+    if remainder == "pad" and n_left >= max(1, least_rest_samples if clips else least_samples):
+        clips.append((n_samples - n_left, n_left))
+    return clips
+
+
+def pad_by_repetition(samples: np.ndarray, n_samples: int) -> np.ndarray:
+    """Return `samples`, shape (n,), repeated from its start until it has the shape (n_samples,).
+
+    Zeros would change what a network that normalises over time sees of the sound itself.
+    """
+    return np.resize(samples, n_samples)

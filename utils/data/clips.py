@@ -1,0 +1,412 @@
+"""Clips on disk: the Parquet schema, its one writer and its one reader.
+
+A row is a clip. A row group holds few clips, so that a data loader that reads in random order decodes
+a few hundred kilobytes for a clip, not a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lazy_loader
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.core.files import atomic_path, read_json, write_json
+from utils.core.text import some
+
+pd = lazy_loader.load("pandas")  # a quarter of a second, which only some who come here need
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test")
+UNIT_NOT_NOTED = "an unknown unit"  # what data of an earlier version keeps together
+CLIPS_PER_ROW_GROUP = 4
+LABELS_NAME = "label_mappings.json"
+DATA_STAGE = "01_data_processing"
+AGAIN = f"run {DATA_STAGE}.py again with --overwrite"
+# Samples: the 25 ms at 16 kHz of which wav2vec 2.0, its kin and AST make their first frame. No stage takes less.
+SHORTEST_CLIP = 400
+LARGEST_CLIP = 2**25  # samples; a shard holds at least one clip
+PCM_SCALE = 32768.0  # int16 full scale: audio in [-1, 1) is PCM / 32768
+
+CLIP_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("recording_id", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("source_path", pa.string(), nullable=False),
+        pa.field("clip_index", pa.int32(), nullable=False),
+        pa.field("start_s", pa.float64(), nullable=False),
+        pa.field("duration_s", pa.float32(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("label_id", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("audio", pa.list_(pa.int16()), nullable=False),
+    ]
+)
+METADATA_COLUMNS = [name for name in CLIP_SCHEMA.names if name != "audio"]
+AUDIO_COLUMN = CLIP_SCHEMA.names.index("audio")
+AUDIO_LEAF = "audio.list.element"  # the name of the samples' own column within Parquet
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard, such as ``clips-00003.parquet``."""
+    return f"clips-{number:05d}.parquet"
+
+
+def write_shard(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_seconds: float) -> int:
+    """Write clips to one Parquet file, atomically and with the same bytes for the same rows.
+
+    Parameters
+    ----------
+    path : Path
+        Final name of the shard.
+    rows : iterable of dict
+        A value for every column of `CLIP_SCHEMA`; ``audio`` is int16 of shape (n_samples,). Consumed a
+        row group at a time, so memory does not grow with the shard.
+    sample_rate_hz : int
+        Sample rate of ``audio``.
+    clip_seconds : float
+        Length of every clip after padding.
+
+    Returns
+    -------
+    int
+        Number of rows written.
+    """
+    metadata = {
+        "schema_version": str(SCHEMA_VERSION),
+        "sample_rate_hz": str(sample_rate_hz),
+        "clip_seconds": repr(float(clip_seconds)),
+    }
+    schema = CLIP_SCHEMA.with_metadata(metadata)
+    n_rows = 0
+    with (
+        atomic_path(path) as partial,
+        pq.ParquetWriter(
+            partial,
+            schema,
+            use_dictionary=False,
+            # Differences of neighbouring samples are small: 60 % of the size of plain int16, and the fastest
+            # of the lossless encodings both to write and to read. A general compression finds nothing more.
+            column_encoding={AUDIO_LEAF: "DELTA_BINARY_PACKED"},
+            compression={**dict.fromkeys(METADATA_COLUMNS, "zstd"), AUDIO_LEAF: "none"},
+            write_statistics=METADATA_COLUMNS,
+        ) as writer,
+    ):
+        group: list[dict] = []
+        for row in rows:
+            group.append(row)
+            n_rows += 1
+            if len(group) == CLIPS_PER_ROW_GROUP:
+                writer.write_table(_as_table(group, schema))
+                group = []
+        if group:
+            writer.write_table(_as_table(group, schema))
+    return n_rows
+
+
+def _as_table(rows: list[dict], schema: pa.Schema) -> pa.Table:
+    columns = [_as_array([row[name] for row in rows], schema.field(name).type) for name in METADATA_COLUMNS]
+    samples = [row["audio"] for row in rows]
+    values = _as_array(np.concatenate(samples), pa.int16())
+    columns.append(pa.ListArray.from_arrays(_as_array(_offsets(samples), pa.int32()), values))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _as_array(values: Sequence, kind: pa.DataType) -> pa.Array:
+    """Do what ``pa.array`` does, without pandas, for which that would wait half a second in every process."""
+    if pa.types.is_string(kind):
+        values = [value.encode() for value in values]
+        buffers = [_offsets(values), b"".join(values)]
+    else:
+        buffers = [np.asarray(values, kind.to_pandas_dtype())]
+    return pa.Array.from_buffers(kind, len(values), [None, *map(pa.py_buffer, buffers)])
+
+
+def _offsets(values: Sequence) -> np.ndarray:
+    return np.cumsum([0, *map(len, values)], dtype=np.int32)
+
+
+def write_labels(data_dir: Path, labels: list[str]) -> None:
+    """Write ``label_mappings.json``: label ids count from 0 in the order of `labels`."""
+    label2id = {label: i for i, label in enumerate(labels)}
+    id2label = {str(i): label for i, label in enumerate(labels)}
+    write_json(Path(data_dir) / LABELS_NAME, {"label2id": label2id, "id2label": id2label})
+
+
+def label_maps(labels: list[str]) -> dict[str, dict]:
+    """Return the ``id2label`` and ``label2id`` of a model's config."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def read_labels(data_dir: Path) -> list[str]:
+    """Return the labels of a processed data set, by label id."""
+    path = Path(data_dir) / LABELS_NAME
+    try:
+        label2id = read_json(path, dict, AGAIN)["label2id"]
+        if not all(type(label_id) is int for label_id in label2id.values()):
+            raise ValueError("a label id is not a number")
+        labels = sorted(label2id, key=label2id.__getitem__)
+        if not labels or [label2id[label] for label in labels] != list(range(len(labels))):
+            raise ValueError("label ids do not count from 0")
+        if odd := [label for label in labels if not label.isprintable()]:
+            raise ValueError(f"its labels hold characters that cannot be printed: {some([repr(x) for x in odd], 3)}")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
+    return labels
+
+
+@dataclass
+class Clips:
+    """Clips of a processed data set: a table of what they are; their audio is read one at a time.
+
+    A map-style data set for ``torch.utils.data.DataLoader``, safe to fork.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        A row a clip: all columns but ``audio``, and where it lies (``shard``, ``row_group``, ``row``).
+    labels : list of str
+        All labels of the data set, by label id, also those without a clip here.
+    sample_rate_hz : int
+    clip_seconds : float
+    data_dir : Path
+    """
+
+    table: pd.DataFrame
+    labels: list[str]
+    sample_rate_hz: int
+    clip_seconds: float
+    data_dir: Path
+
+    def __post_init__(self):
+        self._shards: dict[int, pq.ParquetFile] = {}
+        self._group_read: tuple[tuple[int, int], list[np.ndarray]] | None = None
+        self._locations = self.table[["shard", "row_group", "row"]].to_numpy()
+        self._label_ids = self.table["label_id"].to_numpy()
+        self._splits = self.table["split"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._locations)
+
+    def __getitem__(self, index: int) -> dict:
+        """Return ``audio`` (float32 (n_samples,) in [-1, 1)), ``label_id``, ``split`` and ``index`` of a clip."""
+        return {
+            "audio": self.audio(index),
+            "label_id": int(self._label_ids[index]),
+            "split": self._splits[index],
+            "index": int(index),
+        }
+
+    def __getstate__(self) -> dict:
+        # Open files do not travel to the workers of a data loader; they open their own.
+        return {**self.__dict__, "_shards": {}, "_group_read": None}
+
+    @property
+    def kept_together(self) -> str:
+        """What the split keeps on one side, in words; ``recording`` also where no recordist is known."""
+        record = runs.read_record(self.data_dir) or {}
+        return str(record.get("metrics", {}).get("kept_together", UNIT_NOT_NOTED))
+
+    def cutting(self) -> dict[str, object]:
+        """Return how stage 01 cut recordings into these clips, and filled those that were too short.
+
+        Returns
+        -------
+        dict
+            ``remainder``: ``pad`` or ``drop``; ``least_seconds`` and ``least_rest_seconds``: the shortest recording,
+            and the shortest rest of a longer one, that became a clip; ``channel``: that of ``--channel``; ``fill``:
+            ``repeat``, from its start.
+        """
+        record = runs.read_record(self.data_dir) or {"arguments": {}}
+        least_s = record["arguments"].get("min_seconds", 0.0)
+        return {
+            "remainder": record["arguments"].get("remainder", "pad"),
+            "least_seconds": least_s,
+            "least_rest_seconds": record["arguments"].get("min_remainder_seconds", least_s),
+            "channel": record["arguments"].get("channel", "mean"),
+            "fill": "repeat",
+        }
+
+    def part(self, indices: range) -> Clips:
+        """Return some of the clips, in their order."""
+        return replace(self, table=self.table.iloc[indices.start : indices.stop])
+
+    def audio(self, index: int) -> np.ndarray:
+        """Return the samples of a clip, float32 of shape (n_samples,), in [-1, 1)."""
+        shard, row_group, row = (int(value) for value in self._locations[index])
+        if self._group_read is None or self._group_read[0] != (shard, row_group):
+            self._group_read = (shard, row_group), self._read_group(shard, row_group)
+        return self._group_read[1][row].astype(np.float32) / np.float32(PCM_SCALE)
+
+    def _read_group(self, shard: int, row_group: int) -> list[np.ndarray]:
+        path = self.data_dir / shard_name(shard)
+        try:
+            if shard not in self._shards:
+                self._shards[shard] = pq.ParquetFile(path)
+            column = self._shards[shard].read_row_group(row_group, columns=["audio"], use_threads=False)["audio"]
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
+        rows = [row.values.to_numpy(zero_copy_only=False) for chunk in column.chunks for row in chunk]
+        if any(len(row) != round(self.clip_seconds * self.sample_rate_hz) or row.dtype != np.int16 for row in rows):
+            raise InputError(
+                f"{path}, audio of row group {row_group}: clips of {sorted({len(row) for row in rows})} samples or "
+                f"without a number; expected {self.clip_seconds:g} s at {self.sample_rate_hz} Hz; {AGAIN}"
+            )
+        return rows
+
+
+def read_clips(
+    data_dir: Path, split: str | None = None, max_clips_per_class: int | None = None, seed: int = 0
+) -> Clips:
+    """Open the clips of a processed data set; nothing but their table is read.
+
+    Parameters
+    ----------
+    data_dir : Path
+        Output folder of stage 01.
+    split : {"train", "val", "test"}, optional
+        Only this split. None takes all.
+    max_clips_per_class : int, optional
+        Keep at most this many clips of a class and split, drawn without replacement.
+    seed : int
+        Seed of that draw.
+
+    Returns
+    -------
+    Clips
+        In the order of the shards: by ``recording_id``, then ``clip_index``.
+
+    Raises
+    ------
+    InputError
+        If a shard is missing, damaged or of another schema, or no clip is left.
+    """
+    data_dir = Path(data_dir)
+    paths = sorted(data_dir.glob("clips-*.parquet"))
+    if not paths:
+        raise InputError(f"{data_dir} has no clips-*.parquet; run {DATA_STAGE}.py first")
+    tables, formats = [], {}
+    for number, path in enumerate(paths):
+        if path.name != shard_name(number):
+            raise InputError(f"{data_dir / shard_name(number)} is missing; {AGAIN}")
+        table, formats[path.name] = _read_shard_table(path)
+        tables.append(table.assign(shard=number))
+    if len(set(formats.values())) > 1:
+        raise InputError(f"the shards of {data_dir} differ in sample rate or clip length: {formats}; {AGAIN}")
+    table, labels = pd.concat(tables, ignore_index=True), read_labels(data_dir)
+    sample_rate_hz, clip_seconds = next(iter(formats.values()))
+    _check_rows(table, labels, round(clip_seconds * sample_rate_hz) / sample_rate_hz, data_dir)
+    found = table["split"].value_counts().to_dict()
+    if split is not None:
+        table = table[table["split"] == split]
+    if table.empty:
+        raise InputError(
+            f"{data_dir} has no clips of the split {split!r}; it has {found}: "
+            f"choose another split or run {DATA_STAGE}.py with other fractions"
+        )
+    if max_clips_per_class is not None:
+        shuffled = table.iloc[np.random.default_rng(seed).permutation(len(table))]
+        table = shuffled.groupby(["label_id", "split"]).head(max_clips_per_class).sort_index()
+    return Clips(table.reset_index(drop=True), labels, sample_rate_hz, clip_seconds, data_dir)
+
+
+def _read_shard_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            clip_format = _clip_format(path, file.schema_arrow)
+            table = file.read(columns=METADATA_COLUMNS).to_pandas()
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            sizes = [group.num_rows for group in groups]
+            n_samples = [group.column(AUDIO_COLUMN).num_values for group in groups]
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
+    table["row_group"] = np.repeat(np.arange(len(sizes)), sizes)
+    table["row"] = np.concatenate([np.arange(size) for size in sizes]) if sizes else []
+    wanted = np.array(sizes) * round(clip_format[0] * clip_format[1])
+    if (wanted != n_samples).any():
+        row_group = int(np.argmax(wanted != n_samples))
+        raise InputError(
+            f"{path}, audio of row group {row_group}: {n_samples[row_group]} samples in {sizes[row_group]} clips of "
+            f"{clip_format[1]:g} s at {clip_format[0]} Hz; expected {wanted[row_group]}; {AGAIN}"
+        )
+    return table, clip_format
+
+
+def _clip_format(path: Path, schema: pa.Schema) -> tuple[int, float]:
+    """Return sample rate and clip length that a shard's schema tells, after checking all of the schema."""
+    metadata = {
+        key.decode(errors="replace"): value.decode(errors="replace") for key, value in (schema.metadata or {}).items()
+    }
+    version = metadata.get("schema_version")
+    if version != str(SCHEMA_VERSION):
+        found = "no schema_version in its metadata" if version is None else f"clips of schema_version {version!r}"
+        raise InputError(f"{path} has {found}; this version of the program reads {SCHEMA_VERSION}: {AGAIN}")
+    if not schema.equals(CLIP_SCHEMA, check_metadata=False):
+        found, wanted = (
+            some([_described(field) for field in own if not any(field.equals(other) for other in others)], 3)
+            for own, others in ((schema, CLIP_SCHEMA), (CLIP_SCHEMA, schema))
+        )
+        raise InputError(
+            f"{path} has the columns {found or 'too few, or in another order'}; "
+            f"expected {wanted or ', '.join(CLIP_SCHEMA.names)}; {AGAIN}"
+        )
+    try:
+        sample_rate_hz, clip_seconds = int(metadata["sample_rate_hz"]), float(metadata["clip_seconds"])
+    except (KeyError, ValueError):
+        sample_rate_hz, clip_seconds = 0, 0.0
+    if sample_rate_hz < 1 or not 0.5 < sample_rate_hz * clip_seconds < LARGEST_CLIP + 0.5:
+        names = ("sample_rate_hz", "clip_seconds")
+        found = ", ".join(f"{name} {metadata.get(name, 'none')}" for name in names)
+        raise InputError(
+            f"{path} has the metadata {found}; expected a whole number of Hz and a number of seconds that give a clip "
+            f"of 1 to {LARGEST_CLIP} samples; {AGAIN}"
+        )
+    return sample_rate_hz, clip_seconds
+
+
+def _described(field: pa.Field) -> str:
+    return f"{field.name} ({field.type}{', may be missing' if field.nullable else ''})"
+
+
+def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir: Path) -> None:
+    """Refuse clips that no run of stage 01 leaves; name the first by file, row and column."""
+    label_ids = table["label_id"].to_numpy()
+    inside = (label_ids >= 0) & (label_ids < len(labels))
+    label_of = np.array([*labels, ""], dtype=object)[np.where(inside, label_ids, len(labels))]
+    start_s, duration_s = table["start_s"].to_numpy(), table["duration_s"].to_numpy()
+    group_ids, split_ids = pd.factorize(table["group"])[0], pd.factorize(table["split"])[0]
+    split_of_group = np.zeros(len(table), int)
+    split_of_group[group_ids[::-1]] = split_ids[::-1]  # of the first clip of each group
+    rules = {
+        "clip_id": (~table["clip_id"].duplicated().to_numpy(), "an id that no other clip has"),
+        "clip_index": (table["clip_index"].to_numpy() >= 0, "0 or more"),
+        "start_s": (np.isfinite(start_s) & (start_s >= 0), "a number of at least 0"),
+        "duration_s": ((duration_s > 0) & (duration_s <= np.float32(clip_s)), f"above 0 and {clip_s:g} or less"),
+        "label_id": (inside, f"0 to {len(labels) - 1}, as {LABELS_NAME} has {len(labels)} labels"),
+        "label": (
+            ~inside | (label_of == table["label"].to_numpy()),
+            f"the label that {LABELS_NAME} has for its label_id",
+        ),
+        "split": (table["split"].isin(SPLITS).to_numpy(), " or ".join(SPLITS)),
+        "group": (split_of_group[group_ids] == split_ids, "a group whose clips are all of one split"),
+    }
+    for column, (is_good, expected) in rules.items():
+        if not is_good.all():
+            bad = table.iloc[int(np.argmin(is_good))]
+            within = table[table["shard"] == bad["shard"]].index.get_loc(bad.name)
+            raise InputError(
+                f"{data_dir / shard_name(bad['shard'])}, row {within}, {column}: found {bad[column]!r} in "
+                f"{(~is_good).sum()} clip(s); expected {expected}; {AGAIN}"
+            )
+
+
+def data_input(data_dir: Path) -> runs.Input:
+    """Describe and check a processed data set as the input of a stage; see `runs.folder_input`."""
+    return runs.folder_input(data_dir, stages=[DATA_STAGE])

@@ -1,0 +1,170 @@
+"""Which level of a tree of folders names the species."""
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from utils.core.errors import InputError
+from utils.data.recording_ids import tidy
+
+log = logging.getLogger(__name__)
+
+Folders = tuple[str, ...]
+
+FOLDER_SUFFIX = re.compile(r"(?<=.)[ _-]+(sounds?|audio|recordings?)$", re.IGNORECASE)
+
+SPLIT = re.compile(
+    r"(train(ing)?|val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?|test(ing)?|hold[ _-]?out)"
+    r"([ _-]?(set|split|data|short|audio|soundscapes?|clips|files|\d+))*",
+    re.IGNORECASE,
+)
+NUMBER_OR_LETTER = r"[ _-]?(\d+[a-z]?|[a-z]\d*)"
+PART = re.compile(
+    r"(fold|split|part|batch|set|subset|site|station|plot|transect|point|location|recorder|logger|unit|device|aru|"
+    rf"audiomoth|card|session|visit|day|night|week|survey|area|zone|region){NUMBER_OR_LETTER}"
+    r"|(19|20)\d\d([-_ ]?\d\d?){0,2}|spring|summer|autumn|fall|winter",
+    re.IGNORECASE,
+)
+# What is below a species: kinds of sounds, sexes, ages, formats, qualities.
+KIND = re.compile(
+    r"(.*[^a-z])?(songs?|calls?|alarm|drum(s|ming)?|flight|begging|duet|contact|male|female|adult|juvenile|nestling|"
+    r"pair|wav|mp3|flac|ogg|audio|sounds?|recordings?|raw|clean|good|bad|other|misc|gesang|rufe?|xeno[- _]?canto)"
+    r"([^a-z].*)?|q?[a-e]|\d{1,2}",
+    re.IGNORECASE,
+)
+# Turdus merula, Corvus_corone_cornix: the second word of a person or a place has a capital.
+BINOMIAL = re.compile(r"[A-Z][a-z]{2,}(-[a-z]+)?[ _-][a-z]{3,}(-[a-z]+)?([ _-][a-z]{3,})?")
+NAMED = 4
+
+
+def label_of(folder: str) -> str:
+    """Return the label that a folder's name stands for."""
+    return FOLDER_SUFFIX.sub("", tidy(folder))
+
+
+def find_label_level(files: Sequence[Folders], raw_dir: Path) -> int:
+    """Return which level of folders holds the labels, counted from 1 (the folders in `raw_dir`).
+
+    It is the first level that has two folders or more. Where that level cannot be the species, or another one can
+    as well, nothing is guessed:
+
+    - its folders are named after splits (``train``, ``test``), or after parts of a collection (``fold1``,
+      ``SiteA``, ``2021``) with folders below;
+    - the folders below are named like species (*Turdus merula*) and its own are not;
+    - most files lie in folders below that have the same names in several of its folders, and neither these names
+      (``song``, ``call``) nor its own (*Turdus merula*) tell which of the two is the species.
+
+    Parameters
+    ----------
+    files : sequence of tuple of str
+        Folders of every sound file, from `raw_dir` down.
+    raw_dir : Path
+        For the messages.
+
+    Raises
+    ------
+    InputError
+        If it is not clear; the message names the levels, and ``--label_level``, which decides.
+    """
+    level = _first_with_several(set(files))
+    uppers = sorted({folders[level] for folders in files if len(folders) > level})
+    if len(uppers) < 2:
+        return level + 1
+    place = raw_dir.joinpath(*next(folders for folders in files if len(folders) > level)[:level])
+    nested = [folders for folders in files if len(folders) > level + 1]
+    lowers = sorted({folders[level + 1] for folders in nested})
+    deeper, this = f"--label_level {level + 2}", f"--label_level {level + 1}"
+    together = f"--recordist_level {level + 1}"
+
+    n_splits = sum(SPLIT.fullmatch(name) is not None for name in uppers)
+    if n_splits > 1 or n_splits == len(uppers):
+        if not nested:
+            raise InputError(
+                f"{place}: the folders {_some(uppers)} are named after splits, not species, and hold no folders; "
+                f"expected a folder per species: give a metadata table with --metadata, or {this} if these are labels"
+            )
+        raise InputError(
+            f"{place}: the folders {_some(uppers)} are named after splits, and the folders in them look like the "
+            f"species ({_some(lowers)}): give {deeper} to take these for the labels. The recordings are then divided "
+            f"anew, by recordist; a split that is there is not kept"
+        )
+    if all(PART.fullmatch(name) for name in uppers):
+        if len(nested) > len(files) / 2:
+            raise InputError(
+                f"{place}: the folders {_some(uppers)} are named after parts of a collection, and the folders in them "
+                f"look like the species ({_some(lowers)}): give {deeper} to take these for the labels, with "
+                f"{together} to keep each part on one side of the split; or {this} if {_some(uppers)} are the labels"
+            )
+        log.warning("%s: the labels %s are named after parts of a collection, not after species", place, _some(uppers))
+    of_upper = defaultdict(list)
+    for folders in files:
+        if len(folders) > level:
+            of_upper[folders[level]].append(folders)
+    if _are_species(uppers):
+        _warn_of_odd_ones(of_upper, level, place)
+    elif nested and _are_species(lowers):
+        raise InputError(
+            f"{place}: the folders in {_some(uppers)} are named like species ({_some(lowers)}): give {deeper} to take "
+            f"these for the labels, with {together} if the folders above are recordists or sites, which stay on one "
+            f"side of the split; or {this} if {_some(uppers)} are the labels"
+        )
+    if not nested or all(KIND.fullmatch(name) or PART.fullmatch(name) for name in lowers):
+        return level + 1
+    parents = defaultdict(set)
+    for folders in nested:
+        parents[folders[level + 1]].add(folders[level])
+    repeated = {name for name, own in parents.items() if len(own) > 1}
+    if sum(folders[level + 1] in repeated for folders in nested) < len(files) / 2:
+        return level + 1
+    if _are_species(uppers):
+        log.warning(
+            "%s: folders of the same name lie in the folders of several species (%s). If they are recordists or sites, "
+            "--recordist_level %d keeps each on one side of the split",
+            *(place, _some(repeated), level + 2),
+        )
+        return level + 1
+    raise InputError(
+        f"{place}: folders of the same name ({_some(repeated)}) lie in several of the folders {_some(uppers)}. Where "
+        f"the species are {_some(repeated, 2)}, give {deeper}; where they are {_some(uppers, 2)}, give {this}. With "
+        f"--recordist_level the other level, if it is that of recordists or sites, stays on one side of the split"
+    )
+
+
+def _first_with_several(folders: Collection[Folders]) -> int:
+    """Return how many folders lie above the species' folders: those that hold nothing but one folder with audio."""
+    level = 0
+    while True:
+        children = {own[level] for own in folders if len(own) > level}
+        if len(children) > 1:
+            return level
+        if not children:  # one chain of folders: the last one is the only species
+            return max(level - 1, 0)
+        level += 1
+
+
+def _are_species(names: Collection[str]) -> bool:
+    return 2 * sum(_is_species(name) for name in names) > len(names)
+
+
+def _is_species(name: str) -> bool:
+    label = label_of(name)
+    return BINOMIAL.fullmatch(label) is not None and not KIND.fullmatch(label)
+
+
+def _warn_of_odd_ones(of_upper: dict[str, list[Folders]], level: int, place: Path) -> None:
+    """Warn of folders beside the species' that are none, but hold some."""
+    for name, files in sorted(of_upper.items()):
+        below = {folders[level + 1] for folders in files if len(folders) > level + 1}
+        if not _is_species(name) and below and all(len(f) > level + 1 for f in files) and all(map(_is_species, below)):
+            log.warning(
+                "%s: the folder %s is taken for a species, but the folders in it are named like species (%s): move "
+                "them beside the others",
+                *(place, name, _some(below)),
+            )
+
+
+def _some(names: Collection[str], most: int = NAMED) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

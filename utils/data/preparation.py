@@ -1,0 +1,538 @@
+"""From found recordings to written clips: what stage 01 does, step by step.
+
+Decoding and writing are done by worker processes (`spool`); what is left out, cut, split and planned here
+depends on the recordings and the settings alone, never on who decoded what first.
+"""
+
+import csv
+import io
+import itertools
+import logging
+import os
+import posixpath
+import shutil
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from utils.core import runs, workers
+from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
+from utils.core.files import read_json, sha256_of_lines, write_json, write_text
+from utils.core.text import formulas, printable, some
+from utils.data import audio, clips, sources, spool
+from utils.data.recordings import Skipped, SourceFile
+from utils.data.recordists import similar_names
+from utils.data.splits import assign_splits, group_keys, merge_groups
+
+SCRATCH_NAME = ".work"
+PLAN_NAME = "plan.json"
+SIMILAR_NAME = "similar_recordists.csv"
+CLIPS_PER_SHARD = 1024
+BYTES_PER_SHARD = 2**26  # of PCM
+FILES_PER_TASK = 8
+BYTES_PER_TASK = 2**24  # of source files
+TASKS_PER_WORKER = 16  # so many at least, if there are files enough: then all workers end at about the same time
+NAMED_IN_LOG = 20
+HEADERS_READ = 20  # of the largest files of a suffix, and as many of all, to estimate the length of the others
+COMPRESSED_BYTES_PER_S = 16_000.0  # 128 kbit/s, of formats whose headers say nothing
+CLIPS_PER_PCM = 0.8  # bytes; measured 0.6 to 0.75
+SURE_SHARE = 0.8  # of an estimate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """What every clip is like.
+
+    Attributes
+    ----------
+    sample_rate_hz : int
+    clip_seconds : float
+        Length of a clip.
+    min_seconds : float
+        Recordings shorter than this give no clip.
+    min_remainder_seconds : float
+        Nor do rests behind the last whole clip of a recording that are shorter than this.
+    remainder : {"pad", "drop"}
+        What becomes of the end of a recording that does not fill a clip.
+    """
+
+    sample_rate_hz: int
+    clip_seconds: float
+    min_seconds: float
+    min_remainder_seconds: float
+    remainder: str
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of a clip."""
+        return round(self.clip_seconds * self.sample_rate_hz)
+
+
+def list_files(raw_dir: Path, files: Sequence[SourceFile]) -> tuple[dict[str, spool.Listed], list[Skipped]]:
+    """Return size and time of every file, by path, and the files that nobody may read.
+
+    Raises
+    ------
+    InputError
+        If one that was found is gone, or the machine cannot read it.
+    """
+    listed, vanished = {}, []
+    for file in files:
+        try:
+            status = (raw_dir / file.path).stat()
+        except OSError as error:
+            if error.errno not in FAULTS_OF_A_FILE:
+                raise machine_fault(raw_dir / file.path, error) from error
+            vanished.append(Skipped(file.path, f"cannot be read: {error.strerror}"))
+            continue
+        listed[file.path] = spool.Listed(file.path, status.st_size, status.st_mtime_ns)
+    return listed, vanished
+
+
+def listing_sha256(listed: Iterable[spool.Listed]) -> str:
+    """Return one digest for the names, sizes and times of files."""
+    return sha256_of_lines(f"{file.size} {file.mtime_ns} {file.path}" for file in listed)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of sound files, decoded by this process or by others.
+
+    Attributes
+    ----------
+    sounds : dict of str to Spooled
+        By path.
+    spool_dirs : dict of str to Path
+        Folder that holds a sound's PCM, by path of the sound file.
+    undecodable : list of Skipped
+        Sorted by path.
+    """
+
+    sounds: dict[str, spool.Spooled]
+    spool_dirs: dict[str, Path]
+    undecodable: list[Skipped]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A sound file that gives clips: what it is, what was decoded, and first sample and length of its clips."""
+
+    file: SourceFile
+    sound: spool.Spooled
+    cuts: tuple[tuple[int, int], ...]
+
+
+# --------------------------------------------------------------------------------------- what is left out
+
+
+def drop_rare_labels(files: Sequence[SourceFile], min_recordings: int) -> tuple[list[SourceFile], list[Skipped]]:
+    """Leave out labels with fewer than `min_recordings` recordings, by name in the log."""
+    recordings = defaultdict(set)
+    for file in files:
+        # While the tags are not read a path is a recording, at most.
+        recordings[file.label].add(file.path if file.is_named_by_path else file.recording_id)
+    rare = {label: len(ids) for label, ids in sorted(recordings.items()) if len(ids) < min_recordings}
+    if rare:
+        names = some([f"{label} ({n})" for label, n in rare.items()], NAMED_IN_LOG)
+        log.warning("%d labels have fewer than %d recordings and are left out: %s", len(rare), min_recordings, names)
+    reason = "its label {} has {} recordings, fewer than --min_recordings {}"
+    skipped = [
+        Skipped(file.path, reason.format(file.label, rare[file.label], min_recordings))
+        for file in files
+        if file.label in rare
+    ]
+    return [file for file in files if file.label not in rare], skipped
+
+
+def check_two_labels(
+    files: Sequence[SourceFile], too_few: Sequence[Skipped], raw_dir: Path, min_recordings: int
+) -> None:
+    """Raise `InputError` unless two labels are left."""
+    labels = {file.label for file in files}
+    if len(labels) >= 2:
+        return
+    found = f"only {min(labels)} is" if labels else "no label is"
+    advice = f"; the first of {len(too_few)} files left out, {too_few[0].file}: {too_few[0].reason}" if too_few else ""
+    raise InputError(
+        f"{raw_dir}: {found} left with {min_recordings} recordings or more; two labels are needed: "
+        f"lower --min_recordings or give more recordings{advice}"
+    )
+
+
+def drop_contradictions(recorded: Sequence[Recorded]) -> tuple[list[Recorded], list[Skipped]]:
+    """Leave out all files whose decoded sound is found under two labels; name those found twice under one."""
+    same = defaultdict(list)
+    for r in recorded:
+        same[r.sound.sha256].append(r.file)
+    skipped = {}
+    twice = []
+    for files in same.values():
+        if len({file.label for file in files}) > 1:
+            for file in files:
+                other = next(other for other in files if other.label != file.label)
+                reason = f"the same sound as {other.path}, under another label ({file.label}, {other.label})"
+                skipped[file.path] = Skipped(file.path, reason)
+        elif len(files) > 1:
+            twice.append(some([file.path for file in files]))
+    report(twice, "the same sound, kept on one side of the split")
+    return [r for r in recorded if r.file.path not in skipped], list(skipped.values())
+
+
+def report_odd_sounds(sounds: Mapping[str, spool.Spooled]) -> None:
+    """Warn of sounds that are not what their files promise, but are used."""
+    report([f"{path}: {text}" for path, sound in sorted(sounds.items()) for text in sound.warnings], "used as it is")
+
+
+def report(lines: Sequence[str], what: str) -> None:
+    """Warn of `what`, a log line for each of `lines` up to a number that can be read."""
+    for line in lines[:NAMED_IN_LOG]:
+        log.warning("%s: %s", what, printable(line))
+    if len(lines) > NAMED_IN_LOG:
+        log.warning("%s: %d more", what, len(lines) - NAMED_IN_LOG)
+
+
+# ------------------------------------------------------------------------------------------------ decoding
+
+
+def check_scratch(
+    raw_dir: Path, spool_dir: Path, sample_rate_hz: int, files: Sequence[spool.Listed], writes_clips: bool
+) -> None:
+    """Compare the space that decoded sound will take with what is free, before any of it is written.
+
+    Parameters
+    ----------
+    raw_dir, spool_dir : Path
+        The latter exists; what is in it counts as free.
+    sample_rate_hz : int
+        Of the decoded sound.
+    files : sequence of Listed
+        To decode.
+    writes_clips : bool
+        Whether the clips are written beside it.
+
+    Raises
+    ------
+    InputError
+        If it will surely not fit.
+    """
+    seconds = estimate_seconds(raw_dir, files)
+    needed = 2 * sample_rate_hz * sum(seconds.values()) * (1 + CLIPS_PER_PCM * writes_clips)
+    free = shutil.disk_usage(spool_dir).free + sum(entry.stat().st_size for entry in os.scandir(spool_dir))
+    if needed * SURE_SHARE <= free and needed < free:
+        return
+    longest = max(seconds, key=seconds.__getitem__)
+    status = (raw_dir / longest).stat()
+    text = (
+        f"{spool_dir}: about {sum(seconds.values()) / 3600:.3g} h of sound need {needed / 1e9:.3g} GB here while this "
+        f"runs, and {free / 1e9:.3g} GB are free (a quota may leave less). The longest file is {longest}: about "
+        f"{seconds[longest] / 3600:.3g} h in {status.st_size:,} bytes, of which {512 * status.st_blocks:,} are on disk"
+    )
+    if needed * SURE_SHARE > free:
+        raise InputError(f"{text}; free some space, choose an --output_dir on a larger disk, or leave such files out")
+    log.warning("%s", text)
+
+
+def estimate_seconds(raw_dir: Path, files: Sequence[spool.Listed]) -> dict[str, float]:
+    """Estimate the length of every file from its size and from the headers of some files with the same suffix."""
+    by_suffix = defaultdict(list)
+    for file in files:
+        by_suffix[posixpath.splitext(file.path)[1].lower()].append(file)
+    seconds = {}
+    for alike in by_suffix.values():
+        alike.sort(key=lambda file: (-file.size, file.path))
+        asked = {*alike[:HEADERS_READ], *alike[:: 1 + len(alike) // HEADERS_READ]}
+        known = {file: length for file in asked if (length := sources.promised_seconds(raw_dir / file.path))}
+        n_bytes = sum(file.size for file in known)
+        rate = sum(known.values()) / n_bytes if n_bytes else 0.0 if known else 1 / COMPRESSED_BYTES_PER_S
+        seconds |= {file.path: known.get(file, file.size * rate) for file in alike}
+    return seconds
+
+
+def decode(
+    raw_dir: Path,
+    spool_dir: Path,
+    sample_rate_hz: int,
+    channel: str,
+    pool_map: workers.Map,
+    num_workers: int,
+    files: Sequence[spool.Listed],
+) -> Decoded:
+    """Decode files into a spool folder, which is made if need be; `channel` as for `audio.decode`."""
+    # Absolute, because workers need not run in the same folder.
+    raw_dir, spool_dir = raw_dir.absolute(), spool_dir.absolute()
+    spool_dir.mkdir(exist_ok=True)
+    tasks = [
+        spool.DecodeTask(raw_dir, spool_dir, sample_rate_hz, channel, tuple(batch))
+        for batch in batches(files, num_workers)
+    ]
+    results = (result for batch in pool_map(spool.decode_files, tasks) for result in batch)
+    results = list(runs.progress(results, len(files), "decoding", "files"))
+    sounds = {result.path: result for result in results if isinstance(result, spool.Spooled)}
+    undecodable = sorted((r for r in results if isinstance(r, Skipped)), key=lambda skip: skip.file)
+    return Decoded(sounds, dict.fromkeys(sounds, spool_dir), undecodable)
+
+
+def batches(files: Sequence[spool.Listed], num_workers: int) -> Iterator[list[spool.Listed]]:
+    """Divide files into tasks: large files first and alone, so that the workers end at about the same time."""
+    limit = min(BYTES_PER_TASK, sum(file.size for file in files) / (TASKS_PER_WORKER * num_workers))
+    batch, n_bytes = [], 0
+    for file in sorted(files, key=lambda file: (-file.size, file.path)):
+        batch.append(file)
+        n_bytes += file.size
+        if n_bytes >= limit or len(batch) == FILES_PER_TASK:
+            yield batch
+            batch, n_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def cut(
+    clip_format: ClipFormat, decoded: Sequence[tuple[SourceFile, spool.Spooled]]
+) -> tuple[list[Recorded], list[Skipped]]:
+    """Cut every file into clips, and name those that give none."""
+    least = [
+        round(seconds * clip_format.sample_rate_hz)
+        for seconds in (clip_format.min_seconds, clip_format.min_remainder_seconds)
+    ]
+    recorded, too_short = [], []
+    for file, sound in decoded:
+        cuts = audio.cut(sound.n_samples, clip_format.clip_samples, *least, clip_format.remainder)
+        if cuts:
+            recorded.append(Recorded(file, sound, tuple(cuts)))
+            continue
+        least_s, flag = clip_format.min_seconds, "--min_seconds"
+        if clip_format.remainder == "drop":
+            least_s, flag = clip_format.clip_seconds, "--clip_seconds with --remainder drop"
+        length = f"{sound.n_samples / clip_format.sample_rate_hz:.6g} s"
+        reason = f"too short: {length}, less than {least_s:g} s ({flag})"
+        too_short.append(Skipped(file.path, "; ".join([reason, *sound.warnings])))
+    return recorded, too_short
+
+
+def report_short_clips(clip_format: ClipFormat, recorded: Sequence[Recorded]) -> None:
+    """Log how many clips are shorter than a clip and filled, how, and what else can be done; and what is left out."""
+    lengths = [length for r in recorded for _, length in r.cuts if length < clip_format.clip_samples]
+    n_clips = sum(len(r.cuts) for r in recorded)
+    if lengths:
+        log.info(
+            "%d of %d clips are shorter than %g s (median %.2f s) and are repeated from their start until they fill "
+            "one; to avoid this give --remainder drop, a shorter --clip_seconds, or a longer "
+            "--min_remainder_seconds (now %g)",
+            *(len(lengths), n_clips, clip_format.clip_seconds),
+            *(statistics.median(lengths) / clip_format.sample_rate_hz, clip_format.min_remainder_seconds),
+        )
+    rests = [r.sound.n_samples - sum(r.cuts[-1]) for r in recorded]
+    if n_left_out := sum(rest > 0 for rest in rests):
+        log.info(
+            "the rests of %d recordings behind their last clip are left out, %.2f s of them in all",
+            *(n_left_out, sum(rests) / clip_format.sample_rate_hz),
+        )
+
+
+# ------------------------------------------------------------------------------------------ split and clips
+
+
+def split(
+    recorded: Sequence[Recorded], split_by: str, val_fraction: float, test_fraction: float, seed: int
+) -> tuple[list[spool.Stretch], list[str]]:
+    """Give every clip its index, group and split; return the clips by file, and warnings of what was impossible."""
+    label_ids = {label: i for i, label in enumerate(sorted({r.file.label for r in recorded}))}
+    by_clip = split_by == "clip"
+    next_index: Counter[str] = Counter()
+    first_indices, keys, labels, weights = [], [], [], []
+    for r in recorded:
+        first = next_index[r.file.recording_id]
+        next_index[r.file.recording_id] += len(r.cuts)
+        first_indices.append(first)
+        for i in range(len(r.cuts)) if by_clip else [0]:
+            clip_id = f"{r.file.recording_id}:{first + i}"
+            owner = r.file.recordist, r.file.recording_id
+            keys.append(group_keys(split_by, r.file.label, *owner, r.sound.sha256, clip_id, r.file.origin))
+            labels.append(r.file.label)
+            weights.append(1 if by_clip else len(r.cuts))
+    groups = merge_groups(keys)
+    split_of, warnings = assign_splits(groups, labels, weights, val_fraction, test_fraction, seed)
+    stretches = []
+    remaining = iter(groups)
+    for r, first in zip(recorded, first_indices, strict=True):
+        n = len(r.cuts)
+        own = tuple(next(remaining) for _ in range(n)) if by_clip else (next(remaining),) * n
+        label_id = label_ids[r.file.label]
+        splits = tuple(split_of[group] for group in own)
+        stretch = spool.Stretch(r.file.path, r.file.recording_id, r.file.label, label_id, first, r.cuts, own, splits)
+        stretches.append(stretch)
+    return stretches, warnings
+
+
+def plan_shards(stretches: Sequence[spool.Stretch], clips_per_shard: int) -> list[tuple[spool.Stretch, ...]]:
+    """Divide clips, in their order, into shards of `clips_per_shard`; the last one may have fewer."""
+    shards: list[list[spool.Stretch]] = []
+    room = 0
+    for stretch in stretches:
+        start = 0
+        while start < len(stretch):
+            if room == 0:
+                shards.append([])
+                room = clips_per_shard
+            part = stretch.part(start, start + room)
+            shards[-1].append(part)
+            start += len(part)
+            room -= len(part)
+    return [tuple(shard) for shard in shards]
+
+
+def write_shards(
+    output_dir: Path,
+    clip_format: ClipFormat,
+    pool_map: workers.Map,
+    recorded: Sequence[Recorded],
+    stretches: Sequence[spool.Stretch],
+    spool_dirs: Mapping[str, Path],
+) -> int:
+    """Write the clips; keep the shards of an earlier attempt if it planned the same ones. Return their number."""
+    clip_bytes = 2 * clip_format.clip_samples
+    shards = plan_shards(stretches, max(1, min(CLIPS_PER_SHARD, BYTES_PER_SHARD // clip_bytes)))
+    output_dir = output_dir.absolute()
+    clip_kind = clip_format.sample_rate_hz, clip_format.clip_seconds
+    tasks = []
+    for number, shard in enumerate(shards):
+        paths = tuple(spool_dirs[stretch.source_path] / spool.pcm_name(stretch.source_path) for stretch in shard)
+        tasks.append(spool.ShardTask(output_dir / clips.shard_name(number), *clip_kind, shard, paths))
+    versions = [f"pyarrow {pa.__version__}, schema {clips.SCHEMA_VERSION}", f"{len(shards)} shards"]
+    pcm_sha256 = {r.file.path: r.sound.sha256 for r in recorded}
+    content = (f"{pcm_sha256[stretch.source_path]} {stretch}" for shard in shards for stretch in shard)
+    plan = {"sha256": sha256_of_lines(itertools.chain(versions, content))}
+    plan_path = output_dir / SCRATCH_NAME / PLAN_NAME
+    if not _is_planned(plan_path, plan):
+        for path in output_dir.glob("clips-*.parquet"):
+            path.unlink()
+        write_json(plan_path, plan)
+    missing = [task for task in tasks if not task.path.exists()]
+    written = pool_map(spool.write_shard, missing)
+    for _ in runs.progress(written, len(tasks), "writing", "shards", len(tasks) - len(missing)):
+        pass
+    return len(shards)
+
+
+def _is_planned(path: Path, plan: dict) -> bool:
+    """Tell whether an earlier attempt noted this plan; a damaged note is none."""
+    try:
+        return read_json(path, dict, "") == plan
+    except InputError:
+        return False
+
+
+# -------------------------------------------------------------------------------------------------- tables
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a CSV, atomically, without control characters."""
+    text = io.StringIO()
+    cells = [[printable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    csv.writer(text, lineterminator="\n").writerows([columns, *cells])
+    write_text(path, text.getvalue())
+
+
+def write_skipped(output_dir: Path, skipped: Sequence[Skipped]) -> None:
+    """Write ``skipped.csv``: every file that gives no clip, and why."""
+    write_csv(output_dir / "skipped.csv", ["file", "reason"], [[skip.file, skip.reason] for skip in skipped])
+
+
+def warn_of_formulas(recorded: Sequence[Recorded], skipped: Sequence[Skipped]) -> None:
+    """Warn of what a spreadsheet would run when it opens a CSV of this data set."""
+    files = [r.file for r in recorded]
+    texts = [text for f in files for text in (f.recording_id, f.label, f.recordist or "", f.licence or "")]
+    found = formulas([*texts, *(skip.file for skip in skipped)])
+    if found:
+        log.warning(
+            "%d ids, labels, recordists, licences or files begin with =, +, - or @: a spreadsheet may run them as "
+            "formulas when it opens a CSV; rename them, or import these columns as text: %s",
+            *(len(found), printable(some(found, 5))),
+        )
+
+
+def write_recordings(
+    output_dir: Path, sample_rate_hz: int, recorded: Sequence[Recorded], stretches: Sequence[spool.Stretch]
+) -> int:
+    """Write ``recordings.csv``, a row a recording; return the number of rows.
+
+    ``sha256`` is that of the decoded PCM, or of the list of them where a recording has several files.
+    Split by clip, a recording can have several groups, then none is named, and several splits.
+    """
+    parts = defaultdict(list)
+    for r, stretch in zip(recorded, stretches, strict=True):
+        parts[r.file.recording_id].append((r, stretch))
+    rows = []
+    for recording_id, own in parts.items():
+        sounds = [r.sound for r, _ in own]
+        groups = {group for _, stretch in own for group in stretch.groups}
+        splits = {name for _, stretch in own for name in stretch.splits}
+        rates = sorted({sound.source_rate_hz for sound in sounds})
+        checksums = [sound.sha256 for sound in sounds]
+        rows.append(
+            [
+                recording_id,
+                own[0][0].file.label,
+                "|".join(sorted({r.file.recordist for r, _ in own if r.file.recordist is not None})),
+                "|".join(sorted({r.file.licence for r, _ in own if r.file.licence is not None})),
+                groups.pop() if len(groups) == 1 else "",
+                "|".join(name for name in clips.SPLITS if name in splits),
+                round(sum(sound.n_samples for sound in sounds) / sample_rate_hz, 6),
+                sum(len(stretch) for _, stretch in own),
+                len(own),
+                "|".join(map(str, rates)),
+                "|".join(sorted({sound.channel for sound in sounds})),
+                *(sounds[0].start.time, sounds[0].start.source),
+                checksums[0] if len(checksums) == 1 else sha256_of_lines(checksums),
+            ]
+        )
+    columns = ["recording_id", "label", "recordist", "licence", "group", "split", "duration_s", "n_clips", "n_files"]
+    write_csv(
+        output_dir / "recordings.csv",
+        [*columns, "sample_rate_hz", "channel", "recorded_at", "recorded_at_from", "sha256"],
+        rows,
+    )
+    return len(rows)
+
+
+def write_similar_recordists(output_dir: Path, recorded: Sequence[Recorded]) -> None:
+    """Write ``similar_recordists.csv`` if any two names may be one person; nothing is merged."""
+    counts = Counter(r.file.recordist for r in recorded if r.file.recordist is not None)
+    pairs = similar_names(counts)
+    if not pairs:
+        return
+    path = output_dir / SIMILAR_NAME
+    write_csv(path, ["recordist", "same_as"], [[one, other] for one, other, _ in pairs])
+    lines = [f"{one} ({counts[one]} files), {other} ({counts[other]}): {reason}" for one, other, reason in pairs]
+    report(lines, "recordists with similar names, taken for two")
+    log.warning(
+        "%s lists %d pairs of recordists with similar names. Where they are one person, recordings by that person are "
+        "on both sides of the split: copy the file, delete the rows that are two persons, and give it with "
+        "--same_recordist",
+        *(path, len(pairs)),
+    )
+
+
+def write_split_report(output_dir: Path, clip_samples: int, stretches: Sequence[spool.Stretch]) -> None:
+    """Write ``split_report.csv``: recordings, clips, those shorter than a clip, and groups of every label and split."""
+    n_clips: Counter[tuple[str, str]] = Counter()
+    n_short: Counter[tuple[str, str]] = Counter()
+    recordings, groups = defaultdict(set), defaultdict(set)
+    for stretch in stretches:
+        for (_, length), group, name in zip(stretch.cuts, stretch.groups, stretch.splits, strict=True):
+            cell = stretch.label, name
+            n_clips[cell] += 1
+            n_short[cell] += length < clip_samples
+            recordings[cell].add(stretch.recording_id)
+            groups[cell].add(group)
+    labels = sorted({stretch.label for stretch in stretches})
+    cells = [(label, name) for label in labels for name in clips.SPLITS]
+    rows = [[*cell, len(recordings[cell]), n_clips[cell], n_short[cell], len(groups[cell])] for cell in cells]
+    columns = ["label", "split", "recordings", "clips", "short_clips", "groups"]
+    write_csv(output_dir / "split_report.csv", columns, rows)

@@ -1,0 +1,547 @@
+"""Which files are which recording: label, recording id and recordist, from a folder tree or a metadata CSV."""
+
+import errno
+import functools
+import logging
+import os
+import posixpath
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import soundfile
+
+from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
+from utils.core.text import printable
+from utils.data.folder_levels import find_label_level, label_of
+from utils.data.metadata import Row, read_rows
+from utils.data.recording_ids import XENO_CANTO_ID, name_recordings, tidy
+from utils.data.recordists import is_unknown, one_spelling
+from utils.data.tags import Tags
+
+log = logging.getLogger(__name__)
+
+# RAW is left out: it has no header, so it cannot be read without being told the format. The rest are
+# the usual spellings of formats that libsndfile lists under another name.
+AUDIO_SUFFIXES = frozenset(
+    {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
+    | {".aif", ".aifc", ".bwf", ".bw64", ".mp2", ".mpga", ".oga", ".opus", ".snd", ".wave"}
+    # What FFmpeg decodes: phones, players, and video containers, which often hold sound alone.
+    | {".3ga", ".3gp", ".3gpp", ".aac", ".ac3", ".amr", ".ape", ".asf", ".awb", ".dsf", ".m4a", ".m4b", ".m4r", ".mka"}
+    | {".mkv", ".mov", ".mp4", ".mpc", ".ogx", ".qt", ".spx", ".tta", ".weba", ".webm", ".wma", ".wv"}
+)
+CONVERT_WITH = dict.fromkeys([".w4v", ".wac"], "convert it with Kaleidoscope, of the recorder's maker,")
+# Sound all the same, so it is reported, not ignored: of recorders, players and dictation machines.
+UNREADABLE_SUFFIXES = frozenset(
+    {".aa", ".aax", ".cda", ".ds2", ".dss", ".dvf", ".m4p", ".mid", ".midi", ".msv", ".w4v", ".wac", ".wvc", ".zc"}
+)
+
+BIRDCLEF_FOLDER = "train_audio"  # BirdCLEF's paths are relative to this folder of the data set
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of audio that belongs to a labelled recording.
+
+    Attributes
+    ----------
+    path : str
+        POSIX path, relative to the folder of recordings.
+    label : str
+    recording_id : str
+    recordist, licence : str or None
+        None where unknown.
+    origin : str or None
+        What the pieces of one original recording share, whatever their label; see `recording_ids.name_recordings`.
+    is_named_by_path : bool
+        Whether the id is no more than the file's path, so that a tag in the file knows better.
+    """
+
+    path: str
+    label: str
+    recording_id: str
+    recordist: str | None
+    origin: str | None = field(default=None, compare=False)
+    is_named_by_path: bool = field(default=False, compare=False)
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file, folder or row of the metadata that is left out, and why."""
+
+    file: str
+    reason: str
+
+
+def find_recordings(
+    raw_dir: Path, metadata: Path | None = None, label_level: int | None = None
+) -> tuple[list[SourceFile], list[Skipped]]:
+    """List the labelled audio files of a folder.
+
+    **Without metadata** the folders are the labels. Folders that hold nothing but one folder with audio
+    are wrappers (``raw/Voice of Birds/Voice of Birds/…``): the first folder, from `raw_dir` down, that
+    has two or more subfolders with audio holds a subfolder per species; whatever lies below one of these,
+    at any depth, is of that species. Where the names of the folders say otherwise, or another level may be meant,
+    `label_level` must decide; see `folder_levels.find_label_level`. Audio above the species' folders has no label
+    and is skipped. The label is the folder's name, in Unicode's composed form, without a trailing ``sound(s)``,
+    ``audio`` or ``recording(s)`` (``Andean Guan_sound`` is ``Andean Guan``). Recordists are unknown. Hidden files and
+    files that are no audio are ignored; symbolic links are followed, each folder is read once.
+
+    **With metadata** only the files that it names are read; see `metadata.read_rows` for its columns and
+    `_Finder` for how a file is found.
+
+    The **recording id**, where metadata gives none, follows from the names: `recording_ids.name_recordings`. A
+    recording has one label: the files of an id found under two are skipped.
+
+    Parameters
+    ----------
+    raw_dir : Path
+        Folder of recordings.
+    metadata : Path, optional
+        CSV, UTF-8, comma-separated.
+    label_level : int, optional
+        Level of the folders that are the labels, counted from 1: the folders in `raw_dir`.
+
+    Returns
+    -------
+    files : list of SourceFile
+        Sorted by ``(recording_id, path)``.
+    skipped : list of Skipped
+        Sorted.
+
+    Raises
+    ------
+    InputError
+        If the folder or the CSV is missing, unreadable or ambiguous, or no labelled audio is left.
+    """
+    raw_dir = Path(raw_dir)
+    try:
+        if not raw_dir.is_dir():
+            found = "it is a file" if raw_dir.exists() else "no such folder"
+            raise InputError(f"{raw_dir}: {found}; expected a folder of recordings")
+        identity = _identity(raw_dir)
+        if metadata is None:
+            files, skipped = _from_folders(raw_dir, label_level)
+        else:
+            files, skipped = _from_metadata(raw_dir, Path(metadata))
+        if _identity(raw_dir) != identity:  # such as the empty folder below a network disk that was unmounted
+            raise OSError("it is another folder than a moment ago")
+    except OSError as error:
+        raise machine_fault(error.filename or raw_dir, error) from error
+    files, unprintable = _printable_labels(files)
+    files, ambiguous = _one_label_each(_with_printable_names(_with_recording_ids(files)))
+    skipped = sorted(skipped + unprintable + ambiguous, key=lambda skip: (skip.file, skip.reason))
+    if not files:
+        first = f"{skipped[0].file}: {skipped[0].reason}"
+        raise InputError(
+            f"{metadata or raw_dir}: no file is left of {len(skipped)}, all are skipped; the first: {first}"
+        )
+    n_recordings = len({file.recording_id for file in files})
+    n_labels = len({file.label for file in files})
+    log.info(
+        "%s: %d files, %d recordings, %d labels; %d skipped", raw_dir, len(files), n_recordings, n_labels, len(skipped)
+    )
+    return sorted(files, key=_order), skipped
+
+
+def complete(
+    files: Sequence[SourceFile],
+    tags_of: Mapping[str, Tags],
+    recordist_level: int | None = None,
+    same: Sequence[Sequence[str]] = (),
+) -> tuple[list[SourceFile], list[Skipped]]:
+    """Fill in what is not known of files from their tags, recordists also from folders; spell each in one way.
+
+    Parameters
+    ----------
+    files : sequence of SourceFile
+        As `find_recordings` found them.
+    tags_of : mapping of str to Tags
+        By path; files without an entry stay as they are.
+    recordist_level : int, optional
+        Level of the folders that are recordists, counted from 1: the folders in the folder of recordings.
+    same : sequence of sequence of str
+        Names that are one recordist; see `recordists.one_spelling`.
+
+    Returns
+    -------
+    files : list of SourceFile
+        Sorted by ``(recording_id, path)``.
+    skipped : list of Skipped
+        Files of a recording that turns out to have several labels.
+    """
+    known, n_by, others = [], Counter(), Counter()
+    for file in files:
+        found = tags_of.get(file.path, Tags())
+        recordist, source = file.recordist, "table"
+        if recordist is None and found.recordist is not None and not is_unknown(found.recordist):
+            recordist, source = found.recordist, "tags"
+        folders = file.path.split("/")[:-1]
+        if recordist is None and recordist_level is not None and len(folders) >= recordist_level:
+            name = printable(tidy(folders[recordist_level - 1]))
+            recordist, source = None if is_unknown(name) else name, "folders"
+        n_by[source] += recordist is not None
+        others[found.other_artist] += recordist is None
+        if file.is_named_by_path and found.recording_id is not None:
+            file = replace(file, recording_id=found.recording_id, origin=None)
+            n_by["ids"] += 1
+        licence = file.licence or found.licence
+        known.append(replace(file, recordist=recordist, is_named_by_path=False, licence=licence))
+    log.info(
+        "%d of %d files have a recordist: %d from the table, %d from tags of xeno-canto, %d from folders",
+        *(n_by["table"] + n_by["tags"] + n_by["folders"], len(files), n_by["table"], n_by["tags"], n_by["folders"]),
+    )
+    if n_by["ids"]:
+        log.info("%d files have their recording id from tags of xeno-canto", n_by["ids"])
+    del others[None]
+    if +others:
+        names = ", ".join(f"{name} ({n})" for name, n in (+others).most_common(5))
+        log.warning(
+            "%d files name an artist in tags that are not xeno-canto's (%s): not used, it may be an app or a "
+            "publisher. If they are recordists, name them in a metadata table",
+            *(others.total(), names),
+        )
+    spelling = one_spelling([file.recordist for file in known if file.recordist is not None], same)
+    known = [replace(file, recordist=spelling.get(file.recordist)) for file in known]
+    known, skipped = _one_label_each(known)
+    return sorted(known, key=_order), skipped
+
+
+def _order(file: SourceFile) -> tuple[str, str]:
+    return file.recording_id, file.path
+
+
+def _printable_labels(files: list[SourceFile]) -> tuple[list[SourceFile], list[Skipped]]:
+    """Leave out labels with NUL, escape codes and the like, which break the figures, CSVs and terminals they go to."""
+    kept = [file for file in files if file.label.isprintable()]
+    reason = "its label {!r} holds characters that cannot be printed: correct it"
+    return kept, [Skipped(file.path, reason.format(file.label)) for file in files if not file.label.isprintable()]
+
+
+def _with_printable_names(files: list[SourceFile]) -> list[SourceFile]:
+    """Write ids and recordists without control characters; `path` stays as it is, to find the file by."""
+    return [
+        replace(
+            file,
+            recording_id=printable(file.recording_id),
+            recordist=None if file.recordist is None else printable(file.recordist),
+        )
+        for file in files
+    ]
+
+
+def _one_label_each(files: list[SourceFile]) -> tuple[list[SourceFile], list[Skipped]]:
+    labels = defaultdict(set)
+    for file in files:
+        labels[file.recording_id].add(file.label)
+    kept, skipped = [], []
+    for file in files:
+        found = labels[file.recording_id]
+        if len(found) == 1:
+            kept.append(file)
+        else:
+            reason = f"recording {file.recording_id} has several labels: {', '.join(sorted(found))}"
+            skipped.append(Skipped(file.path, reason))
+    return kept, skipped
+
+
+def _with_recording_ids(files: list[SourceFile]) -> list[SourceFile]:
+    """Name the recordings of the files that the metadata gives no id for."""
+    unnamed = [file for file in files if not file.recording_id]
+    names = name_recordings([file.path for file in unnamed], [file.label for file in unnamed])
+    named = [
+        replace(
+            file,
+            recording_id=name.recording_id,
+            origin=name.origin,
+            is_named_by_path=not XENO_CANTO_ID.fullmatch(name.recording_id),
+        )
+        for file, name in zip(unnamed, names, strict=True)
+    ]
+    return [file for file in files if file.recording_id] + named
+
+
+def _is_text(path: str) -> bool:
+    """Say whether a path is valid Unicode; Linux also allows names that are not."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------------------- folders as labels
+
+
+def _from_folders(raw_dir: Path, label_level: int | None) -> tuple[list[SourceFile], list[Skipped]]:
+    paths, skipped, ignored = _walk(raw_dir)
+    if ignored:
+        counts = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in ignored.most_common(5))
+        log.info("%s: %d files are no audio and are ignored (%s)", raw_dir, ignored.total(), counts)
+    if not paths and not skipped:
+        raise InputError(
+            f"{raw_dir} holds no audio ({ignored.total()} other files); "
+            "expected a folder per species with files such as .wav, .flac, .mp3 or .ogg"
+        )
+    if (raw_dir / "metadata.csv").is_file():
+        log.warning("%s has a metadata.csv that is not used: give it with --metadata to know recordists", raw_dir)
+    folders_of = [tuple(path.split("/")[:-1]) for path in paths]
+    level = label_level or find_label_level(folders_of, raw_dir)
+    above = {raw_dir.joinpath(*folders[: level - 1]) for folders in folders_of if len(folders) >= level}
+    place = min(above, default=raw_dir)
+    more = f" and {len(above) - 1} more" if len(above) > 1 else ""
+    log.info("labels are the names of the folders in %s%s", place, more)
+    files = []
+    for path, folders in zip(paths, folders_of, strict=True):
+        if len(folders) < level:
+            skipped.append(Skipped(path, f"no label: it lies in no species' folder (these are in {place}{more})"))
+            continue
+        files.append(SourceFile(path, label_of(folders[level - 1]), "", None))
+    return files, skipped
+
+
+def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
+    """Return the audio below a folder (sorted, relative), what was skipped, and the suffixes of the rest."""
+    paths: list[str] = []
+    skipped: list[Skipped] = []
+    ignored: Counter[str] = Counter()
+    visited = {_identity(raw_dir)}
+    pending, links = [""], []
+    # Linked folders wait until all real ones are read, so that a folder is listed under its own name.
+    while pending or links:
+        if pending:
+            folder = pending.pop()
+        else:
+            links.sort(reverse=True)
+            folder = links.pop()
+            identity = _identity(raw_dir / folder)
+            if identity in visited:
+                skipped.append(_skip(folder, "a link to a folder that is read already"))
+                continue
+            visited.add(identity)
+        try:
+            with os.scandir(raw_dir / folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            if error.errno not in FAULTS_OF_A_FILE:
+                raise
+            if not folder:
+                raise InputError(f"{raw_dir} cannot be read: {error.strerror}; change its permissions") from error
+            skipped.append(_skip(folder, f"the folder cannot be read: {error.strerror}"))
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = posixpath.join(folder, entry.name)
+            suffix = posixpath.splitext(entry.name)[1].lower()
+            try:
+                is_folder, exists = entry.is_dir(), Path(entry).exists()
+            except OSError as error:
+                if error.errno not in FAULTS_OF_A_FILE:
+                    raise
+                skipped.append(_skip(path, f"cannot be read: {error.strerror}"))
+                continue
+            if not exists and not entry.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(raw_dir / path))
+            if is_folder and entry.is_symlink():
+                links.append(path)
+            elif is_folder:
+                visited.add(_identity(raw_dir / path))
+                pending.append(path)
+            elif not exists:
+                skipped.append(_skip(path, "a link that leads nowhere"))
+            elif suffix in UNREADABLE_SUFFIXES:
+                advice = CONVERT_WITH.get(suffix, "convert it")
+                skipped.append(_skip(path, f"{suffix} cannot be decoded: {advice} to .wav or .flac"))
+            elif suffix not in AUDIO_SUFFIXES:
+                ignored[suffix] += 1
+            elif not entry.is_file():
+                skipped.append(_skip(path, "neither a file nor a folder"))
+            elif not _is_text(path):
+                skipped.append(_skip(path, "its name is no valid UTF-8: rename it"))
+            else:
+                paths.append(path)
+    return sorted(paths), skipped, ignored
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _skip(path: str, reason: str) -> Skipped:
+    return Skipped(os.fsencode(path).decode("utf-8", "replace"), reason)
+
+
+# ------------------------------------------------------------------------------------------------ metadata
+
+
+def _from_metadata(raw_dir: Path, metadata: Path) -> tuple[list[SourceFile], list[Skipped]]:
+    table = read_rows(metadata)
+    finder = _Finder(raw_dir, {name for row in table for name in row.names})
+    by_column = _find_by_column(finder, table, metadata)
+    rows: dict[str, list[SourceFile]] = defaultdict(list)
+    skipped, n_unlabelled, n_by_id = [], 0, 0
+    for row, (file, paths, problem) in zip(table, by_column, strict=True):
+        is_by_id = not paths and row.xeno_canto_id is not None
+        if is_by_id:
+            paths, problem_of_id = finder.of_id(row.xeno_canto_id, row.names)
+            problem = problem_of_id or problem
+        file = file or (row.xeno_canto_id if is_by_id else "")
+        if not file or not row.label:
+            empty = " and ".join(name for name, text in (("file", file), ("label", row.label)) if not text)
+            skipped.append(Skipped(file or row.place, f"{row.place}: {empty} empty"))
+            n_unlabelled += not row.label
+            continue
+        if not paths:
+            skipped.append(Skipped(file, f"{row.place}: {problem}"))
+            continue
+        n_by_id += is_by_id
+        recordist = None if is_unknown(row.recordist) else row.recordist
+        for path in paths:
+            rows[path].append(SourceFile(path, row.label, row.recording_id, recordist, licence=row.licence or None))
+    if n_unlabelled:
+        log.warning("%s: %d of %d rows have no label and are left out", metadata, n_unlabelled, len(table))
+    if n_by_id:
+        log.info("%s: the files of %d rows are found by their xeno-canto id", metadata, n_by_id)
+    files, n_repeated = [], 0
+    for path, sources in rows.items():
+        n_repeated += len(sources) > 1
+        labels = sorted({source.label for source in sources})
+        if len(labels) > 1:
+            skipped.append(Skipped(path, f"{metadata.name} gives it several labels: {', '.join(labels)}"))
+            continue
+        files.append(sources[0])
+        if len(sources) > 1:
+            skipped.append(Skipped(path, f"{metadata.name} names it {len(sources)} times: the first row is used"))
+    if n_repeated:
+        log.warning(
+            "%s names %d files in several rows: each file is used whole and once, with the label that its rows agree "
+            "in. Rows that are stretches of a file need a piece of sound each: cut them out first",
+            *(metadata, n_repeated),
+        )
+    return files, skipped
+
+
+def _find_by_column(finder: "_Finder", table: Sequence[Row], metadata: Path) -> list[tuple[str, list[str], str | None]]:
+    """Return text, paths and problem of the file of every row, by the column that names most files that are there."""
+    columns = list(table[0].files)
+    best, best_column, most = [("", [], "it is not there under its xeno-canto id")] * len(table), None, -1
+    for column in columns:
+        found = [(row.files[column], *finder.find(row.files[column], row.names)) for row in table]
+        n_found = sum(bool(paths) for _, paths, _ in found)
+        if n_found > most:
+            best, best_column, most = found, column, n_found
+    if len(columns) > 1:
+        log.info(
+            "%s: the files are named by the column %s, of whose %d names %d are there (columns with file names: %s)",
+            *(metadata, best_column, len(table), most, ", ".join(columns)),
+        )
+    return best
+
+
+class _Finder:
+    """Finds the files that a table names.
+
+    A name is a path relative to `raw_dir`, or to its ``train_audio`` as in BirdCLEF. Where there is no such file, it
+    is looked for in all folders by its last parts, without regard to case; then with any suffix for sound. Of several
+    the one counts whose folder is named after the row's label. None may climb out of `raw_dir`, but a symbolic link
+    inside may lead anywhere.
+
+    Parameters
+    ----------
+    raw_dir : Path
+    names : set of str
+        All labels of the table, in all its spellings: a file in the folder of another label is not the one.
+    """
+
+    def __init__(self, raw_dir: Path, names: set[str]):
+        self.raw_dir = raw_dir
+        self.names = {_as_folder(name) for name in names} - {""}
+
+    @functools.cached_property
+    def _by_name(self) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
+        """All audio by name, by name without suffix, and by xeno-canto id; read when it is first needed."""
+        indices = defaultdict(list), defaultdict(list), defaultdict(list)
+        for path in _walk(self.raw_dir)[0]:
+            name = _fold(posixpath.basename(path))
+            indices[0][name].append(path)
+            indices[1][posixpath.splitext(name)[0]].append(path)
+            for found in XENO_CANTO_ID.findall(name):
+                indices[2][found.upper()].append(path)
+        return indices
+
+    def find(self, file: str, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """Return the path of a file, relative to `raw_dir`, or none and why; `names` are those of its label."""
+        if not file or "://" in file:
+            return [], "its name is an address" if file else None
+        path = posixpath.normpath(file)
+        if posixpath.isabs(path):
+            return [], "the path is absolute; expected one relative to the folder of recordings"
+        spellings = [path, path.replace("\\", "/")] if "\\" in path else [path]
+        for spelling in spellings:
+            spelling = posixpath.normpath(spelling)
+            if spelling == ".." or spelling.startswith("../"):
+                return [], "the path climbs out of the folder of recordings"
+            if posixpath.isabs(spelling):
+                continue
+            # File systems differ in the Unicode form of names, and spreadsheets may change it.
+            for form in (spelling, unicodedata.normalize("NFC", spelling), unicodedata.normalize("NFD", spelling)):
+                for candidate in (form, posixpath.join(BIRDCLEF_FOLDER, form)):
+                    try:
+                        if (self.raw_dir / candidate).is_file():
+                            return [candidate], None
+                    except OSError as error:
+                        if error.errno not in FAULTS_OF_A_FILE:
+                            raise
+                        return [], f"cannot be read: {error.strerror}"
+        if (self.raw_dir / path).is_dir():
+            return [], "it is a folder; expected a file"
+        return self._look_for(_fold(spelling), names)
+
+    def _look_for(self, path: str, names: Sequence[str]) -> tuple[list[str], str | None]:
+        by_name, by_stem, _ = self._by_name
+        name = posixpath.basename(path)
+        stem, suffix = posixpath.splitext(name)
+        candidates = [found for found in by_name.get(name, ()) if f"/{_fold(found)}".endswith(f"/{path}")]
+        if not candidates:
+            same = by_stem.get(stem if suffix in AUDIO_SUFFIXES | UNREADABLE_SUFFIXES else name, [])
+            tail = posixpath.join(posixpath.dirname(path), "")
+            candidates = [found for found in same if f"/{_fold(posixpath.dirname(found))}/".endswith(f"/{tail}")]
+        return self._the_one(candidates, names, "no such file in the folder of recordings")
+
+    def of_id(self, xeno_canto_id: str, names: Sequence[str]) -> tuple[list[str], str | None]:
+        """Return the file that is named by a xeno-canto id alone, or else all pieces that have it in their name."""
+        _, by_stem, by_id = self._by_name
+        key = xeno_canto_id.casefold()
+        candidates = by_stem.get(key, []) + by_stem.get(key.removeprefix("xc"), [])
+        if candidates:
+            return self._the_one(candidates, names, None)
+        return by_id.get(xeno_canto_id, []), None
+
+    def _the_one(self, candidates: list[str], names: Sequence[str], none: str | None) -> tuple[list[str], str | None]:
+        own = {_as_folder(name) for name in names}
+        in_own = [path for path in candidates if own & {_as_folder(folder) for folder in path.split("/")[:-1]}]
+        elsewhere = [
+            path for path in candidates if not self.names & {_as_folder(folder) for folder in path.split("/")[:-1]}
+        ]
+        best = in_own or elsewhere
+        if len(best) == 1:
+            return best, None
+        if best:
+            return [], f"several files have this name ({', '.join(sorted(best)[:3])}): give the path"
+        if candidates:
+            return [], f"no such file; {candidates[0]} lies in the folder of another label"
+        return [], none
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _as_folder(name: str) -> str:
+    """Return what a label and the name of its folder have in common: ``Turdus_merula`` and ``Turdus merula``."""
+    return " ".join(_fold(label_of(name)).replace("_", " ").split())

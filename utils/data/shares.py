@@ -1,0 +1,328 @@
+"""The files of a data set dealt out to many tasks (``--shard 3/8``), and what each has decoded brought together.
+
+The folder of a share holds a spool, as stage 01 fills one for itself; all files as its task saw them; and what
+became of its own. On the command line a share is called a shard, as is usual for arrays of jobs; in the code
+that word is taken by the Parquet files.
+"""
+
+import heapq
+import json
+import logging
+import posixpath
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from utils.core import runs, workers
+from utils.core.cli import format_layer_list
+from utils.core.errors import InputError
+from utils.core.files import BROKEN, read_json, write_text
+from utils.data import preparation, spool
+from utils.data.recordings import Skipped
+
+SPOOL_NAME = "spool"
+LISTING_NAME = "listing.json"
+DECODED_NAME = "decoded.json"
+BYTES_PER_FILE = 2**16  # what a file counts besides its size, so that tiny ones are dealt out evenly too
+NAMED_IN_MESSAGE = 3
+MOST_SHARES = 999_999
+MOST_NUMBERS = 200  # characters of a list of shards
+
+log = logging.getLogger(__name__)
+
+
+def share_dir(output_dir: Path, number: int, n_shares: int) -> Path:
+    """Return the folder of a share, counted from 1: ``<output_dir>.shards/3-of-8``."""
+    if output_dir.name in ("", ".."):  # these name the folder by where it stands
+        output_dir = output_dir.resolve()
+    return output_dir.parent / f"{output_dir.name}.shards" / f"{number}-of-{n_shares}"
+
+
+def deal(files: Sequence[spool.Listed], n_shares: int) -> list[list[spool.Listed]]:
+    """Deal files out so that all shares take about equally long to decode.
+
+    A second of sound has many times as many bytes in one format as in another, so the files of each suffix are
+    dealt out by themselves: the largest first, each to the share that has least of them so far (Graham 1969,
+    longest processing time first). Two shares then differ, in every format, by its largest file at most.
+
+    Parameters
+    ----------
+    files : sequence of Listed
+    n_shares : int
+        At least 1.
+
+    Returns
+    -------
+    list of list of Listed
+        Every file once; the same whatever the order of `files`.
+    """
+    shares: list[list[spool.Listed]] = [[] for _ in range(n_shares)]
+    totals = [0] * n_shares
+    by_suffix = defaultdict(list)
+    for file in files:
+        by_suffix[posixpath.splitext(file.path)[1].lower()].append(file)
+    for _, alike in sorted(by_suffix.items()):
+        loads = sorted((0, total, number) for number, total in enumerate(totals))
+        for file in sorted(alike, key=lambda file: (-file.size, file.path)):
+            load, _, number = loads[0]
+            weight = file.size + BYTES_PER_FILE
+            shares[number].append(file)
+            totals[number] += weight
+            heapq.heapreplace(loads, (load + weight, totals[number], number))
+    return shares
+
+
+# ------------------------------------------------------------------------------------------- by a share's task
+
+
+def write_listing(folder: Path, listed: Sequence[spool.Listed]) -> None:
+    """Note all files as they are now, so that the merge can name those that have changed since."""
+    rows = [[file.path, file.size, file.mtime_ns] for file in listed]
+    write_text(folder / LISTING_NAME, json.dumps({"files": rows}))
+
+
+def write_decoded(folder: Path, decoded: preparation.Decoded) -> None:
+    """Note what became of the share's files, and remove from its spool what an attempt on other files has left."""
+    names = {spool.pcm_name(path) for path in decoded.sounds}
+    for path in (folder / SPOOL_NAME).iterdir():
+        if path.with_suffix(".pcm").name not in names or path.suffix not in (".pcm", spool.MARKER_SUFFIX):
+            path.unlink()
+    content = {
+        "sounds": [asdict(sound) for _, sound in sorted(decoded.sounds.items())],
+        "undecodable": [asdict(skip) for skip in decoded.undecodable],
+    }
+    write_text(folder / DECODED_NAME, json.dumps(content))
+
+
+# ----------------------------------------------------------------------------------------------- by the merge
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a share cannot be merged, whether its task has to replace what is there, and what would do instead."""
+
+    text: str
+    overwrite: bool
+    instead: str = ""
+
+
+MISSING = Fault("it is missing", overwrite=False)
+
+
+class Merge:
+    """Brings together what all shares have decoded, after checking them.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Folder of the data set.
+    n_shares : int
+    difference : callable
+        Says how the share of a number, with its record, differs from what is wanted; None where it does not.
+    command : callable
+        Returns the command that makes the share of a number, replacing what is there or not.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        n_shares: int,
+        difference: Callable[[int, dict], str | None],
+        command: Callable[[int, bool], str],
+    ):
+        self.output_dir = output_dir
+        self.folders = {number: share_dir(output_dir, number, n_shares) for number in range(1, n_shares + 1)}
+        self.records: dict[int, dict] = {}
+        self.difference = difference
+        self.command = command
+
+    def read_records(self, listed: Sequence[spool.Listed]) -> None:
+        """Read the ``run.json`` of every share; `listed` are all files as they are now.
+
+        Raises
+        ------
+        InputError
+            If a share is missing, incomplete, or made with other arguments, of other files or by other code.
+        """
+        self.records, faults = {}, {}
+        parent = self.folders[1].parent
+        present = {path.name for path in parent.glob("*-of-*")}
+        others = {name.partition("-of-")[2] for name in present}
+        if others and str(len(self.folders)) not in others:
+            raise InputError(
+                f"{parent} holds no shard of {len(self.folders)}, but of {', '.join(sorted(others))}: "
+                f"give --merge_shards that number, or run {self.command(1, False)}, likewise the others"
+            )
+        changes = {preparation.listing_sha256(listed): ""}  # by what was listed, most often the same for all shares
+        for number, folder in self.folders.items():
+            if folder.name not in present:
+                faults[number] = MISSING
+                continue
+            try:
+                record = runs.read_record(folder)
+            except InputError as error:
+                text = f"its {runs.RECORD_NAME} cannot be used ({error.__cause__ or 'it is no run record'})"
+                faults[number] = Fault(text, overwrite=True)
+                continue
+            if record is None:
+                faults[number] = MISSING
+                continue
+            differs = self.difference(number, record)
+            if differs is not None:
+                seen = next((i["sha256"] for i in record["inputs"] if i["name"] == "raw_dir"), None)
+                if seen not in changes:
+                    changes[seen] = _files_changed(folder, listed)
+                instead = "put the files back as they were, or " if changes[seen] else ""
+                faults[number] = Fault(differs + changes[seen], overwrite=True, instead=instead)
+                continue
+            fault = _fault_of(record)
+            if fault is None:
+                self.records[number] = record
+            else:
+                faults[number] = fault
+        self._refuse(faults)
+
+    def check_files(self, pool_map: workers.Map) -> None:
+        """Compare every file of every share with its size and SHA-256 in ``run.json``.
+
+        Raises
+        ------
+        InputError
+            If one is missing, truncated or altered.
+        """
+        tasks = [CheckTask(n, self.folders[n].absolute(), record["outputs"]) for n, record in self.records.items()]
+        results = runs.progress(pool_map(find_damage, tasks), len(tasks), "checking", "shards")
+        self._refuse({number: Fault(damage, overwrite=True) for number, damage in results if damage is not None})
+
+    def gather(self, files: Sequence[spool.Listed]) -> preparation.Decoded:
+        """Return what became of all `files`.
+
+        Raises
+        ------
+        InputError
+            If they were dealt out otherwise.
+        """
+        sounds, spool_dirs, undecodable, faults = {}, {}, [], {}
+        for (number, folder), dealt in zip(self.folders.items(), deal(files, len(self.folders)), strict=True):
+            try:
+                content = read_json(folder / DECODED_NAME, dict, "")
+                own = {value["path"]: spool.Spooled.from_json(value) for value in content["sounds"]}
+                skipped = [Skipped(**value) for value in content["undecodable"]]
+            except BROKEN as error:
+                faults[number] = Fault(f"its {DECODED_NAME} cannot be used ({type(error).__name__})", overwrite=True)
+                continue
+            if own.keys() | {skip.file for skip in skipped} != {file.path for file in dealt}:
+                faults[number] = Fault("another version of the program dealt the files out otherwise", overwrite=True)
+            sounds |= own
+            spool_dirs |= dict.fromkeys(own, (folder / SPOOL_NAME).absolute())
+            undecodable += skipped
+        self._refuse(faults)
+        return preparation.Decoded(sounds, spool_dirs, sorted(undecodable, key=lambda skip: skip.file))
+
+    def finish(self) -> None:
+        """Make sure, once all is written, that it was read from what was checked.
+
+        Raises
+        ------
+        InputError
+            If a share was written again meanwhile.
+        """
+        changed = [number for number, folder in self.folders.items() if not self._is_as_read(number, folder)]
+        if changed:
+            # What is written may be of mixed origin, so the next attempt must not take it for its own.
+            (self.output_dir / preparation.SCRATCH_NAME / preparation.PLAN_NAME).unlink()
+            raise InputError(
+                f"{self.folders[changed[0]]} was written again while it was merged ({len(changed)} shards were): "
+                "wait until that job has ended and run the same command again"
+            )
+        n_bytes = sum(output["bytes"] for record in self.records.values() for output in record["outputs"])
+        where = f"{shlex.quote(str(self.folders[1].parent))}/*-of-{len(self.folders)}"
+        log.info(
+            "once this ends with exit code 0, its shards (%.3g GB) are not needed any more: rm -r %s removes them",
+            n_bytes / 1e9,
+            where,
+        )
+
+    def _is_as_read(self, number: int, folder: Path) -> bool:
+        try:
+            return runs.read_record(folder) == self.records[number]
+        except InputError:
+            return False
+
+    def _refuse(self, faults: Mapping[int, Fault]) -> None:
+        if not faults:
+            return
+
+        def line(number: int) -> str:
+            fault = faults[number]
+            command = self.command(number, fault.overwrite)
+            return f"{self.folders[number]}: {fault.text}; {fault.instead}run {command}"
+
+        missing = sorted(number for number, fault in faults.items() if fault is MISSING)
+        unnamed = missing[NAMED_IN_MESSAGE:] if len(faults) > preparation.NAMED_IN_LOG else []
+        named = sorted(faults.keys() - set(unnamed))
+        lines = [line(number) for number in named[: preparation.NAMED_IN_LOG]]
+        others = ""
+        if len(faults) > 1:
+            for text in lines:
+                log.warning("cannot be merged: %s", text)
+            if n_more := len(faults) - len(lines):
+                log.warning("cannot be merged: %d more, %d of all are missing", n_more, len(missing))
+            others = ", likewise the others"
+        numbers = format_layer_list(sorted(faults))  # which is also how a batch system names the jobs of an array
+        if len(numbers) > MOST_NUMBERS:
+            numbers = f"{numbers[:MOST_NUMBERS].rpartition(',')[0]},…"
+        raise InputError(
+            f"{len(faults)} of {len(self.folders)} shards cannot be merged ({numbers}): {lines[0]}{others}, "
+            "then this command again"
+        )
+
+
+def _fault_of(record: dict) -> Fault | None:
+    """Return what is wrong with a share that was made of the right files with the right arguments."""
+    if record["status"] != "complete":
+        text = f"it is not complete: its {runs.RECORD_NAME} says {record['status']!r}, see its {runs.LOG_NAME}"
+        still = "; another job may be at work on it" if record["status"] == "running" else ""
+        return Fault(text + still, overwrite=False)
+    decoded_by = record.get("metrics", {}).get("decoded_by")
+    if decoded_by != spool.decoded_by():
+        text = f"it was decoded by {decoded_by}, here it is {spool.decoded_by()}: the sound may differ"
+        return Fault(text, overwrite=True)
+    return None
+
+
+def _files_changed(folder: Path, listed: Sequence[spool.Listed]) -> str:
+    """Name the files that have changed since a share's task listed them; empty where none has, or it is not known."""
+    try:
+        rows = read_json(folder / LISTING_NAME, dict, "")["files"]
+        before = {path: (size, mtime_ns) for path, size, mtime_ns in rows if isinstance(path, str)}
+    except BROKEN:
+        return ""
+    now = {file.path: (file.size, file.mtime_ns) for file in listed}
+    kinds = {
+        "new": sorted(now.keys() - before.keys()),
+        "changed": sorted(path for path in now.keys() & before.keys() if now[path] != before[path]),
+        "gone": sorted(before.keys() - now.keys()),
+    }
+    texts = []
+    for kind, paths in kinds.items():
+        if paths:
+            more = ", …" if len(paths) > NAMED_IN_MESSAGE else ""
+            texts.append(f"{len(paths)} {kind} ({', '.join(paths[:NAMED_IN_MESSAGE])}{more})")
+    return f": {', '.join(texts)}" if texts else ""
+
+
+@dataclass(frozen=True)
+class CheckTask:
+    """Files of a share to check against the ``run.json`` that lists them; see `find_damage`."""
+
+    number: int
+    folder: Path
+    outputs: list[dict]
+
+
+def find_damage(task: CheckTask) -> tuple[int, str | None]:
+    """Return the share's number, and which of its files is missing, truncated or altered; None if all are whole."""
+    return task.number, runs.find_damage(task.folder, task.outputs)

@@ -1,0 +1,379 @@
+"""Dividing recordings into train, val and test so that nothing that belongs together is torn apart."""
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+
+from utils.core.errors import UsageError
+from utils.core.text import some
+from utils.data.clips import SPLITS
+
+# What is kept together, in words.
+UNITS = {
+    "recordist": "recordist and species",
+    "strict_recordist": "recordist",
+    "recording": "recording",
+    "clip": "clip",
+}
+SPLIT_BY = tuple(UNITS)
+
+# A class with fewer groups than splits goes without val first, then without test: one that is tested
+# and was never trained on says nothing. The weight is what a class that misses the split counts.
+MISSING_WEIGHT = {"train": 4, "test": 2, "val": 1}
+
+MAX_STARTS = 50
+MAX_STARTS_WITHOUT_GAIN = 5
+MAX_PASSES = 20
+MAX_TRIALS = 400_000  # no new start after so many trials of a move: a few seconds
+PARTNERS = 16
+NEAR_ENOUGH = 0.005  # a class whose shares are this near to the fractions is not improved further
+
+
+def group_keys(
+    split_by: str,
+    label: str,
+    recordist: str | None,
+    recording_id: str,
+    audio_sha256: str,
+    clip_id: str,
+    origin: str | None = None,
+) -> list[str]:
+    """Return the keys of an item (a clip, or a recording): items that share a key stay together.
+
+    Clips of a recording stay together, and so do recordings with the same decoded audio or of one origin. Above that
+    ``recordist`` keeps together one recordist's recordings of one label and ``strict_recordist``
+    everything by one recordist; where the recordist is unknown, a recording is by itself. With ``clip``
+    nothing stays together but the clips at the same place of equal audio.
+
+    Parameters
+    ----------
+    split_by : {"recordist", "strict_recordist", "recording", "clip"}
+    label, recording_id : str
+    recordist : str or None
+        None where unknown.
+    audio_sha256 : str
+        Checksum of the recording's decoded audio.
+    clip_id : str
+        ``<recording_id>:<index>``; used with ``clip`` only.
+    origin : str, optional
+        What the pieces of one original recording share, under whatever label.
+
+    Returns
+    -------
+    list of str
+        The first one is what `merge_groups` may name the group after.
+    """
+    if split_by == "clip":
+        index = clip_id.rpartition(":")[2]
+        return [clip_id, f"audio:{audio_sha256}:{index}"]
+    keys = [recording_id, f"recording:{recording_id}", f"audio:{audio_sha256}"]
+    if origin is not None:
+        keys.append(f"origin:{origin}")
+    if recordist is not None and split_by == "recordist":
+        keys[0] = f"{recordist}|{label}"
+    elif recordist is not None and split_by == "strict_recordist":
+        keys[0] = recordist
+    return keys
+
+
+def kept_together(split_by: str, n_known: int, n_recordings: int) -> str:
+    """Say in words what a split keeps together, when the recordist of `n_known` of `n_recordings` is known."""
+    unit = UNITS[split_by]
+    if split_by in ("recording", "clip") or n_known == n_recordings:
+        return unit
+    if n_known == 0:
+        return UNITS["recording"]
+    percent = min(max(round(100 * n_known / n_recordings), 1), 99)
+    return f"{unit} for {percent} % of the recordings, recording for the rest"
+
+
+def merge_groups(keys: Sequence[Iterable[str]]) -> list[str]:
+    """Return the group of every item: items are in one group if a chain of shared keys links them.
+
+    Parameters
+    ----------
+    keys : sequence of iterable of str
+        Keys of every item, at least one each.
+
+    Returns
+    -------
+    list of str
+        Name of each item's group: the first in alphabetical order of its items' first keys, such as
+        ``Lars Lachmann|Accipiter_gentilis`` or ``XC123``.
+    """
+    keys = [list(item) for item in keys]
+    parent = {key: key for item in keys for key in item}
+
+    def root(key: str) -> str:
+        while parent[key] != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    for first, *others in keys:
+        for other in others:
+            parent[root(other)] = root(first)
+    names: dict[str, str] = {}
+    for first, *_ in keys:
+        names[root(first)] = min(first, names.get(root(first), first))
+    return [names[root(item[0])] for item in keys]
+
+
+def assign_splits(
+    groups: Sequence[str],
+    labels: Sequence[str],
+    weights: Sequence[int],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> tuple[dict[str, str], list[str]]:
+    """Divide groups into train, val and test, stratified by label.
+
+    First of all every label should be in every split. A label with one group is in train only, one with
+    two in train and test; with three it is in all. Where every group is of one label this is guaranteed.
+    Where groups span labels (``strict_recordist``) it may be impossible, and is searched for: a
+    greedy start from the rarest label, then moves and exchanges of groups, from several seeded starts.
+    Next, the shares of every label and of the whole are brought as near to the fractions as the groups
+    allow: the search minimises, over labels c and splits s, the sum of (w_cs - f_s W_c)^2 / (W W_c), plus
+    the same term for all labels together; w_cs is the weight of c in s, W_c its sum over splits, W the
+    sum over labels, f_s the fraction.
+
+    Parameters
+    ----------
+    groups, labels : sequence of str
+        Group and label of every item.
+    weights : sequence of int
+        Clips of every item, at least 1.
+    val_fraction, test_fraction : float
+        Shares of the clips, in [0, 1), of a sum below 1; 0 leaves the split empty.
+    seed : int
+        The result depends on it and on nothing else but the items, whatever their order.
+
+    Returns
+    -------
+    split_of : dict of str to str
+        Split of every group.
+    warnings : list of str
+        What could not be had, with the labels by name.
+
+    Raises
+    ------
+    UsageError
+        If the fractions leave nothing to train on.
+    """
+    fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+    if fractions["train"] <= 1e-9 or min(fractions.values()) < 0:
+        raise UsageError(
+            f"--val_fraction {val_fraction} and --test_fraction {test_fraction} leave nothing to train on; "
+            "expected fractions of at least 0 with a sum below 1"
+        )
+    if min(weights, default=1) < 1:
+        raise ValueError("every item needs a weight of at least 1")
+    division = _Division(groups, labels, weights, fractions, random.Random(seed))
+    division.search()
+    return division.split_of(), division.warnings()
+
+
+class _Division:
+    """A division of groups, its cost, and the search for a better one.
+
+    Names are replaced by numbers. Rows of the tables are labels, and a last one for all labels
+    together; columns are the splits that have a fraction.
+    """
+
+    def __init__(self, groups, labels, weights, fractions: dict[str, float], rng: random.Random):
+        self.rng = rng
+        self.splits = [split for split in SPLITS if fractions[split] > 0]
+        self.group_names = sorted(set(groups))
+        self.label_names = sorted(set(labels))
+        self.everything = len(self.label_names)
+        group_ids = {name: i for i, name in enumerate(self.group_names)}
+        label_ids = {name: i for i, name in enumerate(self.label_names)}
+        content: list[dict[int, int]] = [{} for _ in self.group_names]
+        for group, label, weight in zip(groups, labels, weights, strict=True):
+            row = content[group_ids[group]]
+            for key in (label_ids[label], self.everything):
+                row[key] = row.get(key, 0) + int(weight)
+        self.content = [sorted(row.items()) for row in content]  # of a group: (label, weight), all labels last
+        self.members: list[list[int]] = [[] for _ in range(self.everything + 1)]
+        for group, row in enumerate(self.content):
+            for label, _ in row:
+                self.members[label].append(group)
+        totals = [sum(dict(self.content[g])[label] for g in m) for label, m in enumerate(self.members)]
+        self.totals = totals
+        self.targets = [[fractions[split] * total for split in self.splits] for total in totals]
+        total = totals[self.everything]
+        self.scales = [1 / (total * t) if t else 0.0 for t in totals]
+        # What a label that has no group in a split costs; 0 where it needs none there.
+        priority = sorted(self.splits, key=lambda split: -MISSING_WEIGHT[split])
+        self.missing = []
+        for members in self.members[: self.everything]:
+            needed = priority[: len(members)]
+            self.missing.append([MISSING_WEIGHT[s] if s in needed else 0 for s in self.splits])
+        self.missing.append([0] * len(self.splits))
+        self.clear()
+
+    def clear(self) -> None:
+        self.place = [-1] * len(self.content)
+        self.sums = [[0] * len(self.splits) for _ in self.members]
+        self.counts = [[0] * len(self.splits) for _ in self.members]
+
+    # ------------------------------------------------------------------------------------------------ cost
+
+    def cost(self) -> tuple[int, float]:
+        """Return what is missing, and the squared distance of the shares from the fractions."""
+        missing, distance = 0, 0.0
+        for label, scale in enumerate(self.scales):
+            for split in range(len(self.splits)):
+                if not self.counts[label][split]:
+                    missing += self.missing[label][split]
+                distance += scale * (self.sums[label][split] - self.targets[label][split]) ** 2
+        return missing, distance
+
+    def put(self, group: int, split: int) -> tuple[int, float]:
+        """Move a group, or place it for the first time; return by how much the cost grows."""
+        before = self.place[group]
+        self.place[group] = split
+        missing, distance = 0, 0.0
+        for label, weight in self.content[group]:
+            sums, counts = self.sums[label], self.counts[label]
+            targets, needs, scale = self.targets[label], self.missing[label], self.scales[label]
+            if before >= 0:
+                distance += scale * weight * (weight - 2 * (sums[before] - targets[before]))
+                sums[before] -= weight
+                counts[before] -= 1
+                if not counts[before]:
+                    missing += needs[before]
+            if not counts[split]:
+                missing -= needs[split]
+            distance += scale * weight * (weight + 2 * (sums[split] - targets[split]))
+            sums[split] += weight
+            counts[split] += 1
+        return missing, distance
+
+    # ---------------------------------------------------------------------------------------------- search
+
+    def search(self) -> None:
+        self.trials = 0
+        best, best_place, n_without_gain = (math.inf, math.inf), [], 0
+        for _ in range(MAX_STARTS):
+            self.clear()
+            self.start()
+            self.improve()
+            cost = self.cost()
+            n_without_gain += 1
+            if cost < (best[0], best[1] - 1e-12):
+                best, best_place, n_without_gain = cost, list(self.place), 0
+            is_done = cost[0] == 0 and all(map(self.is_near_enough, range(len(self.members))))
+            if is_done or n_without_gain == MAX_STARTS_WITHOUT_GAIN or self.trials > MAX_TRIALS:
+                break
+        self.clear()
+        for group, split in enumerate(best_place):
+            self.put(group, split)
+
+    def start(self) -> None:
+        """Place the groups one by one: the rarest labels first, and of these what fills a split on its own."""
+        self.trials += len(self.content)
+        order = list(range(len(self.content)))
+        self.rng.shuffle(order)
+        order.sort(key=self.precedence)
+        left = [len(members) for members in self.members]
+        for group in order:
+            self.put(group, min(self.random_splits(), key=lambda split: self.urgency(group, split, left)))
+            for label, _ in self.content[group]:
+                left[label] -= 1
+
+    def precedence(self, group: int) -> tuple[int, bool]:
+        row = self.content[group][:-1]
+        rarity = min(len(self.members[label]) for label, _ in row)
+        return rarity, all(weight <= min(self.targets[label]) for label, weight in row)
+
+    def random_splits(self) -> list[int]:
+        splits = list(range(len(self.splits)))
+        self.rng.shuffle(splits)
+        return splits
+
+    def urgency(self, group: int, split: int, left: list[int]) -> tuple[int, float]:
+        """Say how bad it is to place a group in a split; `left` counts the groups to place of each label."""
+        owed, distance = 0, 0.0
+        for label, weight in self.content[group][:-1]:  # the sum of all labels says little while most are not placed
+            needs, counts = self.missing[label], self.counts[label]
+            empty = [s for s in range(len(self.splits)) if needs[s] and not counts[s]]
+            if len(empty) >= left[label] and empty:  # every group that is left must fill a gap
+                owed -= needs[split] if split in empty else 0
+            excess = self.sums[label][split] - self.targets[label][split]
+            distance += self.scales[label] * weight * (weight + 2 * excess)
+        return owed, distance
+
+    def improve(self) -> None:
+        """Move and exchange groups until nothing gets better."""
+        for _ in range(MAX_PASSES):
+            worth_trying = [not self.is_near_enough(label) for label in range(len(self.members))]
+            order = [g for g, row in enumerate(self.content) if any(worth_trying[label] for label, _ in row)]
+            self.rng.shuffle(order)
+            n_improved = sum(self.improve_group(group) for group in order)
+            if not n_improved:
+                return
+
+    def is_near_enough(self, label: int) -> bool:
+        if any(need and not count for need, count in zip(self.missing[label], self.counts[label], strict=True)):
+            return False
+        tolerance = NEAR_ENOUGH * self.totals[label]
+        pairs = zip(self.sums[label], self.targets[label], strict=True)
+        return all(abs(weight - target) <= tolerance for weight, target in pairs)
+
+    def improve_group(self, group: int) -> bool:
+        home = self.place[group]
+        for split in self.random_splits():
+            if split != home and self.keep_if_better([(group, split)]):
+                return True
+        for partner in self.partners(group):
+            away = self.place[partner]
+            if away != home and self.keep_if_better([(group, away), (partner, home)]):
+                return True
+        return False
+
+    def partners(self, group: int) -> list[int]:
+        """Return groups to exchange with: some of each of its labels; of any label if it has several."""
+        row = self.content[group]
+        partners: list[int] = []
+        for label, _ in row[:-1] if len(row) == 2 else row:
+            members = self.members[label]
+            partners += members if len(members) <= PARTNERS else self.rng.sample(members, PARTNERS)
+        return list(dict.fromkeys(partners))
+
+    def keep_if_better(self, moves: list[tuple[int, int]]) -> bool:
+        self.trials += 1
+        before = [(group, self.place[group]) for group, _ in moves]
+        missing, distance = 0, 0.0
+        for group, split in moves:
+            d_missing, d_distance = self.put(group, split)
+            missing += d_missing
+            distance += d_distance
+        if (missing, distance) < (0, -1e-12):
+            return True
+        for group, split in reversed(before):
+            self.put(group, split)
+        return False
+
+    # --------------------------------------------------------------------------------------------- results
+
+    def split_of(self) -> dict[str, str]:
+        return {name: self.splits[self.place[group]] for group, name in enumerate(self.group_names)}
+
+    def warnings(self) -> list[str]:
+        """Name the labels that are not in every split, and the splits that are empty."""
+        found: dict[str, list[str]] = {}
+        for label, name in enumerate(self.label_names):
+            absent = [s for s, count in zip(self.splits, self.counts[label], strict=True) if not count]
+            if not absent:
+                continue
+            n_groups = len(self.members[label])
+            if n_groups < len(self.splits):
+                why = f"with {n_groups} group{'s' if n_groups > 1 else ''}"
+            else:
+                why = "whose groups hold other labels too, so that no better division was found,"
+            found.setdefault(f"labels {why} are not in {' and '.join(absent)}", []).append(name)
+        warnings = [f"{what}: {some(names)}" for what, names in sorted(found.items())]
+        empty = [s for s, count in zip(self.splits, self.counts[self.everything], strict=True) if not count]
+        warnings += [f"the split {split} is empty: there are too few groups" for split in empty]
+        return warnings

@@ -1,0 +1,291 @@
+"""Decoded recordings on their way to clips: raw PCM in a spool folder, then cut into Parquet shards.
+
+The functions here are the tasks of stage 01's worker processes. Each can be killed at any moment and
+done again: a file of PCM counts once its marker is there, and the marker is renamed into place last.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mutagen
+import numpy as np
+import soundfile
+import soxr
+
+from utils.core.errors import InputError, machine_fault
+from utils.core.files import BROKEN, read_json, sha256_of_file, sha256_of_lines
+from utils.data import audio, clips, containers, recorders, sources, tags
+from utils.data.recordings import Skipped
+
+MARKER_SUFFIX = ".json"
+
+
+@functools.cache
+def decoded_by() -> str:
+    """Name the code that decodes: PCM of another may differ in its last bit, so what that left is not gone on with."""
+    import av  # only where it decodes: see `sources`
+
+    modules = audio, sources, containers, tags, recorders
+    ours = sha256_of_lines(sha256_of_file(Path(module.__file__)) for module in modules)[:12]
+    ffmpeg = f"FFmpeg {av.ffmpeg_version_info} (PyAV {av.__version__})"
+    others = f"libsndfile {soundfile.__libsndfile_version__}, {ffmpeg}, soxr {soxr.__version__}"
+    return f"{others}, mutagen {mutagen.version_string}, our code {ours}"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A sound file as it was listed: a changed file is decoded again.
+
+    Attributes
+    ----------
+    path : str
+        Relative to the folder of recordings.
+    size, mtime_ns : int
+        Bytes, and time of the last change.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """A sound file whose PCM is in a spool folder.
+
+    Attributes
+    ----------
+    path : str
+        Relative to the folder of recordings.
+    n_samples : int
+        At the target rate.
+    sha256 : str
+        Of the PCM: int16, little-endian.
+    source_rate_hz : int
+    channel : str
+        Which of the file's channels it is; see `audio.Decoded`.
+    warnings : tuple of str
+    tags : Tags
+        What the file's tags say of its recording.
+    start : Start
+        When it was started.
+    """
+
+    path: str
+    n_samples: int
+    sha256: str
+    source_rate_hz: int
+    channel: str
+    warnings: tuple[str, ...]
+    tags: tags.Tags
+    start: recorders.Start
+
+    @classmethod
+    def from_json(cls, value: dict) -> "Spooled":
+        """Return what `dataclasses.asdict` made into JSON."""
+        parts = {"tags": tags.Tags(**value["tags"]), "start": recorders.Start(**value["start"])}
+        return cls(**{**value, "warnings": tuple(value["warnings"]), **parts})
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """Files to decode one after the other; see `decode_files`."""
+
+    raw_dir: Path
+    spool_dir: Path
+    sample_rate_hz: int
+    channel: str
+    files: tuple[Listed, ...]
+
+
+def decode_files(task: DecodeTask) -> list[Spooled | Skipped]:
+    """Decode files into the spool folder, or take what a killed attempt has finished.
+
+    Returns
+    -------
+    list of Spooled or Skipped
+        In the order of ``task.files``.
+    """
+    return [_decode_file(task, file) for file in task.files]
+
+
+def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
+    pcm_path = task.spool_dir / pcm_name(file.path)
+    marker_path = pcm_path.with_suffix(MARKER_SUFFIX)
+    how = {"rate": task.sample_rate_hz, "channel": task.channel, "by": decoded_by()}
+    made_from = {"size": file.size, "mtime_ns": file.mtime_ns, **how}
+    finished = _read_marker(marker_path, pcm_path, made_from)
+    if finished is not None:
+        return finished
+    marker_path.unlink(missing_ok=True)
+    if pcm_path.is_file():
+        pcm_path.unlink()  # never written into: an old result may hold a link to this very file
+    with pcm_path.open("wb", buffering=0) as pcm_file:
+        digest = hashlib.sha256()
+
+        def sink(pcm: np.ndarray) -> None:
+            data = memoryview(pcm.astype("<i2", copy=False)).cast("B")
+            digest.update(data)
+            if not pcm.any():  # hours of zeros in a sparse file are a hole here, too
+                pcm_file.seek(len(data), os.SEEK_CUR)
+                return
+            while data:  # an unbuffered write may take a part; the next one then says why
+                data = data[pcm_file.write(data) :]
+
+        def new_sink() -> audio.Sink:
+            nonlocal digest
+            digest = hashlib.sha256()
+            if pcm_file.tell():
+                pcm_file.seek(0)
+                pcm_file.truncate()
+            return sink
+
+        try:
+            decoded = audio.decode(task.raw_dir / file.path, task.sample_rate_hz, new_sink, task.channel)
+            pcm_file.truncate(pcm_file.tell())  # makes a hole at its end a part of the file
+        except audio.Undecodable as reason:
+            pcm_path.unlink()
+            _check_unchanged(task.raw_dir, file)
+            return Skipped(file.path, str(reason))
+    try:
+        found = tags.read_tags(task.raw_dir / file.path)
+    except OSError as error:
+        raise machine_fault(task.raw_dir / file.path, error) from error
+    start = recorders.read_start(task.raw_dir / file.path)
+    warnings = decoded.warnings
+    if start.is_glued:
+        warnings += ("silent stretches were left out by the AudioMoth's trigger: times in it are not times of day",)
+    spooled = Spooled(
+        *(file.path, decoded.n_samples, digest.hexdigest()),
+        *(decoded.source_rate_hz, decoded.channel, warnings, found, start),
+    )
+    _check_unchanged(task.raw_dir, file)
+    # Not flushed to disk: after a crash of the machine the checksum finds what is missing.
+    partial = marker_path.with_suffix(".partial")
+    partial.write_text(json.dumps({"made_from": made_from, "spooled": asdict(spooled)}), encoding="utf-8")
+    partial.replace(marker_path)
+    return spooled
+
+
+def _check_unchanged(raw_dir: Path, file: Listed) -> None:
+    """Raise `InputError` if a file is not what was listed: half of it may have been decoded before it changed."""
+    path = raw_dir / file.path
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise machine_fault(path, error) from error
+    if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise InputError(
+            f"{path} changed while it was read ({file.size} bytes before, {status.st_size} now): is it still being "
+            "copied or recorded? When that has ended, run the same command again"
+        )
+
+
+def _read_marker(marker_path: Path, pcm_path: Path, made_from: dict) -> Spooled | None:
+    """Return what an earlier attempt has finished, if it is whole and made from the same file."""
+    try:
+        marker = read_json(marker_path, dict, "")
+        spooled = Spooled.from_json(marker["spooled"])
+        if marker["made_from"] == made_from and sha256_of_file(pcm_path) == spooled.sha256:
+            return spooled
+    except BROKEN:
+        pass  # killed before it was finished
+    return None
+
+
+def pcm_name(path: str) -> str:
+    """Return the name, in a spool folder, of the PCM of the sound file at `path`."""
+    return f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.pcm"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive clips of one sound file.
+
+    Attributes
+    ----------
+    source_path, recording_id, label : str
+    label_id : int
+    n_samples : int
+        Length of the file.
+    first_index : int
+        ``clip_index`` of the first clip: it counts on over the files of a recording.
+    cuts : tuple of (int, int)
+        First sample and length of every clip.
+    groups, splits : tuple of str
+        Of every clip.
+    """
+
+    source_path: str
+    recording_id: str
+    label: str
+    label_id: int
+    first_index: int
+    cuts: tuple[tuple[int, int], ...]
+    groups: tuple[str, ...]
+    splits: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def part(self, start: int, stop: int) -> "Stretch":
+        """Return the clips from `start` to `stop`, counted within this stretch."""
+        return Stretch(
+            self.source_path,
+            self.recording_id,
+            self.label,
+            self.label_id,
+            self.first_index + start,
+            self.cuts[start:stop],
+            self.groups[start:stop],
+            self.splits[start:stop],
+        )
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to write from the PCM of each of its stretches; see `write_shard`."""
+
+    path: Path
+    sample_rate_hz: int
+    clip_seconds: float
+    stretches: tuple[Stretch, ...]
+    pcm_paths: tuple[Path, ...]
+
+
+def write_shard(task: ShardTask) -> int:
+    """Cut a shard's clips from the spooled PCM and write them; return their number."""
+    return clips.write_shard(task.path, _rows(task), task.sample_rate_hz, task.clip_seconds)
+
+
+def _rows(task: ShardTask) -> Iterator[dict]:
+    clip_samples = round(task.clip_seconds * task.sample_rate_hz)
+    for stretch, pcm_path in zip(task.stretches, task.pcm_paths, strict=True):
+        with pcm_path.open("rb") as file:
+            for i, (start, length) in enumerate(stretch.cuts):
+                file.seek(2 * start)
+                samples = np.frombuffer(file.read(2 * length), "<i2")
+                if len(samples) != length:
+                    raise InputError(
+                        f"{file.name} is shorter than it was: something else changes {pcm_path.parent}; "
+                        "run the same command again"
+                    )
+                index = stretch.first_index + i
+                yield {
+                    "clip_id": f"{stretch.recording_id}:{index}",
+                    "recording_id": stretch.recording_id,
+                    "group": stretch.groups[i],
+                    "source_path": stretch.source_path,
+                    "clip_index": index,
+                    "start_s": start / task.sample_rate_hz,
+                    "duration_s": length / task.sample_rate_hz,
+                    "label": stretch.label,
+                    "label_id": stretch.label_id,
+                    "split": stretch.splits[i],
+                    "audio": audio.pad_by_repetition(samples, clip_samples),
+                }

@@ -1,0 +1,1 @@
+"""Drawing only: tables and arrays in, files out; nothing here knows a model."""

@@ -1,0 +1,457 @@
+"""Figures: one style, colour-blind safe and legible in black and white, saved as PDF and PNG."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from utils.core.files import atomic_path
+
+# Okabe & Ito 2008, in an order of falling contrast on white; told apart in grey by their markers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FILLS = ("full", "none", "left", "bottom", "right", "top")
+# What a model is to the study, with a marker each.
+KINDS = {"whole": "o", "pruned before": "s", "pruned after": "^", "CNN": "X", "not noted": "."}
+GREY = "#7F7F7F"
+LIGHT_GREY = "#E3E3E3"
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelsize": 9,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.dpi": 100,
+    "font.family": "DejaVu Sans",  # comes with Matplotlib, so a figure is the same on every machine
+    "font.size": 8.5,
+    "grid.color": LIGHT_GREY,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "pdf.fonttype": 42,
+    "savefig.bbox": "tight",
+    "savefig.dpi": 200,
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+LONGEST_LABEL = 40
+NUMBERS_UP_TO = 25
+CELL_INCHES = 0.17
+LEAST_ROWS = 12
+MATRIX_UP_TO = 60  # labels; beyond them a matrix is larger than a screen, and with 300 it took 6 GB to draw
+WORST_CONFUSIONS = 40
+MOST_ROWS = 200  # of a figure with a line a model or a pair; Matplotlib draws no picture of more than 65,536 pixels
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw the figures of the block in the common style, whatever the user's own Matplotlib settings."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def save_figure(fig: Figure, path: Path, suffixes: Sequence[str] = (".pdf", ".png")) -> None:
+    """Save a figure, atomically, with the same bytes for the same content.
+
+    Parameters
+    ----------
+    fig : Figure
+    path : Path
+        Name without suffix; a dot in it stays.
+    suffixes : sequence of str
+        Formats.
+    """
+    undated = {".pdf": {"CreationDate": None}, ".png": {"Software": None}}
+    path = Path(path)
+    for suffix in suffixes:
+        drawn = io.BytesIO()  # on a full disk Matplotlib's writer of PDFs hides the error behind one of its own
+        with warnings.catch_warnings():
+            # A character that the font has not is drawn as a box; the CSV beside the figure has it.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            fig.savefig(drawn, format=suffix[1:], metadata=undated[suffix])
+        with atomic_path(path.with_name(path.name + suffix)) as partial:
+            partial.write_bytes(drawn.getbuffer())
+
+
+def shorten(label: str, longest: int = LONGEST_LABEL) -> str:
+    """Return a label, its middle left out if it is longer than `longest` characters."""
+    if len(label) <= longest:
+        return label
+    head = longest // 2
+    return f"{label[:head]}…{label[head + 1 - longest :]}"
+
+
+# --------------------------------------------------------------------------------------- one evaluation
+
+
+def confusion_figure(counts: pd.DataFrame, path: Path) -> None:
+    """Draw a confusion matrix; of more than 60 labels, the most frequent confusions.
+
+    Parameters
+    ----------
+    counts : DataFrame of int, shape (n_classes, n_classes)
+        Index: true labels; columns: predicted ones; see `evaluation.confusion_table`.
+    path : Path
+        Name without suffix.
+    """
+    draw = _confusion_matrix if len(counts) <= MATRIX_UP_TO else _worst_confusions
+    with style():
+        save_figure(draw(counts), path)
+
+
+def _confusion_matrix(counts: pd.DataFrame) -> Figure:
+    """Return a row a true label, coloured by the share of the row's clips.
+
+    The figure grows with the classes, so that labels stay legible at 100 % zoom; up to 25 classes the
+    counts are written in the cells. A row without clips is grey.
+    """
+    order = sorted(counts.index)
+    counts = counts.loc[order, order]
+    values = counts.to_numpy()
+    n_of_row = values.sum(axis=1, keepdims=True)
+    shares = np.divide(values, n_of_row, out=np.full(values.shape, np.nan), where=n_of_row > 0)
+    n = len(order)
+    with_numbers = n <= NUMBERS_UP_TO
+    side = max(2.4, n * (CELL_INCHES * 1.7 if with_numbers else CELL_INCHES))
+    fig = Figure(figsize=(side + 1.0, side))
+    axes = fig.add_axes((0, 0, side / (side + 1.0), 1))
+    colour_map = matplotlib.colormaps["Blues"].with_extremes(bad=LIGHT_GREY)
+    # The square root keeps a confusion of one clip in twenty visible beside a full diagonal.
+    image = axes.imshow(shares, cmap=colour_map, norm=PowerNorm(0.5, 0, 1))
+    labels = [shorten(label) for label in order]
+    size = 8 if with_numbers else 7
+    axes.set_xticks(range(n), labels, rotation=90, fontsize=size)
+    axes.set_yticks(range(n), labels, fontsize=size)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white" if with_numbers else LIGHT_GREY, linewidth=0.8 if with_numbers else 0.4)
+    axes.tick_params(which="minor", length=0)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if with_numbers:
+        for row, column in np.argwhere(values > 0):
+            dark = shares[row, column] > 0.3  # where the square root has passed half of the colours
+            axes.text(
+                column,
+                row,
+                str(values[row, column]),
+                ha="center",
+                va="center",
+                fontsize=min(7, 28 / len(str(values.max()))),  # the widest count fills its cell
+                color="white" if dark else "black",
+            )
+    bar_height = min(1.0, 4.0 / side)
+    bar_axes = fig.add_axes(((side + 0.15) / (side + 1.0), 1 - bar_height, 0.15 / (side + 1.0), bar_height))
+    bar = fig.colorbar(image, cax=bar_axes, ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
+    bar.ax.minorticks_off()
+    bar.set_label("share of the true label's clips")
+    bar.outline.set_visible(False)
+    return fig
+
+
+def _worst_confusions(counts: pd.DataFrame) -> Figure:
+    """Return a bar a pair of a true and another predicted label: those of the most clips, then of the largest share."""
+    values = counts.to_numpy()
+    n_of_label, n_wrong = values.sum(axis=1), values.sum() - np.trace(values)
+    true, predicted = np.nonzero(values * ~np.eye(len(values), dtype=bool))
+    n_clips = values[true, predicted]
+    order = np.lexsort((predicted, true, -n_clips / n_of_label[true], -n_clips))[:WORST_CONFUSIONS]
+    true, predicted, n_clips, n_pairs = true[order], predicted[order], n_clips[order], len(true)
+    rows = np.arange(len(order))
+    fig = Figure(figsize=(7.5, 1.2 + 0.2 * max(len(order), 3)), layout="constrained")
+    axes = fig.add_subplot()
+    axes.barh(rows, n_clips, color=COLOURS[0])
+    for row, n, n_true in zip(rows, n_clips, n_of_label[true], strict=True):
+        axes.annotate(
+            f"{n / n_true:.0%} of {n_true:,}", (n, row), (3, 0), textcoords="offset points", va="center", fontsize=7
+        )
+    pairs = zip(counts.index[true], counts.columns[predicted], strict=True)
+    axes.set_yticks(rows, [f"{shorten(a)} → {shorten(b)}" for a, b in pairs])
+    axes.set_ylim(max(len(order), 3) - 0.4, -0.6)
+    axes.set_xlim(0, 1.15 * n_clips.max(initial=1))  # room for what is written beside the longest bar
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("clips of the true label (left) that are taken for the other one")
+    title = f"No confusion among {len(counts):,} labels: all {values.sum():,} clips are right"
+    if n_wrong:
+        share = f"{n_clips.sum() / n_wrong:.0%} of the {n_wrong:,} wrong clips"
+        title = f"The {len(order)} most frequent confusions of {n_pairs:,} among {len(counts):,} labels: {share}"
+    fig.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return fig
+
+
+def reliability_figure(bins: pd.DataFrame, expected_error: float, path: Path) -> None:
+    """Draw accuracy against confidence, and below it how many clips have that confidence.
+
+    Parameters
+    ----------
+    bins : DataFrame
+        As `evaluation.calibration` returns it.
+    expected_error : float
+        The expected calibration error, for the title.
+    path : Path
+        Without suffix.
+    """
+    filled = bins[bins["n_clips"] > 0]
+    with style():
+        fig = Figure(figsize=(3.6, 4.2))
+        top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+        top.vlines(
+            filled["confidence"],
+            filled["accuracy"],
+            filled["confidence"],
+            color=COLOURS[1],
+            linewidth=1.2,
+            label="gap",
+        )
+        top.plot(
+            filled["confidence"],
+            filled["accuracy"],
+            color=COLOURS[0],
+            marker="o",
+            markersize=4,
+            label="model",
+        )
+        top.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy")
+        top.set_title(f"expected calibration error {expected_error:.3f}", loc="left", pad=20)
+        top.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=3, fontsize=7.5, columnspacing=1.2)
+        bottom.bar(
+            bins["above"],
+            bins["n_clips"],
+            width=bins["to"] - bins["above"],
+            align="edge",
+            color=COLOURS[0],
+            edgecolor="white",
+        )
+        bottom.set(xlabel="confidence (probability of the predicted class)", ylabel="clips")
+        bottom.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        bottom.grid(axis="x", visible=False)
+        fig.align_ylabels()
+        fig.subplots_adjust(hspace=0.08)
+        save_figure(fig, path)
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+def training_curves(metrics: pd.DataFrame, path: Path) -> None:
+    """Draw losses, validation scores and learning rate by epoch; save a PNG.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        A row an evaluation: ``epoch, step, train_loss, eval_loss, eval_accuracy, eval_macro_f1,
+        learning_rate``; NaN where there is no number.
+    path : Path
+        Name without suffix.
+    """
+    epoch = metrics["epoch"]
+    marker = {"marker": "o", "markersize": 3} if len(metrics) <= 50 else {}
+    with style():
+        fig = Figure(figsize=(9.5, 2.7))
+        losses, scores, rate = fig.subplots(1, 3, width_ratios=(3, 3, 2))
+        losses.plot(epoch, metrics["train_loss"], label="training", **marker)
+        losses.plot(epoch, metrics["eval_loss"], label="validation", linestyle="--", **marker)
+        losses.set(ylabel="loss")
+        scores.plot(epoch, metrics["eval_macro_f1"], label="macro F1", **marker)
+        scores.plot(epoch, metrics["eval_accuracy"], label="accuracy", linestyle="--", **marker)
+        scores.set(ylabel="score on the validation split", ylim=(-0.02, 1.02))
+        if metrics["eval_macro_f1"].notna().any():
+            best = metrics["eval_macro_f1"].idxmax()
+            scores.plot(
+                epoch[best],
+                metrics["eval_macro_f1"][best],
+                linestyle="none",
+                marker="*",
+                markersize=11,
+                color="black",
+                label=f"best macro F1 {metrics['eval_macro_f1'][best]:.3f}, epoch {epoch[best]:g}",
+            )
+        rate.plot(epoch, metrics["learning_rate"], color=GREY, **marker)
+        rate.set(ylabel="learning rate")
+        rate.ticklabel_format(axis="y", scilimits=(0, 0))
+        for axes in (losses, scores, rate):
+            axes.set(xlabel="epoch", xlim=(0, max(1.0, epoch.max()) * 1.03))
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        losses.legend()
+        scores.legend(fontsize=7)
+        fig.tight_layout()
+        save_figure(fig, path, suffixes=(".png",))
+
+
+# --------------------------------------------------------------------------------------------- summary
+
+
+def summary_figure(summary: pd.DataFrame, path: Path, n_doubtful: int = 0) -> None:
+    """Draw the accuracy of all models with its interval, and against their size and latency; save a PNG.
+
+    Left a line a model, best first, so that no two names overlap. The marker tells what a model is: a
+    CNN, whole, or pruned before or after fine-tuning. Models that were scored on different clips stand in
+    blocks of their own, with a colour and a filling each: their scores do not compare. Of more than
+    200 models the best of each block are drawn.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        A row a model, with the columns of ``metrics.csv``.
+    path : Path
+        Name without suffix.
+    n_doubtful : int
+        How many of the latencies were measured where something disturbed them; the label of their axis says so.
+    """
+    doubt = f", {n_doubtful} of {len(summary)} doubtful" if n_doubtful else ""
+    summary = summary.sort_values(["accuracy", "model_name"], ascending=[False, True])
+    clip_sets = [models for _, models in summary.groupby(["data_sha256", "split", "n_clips"], dropna=False)]
+    clip_sets.sort(key=lambda models: models["model_name"].min())  # their digests mean nothing to a reader
+    n_models = [len(models) for models in clip_sets]
+    if len(summary) > MOST_ROWS:
+        clip_sets = clip_sets[:MOST_ROWS]
+        clip_sets = [models.head(MOST_ROWS // len(clip_sets)) for models in clip_sets]
+        summary = pd.concat(clip_sets)
+    n_rows = len(summary) + len(clip_sets)
+    limits = _score_limits(summary)
+    with style():
+        fig = Figure(figsize=(9.5, 1.2 + 0.2 * max(n_rows, LEAST_ROWS)), layout="constrained")
+        grid = fig.add_gridspec(2, 2, width_ratios=(3, 2))
+        names = fig.add_subplot(grid[:, 0])
+        by_size, by_latency = fig.add_subplot(grid[0, 1]), fig.add_subplot(grid[1, 1])
+        row, ticks = 0, {}
+        for number, (models, n) in enumerate(zip(clip_sets, n_models, strict=False)):
+            look = {
+                "color": COLOURS[number % len(COLOURS)],
+                "fillstyle": FILLS[number % len(FILLS)],
+                "linestyle": "none",
+            }
+            low, high, accuracy = models["accuracy_low"], models["accuracy_high"], models["accuracy"]
+            first = models.iloc[0]
+            names.text(
+                0.01,
+                row,
+                f"{first['n_clips']} {first['split']} clips, {first['n_classes']} classes"
+                + (f": the best {len(models)} of {n} models" if n > len(models) else ""),
+                transform=names.get_yaxis_transform(),
+                va="center",
+                color=look["color"],
+            )
+            here = row + 1 + np.arange(len(models))
+            names.hlines(here, low, high, color=look["color"])
+            for kind, marker in KINDS.items():
+                chosen = (models["kind"] == kind).to_numpy()
+                names.plot(accuracy[chosen], here[chosen], marker=marker, markersize=5, **look)
+                for axes, column in ((by_size, "n_parameters"), (by_latency, "latency_ms_median")):
+                    axes.plot(models[column][chosen], accuracy[chosen], marker=marker, markersize=4.5, **look)
+            ticks.update(zip(here, models["model_name"], strict=True))
+            row += 1 + len(models)
+            for axes, column in ((by_size, "n_parameters"), (by_latency, "latency_ms_median")):
+                axes.vlines(models[column], low, high, color=look["color"], linewidth=1, alpha=0.4)
+        names.set_yticks(list(ticks), [shorten(name) for name in ticks.values()])
+        names.tick_params(axis="y", length=0)
+        names.set(
+            xlim=limits, ylim=(max(n_rows, LEAST_ROWS) - 0.4, -0.6), xlabel="accuracy of clips, with its 95 % interval"
+        )
+        for axes, column, unit in ((by_size, "n_parameters", 1e6), (by_latency, "latency_ms_median", 1.0)):
+            axes.set(ylabel="accuracy", ylim=limits)
+            axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
+            set_log_axis(axes, summary[column], unit)
+        for kind in KINDS:
+            if (summary["kind"] == kind).any():
+                by_size.plot([], [], color="black", linestyle="none", markersize=4.5, marker=KINDS[kind], label=kind)
+        by_size.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=7, handletextpad=0.1, columnspacing=0.8
+        )
+        by_size.set_xlabel("parameters (millions)")
+        devices = sorted(set(summary["device"].astype(str)))
+        by_latency.set_xlabel(f"latency of one clip (ms){doubt}\n" + shorten(" and ".join(devices), 50))
+        save_figure(fig, path, suffixes=(".png",))
+
+
+def _score_limits(summary: pd.DataFrame) -> tuple[float, float]:
+    low = summary[["accuracy", "accuracy_low"]].min(axis=None)
+    high = summary[["accuracy", "accuracy_high"]].max(axis=None)
+    margin = 0.05 * max(high - low, 0.2)
+    return max(-0.01, low - margin), min(1.01, high + margin)
+
+
+def set_log_axis(axes: Axes, values: pd.Series, unit: float) -> None:
+    """Give an axis of sizes or times round numbers on a logarithmic scale, in multiples of `unit`."""
+    low, high = values.min() / 2, values.max() * 2  # a factor of four holds at least one of 1, 2, 5
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+# ------------------------------------------------------------------------------------------ comparison
+
+
+def comparison_figure(table: pd.DataFrame, path: Path) -> None:
+    """Draw the difference of every pair of models with its interval, in accuracy and in macro F1.
+
+    A filled marker has an adjusted p value under 0.05. Of more than 200 pairs those with the smallest p
+    values of accuracy are drawn.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As from `comparison.comparison_table`.
+    path : Path
+        Name without suffix.
+    """
+    n_pairs = len(table)
+    if n_pairs > MOST_ROWS:
+        table = table.sort_values("accuracy_p_holm", kind="stable").head(MOST_ROWS).sort_index()
+    rows = np.arange(len(table))
+    with style():
+        fig = Figure(figsize=(9.5, 1.1 + 0.24 * max(len(table), 3)), layout="constrained")
+        panels = fig.subplots(1, 2, sharey=True)
+        for number, (axes, (name, title)) in enumerate(
+            zip(panels, {"accuracy": "accuracy", "macro_f1": "macro F1"}.items(), strict=True)
+        ):
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.hlines(rows, table[f"{name}_low"], table[f"{name}_high"], color=COLOURS[number])
+            sure = table[f"{name}_p_holm"] < 0.05
+            for chosen, fill, label in ((sure, COLOURS[number], "p < 0.05"), (~sure, "white", "p ≥ 0.05")):
+                axes.plot(
+                    table.loc[chosen, f"{name}_difference"],
+                    rows[chosen],
+                    linestyle="none",
+                    marker=MARKERS[number],
+                    markersize=5,
+                    markeredgecolor=COLOURS[number],
+                    markerfacecolor=fill,
+                    label=label if chosen.any() else None,
+                )
+            axes.set_xlabel(f"difference in {title} [95 %]")
+            axes.grid(axis="y", visible=False)
+            axes.legend(
+                title="adjusted (Holm)", fontsize=7, title_fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=2
+            )
+        panels[0].set_yticks(
+            rows, [f"{shorten(a, 32)} − {shorten(b, 32)}" for a, b in zip(table["first"], table["second"], strict=True)]
+        )
+        panels[0].tick_params(axis="y", length=0)
+        panels[0].set_ylim(max(len(table), 3) - 0.4, -0.6)
+        if n_pairs > len(table):
+            fig.suptitle(f"The {len(table)} pairs of {n_pairs:,} with the smallest p values", x=0.01, ha="left")
+        save_figure(fig, path)

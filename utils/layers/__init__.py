@@ -1,0 +1,1 @@
+"""Stage 04: what each layer of an encoder knows."""

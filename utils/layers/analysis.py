@@ -1,0 +1,237 @@
+"""What hidden states say of every layer, as tables: convexity, similarity, influence, probes, and their nulls."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from utils.core.errors import InputError
+from utils.core.text import some
+from utils.layers import convexity, probes, similarity
+from utils.layers.hidden_states import HiddenStates
+from utils.scores import evaluation
+
+log = logging.getLogger(__name__)
+
+# Metrics that compare layers; the kinds of CKA by their names here.
+CKA_KINDS = {"cka": "debiased", "cka_biased": "biased", "cka_rbf": "rbf"}
+SIMILARITIES = (*CKA_KINDS, "mutual_knn", "cosine")
+# They do not change when a model's axes are rotated, so they can compare two models.
+ROTATION_INVARIANT = (*CKA_KINDS, "mutual_knn")
+
+
+# ---------------------------------------------------------------------------------------------- classes
+
+
+def graph_convexity(
+    hidden: HiddenStates, labels: list[str], num_neighbors: int, num_pairs: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the graph convexity of every layer, and of every layer and class; see `convexity.graph_convexity`.
+
+    Returns
+    -------
+    layers : DataFrame
+        ``layer, convexity, convexity_low, convexity_high, null, pooled_convexity, sampling_error,
+        direct_share, unreachable_share, mostly_direct``; the last marks layers where convexity says nothing.
+    classes : DataFrame
+        ``layer, label_id, label, n_clips, n_pairs, convexity, standard_error, sampling_error, null,
+        direct_share, unreachable_share``.
+
+    Raises
+    ------
+    InputError
+        If no class has two clips, or there are not more clips than neighbours.
+    """
+    label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
+    n_clips = np.bincount(label_ids, minlength=len(labels))
+    alone = [label for label, n in zip(labels, n_clips, strict=True) if n < 2]
+    if len(alone) == len(labels):
+        raise InputError(
+            "graph convexity compares clips of the same class, and no class has two clips here; choose a larger --split"
+        )
+    if alone:
+        log.warning(
+            "%d of %d classes have fewer than two clips and no convexity: %s", len(alone), len(labels), some(alone)
+        )
+    layers, classes = [], []
+    for layer, states in enumerate(hidden.pooled):
+        found = convexity.graph_convexity(states, label_ids, groups, len(labels), num_neighbors, num_pairs, seed)
+        layers.append(
+            {
+                "layer": layer,
+                "convexity": found.convexity,
+                "convexity_low": found.low,
+                "convexity_high": found.high,
+                "null": found.null,
+                "pooled_convexity": found.pooled,
+                "sampling_error": found.sampling_error,
+                "direct_share": found.direct_share,
+                "unreachable_share": found.unreachable_share,
+                "mostly_direct": found.direct_share > convexity.MOSTLY_DIRECT,
+            }
+        )
+        per_class = found.classes
+        classes.append(
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "label_id": np.arange(len(labels)),
+                    "label": labels,
+                    "n_clips": per_class.n_points,
+                    "n_pairs": per_class.n_pairs,
+                    "convexity": per_class.convexity,
+                    "standard_error": per_class.standard_error,
+                    "sampling_error": per_class.sampling_error,
+                    "null": per_class.null,
+                    "direct_share": per_class.direct_share,
+                    "unreachable_share": per_class.unreachable_share,
+                }
+            )
+        )
+    return pd.DataFrame(layers), pd.concat(classes, ignore_index=True)
+
+
+def probe(hidden: HiddenStates, train: HiddenStates | None, seed: int) -> pd.DataFrame:
+    """Return how well a linear probe on every layer tells the classes apart; see `probes`.
+
+    Parameters
+    ----------
+    hidden : HiddenStates
+        Clips to score.
+    train : HiddenStates or None
+        Clips to train on. None cross-validates over the groups of `hidden`.
+    seed : int
+        Seed of the folds and of the bootstrap over groups.
+
+    Returns
+    -------
+    DataFrame
+        ``layer, accuracy, accuracy_low, accuracy_high, macro_f1, macro_f1_low, macro_f1_high, chance``; chance
+        is one class of those the probe knows.
+
+    Raises
+    ------
+    InputError
+        If the clips to train on have fewer than two classes, or none of those to score.
+    """
+    label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
+    train_ids = label_ids if train is None else train.table["label_id"].to_numpy()
+    probes.check_classes(train_ids)
+    known = np.isin(label_ids, train_ids)
+    if not known.any():
+        raise InputError(
+            "no clip of this split has a label that the train clips have: a probe cannot be scored; "
+            "leave probe out of --metrics, or run 01_data_processing.py with other fractions"
+        )
+    if not known.all():
+        log.warning("%d clips have labels without a train clip: no probe can get them right", (~known).sum())
+    rows = []
+    for layer, states in enumerate(hidden.pooled):
+        if train is None:
+            predicted_ids = probes.cross_validate(states, label_ids, groups, seed)
+        else:
+            predicted_ids = probes.fit_and_predict(train.pooled[layer], train_ids, states)
+        intervals = evaluation.bootstrap_intervals(label_ids, predicted_ids, groups, seed=seed)
+        scores = {
+            "accuracy": float((predicted_ids == label_ids).mean()),
+            "macro_f1": evaluation.macro_f1(label_ids, predicted_ids),
+        }
+        row = {"layer": layer}
+        for name, value in scores.items():
+            row |= {name: value, f"{name}_low": intervals[name][0], f"{name}_high": intervals[name][1]}
+        rows.append(row | {"chance": 1 / len(np.unique(train_ids))})
+    return pd.DataFrame(rows)
+
+
+# --------------------------------------------------------------------------------------------- layers
+
+
+@dataclass(frozen=True)
+class LayerSimilarity:
+    """A similarity of all pairs of layers.
+
+    Attributes
+    ----------
+    matrix, null : ndarray of float64, shape (n_layers_a + 1, n_layers_b + 1)
+        The similarity, and the one to expect if the clips of one side were shuffled.
+    blocks : TwoBlocks or None
+        Where the matrix of one model falls in two; None between two models, and where it does not.
+    """
+
+    matrix: np.ndarray
+    null: np.ndarray
+    blocks: similarity.TwoBlocks | None
+
+
+def similarity_of_layers(
+    metric: str, states: np.ndarray, other: np.ndarray | None, num_neighbors: int, seed: int
+) -> LayerSimilarity:
+    """Compare all pairs of layers of one model, or all layers of one with all of another.
+
+    Parameters
+    ----------
+    metric : str
+        One of `SIMILARITIES`; with `other`, of `ROTATION_INVARIANT`.
+    states : ndarray of float32, shape (n_layers_a + 1, n_clips, size_a)
+    other : ndarray of float32, shape (n_layers_b + 1, n_clips, size_b), or None
+        States of the same clips in another model.
+    num_neighbors : int
+        Of mutual kNN.
+    seed : int
+        Seed of the pairs that tell the width of the RBF kernel, where there are too many to take all.
+    """
+    if metric == "cosine":
+        matrix, _ = similarity.cosine(states)
+        null = similarity.cosine_null(states)
+    elif metric == "mutual_knn":
+        matrix = similarity.mutual_knn(states, other, num_neighbors)
+        null = np.full_like(matrix, similarity.mutual_knn_chance(states.shape[1], num_neighbors))
+    else:
+        matrix = similarity.cka(states, other, CKA_KINDS[metric], seed=seed)
+        null = similarity.cka_null(states, other, CKA_KINDS[metric])
+    return LayerSimilarity(matrix, null, similarity.two_block_boundary(matrix) if other is None else None)
+
+
+def influence(cosine: np.ndarray | None, mutual_knn: np.ndarray | None) -> pd.DataFrame:
+    """Return the influence of every block: ``layer``, and what there is of ``block_influence, knn_block_influence``.
+
+    Parameters
+    ----------
+    cosine : ndarray, shape (n_layers + 1, n_layers + 1), or None
+        Mean cosine of frames between layers.
+    mutual_knn : ndarray, shape (n_layers + 1, n_layers + 1), or None
+        Mutual kNN of the layers.
+    """
+    known = {"block_influence": cosine, "knn_block_influence": mutual_knn}
+    columns = {name: similarity.block_influence(matrix) for name, matrix in known.items() if matrix is not None}
+    return pd.DataFrame(columns).rename_axis(index="layer").reset_index()
+
+
+def mean_over_clips(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the first axis in float64, whatever its length."""
+    return values.mean(axis=0, dtype=np.float64)
+
+
+def angular_distance_table(distance: np.ndarray) -> pd.DataFrame:
+    """Return angular distances as ``first_layer, n_layers, angular_distance``: what removing a run of blocks skips.
+
+    Parameters
+    ----------
+    distance : ndarray, shape (n_layers + 1, n_layers + 1)
+        Between hidden layers, as a share of pi.
+    """
+    n_layers = len(distance) - 1
+    return pd.DataFrame(
+        [
+            {"first_layer": first, "n_layers": n, "angular_distance": distance[first, first + n]}
+            for n in range(1, n_layers + 1)
+            for first in range(n_layers - n + 1)
+        ]
+    )
+
+
+def two_block_boundaries(similarities: dict[str, LayerSimilarity]) -> dict[str, dict | None]:
+    """Return where the similarities fall in two blocks, by metric."""
+    return {name: found.blocks and dataclasses.asdict(found.blocks) for name, found in similarities.items()}

@@ -1,0 +1,465 @@
+"""Convexity of classes in a layer: graph convexity, and Euclidean convexity seen through the network above.
+
+Source of both: Tětková et al., "On convex decision regions in deep network representations", arXiv
+2305.17154. Everything is plain NumPy and SciPy; the network enters as a function that predicts.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components, dijkstra
+
+from utils.layers.neighbors import nearest_neighbors
+from utils.scores.evaluation import INTERVAL_PERCENT, resample_weights
+
+log = logging.getLogger(__name__)
+
+# A distance of zero would be no edge in a sparse matrix.
+SMALLEST_DISTANCE = 1e-12
+FEWEST_SOURCES = 30
+MOSTLY_DIRECT = 0.5  # a greater share of pairs that are joined by an edge says nothing of convexity
+N_RESAMPLES = 1000
+# Bounds the distances and predecessors of one call of Dijkstra in memory: 64 MiB at 12 bytes a vertex.
+DIJKSTRA_BYTES = 2**26
+
+
+def warn_of_direct_pairs(direct_shares: Sequence[float]) -> None:
+    """Warn where most pairs of a layer are neighbours: a path without anything between its ends cannot leave a class.
+
+    Parameters
+    ----------
+    direct_shares : sequence of float
+        Share of the pairs that are joined by an edge, by layer.
+    """
+    shares = np.asarray(direct_shares, dtype=np.float64)
+    mostly = np.flatnonzero(shares > MOSTLY_DIRECT)
+    if len(mostly):
+        log.warning(
+            "graph convexity: %d of %d layers (%s) have more than half of their pairs of clips joined by an edge, up "
+            "to %.0f %%: nothing lies between such clips, and convexity says nothing there; take more clips of a "
+            "class, or fewer neighbours (--num_neighbors of 04_analysis.py)",
+            *(len(mostly), len(shares), ", ".join(map(str, mostly)), 100 * np.nanmax(shares)),
+        )
+
+
+@dataclass(frozen=True)
+class ClassConvexity:
+    """Graph convexity of every class; arrays of shape (n_classes,), NaN for a class of fewer than two points.
+
+    Attributes
+    ----------
+    n_points : ndarray of int
+    n_pairs : ndarray of int
+        Ordered pairs that were scored: all there are, or all that begin at a sampled source.
+    convexity : ndarray
+        Mean score of the pairs, in [0, 1].
+    standard_error : ndarray
+        std(ddof=1) of the pairs' scores over the root of the number of points.
+    sampling_error : ndarray
+        Standard error that comes from sampling sources alone; 0 where all pairs were scored.
+    direct_share, unreachable_share : ndarray
+        Pairs joined by an edge, which score 1, and pairs without a path, which score 0.
+    null : ndarray
+        Convexity to expect if labels said nothing; see `null_levels`.
+    """
+
+    n_points: np.ndarray
+    n_pairs: np.ndarray
+    convexity: np.ndarray
+    standard_error: np.ndarray
+    sampling_error: np.ndarray
+    direct_share: np.ndarray
+    unreachable_share: np.ndarray
+    null: np.ndarray
+
+
+@dataclass(frozen=True)
+class GraphConvexity:
+    """Graph convexity of a layer; NaN where no class has two points.
+
+    Attributes
+    ----------
+    convexity : float
+        Mean over the classes that have two points: the headline.
+    low, high : float
+        95 % bootstrap interval over groups, the graph held fixed; NaN if all clips are of one group.
+    pooled : float
+        Mean over all pairs of a class, each class weighted by the number of pairs it has.
+    sampling_error : float
+        Standard error of `convexity` that comes from sampling sources alone.
+    direct_share, unreachable_share, null : float
+        Means over the same classes as `convexity`.
+    classes : ClassConvexity
+    """
+
+    convexity: float
+    low: float
+    high: float
+    pooled: float
+    sampling_error: float
+    direct_share: float
+    unreachable_share: float
+    null: float
+    classes: ClassConvexity
+
+
+# ------------------------------------------------------------------------------------- graph convexity
+
+
+def graph_convexity(
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    n_classes: int,
+    k: int = 10,
+    num_pairs: int = 5000,
+    seed: int = 0,
+    n_resamples: int = N_RESAMPLES,
+) -> GraphConvexity:
+    """Return how far the shortest paths between points of a class stay within it.
+
+    A pair of points scores the share of the interior of its shortest path in `knn_graph` that is of
+    its class: 1 if the two are joined by an edge, 0 if there is no path. A class whose ordered pairs
+    number at most `num_pairs` is scored whole. In a larger one sources are drawn without replacement,
+    at least 30 and enough for `num_pairs`, and each is scored to all other points of the class: one run
+    of Dijkstra's algorithm serves them all. Every source has equally many targets and is equally likely,
+    so the mean is unbiased; its standard error is std(means of sources, ddof=1) / √m · √(1 - m / n_c)
+    for m of n_c sources (Cochran, "Sampling Techniques", 1977, eq. 2.20, 9A.3).
+
+    Where features are equal the order of the rows decides: duplicates are joined to their first k
+    copies. In a constant layer all paths lead through the first k rows, so a score says which classes
+    these are of and nothing about the layer; the mean over classes stays near its null.
+
+    Parameters
+    ----------
+    features : ndarray of float, shape (n, d)
+        A row a clip, finite.
+    labels : ndarray of int, shape (n,)
+        Classes, 0 to `n_classes` - 1.
+    groups : ndarray, shape (n,)
+        What the bootstrap draws together, such as recordists; any values that can be sorted.
+    n_classes : int
+    k : int
+        Neighbours of each clip in the graph.
+    num_pairs : int
+        Ordered pairs of a class beyond which sources are sampled.
+    seed : int
+        Seed of the sources and of the bootstrap.
+    n_resamples : int
+        Resamples of the bootstrap.
+
+    Raises
+    ------
+    InputError
+        If a feature is not finite, or there are not more than `k` rows.
+    """
+    return convexity_of_graph(knn_graph(features, k), labels, groups, n_classes, num_pairs, seed, n_resamples)
+
+
+def knn_graph(features: np.ndarray, k: int) -> csr_array:
+    """Return the undirected union graph of the k nearest Euclidean neighbours.
+
+    Two points are joined if either is among the k nearest of the other; the weight is their distance,
+    1e-12 where it is 0, so that duplicates stay joined.
+
+    Parameters
+    ----------
+    features : ndarray of float, shape (n, d)
+    k : int
+
+    Returns
+    -------
+    csr_array of float64, shape (n, n)
+        Symmetric.
+
+    Raises
+    ------
+    InputError
+        If a feature is not finite, or there are not more than `k` rows.
+    """
+    indices, distances = nearest_neighbors(features, k)
+    n = len(indices)
+    weights = np.where(distances > 0, distances, SMALLEST_DISTANCE)
+    ends = indices.ravel().astype(np.int32), np.arange(0, n * k + 1, k, np.int32)
+    directed = csr_array((weights.ravel(), *ends), shape=(n, n))
+    return csr_array(directed.maximum(directed.T))
+
+
+def convexity_of_graph(
+    graph: csr_array,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    n_classes: int,
+    num_pairs: int = 5000,
+    seed: int = 0,
+    n_resamples: int = N_RESAMPLES,
+) -> GraphConvexity:
+    """Return the convexity of classes in a given graph, symmetric with positive weights; see `graph_convexity`."""
+    labels = np.asarray(labels)
+    n_points = np.bincount(labels, minlength=n_classes)
+    there = n_points >= 2
+    rng = np.random.default_rng(seed)
+    sources = np.concatenate([_draw_sources(np.flatnonzero(labels == c), num_pairs, rng) for c in range(n_classes)])
+    source, target, score, n_interior = _score_pairs(graph, labels, sources)
+
+    class_of_pair = labels[source]
+    n_pairs = np.bincount(class_of_pair, minlength=n_classes)
+
+    def class_means(values: np.ndarray) -> np.ndarray:
+        return _ratio(np.bincount(class_of_pair, values, n_classes), n_pairs)
+
+    convexity = class_means(score)
+    spread = np.bincount(class_of_pair, (score - convexity[class_of_pair]) ** 2, n_classes)
+    null = np.where(there, null_levels(graph, n_points), np.nan)
+    classes = ClassConvexity(
+        n_points=n_points,
+        n_pairs=n_pairs,
+        convexity=convexity,
+        standard_error=np.sqrt(_ratio(spread, n_pairs - 1.0)) / np.sqrt(np.maximum(n_points, 1)),
+        sampling_error=np.where(there, _sampling_errors(source, score, labels, n_points), np.nan),
+        direct_share=class_means(n_interior == 0),
+        unreachable_share=class_means(n_interior < 0),
+        null=null,
+    )
+
+    def overall(values: np.ndarray) -> float:
+        return float(values[there].mean()) if there.any() else float("nan")
+
+    possible = n_points[there] * (n_points[there] - 1.0)
+    low, high = pair_interval(source, target, score, labels, groups, n_resamples, seed)
+    return GraphConvexity(
+        convexity=overall(convexity),
+        low=low,
+        high=high,
+        pooled=float(np.average(convexity[there], weights=possible)) if there.any() else float("nan"),
+        sampling_error=float(np.sqrt(overall(classes.sampling_error**2) / max(1, there.sum()))),
+        direct_share=overall(classes.direct_share),
+        unreachable_share=overall(classes.unreachable_share),
+        null=overall(null),
+        classes=classes,
+    )
+
+
+def null_levels(graph: csr_array, n_points: np.ndarray) -> np.ndarray:
+    """Return the convexity of classes to expect if labels are permuted over the vertices, in closed form.
+
+    This is what the mean over permutations of the labels tends to, so there is nothing to draw and no
+    path to find. Given that both ends of a path are of a class with n_c of n points, each vertex of
+    its interior is equally likely to be any of the n - 2 others, of which n_c - 2 are of the class. So
+    a pair scores 1 if it is joined by an edge, (n_c - 2) / (n - 2) on average if by a longer path, 0 if
+    by none. An edge is itself a shortest path, as distances obey the triangle inequality, so all shares
+    are known from the edges and the connected components.
+
+    Parameters
+    ----------
+    graph : csr_array, shape (n, n)
+        Symmetric, of distances.
+    n_points : ndarray of int, shape (n_classes,)
+        Points of each class.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_classes,)
+        Of no meaning for a class of fewer than two points, which has no pair.
+    """
+    n = graph.shape[0]
+    sizes = np.bincount(connected_components(graph, directed=False)[1])
+    direct = graph.nnz / (n * (n - 1))
+    reachable = (sizes * (sizes - 1.0)).sum() / (n * (n - 1))
+    return direct + (reachable - direct) * (n_points - 2) / max(1, n - 2)
+
+
+def _draw_sources(points: np.ndarray, num_pairs: int, rng: np.random.Generator) -> np.ndarray:
+    n_targets = len(points) - 1
+    if n_targets < 1:
+        return points[:0]
+    if len(points) * n_targets <= num_pairs:
+        return points
+    n_sources = min(len(points), max(FEWEST_SOURCES, -(-num_pairs // n_targets)))
+    return np.sort(rng.choice(points, n_sources, replace=False))
+
+
+def _score_pairs(
+    graph: csr_array, labels: np.ndarray, sources: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return source, target, score and number of interior vertices, -1 if unreachable, of every pair of a class."""
+    members = np.argsort(labels, kind="stable")
+    n_points = np.bincount(labels)
+    first_member = np.cumsum(n_points) - n_points
+    n_at_once = max(1, DIJKSTRA_BYTES // (12 * graph.shape[0]))
+    parts = []
+    for begin in range(0, len(sources), n_at_once):
+        chunk = sources[begin : begin + n_at_once]
+        # Of a symmetric matrix both directions are the same; "directed" spares SciPy a transposed copy.
+        _, predecessors = dijkstra(graph, directed=True, indices=chunk, return_predecessors=True)
+        n_targets = n_points[labels[chunk]]
+        row = np.repeat(np.arange(len(chunk)), n_targets)
+        rank = np.arange(len(row)) - np.repeat(np.cumsum(n_targets) - n_targets, n_targets)
+        target = members[first_member[labels[chunk]][row] + rank]
+        other = target != chunk[row]
+        row, target = row[other], target[other]
+        parts.append((chunk[row], target, *_walk(predecessors, chunk, row, target, labels)))
+    if not parts:
+        return np.empty(0, int), np.empty(0, int), np.empty(0), np.empty(0, int)
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+def _walk(
+    predecessors: np.ndarray, chunk: np.ndarray, row: np.ndarray, target: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Walk all paths back from target to source, a step at a time; return scores and interior vertices."""
+    source = chunk[row]
+    at = predecessors[row, target]
+    reached = at >= 0
+    n_interior, n_inside = np.zeros(len(row), int), np.zeros(len(row), int)
+    walking = np.flatnonzero(reached & (at != source))
+    while len(walking):
+        vertex, start = at[walking], source[walking]
+        n_interior[walking] += 1
+        n_inside[walking] += labels[vertex] == labels[start]
+        vertex = predecessors[row[walking], vertex]
+        at[walking] = vertex
+        walking = walking[vertex != start]
+    score = np.where(n_interior > 0, n_inside / np.maximum(n_interior, 1), reached)
+    return score, np.where(reached, n_interior, -1)
+
+
+def _sampling_errors(source: np.ndarray, score: np.ndarray, labels: np.ndarray, n_points: np.ndarray) -> np.ndarray:
+    n_classes = len(n_points)
+    sources, source_of_pair = np.unique(source, return_inverse=True)
+    means = _ratio(np.bincount(source_of_pair, score), np.bincount(source_of_pair))
+    class_of_source = labels[sources]
+    n_sources = np.bincount(class_of_source, minlength=n_classes)
+    class_means = _ratio(np.bincount(class_of_source, means, n_classes), n_sources)
+    spread = np.bincount(class_of_source, (means - class_means[class_of_source]) ** 2, n_classes)
+    variance = _ratio(spread, (n_sources - 1.0) * n_sources)
+    return np.sqrt(variance * (1 - n_sources / np.maximum(n_points, 1)))
+
+
+def pair_interval(
+    source: np.ndarray,
+    target: np.ndarray,
+    score: np.ndarray,
+    class_ids: np.ndarray,
+    groups: np.ndarray,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean over classes of scores of pairs, whole groups drawn.
+
+    A pair of two groups counts as often as both were drawn together, w_g · w_h; a pair within a group as
+    often as the group was drawn, w_g. (Its square would count the pairs between two copies of a group,
+    which are of a clip with itself or stand for no two recordists, and lift the whole interval.) So the mean
+    of a class is the ratio of two quadratic forms of the weights, in sums over the pairs of two groups.
+
+    Parameters
+    ----------
+    source, target : ndarray of int, shape (n_pairs,)
+        Points at the ends of each pair.
+    score : ndarray of float, shape (n_pairs,)
+    class_ids : ndarray of int, shape (n,)
+        Class of every point; both ends of a pair are of one.
+    groups : ndarray, shape (n,)
+        What is drawn together.
+    n_resamples : int
+    seed : int
+
+    Returns
+    -------
+    low, high : float
+        NaN if there is one group, or no pair.
+    """
+    names, group_index = np.unique(groups, return_inverse=True)
+    if len(names) < 2 or not len(source):
+        return float("nan"), float("nan")
+    sums = []
+    for c in np.unique(class_ids[source]):
+        pairs = np.flatnonzero(class_ids[source] == c)
+        groups_here, ends = np.unique(group_index[[source[pairs], target[pairs]]], return_inverse=True)
+        shape = len(groups_here), len(groups_here)
+        first, second = ends.reshape(2, -1)
+        scores_and_counts = [csr_array((v, (first, second)), shape) for v in (score[pairs], np.ones(len(pairs)))]
+        sums.append((groups_here, *scores_and_counts))
+
+    def drawn_sum(drawn: np.ndarray, of_groups: csr_array) -> np.ndarray:
+        return ((drawn @ of_groups) * drawn).sum(axis=1) - (drawn**2 - drawn) @ of_groups.diagonal()
+
+    values = []
+    for weights in resample_weights(len(names), n_resamples, seed):
+        total, n_with_pairs = np.zeros(len(weights)), np.zeros(len(weights))
+        for groups_here, scores, counts in sums:
+            drawn = weights[:, groups_here]
+            n_drawn = drawn_sum(drawn, counts)
+            total += np.nan_to_num(_ratio(drawn_sum(drawn, scores), n_drawn))
+            n_with_pairs += n_drawn > 0
+        values.append(_ratio(total, n_with_pairs))
+    tail = (100 - INTERVAL_PERCENT) / 2
+    # A resample in which no class has a pair says nothing.
+    values = np.concatenate(values)
+    values = values[np.isfinite(values)]
+    low, high = np.percentile(values, [tail, 100 - tail]) if len(values) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+
+
+# --------------------------------------------------------------------------------- Euclidean convexity
+
+
+def sample_pairs(class_ids: np.ndarray, num_pairs_per_class: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw unordered pairs of points of the same class without replacement; all of them where there are fewer.
+
+    Parameters
+    ----------
+    class_ids : ndarray of int, shape (n,)
+    num_pairs_per_class : int
+    rng : Generator
+
+    Returns
+    -------
+    ndarray of int64, shape (n_pairs, 2)
+        Indices of the points of each pair, the lower one first; by class. A class of fewer than two points
+        has none.
+    """
+    pairs = [np.empty((0, 2), np.int64)]
+    for c in np.unique(class_ids):
+        points = np.flatnonzero(class_ids == c)
+        n_possible = len(points) * (len(points) - 1) // 2
+        drawn = np.sort(rng.choice(n_possible, min(num_pairs_per_class, n_possible), replace=False))
+        # Pair p of the triangle 01, 02, 12, 03, 13, 23, …
+        second = ((1 + np.sqrt(1 + 8 * drawn)) / 2).astype(np.int64)
+        pairs.append(np.column_stack([points[drawn - second * (second - 1) // 2], points[second]]))
+    return np.concatenate(pairs)
+
+
+def euclidean_scores(
+    predict_at: Callable[[float], np.ndarray], class_ids: np.ndarray, num_points: int = 10
+) -> np.ndarray:
+    """Return, for each pair of clips of a class, the share of the segment between them predicted as that class.
+
+    The segment joins the hidden states of two clips at one layer; the rest of the network predicts from
+    `num_points` equidistant points between them, the ends left out. The mean over the pairs of a class is
+    its Euclidean convexity [arXiv 2305.17154].
+
+    Parameters
+    ----------
+    predict_at : callable
+        Maps a share s, 0 to 1, to the classes predicted from s · first + (1 - s) · second of every pair,
+        shape (n_pairs,).
+    class_ids : ndarray of int, shape (n_pairs,)
+        The class of both ends, as the network numbers it.
+    num_points : int
+        Points on each segment.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_pairs,)
+        In [0, 1].
+    """
+    shares = np.arange(1, num_points + 1) / (num_points + 1)
+    return np.mean([np.asarray(predict_at(float(share))) == class_ids for share in shares], axis=0)

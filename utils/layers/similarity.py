@@ -1,0 +1,594 @@
+"""How alike the layers of a model, or of two, represent the same clips: CKA, mutual kNN, cosine; and by chance.
+
+Hidden states are an array (n_hidden_layers, n_clips, d), usually a memory map: they are read a block of
+clips at a time (by mutual kNN a layer at a time), never as a whole. Hidden layer 0 is the input of block 0.
+
+All metrics centre each layer over the clips. A centred vector no longer than the float32 rounding of the
+layer's mean is noise and counts as zero; a layer of zeros is constant, and its similarities are NaN.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_array
+
+from utils.core.errors import InputError
+from utils.layers.neighbors import nearest_neighbors
+
+log = logging.getLogger(__name__)
+
+CKA_KINDS = ("debiased", "biased", "rbf")
+# The debiased estimate divides by n (n - 3).
+FEWEST_CKA_CLIPS = 4
+# Kornblith et al. (2019) try 0.2, 0.4 and 0.8.
+RBF_SCALE = 0.8
+# The median distance is exact up to so many clips, and of a seeded sample of so many beyond.
+MOST_MEDIAN_CLIPS = 2000
+# Bounds the block of clips that is held of all layers, whatever their number.
+BLOCK_BYTES = 2**26
+# Bounds the products XᵀY that grow during one pass over the hidden states: enough for a base model.
+ACCUMULATOR_BYTES = 2**30
+# Clips on each side of a tile of a kernel matrix.
+TILE_CLIPS = 1024
+# A relative size below which float32 numbers are rounding error.
+ROUNDING = float(np.finfo(np.float32).eps)
+# Contrasts of two boundaries that differ by less are the same.
+TIE = 1e-12
+
+
+# ------------------------------------------------------------------------------------- centred layers
+
+
+class _Layer:
+    """One hidden layer, centred over the clips and scaled so that its elements have mean square 1.
+
+    Scaling changes none of the metrics and keeps float32 products in range. Deviations are taken from the
+    first clip, so that the mean of equal clips is that clip to the last bit.
+    """
+
+    def __init__(self, states: np.ndarray, index: int, name: str):
+        self._states = states[index]
+        self.name = name
+        self.n_clips, self.d = self._states.shape
+        first = np.asarray(self._states[0], np.float64)
+        total, squares = np.zeros(self.d), 0.0
+        for clips in _slices(self.n_clips, max(1, BLOCK_BYTES // (8 * self.d))):
+            with np.errstate(invalid="ignore"):  # infinity less infinity, refused below
+                deviations = np.asarray(self._states[clips], np.float64) - first
+            total += deviations.sum(axis=0)
+            squares += np.vdot(deviations, deviations)
+            if not np.isfinite(squares):
+                finite = np.isfinite(self._states[clips]).all(axis=1)
+                raise InputError(
+                    f"{name}: the hidden state of clip {clips.start + int(np.argmin(finite))} is not finite "
+                    "(NaN or infinite), finite numbers expected; look for broken weights in the model or a "
+                    "broken clip, and compute the hidden states again"
+                )
+        total /= self.n_clips
+        self._mean = first + total
+        variance = max(squares / self.n_clips - np.vdot(total, total), 0.0) / self.d
+        self._scale = np.sqrt(variance) or 1.0
+        self._longest_noise = ROUNDING * np.linalg.norm(self._mean)
+
+    def rows(self, clips: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Return the centred and scaled vectors of some clips, float64, shape (clips, d)."""
+        rows = np.asarray(self._states[clips], np.float64) - self._mean
+        rows[np.linalg.norm(rows, axis=1) <= self._longest_noise] = 0
+        rows /= self._scale
+        return rows
+
+    def unit_rows(self, clips: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors of some clips at length 1, and which of them are not zero."""
+        rows = self.rows(clips)
+        lengths = np.linalg.norm(rows, axis=1)
+        there = lengths > 0
+        rows[there] /= lengths[there, None]
+        return rows, there
+
+
+def _slices(n: int, length: int) -> Iterator[slice]:
+    return (slice(start, min(start + length, n)) for start in range(0, n, length))
+
+
+def _blocks(layers: Sequence[_Layer]) -> Iterator[slice]:
+    """Return the blocks of clips in which a float32 copy of these layers keeps to BLOCK_BYTES."""
+    return _slices(layers[0].n_clips, max(1, BLOCK_BYTES // (4 * sum(layer.d for layer in layers))))
+
+
+def _layers_of(states: ArrayLike, fewest_clips: int, model: str = "") -> list[_Layer]:
+    states = np.asarray(states)
+    what = f"hidden states{model}"
+    if states.ndim != 3 or states.dtype.kind != "f" or 0 in states.shape:
+        raise InputError(
+            f"{what}: found an array of shape {states.shape} and type {states.dtype}, expected floats of shape "
+            "(hidden layers, clips, dimensions), none of them 0; compute the hidden states again"
+        )
+    if states.shape[1] < fewest_clips:
+        raise InputError(
+            f"{what}: found {states.shape[1]} clips, expected at least {fewest_clips}; take a split with more clips"
+        )
+    return [_Layer(states, i, f"hidden layer {i}{model}") for i in range(len(states))]
+
+
+def _both(states: ArrayLike, other: ArrayLike | None, fewest_clips: int) -> tuple[list[_Layer], list[_Layer]]:
+    """Return the layers of both models; of the second none where there is only one."""
+    first = _layers_of(states, fewest_clips)
+    if other is None:
+        return first, []
+    second = _layers_of(other, fewest_clips, " of the other model")
+    if first[0].n_clips != second[0].n_clips:
+        raise InputError(
+            f"hidden states: found {first[0].n_clips} clips of the one model and {second[0].n_clips} of the other, "
+            "expected the same clips in the same order; compute both on the same split"
+        )
+    return first, second
+
+
+def _pairs(first: Sequence[_Layer], second: Sequence[_Layer]) -> list[tuple[int, int]]:
+    """Return the pairs of layers, counted through both models, whose similarity is asked for."""
+    a, b = len(first), len(second)
+    if second:
+        return [(i, a + j) for i in range(a) for j in range(b)]
+    return [(i, j) for i in range(a) for j in range(i, a)]
+
+
+def _table(values: np.ndarray, n_first: int) -> np.ndarray:
+    """Cut the rows of the one model and the columns of the other out of a table of all layers of both."""
+    return values[:n_first, n_first:] if len(values) > n_first else values
+
+
+# ------------------------------------------------------------------------- centred kernel alignment (CKA)
+
+
+def cka(
+    states: ArrayLike,
+    other: ArrayLike | None = None,
+    kind: str = "debiased",
+    rbf_scale: float = RBF_SCALE,
+    seed: int = 42,
+) -> np.ndarray:
+    """Return the centred kernel alignment of all pairs of layers.
+
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) (Kornblith et al. 2019, arXiv 1905.00414). Debiased,
+    with HSIC₁ of Song et al. 2012 as in Nguyen et al. 2021 (arXiv 2010.15327), K̃ = K with a zero diagonal,
+    L̃ likewise, n clips::
+
+        HSIC₁ = [tr(K̃L̃) + 1ᵀK̃1 1ᵀL̃1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1ᵀK̃L̃1] / (n (n - 3))
+
+    HSIC₁ does not change when a_i + a_j is added to every K_ij, i ≠ j, hence not when features are
+    centred, and of centred features the rows of K and L sum to zero. So with k_i = K_ii and l_i = L_ii::
+
+        tr(K̃L̃) = ‖XᵀY‖²_F - Σ k_i l_i      1ᵀK̃1 = -Σ k_i      1ᵀK̃L̃1 = Σ k_i l_i
+
+    which needs no n × n matrix: O(n d²) a pair, in float32 products of blocks of clips summed in float64.
+    The n × n matrices are used where they are the smaller, n ≤ d. Memory is bounded by ACCUMULATOR_BYTES;
+    if the products of all pairs do not fit, the hidden states are read more than once.
+
+    Parameters
+    ----------
+    states : array-like of float32, shape (n_layers_a, n_clips, d_a)
+        Hidden states of one model.
+    other : array-like of float32, shape (n_layers_b, n_clips, d_b), optional
+        Hidden states of another model, of the same clips in the same order. Default: the same model.
+    kind : {"debiased", "biased", "rbf"}
+        ``biased`` is ‖XᵀY‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F): far above 0 for unrelated features unless n is much
+        larger than d. ``rbf`` has the kernel exp(-‖x - x'‖² / (2 σ²)), also debiased, in tiles of n × n.
+    rbf_scale : float
+        t in σ² = t² · median of ‖x - x'‖² over the pairs of clips, for each layer by itself; for more than
+        MOST_MEDIAN_CLIPS clips over the pairs of a sample of so many.
+    seed : int
+        Draws that sample, the same for all layers.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_layers_a, n_layers_b)
+        At most 1; debiased may be negative. NaN, with a warning, where HSIC(K, K) of one of the layers is
+        not positive, as of a constant layer.
+
+    Raises
+    ------
+    InputError
+        If hidden states are not finite or not of the shape above, the models' clips differ in number, or
+        there are fewer than 4.
+    """
+    if kind not in CKA_KINDS:
+        raise ValueError(f"kind {kind!r}, expected one of {', '.join(CKA_KINDS)}")
+    if not rbf_scale > 0:
+        raise ValueError(f"rbf_scale {rbf_scale}, expected a positive number")
+    first, second = _both(states, other, FEWEST_CKA_CLIPS)
+    layers = [*first, *second]
+    n = layers[0].n_clips
+    if kind == "rbf":
+        inner, row_sums = _rbf_sums(layers, rbf_scale, seed)
+        hsic = _debiased_hsic(inner, row_sums)
+        size = inner
+    else:
+        pairs = _pairs(first, second) + ([(i, i) for i in range(len(layers))] if second else [])
+        size = _linear_products(layers, pairs)
+        if kind == "biased":
+            hsic = size
+        else:
+            lengths = _squared_lengths(layers)
+            hsic = _debiased_hsic(size - lengths @ lengths.T, -lengths)
+    own = np.diagonal(hsic).copy()
+    for i in np.flatnonzero(own <= ROUNDING * np.diagonal(size)):
+        log.warning(
+            "CKA (%s) of %s is NaN: its HSIC with itself is not positive, over %d clips; "
+            "its vectors are all equal, or all equally far apart",
+            *(kind, layers[i].name, n),
+        )
+        own[i] = np.nan
+    return _table(hsic / np.sqrt(np.outer(own, own)), len(first))
+
+
+def cka_null(states: ArrayLike, other: ArrayLike | None = None, kind: str = "debiased") -> np.ndarray:
+    """Return the CKA to expect of all pairs of layers if the clips of one side were shuffled.
+
+    The exact mean over all permutations. Debiased, with either kernel: 0, as HSIC₁ is unbiased and its
+    terms in the denominator do not change. Biased: E ‖XᵀPY‖²_F = tr(K) tr(L) / (n - 1) for centred X and Y.
+
+    Parameters
+    ----------
+    states, other, kind
+        As for `cka`.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_layers_a, n_layers_b)
+        NaN where a layer is constant and `kind` is ``biased``.
+
+    Raises
+    ------
+    InputError
+        As `cka`.
+    """
+    if kind not in CKA_KINDS:
+        raise ValueError(f"kind {kind!r}, expected one of {', '.join(CKA_KINDS)}")
+    first, second = _both(states, other, FEWEST_CKA_CLIPS)
+    layers = [*first, *second]
+    if kind != "biased":
+        return np.zeros((len(first), len(second) or len(first)))
+    own = np.diagonal(_linear_products(layers, [(i, i) for i in range(len(layers))]))
+    traces = _squared_lengths(layers).sum(axis=1)
+    # Σλ / sqrt(Σλ²) of the layer's covariance.
+    spread = traces / np.sqrt(np.where(own > 0, own, np.nan))
+    return _table(np.outer(spread, spread) / (layers[0].n_clips - 1), len(first))
+
+
+def _debiased_hsic(inner: np.ndarray, row_sums: np.ndarray) -> np.ndarray:
+    """Return n (n - 3) HSIC₁ of all pairs from tr(K̃L̃), shape (m, m), and the rows' sums K̃1, shape (m, n)."""
+    n = row_sums.shape[1]
+    totals = row_sums.sum(axis=1)
+    return inner + np.outer(totals, totals) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (row_sums @ row_sums.T)
+
+
+def _squared_lengths(layers: Sequence[_Layer]) -> np.ndarray:
+    """Return the diagonals of the kernel matrices, shape (layers, clips)."""
+    lengths = np.empty((len(layers), layers[0].n_clips))
+    for clips in _blocks(layers):
+        for i, layer in enumerate(layers):
+            rows = layer.rows(clips)
+            lengths[i, clips] = np.einsum("cd,cd->c", rows, rows)
+    return lengths
+
+
+def _linear_products(layers: Sequence[_Layer], pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return ‖XᵀY‖²_F = tr(KL) of pairs of layers, shape (layers, layers), symmetric; NaN for other pairs."""
+    products = np.full((len(layers), len(layers)), np.nan)
+    if layers[0].n_clips <= min(layer.d for layer in layers):
+        grams = np.stack([(rows @ rows.T).ravel() for rows in (layer.rows() for layer in layers)])
+        for i, j in pairs:
+            products[i, j] = products[j, i] = grams[i] @ grams[j]
+        return products
+
+    for part in _that_fit(layers, pairs):
+        needed = sorted({i for pair in part for i in pair})
+        sums = [np.zeros((layers[i].d, layers[j].d)) for i, j in part]
+        for clips in _blocks([layers[i] for i in needed]):
+            rows = {i: layers[i].rows(clips).astype(np.float32) for i in needed}
+            for (i, j), total in zip(part, sums, strict=True):
+                total += rows[i].T @ rows[j]
+        for (i, j), total in zip(part, sums, strict=True):
+            products[i, j] = products[j, i] = np.vdot(total, total)
+    return products
+
+
+def _that_fit(layers: Sequence[_Layer], pairs: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Cut the pairs into runs whose products XᵀY, float64, fit into ACCUMULATOR_BYTES together."""
+    part, n_bytes = [], 0
+    for i, j in pairs:
+        more = 8 * layers[i].d * layers[j].d
+        if part and n_bytes + more > ACCUMULATOR_BYTES:
+            yield part
+            part, n_bytes = [], 0
+        part.append((i, j))
+        n_bytes += more
+    yield part
+
+
+def _rbf_sums(layers: Sequence[_Layer], scale: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return tr(K̃L̃) of all pairs of layers, and the sums of the rows of every K̃, for Gaussian kernels."""
+    n = layers[0].n_clips
+    lengths = _squared_lengths(layers)
+    sample = np.arange(n)
+    if n > MOST_MEDIAN_CLIPS:
+        sample = np.sort(np.random.default_rng(seed).choice(n, MOST_MEDIAN_CLIPS, replace=False))
+    above = np.triu_indices(len(sample), 1)
+    widths = np.empty(len(layers))
+    for i, layer in enumerate(layers):
+        rows = layer.rows(sample)
+        distances = lengths[i, sample, None] + lengths[i, sample] - 2 * (rows @ rows.T)
+        widths[i] = 2 * scale**2 * np.median(distances[above])
+        if not widths[i] > ROUNDING:  # of features whose mean square is 1
+            log.warning("CKA (rbf) of %s is NaN: the median distance of its vectors is 0", layer.name)
+            widths[i] = np.nan
+
+    inner = np.zeros((len(layers), len(layers)))
+    row_sums = np.zeros((len(layers), n))
+    kernels = np.empty((len(layers), TILE_CLIPS * TILE_CLIPS))
+    for left in _slices(n, TILE_CLIPS):
+        left_rows = [layer.rows(left).astype(np.float32) for layer in layers]
+        for right in _slices(n, TILE_CLIPS):
+            if right.start < left.start:
+                continue
+            shape = (left.stop - left.start, right.stop - right.start)
+            tile = kernels[:, : shape[0] * shape[1]]
+            for i, layer in enumerate(layers):
+                dots = left_rows[i] @ layer.rows(right).astype(np.float32).T
+                kernel = tile[i].reshape(shape)
+                np.add(lengths[i, left, None], lengths[i, right], out=kernel)
+                kernel -= 2 * dots
+                kernel /= -widths[i]
+                np.exp(kernel, out=kernel)
+                if left == right:
+                    np.fill_diagonal(kernel, 0)
+                else:
+                    row_sums[i, right] += kernel.sum(axis=0)
+                row_sums[i, left] += kernel.sum(axis=1)
+            inner += (1 if left == right else 2) * (tile @ tile.T)
+    return inner, row_sums
+
+
+# ------------------------------------------------------------------------------ mutual nearest neighbours
+
+
+def mutual_knn(states: ArrayLike, other: ArrayLike | None = None, k: int = 10) -> np.ndarray:
+    """Return the share of nearest neighbours that two layers have in common, for all pairs of layers.
+
+    S(i, j) = mean over clips of |N_k(i) ∩ N_k(j)| / k (Huh et al. 2024, arXiv 2405.07987), neighbours by
+    the cosine of the centred vectors, exact, a clip not its own. A clip whose centred vector is zero in one
+    of the two layers has no direction there and is left out; how many is logged.
+
+    Parameters
+    ----------
+    states : array-like of float32, shape (n_layers_a, n_clips, d_a)
+        Hidden states of one model.
+    other : array-like of float32, shape (n_layers_b, n_clips, d_b), optional
+        Hidden states of another model, of the same clips in the same order. Default: the same model.
+    k : int
+        Neighbours of each clip, 1 to n_clips - 1.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_layers_a, n_layers_b)
+        0 to 1; chance is `mutual_knn_chance`. NaN, with a warning, for a constant layer.
+
+    Raises
+    ------
+    InputError
+        If hidden states are not finite or not of the shape above, the models' clips differ in number, or
+        there are not more than `k`.
+    """
+    first, second = _both(states, other, 2)
+    layers = [*first, *second]
+    n = layers[0].n_clips
+    graphs, there = [], np.empty((len(layers), n))
+    for i, layer in enumerate(layers):
+        rows = layer.rows()
+        indices, _ = nearest_neighbors(rows, k, metric="cosine")
+        there[i] = rows.any(axis=1)
+        links = np.repeat(there[i], k)
+        graph = csr_array((links, np.sort(indices, axis=1).ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+        graphs.append(graph)
+    _warn_of_zeros("mutual kNN", layers, n - there.sum(axis=1))
+
+    common = np.full((len(layers), len(layers)), np.nan)
+    for i, j in _pairs(first, second):
+        common[i, j] = common[j, i] = graphs[i].multiply(graphs[j]).sum()
+    n_clips = there @ there.T
+    return _table(common / np.where(n_clips > 0, k * n_clips, np.nan), len(first))
+
+
+def mutual_knn_chance(n_clips: int, k: int) -> float:
+    """Return the mutual kNN to expect if the clips of one side were shuffled: k / (n - 1), exactly.
+
+    Raises
+    ------
+    InputError
+        If `k` is not 1 to n_clips - 1.
+    """
+    if not 1 <= k < n_clips:
+        raise InputError(f"{k} nearest neighbours of {n_clips} clips: expected 1 to the number of clips less 1")
+    return k / (n_clips - 1)
+
+
+def _warn_of_zeros(metric: str, layers: Sequence[_Layer], n_zeros: np.ndarray) -> None:
+    for layer, count in zip(layers, n_zeros.astype(int), strict=True):
+        if count == layer.n_clips:
+            log.warning("%s of %s is NaN: its vectors of all %d clips are equal", metric, layer.name, count)
+        elif count:
+            log.warning(
+                "%s of %s leaves out %d of %d clips: their centred vectors are zero",
+                *(metric, layer.name, count, layer.n_clips),
+            )
+
+
+# ------------------------------------------------------------------------------------------------ cosine
+
+
+def cosine(states: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean over clips of the cosine of the centred vectors of two layers, for all pairs.
+
+    Equation 1 of Dorszewski et al. (arXiv 2409.16302). It compares the layers axis by axis, so only within
+    one model: two models have no axes in common.
+
+    Parameters
+    ----------
+    states : array-like of float32, shape (n_layers, n_clips, d)
+        Hidden states of one model.
+
+    Returns
+    -------
+    matrix : ndarray of float64, shape (n_layers, n_layers)
+        -1 to 1. NaN, with a warning, for a constant layer.
+    n_skipped : ndarray of int64, shape (n_layers,)
+        Clips whose centred vector is zero in the layer; they are left out of its similarities.
+
+    Raises
+    ------
+    InputError
+        If hidden states are not finite or not of the shape above, or of fewer than 2 clips.
+    """
+    layers = _layers_of(states, 2)
+    sums = np.zeros((len(layers), len(layers)))
+    n_clips = np.zeros((len(layers), len(layers)))
+    for clips in _blocks(layers):
+        units, there = map(np.array, zip(*(layer.unit_rows(clips) for layer in layers), strict=True))
+        flat = units.reshape(len(layers), -1)
+        sums += flat @ flat.T
+        n_clips += there.astype(np.float64) @ there.T
+    n_skipped = layers[0].n_clips - np.diagonal(n_clips).astype(np.int64)
+    _warn_of_zeros("cosine", layers, n_skipped)
+    return sums / np.where(n_clips > 0, n_clips, np.nan), n_skipped
+
+
+def cosine_null(states: ArrayLike) -> np.ndarray:
+    """Return the `cosine` to expect of all pairs of layers if the clips of one side were shuffled.
+
+    The mean over all pairs of clips, which is the product of the mean unit vectors: exact, but for the
+    clips that are skipped. Not 0, as the mean of centred vectors is zero, that of their directions is not.
+
+    Parameters
+    ----------
+    states : array-like of float32, shape (n_layers, n_clips, d)
+        Hidden states of one model.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_layers, n_layers)
+        NaN for a constant layer.
+
+    Raises
+    ------
+    InputError
+        As `cosine`.
+    """
+    layers = _layers_of(states, 2)
+    sums, n_clips = np.zeros((len(layers), layers[0].d)), np.zeros(len(layers))
+    for clips in _blocks(layers):
+        for i, layer in enumerate(layers):
+            units, there = layer.unit_rows(clips)
+            sums[i] += units.sum(axis=0)
+            n_clips[i] += there.sum()
+    means = sums / np.where(n_clips > 0, n_clips, np.nan)[:, None]
+    return means @ means.T
+
+
+# ----------------------------------------------------------------------------- what the matrices show
+
+
+def block_influence(similarity: np.ndarray) -> np.ndarray:
+    """Return how much every block changes its input: 1 - the similarity of its input and its output.
+
+    Of the mean cosine over frames this is the block influence of ShortGPT (Men et al. 2024, arXiv
+    2403.03853), of mutual kNN the kNN block influence of Dorszewski et al. (arXiv 2409.16302).
+
+    Parameters
+    ----------
+    similarity : ndarray of float64, shape (n_blocks + 1, n_blocks + 1)
+        Of all pairs of hidden layers of one model.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_blocks,)
+    """
+    return 1 - np.diagonal(similarity, offset=1)
+
+
+@dataclass(frozen=True)
+class TwoBlocks:
+    """Where a similarity matrix falls into two blocks, and how clearly.
+
+    Attributes
+    ----------
+    boundary : int
+        The first hidden layer of the second block; block ``boundary - 1`` of the model crosses it.
+    contrast : float
+        Mean similarity within the blocks, without the diagonal, less the mean similarity between them.
+    contrast_of_distance_alone : float
+        Largest contrast of the matrix in which each similarity is the mean of those at the same |i - j|.
+    """
+
+    boundary: int
+    contrast: float
+    contrast_of_distance_alone: float
+
+
+def two_block_boundary(similarity: np.ndarray) -> TwoBlocks | None:
+    """Return the boundary that cuts the layers of one model into the two most contrasting blocks.
+
+    Dorszewski et al. (arXiv 2409.16302) see two blocks in the similarity matrices of speech models. Layers
+    that merely grow apart with their distance have a positive contrast too, at some boundary: the blocks
+    are real where `contrast` clearly exceeds `contrast_of_distance_alone`, found in the same way on a
+    matrix that knows no layers, only distances.
+
+    Parameters
+    ----------
+    similarity : ndarray of float64, shape (m, m)
+        Of all pairs of hidden layers. NaN entries are left out.
+
+    Returns
+    -------
+    TwoBlocks or None
+        The boundary, 2 to m - 2, of the largest contrast, the lowest of several. None for fewer than four
+        layers, or if NaN leaves no boundary with similarities on both sides.
+    """
+    contrasts = _contrasts(similarity)
+    if not np.isfinite(contrasts).any():
+        return None
+    largest = np.nanmax(contrasts)
+    return TwoBlocks(
+        boundary=int(np.flatnonzero(contrasts >= largest - TIE)[0]) + 2,
+        contrast=float(largest),
+        contrast_of_distance_alone=float(np.nanmax(_contrasts(_of_distance_alone(similarity)))),
+    )
+
+
+def _contrasts(similarity: np.ndarray) -> np.ndarray:
+    """Return the contrast at the boundaries 2 to m - 2, NaN where a side has no similarities."""
+    m = len(similarity)
+    known = np.isfinite(similarity) & ~np.eye(m, dtype=bool)
+    contrasts = np.full(max(m - 3, 0), np.nan)
+    for boundary in range(2, m - 1):
+        second = np.arange(m) >= boundary
+        same = second[:, None] == second
+        within, between = similarity[known & same], similarity[known & ~same]
+        if within.size and between.size:
+            contrasts[boundary - 2] = within.mean() - between.mean()
+    return contrasts
+
+
+def _of_distance_alone(similarity: np.ndarray) -> np.ndarray:
+    """Return the matrix with every known entry replaced by the mean of those at the same distance."""
+    known = np.isfinite(similarity)
+    layers = np.arange(len(similarity))
+    distances = np.abs(layers[:, None] - layers)
+    replaced = np.full(similarity.shape, np.nan)
+    for distance in layers:
+        there = known & (distances == distance)
+        if there.any():
+            replaced[there] = similarity[there].mean()
+    return replaced

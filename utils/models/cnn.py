@@ -1,0 +1,76 @@
+"""Convolutional baselines: building the networks of `bird_cnn` for a data set."""
+
+from transformers import PreTrainedModel, SequenceFeatureExtractor, Wav2Vec2FeatureExtractor
+
+from utils.core.errors import InputError, UsageError
+from utils.data.clips import label_maps
+from utils.models.bird_cnn import (
+    MelspectrogramCnn,
+    MelspectrogramCnnConfig,
+    MelspectrogramFeatureExtractor,
+    WaveformCnn,
+    WaveformCnnConfig,
+)
+
+ARCHITECTURES = ("melspectrogram", "waveform")
+
+
+def build_cnn(
+    architecture: str,
+    labels: list[str],
+    sample_rate_hz: int,
+    clip_seconds: float,
+    width: float = 1.0,
+    pcen: bool = False,
+) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Return a network with random weights, and its feature extractor.
+
+    Parameters
+    ----------
+    architecture : {"melspectrogram", "waveform"}
+    labels : list of str
+        Labels by label id.
+    sample_rate_hz : int
+    clip_seconds : float
+        Length of the clips; part of the waveform network, and any length for the other.
+    width : float
+        Factor on the channels of every convolution and the units of the hidden dense layer.
+    pcen : bool
+        Per-channel energy normalisation of the spectrogram.
+
+    Raises
+    ------
+    UsageError
+        If PCEN is asked for where there is no spectrogram.
+    InputError
+        If the clips are too short for the waveform network, or their sample rate is too low for a spectrogram.
+    """
+    if architecture == "melspectrogram":
+        config = MelspectrogramCnnConfig(**label_maps(labels))
+        config.channels = [_scaled(n, width) for n in config.channels]
+        extractor = MelspectrogramFeatureExtractor(config.num_mel_bins, sample_rate_hz, pcen=pcen)
+        if sample_rate_hz <= 2 * extractor.min_frequency_hz:
+            raise InputError(
+                f"the spectrogram begins at {extractor.min_frequency_hz:g} Hz: its clips must have more than "
+                f"{2 * extractor.min_frequency_hz:g} Hz, these have {sample_rate_hz} Hz; run 01_data_processing.py "
+                "with a higher --sample_rate"
+            )
+        return MelspectrogramCnn(config), extractor
+    if pcen:
+        raise UsageError("--pcen normalises the bands of a spectrogram: it needs --architecture melspectrogram")
+    config = WaveformCnnConfig(clip_samples=round(clip_seconds * sample_rate_hz), **label_maps(labels))
+    if config.n_frames < 1:
+        least = config.samples_per_frame
+        raise InputError(
+            f"the waveform network pools {least} samples into one: its clips must have at least {least} samples "
+            f"({least / sample_rate_hz:g} s at {sample_rate_hz} Hz), these have {config.clip_samples}; run "
+            "01_data_processing.py with a longer --clip_seconds"
+        )
+    config.channels = [_scaled(n, width) for n in config.channels]
+    config.hidden_size = _scaled(config.hidden_size, width)
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=sample_rate_hz, do_normalize=True, return_attention_mask=False)
+    return WaveformCnn(config), extractor
+
+
+def _scaled(n: int, width: float) -> int:
+    return max(1, round(n * width))

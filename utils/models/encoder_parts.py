@@ -1,0 +1,237 @@
+"""Running an encoder piece by piece: front end, one block at a time, head.
+
+What analysis and sweeps share. A model run through its parts gives the logits that it gives as a whole;
+and since blocks can be left out, or fed with other hidden states, also those of every pruned model,
+without building it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import transformers
+from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+from utils.core.errors import InputError
+from utils.data.clips import Clips
+from utils.models.encoders import architecture_of, blocks_of, final_norm_of, front_end_call, prepare, sums_layers
+
+# Of the largest logit. Parts and model differ by the order of summation alone, by 1e-6 in float32; where a GPU rounds
+# to TF32, by the order of its 2^-11. A norm or a sum at another place changed a tenth or more.
+MOST_DIFFERENCE = 2e-3
+N_CLIPS_COMPARED = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """What one block hands to the next.
+
+    Attributes
+    ----------
+    hidden_states : Tensor
+        Shape (batch, frames, hidden_size).
+    args, kwargs
+        What every block is given besides, such as WavLM's relative positions.
+    """
+
+    hidden_states: torch.Tensor
+    args: tuple = ()
+    kwargs: dict = field(default_factory=dict)
+
+    def with_hidden_states(self, hidden_states: torch.Tensor) -> "State":
+        """Return a state of other hidden states, of as many frames."""
+        return replace(self, hidden_states=hidden_states)
+
+
+class EncoderParts:
+    """The parts of an audio-classification model, callable one by one.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Audio-classification model of a type in `encoders.ARCHITECTURES`, in evaluation mode.
+
+    Attributes
+    ----------
+    n_layers : int
+        Number of blocks.
+
+    Raises
+    ------
+    InputError
+        If the model has no transformer blocks, or is of a type that this project does not know.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self._architecture = architecture_of(model.config)
+        self._blocks = blocks_of(model)
+        self._final_norm = final_norm_of(model)
+        self._weighted = sums_layers(model.config)
+        self.n_layers = len(self._blocks)
+        if not self.n_layers:
+            raise InputError(
+                f"the model has no transformer block left (kept_layers is empty in the config of "
+                f"{model.config.name_or_path or type(model).__name__}): there are no layers to look at or to prune"
+            )
+
+    def front_end(self, inputs: dict[str, torch.Tensor]) -> State:
+        """Run everything before the first block.
+
+        Parameters
+        ----------
+        inputs : dict of str to Tensor
+            What `encoders.prepare` returns, on the model's device.
+
+        Returns
+        -------
+        State
+            The input of block 0.
+        """
+        (hidden_states, *args), kwargs = front_end_call(self.model, inputs)
+        return State(hidden_states, tuple(args), kwargs)
+
+    def block(self, layer: int, state: State) -> State:
+        """Run one block.
+
+        WavLM's blocks add relative positions that block 0 computes: run block 0 before any other.
+        """
+        output = self._blocks[layer](state.hidden_states, *state.args, **state.kwargs)
+        if not isinstance(output, tuple):
+            return state.with_hidden_states(output)
+        hidden_states, position_bias = output
+        return State(hidden_states, state.args, {**state.kwargs, "position_bias": position_bias})
+
+    def hidden_layers(self, inputs: dict[str, torch.Tensor]) -> Iterator[State]:
+        """Run all blocks; yield the input of block 0, then the output of each block (before any final norm)."""
+        state = self.front_end(inputs)
+        yield state
+        for layer in range(self.n_layers):
+            state = self.block(layer, state)
+            yield state
+
+    def logits(self, path: Sequence[State], keep: Sequence[int]) -> torch.Tensor:
+        """Run all that follows the blocks: `pool`, then `head`.
+
+        Parameters
+        ----------
+        path, keep
+            As for `pool`.
+
+        Returns
+        -------
+        Tensor
+            Shape (batch, n_classes).
+        """
+        return self.head(self.pool(path, keep))
+
+    def pool(self, path: Sequence[State], keep: Sequence[int]) -> torch.Tensor:
+        """Run the final norm and the pooling: all between the last block and the head.
+
+        Where the architecture projects every frame and then takes the mean, the mean is taken first. The
+        projection is linear, so the logits are the same, and those of many subsets are cheaper.
+
+        Parameters
+        ----------
+        path : sequence of State, length len(keep) + 1
+            The input of the first block that was run, and the output of each; all but the last are read
+            only where the model sums its layers (``use_weighted_layer_sum``).
+        keep : sequence of int
+            The blocks that were run.
+
+        Returns
+        -------
+        Tensor
+            Shape (batch, hidden_size): the mean over all frames; of AST, over its two class tokens.
+        """
+        hidden_states = path[-1].hidden_states
+        if self._final_norm is not None:
+            hidden_states = self._final_norm(hidden_states)
+        if "projector" not in self._architecture.head:
+            return hidden_states[:, :2].mean(dim=1)  # AST's two class tokens
+        pooled = hidden_states.mean(dim=1)
+        if not self._weighted:
+            return pooled
+        layers = torch.stack([*(state.hidden_states.mean(dim=1) for state in path[:-1]), pooled], dim=1)
+        weights = self.model.layer_weights[[0, *(layer + 1 for layer in keep)]].softmax(dim=-1)
+        return (layers * weights.view(-1, 1)).sum(dim=1)
+
+    def head(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Turn pooled states, shape (batch, hidden_size), into logits, shape (batch, n_classes)."""
+        for name in self._architecture.head:
+            pooled = self.model.get_submodule(name)(pooled)
+        return pooled
+
+
+@torch.inference_mode()
+def check_parts(model: PreTrainedModel, extractor: SequenceFeatureExtractor, clips: Clips, device: str) -> None:
+    """Check on a batch that a model, run piece by piece, gives the logits that it gives as a whole.
+
+    Analysis and sweep call this before they start: where each architecture norms and sums is knowledge of this
+    package, and another version of transformers, or an option that it does not know, may do it elsewhere.
+
+    Parameters
+    ----------
+    model, extractor, clips, device
+        As for `predict.predict`; the first of the clips are run, in float32.
+
+    Raises
+    ------
+    InputError
+        If the logits differ by more than `MOST_DIFFERENCE`, or the model has no blocks.
+    """
+    parts = EncoderParts(model)
+    audio = [clips.audio(index) for index in range(min(N_CLIPS_COMPARED, len(clips)))]
+    inputs = prepare(extractor, audio, clips.sample_rate_hz, model.main_input_name)
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    whole = model(**inputs).logits
+    if not whole.isfinite().all():
+        return  # broken weights; whoever runs all clips names the one
+    found = parts.logits(list(parts.hidden_layers(inputs)), range(parts.n_layers))
+    difference, largest = float((found - whole).abs().max()), float(whole.abs().max())
+    if not difference <= MOST_DIFFERENCE * largest:
+        config = model.config
+        options = [f"{name} {value}" for name, value in config.to_diff_dict().items() if isinstance(value, bool)]
+        raise InputError(
+            f"{config.name_or_path or 'the model'}, run block by block, gives other logits than by itself: they differ "
+            f"by up to {difference:.2g}, where the largest is {largest:.2g} and {MOST_DIFFERENCE * largest:.1g} was "
+            f"expected at most. This project does not know all that a {config.model_type!r} model with "
+            f"{', '.join(options) or 'these options'} does in transformers {transformers.__version__}, and what it "
+            "would say of the blocks would be wrong. 03_model_validation.py scores the model as a whole; "
+            "for this stage use a model without these options"
+        )
+
+
+def valid_frames(
+    model: PreTrainedModel, extractor: SequenceFeatureExtractor, n_samples: int, n_frames: int
+) -> torch.Tensor:
+    """Tell which hidden frames hear the clip, and not the silence that a fixed window is filled up with.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    extractor : SequenceFeatureExtractor
+        Its feature extractor.
+    n_samples : int
+        Length of a clip.
+    n_frames : int
+        Number of frames (AST: tokens) of a hidden state.
+
+    Returns
+    -------
+    Tensor of bool, shape (n_frames,)
+        AST's two class tokens are no frames. Of its patches, which overlap, those that begin within the clip.
+    """
+    config = model.config
+    valid = torch.ones(n_frames, dtype=torch.bool)
+    if config.model_type == "whisper":
+        stride = model.encoder.conv1.stride[0] * model.encoder.conv2.stride[0]
+        valid[-(-n_samples // (extractor.hop_length * stride)) :] = False
+    elif config.model_type == "audio-spectrogram-transformer":
+        frame_length, frame_shift = 25 * extractor.sampling_rate // 1000, extractor.sampling_rate // 100
+        n_mel_frames = 1 + max(0, n_samples - frame_length) // frame_shift
+        starts = torch.arange(0, config.max_length - config.patch_size + 1, config.time_stride)
+        n_bands = (n_frames - 2) // len(starts)  # tokens run through time first, then to the next band
+        valid[:2] = False
+        valid[2:] = (starts < n_mel_frames).repeat(n_bands)
+    return valid

@@ -1,0 +1,830 @@
+"""Audio encoders: where each architecture keeps its blocks; load, prune, describe, save. The only copy.
+
+A *block* is one transformer layer, counted from 0. The *front end* is everything before the first
+block: convolutions or mel front, projection, positional embedding. The *head* is what turns hidden
+states into logits.
+"""
+
+import contextlib
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from packaging.version import InvalidVersion, Version
+from torch import nn
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    SequenceFeatureExtractor,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
+)
+
+from utils.core import runs
+from utils.core.errors import InputError, UsageError
+from utils.core.files import PARTIAL_SUFFIX, sha256_of_lines
+from utils.core.text import printable
+from utils.data.clips import SHORTEST_CLIP, Clips, label_maps
+from utils.models import bird_cnn, classify, model_folder, training_history
+
+log = logging.getLogger(__name__)
+
+TINY = "tiny"
+# The first transformers in which a weighted sum takes the last layer of a stable-layer-norm model before that norm.
+SUMS_BEFORE_NORM = Version("5.16.0")
+MODEL_STAGES = ("02_finetuning", "05_pruning", "06_cnn", "07_manual_pruning")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where a model type keeps its parts, as paths from its audio-classification model.
+
+    Attributes
+    ----------
+    name : str
+        What the field calls it.
+    blocks : str
+        The list of transformer blocks.
+    feature_encoder : tuple of str
+        The convolutions (or patch embedding) in front.
+    head : tuple of str
+        What a base model has not and fine-tuning adds, first module first.
+    final_norm : str, optional
+        The norm between the last block and the head. Default: there is none, whatever the config says.
+    stable_norm_only : bool
+        True where only models with ``do_stable_layer_norm`` apply it there, and others before the blocks.
+    sums_normed : bool
+        True where a weighted sum of the layers (``use_weighted_layer_sum``) takes the last one after that norm.
+        Other models take it before, so that the norm does nothing. Seen in transformers 5.23.0: the encoder's
+        ``capture_outputs`` says so, and the key ``tie_last_hidden_states`` of a config overrules it.
+    protected : frozenset of int
+        Blocks that hold what the others need; they go only if all go.
+    """
+
+    name: str
+    blocks: str
+    feature_encoder: tuple[str, ...]
+    final_norm: str | None = None
+    head: tuple[str, ...] = ("projector", "classifier")
+    stable_norm_only: bool = False
+    sums_normed: bool = False
+    protected: frozenset[int] = frozenset()
+
+
+def _waveform_architecture(name: str, prefix: str, protected: frozenset[int] = frozenset()) -> Architecture:
+    return Architecture(
+        name,
+        f"{prefix}.encoder.layers",
+        (f"{prefix}.feature_extractor",),
+        final_norm=f"{prefix}.encoder.layer_norm",
+        stable_norm_only=True,
+        protected=protected,
+    )
+
+
+ARCHITECTURES = {
+    "wav2vec2": _waveform_architecture("wav2vec2", "wav2vec2"),
+    "hubert": _waveform_architecture("HuBERT", "hubert"),
+    # Block 0 of WavLM owns the embedding of relative positions that all blocks add to their attention.
+    "wavlm": _waveform_architecture("WavLM", "wavlm", protected=frozenset({0})),
+    # Its encoder norms before the blocks alone, and does not read do_stable_layer_norm.
+    "data2vec-audio": Architecture(
+        "data2vec-audio", "data2vec_audio.encoder.layers", ("data2vec_audio.feature_extractor",)
+    ),
+    "unispeech-sat": _waveform_architecture("UniSpeech-SAT", "unispeech_sat"),
+    "whisper": Architecture(
+        "Whisper",
+        "encoder.layers",
+        ("encoder.conv1", "encoder.conv2"),
+        final_norm="encoder.layer_norm",
+        sums_normed=True,
+    ),
+    "audio-spectrogram-transformer": Architecture(
+        "AST",
+        "audio_spectrogram_transformer.layers",
+        ("audio_spectrogram_transformer.embeddings.patch_embeddings",),
+        final_norm="audio_spectrogram_transformer.layernorm",
+        head=("classifier",),
+    ),
+}
+
+
+# The only list of what the stages take; help texts and messages name it.
+NAMES = ", ".join(architecture.name for architecture in ARCHITECTURES.values())
+
+
+# ------------------------------------------------------------------------------------------- anatomy
+
+
+def architecture_of(config: PreTrainedConfig) -> Architecture:
+    """Return where the model type of `config` keeps its parts.
+
+    Raises
+    ------
+    InputError
+        If it is no transformer encoder that this project knows.
+    """
+    try:
+        return ARCHITECTURES[config.model_type]
+    except KeyError:
+        raise InputError(_unknown(config.model_type)) from None
+
+
+def _unknown(model_type: str) -> str:
+    return f"a {model_type!r} model has no transformer blocks that this project knows; it knows those of {NAMES}"
+
+
+def has_blocks(config: PreTrainedConfig) -> bool:
+    """Tell whether a model is made of transformer blocks; those of `bird_cnn` are not."""
+    return config.model_type not in bird_cnn.MODEL_TYPES
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the transformer blocks of a model, first to last."""
+    return model.get_submodule(architecture_of(model.config).blocks)
+
+
+def sums_layers(config: PreTrainedConfig) -> bool:
+    """Tell whether a model pools a weighted sum of all its layers; AST does not read the option."""
+    return "projector" in architecture_of(config).head and getattr(config, "use_weighted_layer_sum", False)
+
+
+def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
+    """Return the norm that changes the logits between the last block and the head; None where there is none."""
+    config, architecture = model.config, architecture_of(model.config)
+    if architecture.final_norm is None:
+        return None
+    if architecture.stable_norm_only and not getattr(config, "do_stable_layer_norm", False):
+        return None
+    overruled = getattr(config, "tie_last_hidden_states", None)
+    if sums_layers(config) and not (architecture.sums_normed if overruled is None else overruled):
+        return None
+    return model.get_submodule(architecture.final_norm)
+
+
+def kept_layers(config: PreTrainedConfig) -> list[int]:
+    """Return the numbers, in the base model, of the blocks that a model has."""
+    recorded = getattr(config, "kept_layers", None)
+    return list(range(config.num_hidden_layers)) if recorded is None else list(recorded)
+
+
+def kind_of(config: PreTrainedConfig) -> str:
+    """Return what a model is to the study, one of `plots.KINDS`: a CNN, whole, pruned before or after fine-tuning."""
+    if not has_blocks(config):
+        return "CNN"
+    if getattr(config, "pruned_from", None) is None:
+        return "whole"
+    return "pruned after" if getattr(config, "pruned_after_fine_tuning", False) else "pruned before"
+
+
+class _FrontEndDone(Exception):
+    """Carries what the first block was called with out of a forward pass."""
+
+    def __init__(self, args: tuple, kwargs: dict):
+        self.args_of_block, self.kwargs_of_block = args, kwargs
+
+
+def front_end_forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Run a model up to its first block (up to its head, where it has no blocks).
+
+    Parameters
+    ----------
+    model, inputs
+        As for `front_end_call`.
+
+    Returns
+    -------
+    Tensor
+        The input of block 0: hidden states, shape (batch, frames, hidden_size). Without blocks, the input of
+        the head, which some architectures have pooled over the frames. Of a CNN `inputs` as they are: its
+        front end is its feature extractor alone.
+    """
+    if not has_blocks(model.config):
+        return inputs[model.main_input_name]
+    return front_end_call(model, inputs)[0][0]
+
+
+def front_end_call(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[tuple, dict]:
+    """Run a model up to its first block, and return what that is called with.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    inputs : dict of str to Tensor
+        What `prepare` returns.
+
+    Returns
+    -------
+    args : tuple
+        The hidden states, shape (batch, frames, hidden_size), and what follows them.
+    kwargs : dict
+    """
+
+    def stop(module, args, kwargs):
+        raise _FrontEndDone(args, kwargs)
+
+    blocks = blocks_of(model)
+    after = blocks[0] if len(blocks) else model.get_submodule(architecture_of(model.config).head[0])
+    handle = after.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(**inputs)
+    except _FrontEndDone as done:
+        return done.args_of_block, done.kwargs_of_block
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the forward pass of {type(model).__name__} never reached {type(after).__name__}")
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+def tiny_model(labels: list[str], sample_rate_hz: int = 16_000) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Return a small wav2vec2 with random weights, for demonstrations and tests.
+
+    Real in every part, with four blocks, so that all stages can be run in seconds on a CPU.
+    """
+    config = Wav2Vec2Config(
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=128,
+        conv_dim=(32, 32, 64, 64, 64),
+        conv_kernel=(64, 8, 4, 4, 4),
+        conv_stride=(16, 4, 4, 2, 2),
+        num_feat_extract_layers=5,
+        feat_extract_norm="group",
+        conv_bias=True,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        classifier_proj_size=64,
+        mask_time_prob=0.0,
+        layerdrop=0.0,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        name_or_path=TINY,
+        **label_maps(labels),
+    )
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=sample_rate_hz, do_normalize=True, return_attention_mask=False)
+    return Wav2Vec2ForSequenceClassification(config), extractor
+
+
+def load_base_model(
+    base_model: str, labels: list[str], flag: str = "--base_model"
+) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Load a pre-trained encoder, in float32, with a new classification head for `labels`.
+
+    Parameters
+    ----------
+    base_model : str
+        Name on the hub, local folder, or ``tiny``.
+    labels : list of str
+        Labels by label id.
+    flag : str
+        What the user named it with, for messages.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded, or if anything but the head would be newly initialised.
+    """
+    if is_tiny(base_model):
+        return tiny_model(labels)
+    try:
+        folder = model_folder.open_folder(*model_folder.find(base_model))
+        config = _plain(model_folder.read_config(folder, **label_maps(labels)))
+        loaded = model_folder.load(folder, config)
+    except InputError as error:
+        raise InputError(f"{flag} {error}") from error
+    _make_base(loaded, f"{flag} {base_model}")
+    return loaded.model, loaded.extractor
+
+
+def is_tiny(model: str | Path) -> bool:
+    """Tell whether a model is the small one that is built in.
+
+    Raises
+    ------
+    UsageError
+        If a model folder of the same name could be meant.
+    """
+    if str(model) != TINY:
+        return False
+    if (model_folder.resolve_model_dir(Path(TINY)) / model_folder.CONFIG_NAME).is_file():
+        raise UsageError(
+            f"{TINY!r} is a model that is built in, and there is a model folder of this name here: write ./{TINY} for "
+            "the folder, or rename it to have the built-in model"
+        )
+    return True
+
+
+def _make_base(loaded: model_folder.Loaded, what: str) -> None:
+    """Check that nothing but the head is newly initialised, and say that a clip has one label."""
+    head = _head_prefixes(loaded.model)
+    fresh = sorted(name for name in loaded.missing | loaded.mismatched if not name.startswith(head))
+    if fresh:
+        raise InputError(
+            f"{what}: {len(fresh)} weights besides the classification head are missing or of "
+            f"another shape: {_some(fresh)}; the weights do not belong to this config.json"
+        )
+    # The pipeline of transformers reads it: softmax or sigmoid.
+    loaded.model.config.problem_type = "single_label_classification"
+
+
+def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Turn off, in place, what leaves out blocks at random or makes a model return other things than its logits.
+
+    Before the model is built: Whisper's encoder reads its layerdrop once. A pruned model has no blocks to spare,
+    and skipped blocks are unused parameters to DDP.
+    """
+    plain = {
+        **{"layerdrop": 0.0, "encoder_layerdrop": 0.0},
+        **{"output_hidden_states": False, "output_attentions": False, "return_dict": True},
+    }
+    for name, value in plain.items():
+        if getattr(config, name, value) != value:
+            setattr(config, name, value)
+    _sum_as_when_made(config)
+    return config
+
+
+def _sum_as_when_made(config: PreTrainedConfig) -> None:
+    """Let a model that an earlier transformers made sum its layers as it did there, which is noted in the config."""
+    if config.model_type not in ARCHITECTURES or not sums_layers(config):
+        return
+    stable = ARCHITECTURES[config.model_type].stable_norm_only and getattr(config, "do_stable_layer_norm", False)
+    if not stable or getattr(config, "tie_last_hidden_states", None) is not None:
+        return
+    with contextlib.suppress(TypeError, InvalidVersion):  # None, or a text that is no version
+        if Version(config.transformers_version) < SUMS_BEFORE_NORM:
+            config.tie_last_hidden_states = True
+            log.info(
+                "%s was saved by transformers %s, where a weighted sum takes the last layer after the final norm: "
+                "so it does here (tie_last_hidden_states)",
+                *(config.name_or_path or "the model", config.transformers_version),
+            )
+
+
+def _head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+    known = ARCHITECTURES.get(model.config.model_type)
+    head = known.head if known else ("projector", "classifier")
+    return (*(f"{name}." for name in head), "layer_weights")
+
+
+def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the parameters of the head: what a base model has not, and fine-tuning adds."""
+    head = _head_prefixes(model)
+    return [parameter for name, parameter in model.named_parameters() if name.startswith(head)]
+
+
+def any_model_input(model: str | Path, flag: str = "--model_dir") -> runs.Input:
+    """Describe a model of any kind as the input of a stage: by what is loaded of it, wherever it lies.
+
+    Parameters
+    ----------
+    model : str or Path
+        As for `load_any_model`.
+    flag : str
+        What the user named it with, for messages.
+
+    Raises
+    ------
+    InputError
+        If there is none, its run is not complete, its folder is not sound, or no stage takes its architecture.
+    """
+    if is_tiny(model):
+        return runs.Input(TINY, sha256_of_lines([TINY]), is_local=False)
+    try:
+        folder = model_folder.open_folder(*model_folder.find(model))
+        kind = folder.config.get("model_type")
+        if kind is not None and kind not in {*ARCHITECTURES, *bird_cnn.MODEL_TYPES}:
+            raise InputError(f"{folder.name}: {_unknown(kind)} (model_type in config.json); choose one of these")
+    except InputError as error:
+        raise InputError(f"{flag} {error}") from error
+    if Path(model).is_dir():
+        _check_run_of(Path(model))
+    return runs.Input(str(model), model_folder.digest(folder))
+
+
+def model_input(model_dir: Path) -> runs.Input:
+    """Check a fine-tuned model and describe it as the input of a stage.
+
+    Accepts a run folder, the ``model`` folder in it, or any Hugging Face model folder.
+
+    Raises
+    ------
+    InputError
+        If there is none, or its run is not complete, or a file of it is missing or damaged.
+    """
+    if not Path(model_dir).is_dir():
+        raise InputError(f"--model_dir {model_dir}: no such folder; expected the output of 02_finetuning.py")
+    return any_model_input(model_dir)
+
+
+def _check_run_of(model_dir: Path) -> None:
+    """Check that the run that made a model is whole; its folder is up to two above, as for ``06-blocks/model``."""
+    for folder in (model_dir, *model_dir.resolve().parents[:2]):
+        record = runs.read_record(folder)
+        if record is not None and record["stage"] in MODEL_STAGES:
+            runs.folder_input(folder, MODEL_STAGES)
+
+
+def load_model(model_dir: Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Load a fine-tuned model in float32 and evaluation mode.
+
+    Parameters
+    ----------
+    model_dir : Path
+        Run folder, or model folder.
+    device : str
+        ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded or if a single weight is missing, left over or of another shape.
+    """
+    folder = model_folder.open_folder(*model_folder.find(model_dir))
+    model_folder.check_labels(folder)
+    return _whole_model(folder, model_folder.load(folder, _plain(model_folder.read_config(folder))), device)
+
+
+def _whole_model(
+    folder: model_folder.ModelFolder, loaded: model_folder.Loaded, device: str
+) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Check that a model's folder holds its weights, all and no others."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(getattr(loaded, kind))
+        if names:
+            raise InputError(
+                f"{folder.name}: {len(names)} {kind} weights: {_some(names)}; "
+                "the weights do not belong to this config.json: run 02_finetuning.py again"
+            )
+    return loaded.model.to(device).eval(), loaded.extractor
+
+
+def load_any_model(model: str | Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor, bool]:
+    """Load a classifier as it is, or a base model with a new classification head for its config's own labels.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder of either kind, name on the hub, or ``tiny``.
+    device : str
+        ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In float32 and evaluation mode.
+    extractor : SequenceFeatureExtractor
+    has_head : bool
+        False where the head is newly initialised, with PyTorch's global generator.
+
+    Raises
+    ------
+    InputError
+        If it cannot be loaded, has no transformer blocks, or lacks weights other than a whole head.
+    """
+    if is_tiny(model):
+        tiny, extractor = tiny_model([label for _, label in sorted(PreTrainedConfig().id2label.items())])
+        return tiny.to(device).eval(), extractor, False
+    try:
+        folder = model_folder.open_folder(*model_folder.find(model))
+        config = _plain(model_folder.read_config(folder))
+        try:
+            architecture_of(config)
+        except InputError as error:
+            raise InputError(f"{folder.name}: {error}") from error
+        loaded = model_folder.load(folder, config)
+    except InputError as error:
+        raise InputError(f"--model_dir {error}") from error
+    head = {name for name in loaded.model.state_dict() if name.startswith(_head_prefixes(loaded.model))}
+    if head <= loaded.missing:
+        _make_base(loaded, f"--model_dir {model}")
+        return loaded.model.to(device).eval(), loaded.extractor, False
+    model_folder.check_labels(folder)
+    return *_whole_model(folder, loaded, device), True
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(map(printable, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ------------------------------------------------------------------------------- model and data agree
+
+
+def prepare(
+    extractor: SequenceFeatureExtractor, audio: list[np.ndarray], sample_rate_hz: int, main_input_name: str
+) -> dict[str, torch.Tensor]:
+    """Turn clips of equal length into a model's input: the one place where audio is normalised.
+
+    No attention mask is made: no clip is padded here, and base wav2vec2 and HuBERT take none.
+
+    Parameters
+    ----------
+    extractor : SequenceFeatureExtractor
+        The model's own feature extractor.
+    audio : list of ndarray
+        Float32 clips, each of shape (n_samples,).
+    sample_rate_hz : int
+        Sample rate of `audio`.
+    main_input_name : str
+        ``model.main_input_name``: ``input_values`` or ``input_features``.
+
+    Returns
+    -------
+    dict of str to Tensor
+        One float32 tensor; its first axis is the clip.
+    """
+    features = extractor(audio, sampling_rate=sample_rate_hz, return_tensors="pt")
+    return {main_input_name: features[main_input_name]}
+
+
+def longest_clip_seconds(extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
+    """Return the longest clip, in seconds, that a model hears whole; infinite where it has no window.
+
+    Feature extractors with a fixed window cut what is longer, without a word.
+    """
+    if hasattr(extractor, "chunk_length"):  # Whisper
+        return float(extractor.chunk_length)
+    if config.model_type == "audio-spectrogram-transformer":
+        frame_shift_s, frame_length_s = 0.010, 0.025  # of the Kaldi filter bank in its feature extractor
+        return (config.max_length - 1) * frame_shift_s + frame_length_s
+    return float("inf")
+
+
+def shortest_clip_samples(config: PreTrainedConfig) -> int:
+    """Return the fewest samples of which a model makes a frame: what its convolutions see at once, or its filter bank.
+
+    Whisper pads what is shorter.
+    """
+    n_samples = 1
+    if config.model_type == "audio-spectrogram-transformer":
+        return SHORTEST_CLIP  # the 25 ms at 16 kHz of the Kaldi filter bank in its feature extractor
+    for kernel, stride in zip(
+        reversed(getattr(config, "conv_kernel", ())), reversed(getattr(config, "conv_stride", ())), strict=True
+    ):
+        n_samples = (n_samples - 1) * stride + kernel
+    return n_samples
+
+
+def check_base_matches(extractor: SequenceFeatureExtractor, config: PreTrainedConfig, clips: Clips) -> None:
+    """Check that a model's sample rate, window and, where it is part of the network, clip length suit the clips.
+
+    Raises
+    ------
+    InputError
+        If they do not; the message says how to mend it.
+    """
+    if extractor.sampling_rate != clips.sample_rate_hz:
+        raise InputError(
+            f"sample rates differ: the model takes {extractor.sampling_rate} Hz, {clips.data_dir} has "
+            f"{clips.sample_rate_hz} Hz; run 01_data_processing.py with --sample_rate {extractor.sampling_rate}"
+        )
+    longest_s = longest_clip_seconds(extractor, config)
+    if clips.clip_seconds > longest_s:
+        raise InputError(
+            f"the clips of {clips.data_dir} last {clips.clip_seconds:g} s and the model hears only the first "
+            f"{longest_s:g} s; run 01_data_processing.py with --clip_seconds {int(longest_s)} or less"
+        )
+
+    n_samples, least_samples = round(clips.clip_seconds * clips.sample_rate_hz), shortest_clip_samples(config)
+    if n_samples < least_samples:
+        least_s = math.ceil(1000 * least_samples / clips.sample_rate_hz) / 1000
+        raise InputError(
+            f"the clips of {clips.data_dir} have {n_samples} samples ({clips.clip_seconds:.3g} s) and the model needs "
+            f"{least_samples} for one frame; run 01_data_processing.py with --clip_seconds {least_s:g} or more"
+        )
+    if getattr(config, "clip_samples", n_samples) != n_samples:
+        seconds = config.clip_samples / extractor.sampling_rate
+        raise InputError(
+            f"clip lengths differ: the model is made for {config.clip_samples} samples ({seconds:.9g} s), those of "
+            f"{clips.data_dir} have {n_samples}; run 01_data_processing.py with --clip_seconds {seconds:.9g}"
+        )
+
+
+def labels_of(config: PreTrainedConfig) -> list[str]:
+    """Return the labels of a classifier, by label id."""
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def check_matches(model: PreTrainedModel, extractor: SequenceFeatureExtractor, clips: Clips) -> None:
+    """Check that a fine-tuned model and the clips have the same labels, sample rate and clip length.
+
+    Raises
+    ------
+    InputError
+        If they have not; the message says how to mend it.
+    """
+    check_base_matches(extractor, model.config, clips)
+    trained_s = getattr(model.config, "clip_seconds", None)
+    if trained_s is not None and trained_s != clips.clip_seconds:
+        raise InputError(
+            f"clip lengths differ: the model was trained on {trained_s:g} s, {clips.data_dir} has "
+            f"{clips.clip_seconds:g} s; run 01_data_processing.py with --clip_seconds {trained_s:g}"
+        )
+    model_labels = labels_of(model.config)
+    if model_labels != clips.labels:
+        only_model = [label for label in model_labels if label not in clips.labels]
+        only_data = [label for label in clips.labels if label not in model_labels]
+        raise InputError(
+            f"labels differ: the model has {len(model_labels)}, {clips.data_dir} has {len(clips.labels)}"
+            + (f"; only the model has {_some(only_model)}" if only_model else "")
+            + (f"; only the data has {_some(only_data)}" if only_data else "")
+            + ("; they are in another order" if not only_model and not only_data else "")
+            + "; run 02_finetuning.py on this data, or give the data that the model was trained on"
+        )
+
+
+# ----------------------------------------------------------------------------------- pruning, saving
+
+
+def check_keep(config: PreTrainedConfig, keep: list[int]) -> None:
+    """Check a list of blocks to keep, in the model's own numbering.
+
+    Raises
+    ------
+    UsageError
+        If it is not ascending and within range, or leaves out a block that the others need.
+    """
+    n_layers = config.num_hidden_layers
+    if sorted(set(keep)) != list(keep) or any(not 0 <= layer < n_layers for layer in keep):
+        raise UsageError(f"layers to keep must be ascending and from 0 to {n_layers - 1}, got {list(keep)}")
+    if not keep and sums_layers(config):
+        raise UsageError("a model with use_weighted_layer_sum pools the outputs of its layers: keep at least one")
+    missing = architecture_of(config).protected - set(keep)
+    if keep and missing:
+        raise UsageError(
+            f"layer {min(missing)} of a {config.model_type} model holds the relative positions that all other "
+            f"layers use: keep it, or keep no layer at all; got {list(keep)}"
+        )
+
+
+def prune_model(model: PreTrainedModel, keep: list[int]) -> None:
+    """Delete, in place, all transformer blocks but `keep`, and record it in the model's config.
+
+    What follows the blocks, such as a final layer norm, stays. ``config.kept_layers`` counts in the
+    numbering of the base model, also when a pruned model is pruned again; ``config.pruned_from``
+    names the model of the first pruning, ``config.pruned_after_fine_tuning`` tells `kind_of` when the last was.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    keep : list of int
+        Blocks to keep, ascending, in the numbering of this model; empty leaves the front end alone.
+
+    Raises
+    ------
+    UsageError
+        If `keep` is not possible for this model.
+    """
+    check_keep(model.config, keep)
+    config = model.config
+    numbers = kept_layers(config)
+    path = architecture_of(config).blocks
+    blocks = model.get_submodule(path)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.ModuleList(blocks[layer] for layer in keep))
+    if sums_layers(config):
+        # One weight for the input of the blocks and one for the output of each.
+        rows = [0, *(layer + 1 for layer in keep)]
+        model.layer_weights = nn.Parameter(model.layer_weights.detach()[rows].clone())
+    config.num_hidden_layers = len(keep)
+    config.kept_layers = [numbers[layer] for layer in keep]
+    if len(keep) == len(blocks):
+        return
+    config.pruned_after_fine_tuning = getattr(config, "data_sha256", None) is not None
+    if getattr(config, "pruned_from", None) is None:
+        config.pruned_from = config.name_or_path
+
+
+def freeze(model: PreTrainedModel, feature_encoder: bool, layers: list[int]) -> None:
+    """Keep parts of a model as they are in training.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    feature_encoder : bool
+        Freeze the convolutions or patch embedding in front.
+    layers : list of int
+        Blocks to freeze, in the numbering of this model.
+    """
+    if not feature_encoder and not layers:
+        return
+    architecture = architecture_of(model.config)
+    parts = [model.get_submodule(f"{architecture.blocks}.{layer}") for layer in layers]
+    if feature_encoder:
+        if hasattr(model, "freeze_feature_encoder"):  # also stops the gradient at the input
+            model.freeze_feature_encoder()
+        parts += [model.get_submodule(path) for path in architecture.feature_encoder]
+    for part in parts:
+        part.requires_grad_(False)
+
+
+def configure_for_training(
+    model: PreTrainedModel, clips: Clips, augment: Sequence[str], data_sha256: str | None = None
+) -> None:
+    """Note in the model's config what later stages ask for, and let it mask its input only if asked to.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    clips : Clips
+        Training clips; their length is noted as ``clip_seconds``, and `Clips.cutting` under ``clip_…``.
+    augment : sequence of str
+        Augmentations; without ``specaugment`` wav2vec2 and its kin mask no latent frames either.
+    data_sha256 : str, optional
+        Digest of the data set, noted under this name: it stays with the model when that is pruned or moved.
+        Default: what is noted stays.
+    """
+    config = model.config
+    config.clip_seconds = clips.clip_seconds
+    for name, value in clips.cutting().items():
+        setattr(config, f"clip_{name}", value)
+    if data_sha256 is not None:
+        config.data_sha256 = data_sha256
+        if hasattr(config, "pruned_after_fine_tuning"):
+            config.pruned_after_fine_tuning = False
+    if config.model_type in ARCHITECTURES:
+        config.kept_layers = kept_layers(config)
+    if hasattr(config, "mask_time_prob"):  # data2vec-audio masks, and its config has no apply_spec_augment
+        config.apply_spec_augment = getattr(config, "apply_spec_augment", True) and "specaugment" in augment
+        for name, parameter in model.named_parameters():
+            if name.endswith("masked_spec_embed"):  # where nothing is masked it has no gradient, and DDP waits for one
+                parameter.requires_grad_(config.apply_spec_augment and config.mask_time_prob > 0)
+    if config.model_type in ARCHITECTURES and sums_layers(config) and final_norm_of(model) is None:
+        norm = architecture_of(config).final_norm
+        if norm is not None and getattr(config, "do_stable_layer_norm", True):  # the sum takes the layers before it
+            model.get_submodule(norm).requires_grad_(False)
+
+
+def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, folder: Path) -> None:
+    """Save a model so that plain ``from_pretrained`` loads it; reload it and compare every weight.
+
+    Beside it lies `classify`, which needs nothing of this project, unless the model does not say how the clips of its
+    training were cut; and the network of a CNN. The folder appears whole or not at all.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Model on any device.
+    extractor : SequenceFeatureExtractor
+        Its feature extractor.
+    folder : Path
+        Final name; must not exist.
+
+    Raises
+    ------
+    RuntimeError
+        If what was saved is not what was in memory.
+    """
+    partial = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a kill in the middle of a write
+    partial.mkdir()
+    model_folder.quiet_transformers()
+    model.save_pretrained(partial)
+    extractor.save_pretrained(partial)
+    # For whoever gets the folder alone; no stage runs what lies in one.
+    for module, is_of_use in ((classify, can_classify_files(model.config)), (bird_cnn, not has_blocks(model.config))):
+        if is_of_use:
+            shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
+    training_history.write_history(model, partial)
+    for path in partial.iterdir():  # safetensors creates files that only their owner can read
+        path.chmod((partial / "config.json").stat().st_mode)
+    reloaded, _ = load_model(partial, "cpu")
+    saved, wanted = reloaded.state_dict(), model.state_dict()
+    different = [name for name, value in wanted.items() if not torch.equal(saved[name], value.detach().cpu())]
+    if different or len(saved) != len(wanted):
+        raise RuntimeError(f"{folder}: the saved model differs from the one in memory in {_some(different)}")
+    partial.rename(folder)
+
+
+def can_classify_files(config: PreTrainedConfig) -> bool:
+    """Tell whether a model says how files are cut into clips for it; a base model, or an old one, does not."""
+    return getattr(config, "clip_fill", None) is not None
+
+
+def log_without_classifier(config: PreTrainedConfig) -> None:
+    """Say why there is no ``classify.py`` in a model folder; nothing if there is one."""
+    if not can_classify_files(config):
+        log.info(
+            "without classify.py: the model does not say how files are cut into clips for it (it is a base model, or "
+            "an earlier version of this program trained it). A model that 02_finetuning.py trains says so"
+        )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())

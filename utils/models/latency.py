@@ -1,0 +1,425 @@
+"""What a model costs to run: multiply-accumulates, time, memory, and the front end's share of them.
+
+The front end is everything before the first block: dropping blocks cannot make it cheaper. It includes
+the feature extractor, which is timed; a mel spectrogram made there is no operation of the network and
+is not in the multiply-accumulates.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+from utils.core.workers import available_cpus
+from utils.models.encoders import front_end_forward, has_blocks, prepare
+from utils.scores.summary import NO_DOUBT
+
+log = logging.getLogger(__name__)
+
+N_ROUNDS = 5
+MIN_PASSES, MAX_PASSES = 4, 20  # of a model in a round
+N_WARM_UP = 3
+BUDGET_S = 10.0
+N_BATCHES = 3
+KIBIBYTE, MEGABYTE = 1024, 1e6
+# A time is doubted where the threads lacked more CPUs than this, or where the 95th percentile is so many medians.
+MISSING_CPUS = 0.2
+UNSTEADY = 1.5
+ADVICE = "compare models by GMACs, or measure again on a quiet machine"
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+def count_macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Count the multiply-accumulates of a forward pass: those of matrix products and convolutions.
+
+    Additions of biases, normalisations and activations are left out, as is the custom.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    inputs : dict of str to Tensor
+        What `encoders.prepare` returns; on the model's device.
+
+    Returns
+    -------
+    total, front_end : int
+        For all clips in `inputs`.
+    """
+    with torch.no_grad(), _eager_attention(model):
+        return _macs_of(lambda: model(**inputs)), _macs_of(lambda: front_end_forward(model, inputs))
+
+
+def _macs_of(forward: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops() // 2  # PyTorch counts a multiplication and an addition apart
+
+
+@contextlib.contextmanager
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Make the products of attention visible: the counter does not know the fused kernel of CPUs."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+# ------------------------------------------------------------------------------------------------- time
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What `measure_in_turn` found of one model.
+
+    Attributes
+    ----------
+    latency_ms_median : float
+        From audio in memory to logits, one clip at a time, feature extraction included: median of the rounds' medians.
+    latency_ms_low, latency_ms_high : float
+        Least and greatest of the rounds' medians.
+    latency_ms_p95 : float
+        95th percentile of all passes.
+    latency_front_end_ms : float
+        The part before the first block (median).
+    n_repeats : int
+        Passes in all rounds together.
+    n_threads : int
+    load_average : float
+        Mean number of processes that ran or waited in the last minute, this one included; NaN where it is not known.
+    cpu_busy_share : float
+        Share of the time of this process's CPUs that others took while it measured, from 0 to 1; NaN likewise.
+    latency_doubt : str
+        ``no``, or why the time cannot be trusted, as words: ``load`` (fewer CPUs were free than there are threads),
+        ``unsteady`` (the 95th percentile is far above the median), ``order`` (a model with fewer blocks was slower).
+    """
+
+    latency_ms_median: float
+    latency_ms_low: float
+    latency_ms_high: float
+    latency_ms_p95: float
+    latency_front_end_ms: float
+    n_repeats: int
+    n_threads: int
+    load_average: float
+    cpu_busy_share: float
+    latency_doubt: str
+
+
+class _Candidate:
+    """A model to be timed, ready to run, and its times in seconds."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        extractor: SequenceFeatureExtractor,
+        audio: np.ndarray,
+        sample_rate_hz: int,
+        device: str,
+    ):
+        self.model, self._extractor, self._device = model, extractor, device
+        self._audio, self._sample_rate_hz = audio, sample_rate_hz
+        self.whole_s: list[list[float]] = []
+        self.front_end_s: list[float] = []
+
+    def inputs(self, n_clips: int = 1) -> dict[str, torch.Tensor]:
+        """Return the model's input of the clip, so many times."""
+        clips = [self._audio] * n_clips
+        inputs = prepare(self._extractor, clips, self._sample_rate_hz, self.model.main_input_name)
+        return {name: tensor.to(self._device) for name, tensor in inputs.items()}
+
+    def run(self, n_clips: int = 1) -> None:
+        """Do all that a prediction takes, and wait for its end."""
+        self.model(**self.inputs(n_clips))
+        _synchronise(self._device)
+
+    def run_front_end(self) -> None:
+        """Do the same up to the first block."""
+        front_end_forward(self.model, self.inputs())
+        _synchronise(self._device)
+
+    def take_turn(self, n_warm_up: int, budget_s: float) -> None:
+        """Time passes of the whole model and of the front end in alternation."""
+        for _ in range(n_warm_up):
+            self.run()
+            self.run_front_end()
+        turn: list[float] = []
+        start = time.perf_counter()
+        while len(turn) < MAX_PASSES and (len(turn) < MIN_PASSES or time.perf_counter() - start < budget_s):
+            turn.append(_seconds(self.run))
+            self.front_end_s.append(_seconds(self.run_front_end))
+        self.whole_s.append(turn)
+
+    @property
+    def kind(self) -> Hashable:
+        """What models that differ in their blocks alone have in common; the model itself where it has no blocks."""
+        config = self.model.config
+        if not has_blocks(config):
+            return self
+        return config.model_type, config.hidden_size, self.inputs()[self.model.main_input_name].shape
+
+
+def measure_in_turn(
+    models: Mapping[Name, tuple[PreTrainedModel, SequenceFeatureExtractor]],
+    audio: np.ndarray,
+    sample_rate_hz: int,
+    device: str,
+    budget_s: float = BUDGET_S,
+) -> dict[Name, Latency]:
+    """Time models on one clip, in turn over several rounds, and tell whether the times can be trusted.
+
+    Each round begins with another model, so that a change of the machine's load or clock reaches all. A model has
+    `MIN_PASSES` to `MAX_PASSES` in each of `N_ROUNDS` turns. What else the machine did is recorded, and warned of.
+
+    Parameters
+    ----------
+    models : mapping of name to (PreTrainedModel, SequenceFeatureExtractor)
+        Audio-classification models in evaluation mode, on `device`.
+    audio : ndarray of float32, shape (n_samples,)
+        A clip.
+    sample_rate_hz : int
+    device : str
+        ``cpu`` or ``cuda``.
+    budget_s : float
+        Seconds of each model, after which the fewest passes are enough.
+    """
+    candidates = {name: _Candidate(*model, audio, sample_rate_hz, device) for name, model in models.items()}
+    in_order = list(candidates.values())
+    with torch.inference_mode(), _Load(1 if device == "cuda" else torch.get_num_threads()) as load:
+        for number in range(N_ROUNDS):
+            first = number * len(in_order) // N_ROUNDS
+            for candidate in in_order[first:] + in_order[:first]:
+                candidate.take_turn(1 if number else N_WARM_UP, budget_s / N_ROUNDS)
+    return dict(zip(candidates, _latencies(in_order, load), strict=True))
+
+
+def _latencies(candidates: Sequence[_Candidate], load: "_Load") -> list[Latency]:
+    """Return what the times say, and warn of what makes them doubtful."""
+    found = []
+    for candidate in candidates:
+        of_rounds = [np.median(turn) for turn in candidate.whole_s]
+        p95 = np.percentile(np.concatenate(candidate.whole_s), 95)
+        times = [np.median(of_rounds), min(of_rounds), max(of_rounds), p95, np.median(candidate.front_end_s)]
+        found.append([1e3 * float(seconds) for seconds in times])
+    contradicted = slower_with_fewer(
+        [(c.kind, c.model.config.num_hidden_layers, times[0]) for c, times in zip(candidates, found, strict=True)]
+    )
+    doubts = [
+        ["load"] * load.is_high + ["unsteady"] * (p95 > UNSTEADY * median) + ["order"] * (number in contradicted)
+        for number, (median, _, _, p95, _) in enumerate(found)
+    ]
+    if load.is_high:
+        log.warning(
+            "latency: %.1f of %d CPUs were free, PyTorch asks for %d, other processes had the rest: "
+            "times are too long; %s",
+            *(load.n_free_cpus, load.n_cpus, load.n_threads, ADVICE),
+        )
+    if any("unsteady" in doubt for doubt in doubts):
+        median, *_, p95, _ = max(found, key=lambda times: times[3] / times[0])
+        log.warning(
+            "latency: one pass in twenty took %.3g ms or more, and the median is %.3g ms: something disturbed it; %s",
+            *(p95, median, ADVICE),
+        )
+    if contradicted:
+        log.warning("latency: models with fewer blocks came out slower than models with more; %s", ADVICE)
+    return [
+        Latency(
+            *times,
+            n_repeats=sum(map(len, candidate.whole_s)),
+            n_threads=torch.get_num_threads(),
+            load_average=load.average,
+            cpu_busy_share=load.busy_share,
+            latency_doubt=" ".join(doubt) or NO_DOUBT,
+        )
+        for candidate, times, doubt in zip(candidates, found, doubts, strict=True)
+    ]
+
+
+def slower_with_fewer(times: Sequence[tuple[Hashable, int, float]]) -> set[int]:
+    """Return the places of the models whose times contradict their numbers of blocks.
+
+    Parameters
+    ----------
+    times : sequence of (kind, n_blocks, milliseconds)
+        Models of one kind differ in their blocks alone.
+    """
+    places = set()
+    for (first, one), (second, other) in itertools.combinations(enumerate(times), 2):
+        if one[0] == other[0] and (one[1] - other[1]) * (one[2] - other[2]) < 0:
+            places |= {first, second}
+    return places
+
+
+class _Load:
+    """What else ran on this process's CPUs within the block.
+
+    Attributes
+    ----------
+    n_cpus, n_threads : int
+        CPUs that this process may use; threads that its model does use.
+    busy_share, average : float
+        See `Latency`.
+    """
+
+    def __init__(self, n_threads: int):
+        self.n_threads, self.n_cpus = n_threads, available_cpus()
+        self.busy_share = self.average = float("nan")
+
+    def __enter__(self) -> "_Load":
+        self._start = time.perf_counter(), time.process_time(), _busy_seconds()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        seconds, own, busy = (
+            after - before
+            for before, after in zip(
+                self._start, (time.perf_counter(), time.process_time(), _busy_seconds()), strict=True
+            )
+        )
+        if np.isfinite(busy):
+            self.busy_share = float(np.clip((busy - own) / (seconds * self.n_cpus), 0, 1))
+        with contextlib.suppress(OSError):
+            self.average = os.getloadavg()[0]
+
+    @property
+    def n_free_cpus(self) -> float:
+        """Number of CPUs that others left."""
+        return self.n_cpus * (1 - self.busy_share)
+
+    @property
+    def is_high(self) -> bool:
+        """Whether others left fewer CPUs than there are threads; False where that is not known."""
+        return bool(self.n_free_cpus < min(self.n_threads, self.n_cpus) - MISSING_CPUS)
+
+
+def _busy_seconds() -> float:
+    """Return how long all of this process's CPUs together have been busy, whoever it was with; NaN if not known."""
+    try:
+        times = psutil.cpu_times(percpu=True)
+        own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(times))
+        idle = {"idle", "iowait", "guest", "guest_nice"}  # guests are counted as users too
+        return sum(sum(v for k, v in times[cpu]._asdict().items() if k not in idle) for cpu in own)
+    except (OSError, IndexError, psutil.Error):
+        return float("nan")
+
+
+# ------------------------------------------------------------------------------------------------- cost
+
+
+@dataclass(frozen=True)
+class Cost(Latency):
+    """What `measure_cost` found, besides the latency.
+
+    Attributes
+    ----------
+    gmacs_per_clip, gmacs_front_end : float
+        Billions of multiply-accumulates of one clip; see `count_macs`.
+    real_time_factor : float
+        Seconds of computing for a second of audio, one clip at a time: below 1 is faster than real time.
+    throughput_clips_per_s : float
+        In batches of `batch_size`, feature extraction included.
+    peak_memory_mb : float
+        In MB (10^6 bytes), for one clip. On a GPU what PyTorch allocated, weights included; on a CPU the resident
+        memory of the whole process, interpreter and libraries included.
+    batch_size : int
+    dtype : str
+    """
+
+    gmacs_per_clip: float
+    gmacs_front_end: float
+    real_time_factor: float
+    throughput_clips_per_s: float
+    peak_memory_mb: float
+    batch_size: int
+    dtype: str
+
+
+def measure_cost(
+    model: PreTrainedModel,
+    extractor: SequenceFeatureExtractor,
+    audio: np.ndarray,
+    sample_rate_hz: int,
+    batch_size: int,
+    device: str,
+) -> Cost:
+    """Time a model on one clip; count its operations and its memory.
+
+    Parameters
+    ----------
+    model, extractor, audio, sample_rate_hz, device
+        As for `measure_in_turn`.
+    batch_size : int
+        For the throughput.
+    """
+    candidate = _Candidate(model, extractor, audio, sample_rate_hz, device)
+    with torch.inference_mode():
+        peak_memory_mb = _peak_memory_mb(candidate.run, device)
+    latency = measure_in_turn({"": (model, extractor)}, audio, sample_rate_hz, device)[""]
+    with torch.inference_mode():
+        candidate.run(batch_size)
+        batch_s = [_seconds(lambda: candidate.run(batch_size)) for _ in range(N_BATCHES)]
+    macs, macs_front_end = count_macs(model, candidate.inputs())
+    return Cost(
+        **dataclasses.asdict(latency),
+        gmacs_per_clip=macs / 1e9,
+        gmacs_front_end=macs_front_end / 1e9,
+        real_time_factor=latency.latency_ms_median / 1e3 / (len(audio) / sample_rate_hz),
+        throughput_clips_per_s=batch_size / float(np.median(batch_s)),
+        peak_memory_mb=peak_memory_mb,
+        batch_size=batch_size,
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak_memory_mb(call: Callable[[], None], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() / MEGABYTE
+    _reset_peak_resident()
+    call()
+    return _peak_resident_mb()
+
+
+def _reset_peak_resident() -> None:
+    # Linux forgets the peak on request. Where it cannot, the peak is that since the process began, which
+    # is the same unless loading the model took more than running it.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_resident_mb() -> float:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1]) * KIBIBYTE / MEGABYTE
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else KIBIBYTE) / MEGABYTE

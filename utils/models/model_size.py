@@ -1,0 +1,122 @@
+"""How large a model is, and would be with fewer blocks: parameters, multiply-accumulates, bytes of weights.
+
+Counted on a copy without weights (PyTorch's ``meta`` device), so that every subset of the blocks is
+counted exactly, by building that model, in a fraction of a second and without memory.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+from utils.core import cli
+from utils.models import encoders, latency, model_folder
+
+DEFAULT_CLIP_SECONDS = 5.0  # as 01_data_processing.py cuts where it is not told otherwise
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What `SizeCounter.size_of` found.
+
+    Attributes
+    ----------
+    kept_layers : list of int
+        The blocks, in the numbering of the base model.
+    n_parameters : int
+    macs_per_clip, macs_front_end : int
+        Multiply-accumulates of one clip; see `latency.count_macs`.
+    weights_bytes : int
+        Of the weights as saved, in float32.
+    """
+
+    kept_layers: list[int]
+    n_parameters: int
+    macs_per_clip: int
+    macs_front_end: int
+    weights_bytes: int
+
+
+class SizeCounter:
+    """Counts what is left of a model when it keeps some of its blocks.
+
+    Pruning the model afterwards does not change the answers.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        An audio-classification model.
+    extractor : SequenceFeatureExtractor
+        Its feature extractor.
+
+    Attributes
+    ----------
+    clip : str
+        The clip whose multiply-accumulates are counted, in words.
+    """
+
+    def __init__(self, model: PreTrainedModel, extractor: SequenceFeatureExtractor):
+        self._class, self._config = type(model), copy.deepcopy(model.config)
+        window_s = encoders.longest_clip_seconds(extractor, model.config)
+        trained_s = getattr(model.config, "clip_seconds", None)
+        if window_s < float("inf"):
+            clip_s, self.clip = window_s, f"{window_s:g} s, the window of the model"
+        elif trained_s is not None:
+            clip_s, self.clip = trained_s, f"{trained_s:g} s, as in its training"
+        else:
+            clip_s, self.clip = DEFAULT_CLIP_SECONDS, f"{DEFAULT_CLIP_SECONDS:g} s"
+        silence = np.zeros(round(clip_s * extractor.sampling_rate), dtype=np.float32)
+        inputs = encoders.prepare(extractor, [silence], extractor.sampling_rate, model.main_input_name)
+        self._inputs = {name: tensor.to("meta") for name, tensor in inputs.items()}
+
+    def size_of(self, keep: list[int]) -> ModelSize:
+        """Return the size of the model with the blocks `keep` alone.
+
+        Parameters
+        ----------
+        keep : list of int
+            Ascending, in the numbering of the model.
+
+        Raises
+        ------
+        UsageError
+            If `keep` is not possible for this model.
+        """
+        with torch.device("meta"):
+            skeleton = self._class(copy.deepcopy(self._config)).eval()
+        encoders.prune_model(skeleton, keep)
+        macs, macs_front_end = latency.count_macs(skeleton, self._inputs)
+        return ModelSize(
+            kept_layers=skeleton.config.kept_layers,
+            n_parameters=encoders.count_parameters(skeleton),
+            macs_per_clip=macs,
+            macs_front_end=macs_front_end,
+            weights_bytes=sum(tensor.numel() * tensor.element_size() for tensor in skeleton.state_dict().values()),
+        )
+
+
+def weights_on_disk(model_dir: Path) -> int:
+    """Return the bytes of the weights in a model folder: safetensors, or the older format where it has none."""
+    sizes = ([path.stat().st_size for path in model_dir.glob(f"*{suffix}")] for suffix in model_folder.WEIGHT_SUFFIXES)
+    return sum(next(filter(None, sizes)))
+
+
+def size_table(sizes: Mapping[str, ModelSize]) -> str:
+    """Return sizes as aligned text, a row each, named by their keys."""
+    rows = {
+        name: {
+            "blocks": str(len(size.kept_layers)),
+            "kept_layers": cli.format_layer_list(size.kept_layers),
+            "parameters": f"{size.n_parameters:,}",
+            "GMACs a clip": f"{size.macs_per_clip / 1e9:.4g}",
+            "front end": f"{size.macs_front_end / size.macs_per_clip:.1%}",
+            "MB on disk": f"{size.weights_bytes / latency.MEGABYTE:.1f}",
+        }
+        for name, size in sizes.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").to_string(max_colwidth=None)

@@ -1,0 +1,116 @@
+"""From clips to a model's inputs, batch by batch, and from there to logits."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.core.workers import available_cpus
+from utils.data.clips import Clips
+from utils.models.encoders import prepare
+
+MOST_WORKERS = 4
+
+
+def predict(
+    model: PreTrainedModel,
+    extractor: SequenceFeatureExtractor,
+    clips: Clips,
+    batch_size: int,
+    device: str,
+) -> np.ndarray:
+    """Return the logits of all clips, in their order.
+
+    Processes that torchrun started share the clips, and all get all logits.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Audio-classification model in evaluation mode, on `device`.
+    extractor : SequenceFeatureExtractor
+        Its feature extractor.
+    clips : Clips
+        What to classify.
+    batch_size : int
+        Clips at once.
+    device : str
+        ``cpu`` or ``cuda``. For a GPU other processes read the clips and extract features.
+
+    Returns
+    -------
+    ndarray
+        Float32, shape (n_clips, n_classes).
+
+    Raises
+    ------
+    InputError
+        If a logit is not finite.
+    """
+    own = clips.part(runs.own_share(len(clips), batch_size))
+
+    def predict_own() -> list[np.ndarray]:
+        with torch.inference_mode():
+            return [
+                model(**inputs).logits.float().cpu().numpy()
+                for inputs in input_batches(model, extractor, own, batch_size, device, desc="predicting")
+            ]
+
+    logits = np.concatenate([batch for batches in runs.from_all_processes(predict_own) for batch in batches])
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"the model gives logits that are NaN or infinite for {len(bad)} of {len(clips)} clips "
+            f"(first: {clips.table['clip_id'].iloc[bad[0]]}); expected finite numbers: its weights are broken, "
+            "train it again with a lower --learning_rate"
+        )
+    return logits
+
+
+def input_batches(
+    model: PreTrainedModel,
+    extractor: SequenceFeatureExtractor,
+    clips: Clips,
+    batch_size: int,
+    device: str,
+    desc: str,
+    first: int = 0,
+    among: tuple[int, int] | None = None,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield a model's inputs for all clips, in their order, batch by batch; show how far it is.
+
+    Parameters
+    ----------
+    model, extractor, clips, batch_size, device
+        As for `predict`.
+    desc : str
+        What is done with them, for the log.
+    first : int
+        Index of the clip to begin with.
+    among : tuple of int, optional
+        Where these are a part of more clips: how many of those were done before, and how many there are, for the
+        log. Default: `first`, and all.
+
+    Yields
+    ------
+    dict of str to Tensor
+        On `device`.
+    """
+    collate = partial(_collate, extractor, clips.sample_rate_hz, model.main_input_name)
+    # On a CPU the model itself takes every core.
+    num_workers = 0 if device == "cpu" else min(MOST_WORKERS, available_cpus() - 1)
+    wanted = Subset(clips, range(first, len(clips)))
+    loader = DataLoader(wanted, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+    n_before, n_batches = (-(-n_clips // batch_size) for n_clips in among or (first, len(clips)))
+    for inputs in runs.progress(loader, n_batches, desc, "batches", n_before):
+        yield {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _collate(
+    extractor: SequenceFeatureExtractor, sample_rate_hz: int, main_input_name: str, rows: list[dict]
+) -> dict[str, torch.Tensor]:
+    return prepare(extractor, [row["audio"] for row in rows], sample_rate_hz, main_input_name)

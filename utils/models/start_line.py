@@ -1,0 +1,66 @@
+"""The line that every stage begins with: where it runs, what it reads, and what guessing would score."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from utils.core import runs
+from utils.data.clips import Clips
+from utils.models import encoders
+
+log = logging.getLogger(__name__)
+
+
+def log_start(asked: str, device: str, models: Mapping[str, PreTrainedModel], clips: Mapping[str, Clips]) -> None:
+    """Log device, models and clips, so that a wrong one is seen before hours of computing.
+
+    Parameters
+    ----------
+    asked : str
+        Value of ``--device``.
+    device : str
+        ``cpu`` or ``cuda``: where the stage runs.
+    models : mapping of str to PreTrainedModel
+        By the name that the user gave.
+    clips : mapping of str to Clips
+        By split; the last is what scores are measured on.
+    """
+    if device == "cpu":
+        runs.log_cpu_only(asked)
+    parts = [f"device {device} ({runs.device_name(device)})"]
+    parts += [f"model {name}: {describe_model(model)}" for name, model in models.items()]
+    if clips:
+        parts += [describe_clips(clips)]
+    log.info("%s", "; ".join(parts))
+
+
+def describe_model(model: PreTrainedModel) -> str:
+    """Return architecture, number of blocks and number of parameters: ``wav2vec2, 12 blocks, 94.6 M parameters``."""
+    words = [model.config.model_type]
+    if encoders.has_blocks(model.config):
+        n_blocks = model.config.num_hidden_layers
+        words.append(f"{n_blocks} block{'s' * (n_blocks != 1)}")
+    words.append(f"{encoders.count_parameters(model) / 1e6:.3g} M parameters")
+    return ", ".join(words)
+
+
+def describe_clips(clips: Mapping[str, Clips]) -> str:
+    """Return numbers of clips and classes, what the split keeps together, and the accuracies of two guesses.
+
+    One names any class, the other always the largest. All but the numbers of clips are of the last split. Chance counts
+    all classes that a model can name, with or without clips here.
+    """
+    split, scored = list(clips.items())[-1]
+    label_ids = scored.table["label_id"].to_numpy()
+    counts = ", ".join(f"{len(of_split):,} clips of {name}" for name, of_split in clips.items())
+    return f"{counts}, split by {scored.kept_together}; {guessing(label_ids, len(scored.labels), split)}"
+
+
+def guessing(label_ids: np.ndarray, n_classes: int, split: str) -> str:
+    """Return number of classes, chance and majority level: ``50 classes, chance 0.020, majority 0.087 (test)``."""
+    n_clips = np.bincount(label_ids, minlength=n_classes)
+    without = f" ({(n_clips == 0).sum()} without a clip of {split})" * bool((n_clips == 0).any())
+    majority = n_clips.max() / n_clips.sum()
+    return f"{n_classes} classes{without}, chance {1 / n_classes:.3f}, majority {majority:.3f} ({split})"

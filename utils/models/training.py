@@ -1,0 +1,572 @@
+"""Fine-tuning on the Hugging Face Trainer: collator, loss, early stopping, resume, curves.
+
+Used by stages 02 and 06. What makes a resumed run end with the same weights, bit for bit, as an
+uninterrupted one: the order of clips and every augmentation depend on (seed, epoch) alone, the
+Trainer restores its generators, early stopping is read from the log history, and a run is only
+stopped where the Trainer could have stopped by itself.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel, SequenceFeatureExtractor, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
+
+from utils.core import runs
+from utils.core.errors import InputError, Interrupted, UsageError
+from utils.core.files import BROKEN, read_json, write_text
+from utils.core.workers import available_cpus
+from utils.data.clips import Clips, read_clips
+from utils.figures import plots
+from utils.models import encoders, memory, model_folder, training_history
+from utils.models.augmentation import augment_audio, batch_generator, mask_spectrogram
+from utils.models.start_line import log_start
+from utils.scores.evaluation import macro_f1
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS_NAME = "checkpoints"
+TENSORBOARD_NAME = "tensorboard"
+MODEL_NAME = "model"
+SCRATCH = (CHECKPOINTS_NAME, TENSORBOARD_NAME)
+OUTPUTS = (f"{MODEL_NAME}/*", "metrics.csv", "training_curves.*")
+CURVE_COLUMNS = ["epoch", "step", "train_loss", "eval_loss", "eval_accuracy", "eval_macro_f1", "learning_rate"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Hyper-parameters; every field is the flag of the same name (`training_arguments.add_arguments`)."""
+
+    seed: int
+    num_train_epochs: int
+    per_device_train_batch_size: int
+    per_device_eval_batch_size: int
+    gradient_accumulation_steps: int
+    learning_rate: float
+    head_learning_rate: float | None
+    weight_decay: float
+    warmup_ratio: float
+    label_smoothing_factor: float
+    class_weights: str
+    augment: tuple[str, ...]
+    early_stopping_patience: int
+    mixed_precision: str
+    gradient_checkpointing: bool
+    dataloader_num_workers: int | None
+
+
+@contextlib.contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Take numbers below 1.2e-38 for zero, on this thread and those of PyTorch that start meanwhile.
+
+    The optimizer's momentum of a weight that gets no gradient any more decays to such numbers, and some processors
+    compute with them many times slower. PyTorch's threads start with the first work that is shared among them.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@denormals_flushed()
+def train_in_run_folder(
+    stage: str,
+    args: argparse.Namespace,
+    inputs: dict[str, runs.Input],
+    build: Callable[[Clips], tuple[PreTrainedModel, SequenceFeatureExtractor]],
+) -> None:
+    """Train a classifier on the clips of ``data_dir`` and leave a run folder: what stages 02 and 06 share.
+
+    Parameters
+    ----------
+    stage : str
+        Name of the script without its suffix.
+    args : argparse.Namespace
+        With the flags of `cli.add_data_arguments`, `cli.add_common_arguments` and those of `training_arguments`;
+        ``augment`` as `training_arguments.augmentations` returns it.
+    inputs : dict of str to Input
+        What the stage reads, ``data_dir`` among it.
+    build : callable
+        Takes the training clips; returns the model and its feature extractor. Random weights are seeded.
+    """
+    device = runs.resolve_device(args.device)
+    neutral = {"dataloader_num_workers", "resume"}
+    with runs.open_run(
+        stage, args, inputs, outputs=OUTPUTS, result_neutral=neutral, scratch=SCRATCH, defer_signals=True
+    ) as run:
+        run.device = runs.device_name(device)
+        train_clips, val_clips = (
+            read_clips(args.data_dir, split, args.max_clips_per_class, args.seed) for split in ("train", "val")
+        )
+        runs.seed_everything(args.seed)
+        model, extractor = build(train_clips)
+        data = inputs["data_dir"]
+        name = inputs["base_model"].path if "base_model" in inputs else "from scratch"
+        later = {"val": val_clips.table["recording_id"]}
+        later["test"] = training_history.recordings_of_split(args.data_dir, "test")
+        training_history.warn_of_known_recordings(model, name, data, later)
+        encoders.configure_for_training(model, train_clips, args.augment, data.sha256)
+        training_history.note_training(model, data.sha256, train_clips, val_clips)
+        log_start(args.device, device, {name: model}, {"train": train_clips, "val": val_clips})
+        settings = TrainingSettings(
+            **{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingSettings)}
+        )
+        with run.timed("training"):
+            train(model, extractor, train_clips, val_clips, settings, run, device, resume=args.resume == "auto")
+
+
+def train(
+    model: PreTrainedModel,
+    extractor: SequenceFeatureExtractor,
+    train_clips: Clips,
+    val_clips: Clips,
+    settings: TrainingSettings,
+    run: runs.Run,
+    device: str,
+    resume: bool,
+) -> None:
+    """Train a classifier and leave the best checkpoint by val macro F1 in ``model/`` of the run folder.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Audio-classification model; trained in place.
+    extractor : SequenceFeatureExtractor
+        Its feature extractor.
+    train_clips, val_clips : Clips
+        Clips to train on, and to choose the checkpoint by.
+    settings : TrainingSettings
+        Hyper-parameters.
+    run : runs.Run
+        Open run folder; opened with ``defer_signals``.
+    device : str
+        ``cpu`` or ``cuda``.
+    resume : bool
+        Go on from the last whole checkpoint in the run folder, if there is one.
+
+    Raises
+    ------
+    Interrupted
+        If a signal came; a checkpoint has been saved.
+    InputError
+        If the loss becomes NaN or infinite.
+    UsageError
+        If the model cannot do without stored activations and gradient checkpointing is asked for.
+    """
+    if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise UsageError(f"--gradient_checkpointing: a {model.config.model_type} model cannot do that; leave it out")
+    model_folder.quiet_transformers()  # `tiny` and a CNN were not loaded
+    checkpoints = run.output_dir / CHECKPOINTS_NAME
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    last = _last_whole_checkpoint(checkpoints)
+    if last is not None:
+        log.info("going on from %s", last)
+    collator = Collator(extractor, model.main_input_name, train_clips, settings.augment, settings.seed)
+    writes = runs.is_first_process()
+    trainer = ClassifierTrainer(
+        model=model,
+        head_learning_rate=settings.head_learning_rate,
+        args=_trainer_arguments(settings, checkpoints, device),
+        data_collator=collator,
+        train_dataset=train_clips,
+        eval_dataset=val_clips,
+        compute_loss_func=Loss(class_weights(train_clips, settings.class_weights), settings.label_smoothing_factor),
+        compute_metrics=_compute_metrics,
+        callbacks=[Steering(run, collator, settings.early_stopping_patience)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if writes:
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.output_dir / TENSORBOARD_NAME))))
+
+    state = _read_state(last) if last else None
+    if state and _epochs_without_gain(state["log_history"]) >= settings.early_stopping_patience:
+        # Killed between the last checkpoint and the end: training is over, only the best model is to be saved.
+        trainer.state.log_history = state["log_history"]
+        trainer.state.best_model_checkpoint = state["best_model_checkpoint"]
+        trainer._load_best_model()
+    else:
+        before = memory.resident_bytes() if device == "cpu" else torch.cuda.memory_allocated()
+        batch_size = settings.per_device_train_batch_size
+
+        def need() -> str:
+            model.zero_grad(set_to_none=True)
+            clip = {name: tensor.to(device) for name, tensor in collator([train_clips[0]]).items() if name != "labels"}
+            n_bytes = memory.training_bytes(model.train(), clip, batch_size, before)
+            return (
+                f"training in batches of {batch_size} needs about {n_bytes / 1e9:.1f} GB; give the job that much, a "
+                "smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
+                "--gradient_checkpointing, and run it again"
+            )
+
+        with memory.advised(need):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.accelerator.wait_for_everyone()
+    curves = training_curves(trainer.state.log_history)
+    if writes:
+        write_text(run.output_dir / "metrics.csv", curves.to_csv(index=False))
+    if run.stop_signal is not None:
+        raise Interrupted(
+            f"stopped by {run.stop_signal} after step {trainer.state.global_step} of {trainer.state.max_steps}, "
+            "a checkpoint is saved: run the same command again to go on"
+        )
+    best = curves.loc[curves["eval_macro_f1"].idxmax()]
+    run.metrics.update({"n_epochs": len(curves), "best_epoch": float(best["epoch"]), "bf16": trainer.args.bf16})
+    run.metrics.update({name: float(best[name]) for name in ("eval_loss", "eval_accuracy", "eval_macro_f1")})
+    run.metrics["kept_together"] = val_clips.kept_together
+    log.info(
+        "best epoch %g: val accuracy %.3f, macro F1 %.3f", best["epoch"], *best[["eval_accuracy", "eval_macro_f1"]]
+    )
+    if writes:
+        plots.training_curves(curves, run.output_dir / "training_curves")
+        shutil.rmtree(run.output_dir / MODEL_NAME, ignore_errors=True)
+        encoders.save_model(trainer.accelerator.unwrap_model(trainer.model), extractor, run.output_dir / MODEL_NAME)
+        # Optimizer states are three times the size of the model and of no use to a finished run.
+        shutil.rmtree(checkpoints)
+    trainer.accelerator.wait_for_everyone()
+
+
+class ClassifierTrainer(Trainer):
+    """A Trainer that gathers nothing but logits, and can give the head a learning rate of its own.
+
+    Parameters
+    ----------
+    head_learning_rate : float, optional
+        Peak learning rate of the head; it rises and falls with the encoder's. Default: the encoder's.
+    **kwargs
+        Of the Trainer.
+    """
+
+    def __init__(self, *, head_learning_rate: float | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.head_learning_rate = head_learning_rate
+
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: dict, return_outputs: bool = False, **kwargs
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss, and of all that a model returns, such as the layers that it sums, the logits."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        """Return the Trainer's optimizer, the head's parameters in groups of their own where they have a rate."""
+        optimizer = super().create_optimizer(model)
+        if self.head_learning_rate is not None:
+            head = {id(parameter) for parameter in encoders.head_parameters(self.model)}
+            for group in list(optimizer.param_groups):
+                moved = [parameter for parameter in group["params"] if id(parameter) in head]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
+                optimizer.add_param_group({**group, "params": moved, "lr": self.head_learning_rate})
+        return optimizer
+
+
+def uses_bf16(mixed_precision: str, device: str) -> bool:
+    """Tell whether matrix products are computed in bfloat16: ``bf16``, or ``auto`` where that is faster and safe.
+
+    Weights, gradients and the optimizer's state stay float32. One of AMD's cores with AVX-512 BF16 trains two to three
+    times as fast with it. Intel's execute the same instructions at half the rate and take nearly twice as long as in
+    float32. Those with AMX would be as fast as AMD's, but there oneDNN, up to its version 3.14, multiplies what lies
+    beyond the end of a row by zero: where that is no finite number, the product is NaN
+    (https://github.com/uxlfoundation/oneDNN/issues/5717), and a training is lost now and then.
+    """
+    if mixed_precision != "auto":
+        return mixed_precision == "bf16"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return "AMD" in str(capabilities.get("cpu_name")) and bool(capabilities.get("avx512_bf16"))
+
+
+def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: str) -> TrainingArguments:
+    n_workers = settings.dataloader_num_workers
+    if n_workers is None:  # on a CPU the workers would take their time from the model
+        n_workers = 0 if device == "cpu" else min(8, max(1, available_cpus() - 1))
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=settings.num_train_epochs,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        per_device_eval_batch_size=settings.per_device_eval_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_ratio,  # below 1 the Trainer takes it as a share of all steps
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        bf16=uses_bf16(settings.mixed_precision, device),
+        use_cpu=device == "cpu",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        # A step whose loss is NaN must show in the log; by default the Trainer hides it.
+        logging_nan_inf_filter=False,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="macro_f1",
+        greater_is_better=True,
+        dataloader_num_workers=n_workers,
+        dataloader_pin_memory=device == "cuda",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ddp_find_unused_parameters=False,
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+# ------------------------------------------------------------------------------------- data and loss
+
+
+class Collator:
+    """Turn items of `Clips` into a batch: augment (training clips only), normalise, one-hot targets.
+
+    Parameters
+    ----------
+    extractor : SequenceFeatureExtractor
+        The model's feature extractor.
+    main_input_name : str
+        ``input_values`` or ``input_features``.
+    train_clips : Clips
+        The clips to augment; those of other splits pass unchanged.
+    augment : sequence of str
+        Which of `augmentation.AUGMENTATIONS` to do.
+    seed : int
+        Seed of the augmentation.
+    """
+
+    def __init__(
+        self,
+        extractor: SequenceFeatureExtractor,
+        main_input_name: str,
+        train_clips: Clips,
+        augment: Sequence[str],
+        seed: int,
+    ):
+        self.extractor = extractor
+        self.main_input_name = main_input_name
+        self.n_classes = len(train_clips.labels)
+        self.sample_rate_hz = train_clips.sample_rate_hz
+        self.augment = tuple(augment)
+        self.seed = seed
+        self.epoch = 0
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        """Return the model's input and ``labels``, float32 of shape (batch, n_classes)."""
+        audio = np.stack([item["audio"] for item in items])
+        targets = np.eye(self.n_classes, dtype=np.float32)[[item["label_id"] for item in items]]
+        training = self.augment and all(item["split"] == "train" for item in items)
+        rng = batch_generator(self.seed, self.epoch, [item["index"] for item in items]) if training else None
+        if training:
+            audio, targets = augment_audio(audio, targets, self.augment, rng)
+        batch = encoders.prepare(self.extractor, list(audio), self.sample_rate_hz, self.main_input_name)
+        features = batch[self.main_input_name]
+        if training and "specaugment" in self.augment and features.ndim == 3:
+            n_mels = getattr(self.extractor, "num_mel_bins", None) or self.extractor.feature_size
+            batch[self.main_input_name] = mask_spectrogram(features, n_mels, rng)
+        return {**batch, "labels": torch.from_numpy(targets)}
+
+
+def class_weights(clips: Clips, kind: str) -> torch.Tensor | None:
+    """Return the weight of each class in the loss.
+
+    Parameters
+    ----------
+    clips : Clips
+        Training clips.
+    kind : {"balanced", "none"}
+        Balanced: n_clips / (n_classes present × clips of the class), as scikit-learn has it, so that the mean over
+        the training clips is 1. A class without clips weighs 1.
+
+    Returns
+    -------
+    Tensor of shape (n_classes,), or None
+    """
+    if kind == "none":
+        return None
+    counts = np.bincount(clips.table["label_id"], minlength=len(clips.labels))
+    weights = np.where(counts > 0, counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1)), 1.0)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+class Loss:
+    """Cross-entropy with soft targets, class weights and label smoothing, summed and divided by clips.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (n_classes,), or None
+        From `class_weights`.
+    label_smoothing : float
+        Share of a target that is spread over all classes.
+    """
+
+    def __init__(self, weights: torch.Tensor | None, label_smoothing: float):
+        self.weights = weights
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the loss; `num_items_in_batch` counts the elements of `labels` in all devices' batches."""
+        weights = None if self.weights is None else self.weights.to(labels.device)
+        total = F.cross_entropy(
+            outputs["logits"].float(), labels, weights, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        n_clips = len(labels) if num_items_in_batch is None else num_items_in_batch / labels.shape[1]
+        return total / n_clips
+
+
+def _compute_metrics(prediction) -> dict[str, float]:
+    truth, predicted = prediction.label_ids.argmax(axis=1), prediction.predictions.argmax(axis=1)
+    return {"accuracy": float((truth == predicted).mean()), "macro_f1": macro_f1(truth, predicted)}
+
+
+# ------------------------------------------------------------------------------ steering and resuming
+
+
+class Steering(TrainerCallback):
+    """Tell the collator the epoch, log progress, stop early, and stop for a signal without a trace.
+
+    A signal ends training after the optimizer step in progress, with a checkpoint and without an
+    evaluation; where that step is the last of its epoch, after the epoch's evaluation and checkpoint.
+    """
+
+    def __init__(self, run: runs.Run, collator: Collator, patience: int):
+        self.run = run
+        self.collator = collator
+        self.patience = patience
+        self.stopping = False
+        self.steps = iter(())
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        n_before, left = state.global_step, range(state.global_step, state.max_steps)
+        self.steps = iter(())
+        if state.is_world_process_zero:  # another process's bar would write over this one's
+            self.steps = runs.progress(left, state.max_steps, "training", "steps", n_before)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.epoch = int(state.epoch or 0)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        next(self.steps, None)
+        if state.epoch != int(state.epoch) and self._asked_to_stop():
+            self.stopping = True
+            # The share of this epoch's loss is logged, so that the resumed epoch's curve is whole.
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopping:
+            control.should_log = control.should_evaluate = control.should_save = False
+        elif self._asked_to_stop():
+            control.should_training_stop = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is not None and not np.isfinite(loss):
+            raise InputError(
+                f"the training loss became {loss} in epoch {state.epoch:.2f}; lower --learning_rate, "
+                f"{'give --mixed_precision no, ' if args.bf16 else ''}or look for broken weights in --base_model"
+            )
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        curve = training_curves(state.log_history)
+        log.info(
+            "epoch %g of %g: train loss %.3f, val loss %.3f, accuracy %.3f, macro F1 %.3f",
+            state.epoch,
+            state.num_train_epochs,
+            *curve.iloc[-1][["train_loss", "eval_loss", "eval_accuracy", "eval_macro_f1"]],
+        )
+        if state.is_world_process_zero:
+            write_text(self.run.output_dir / "metrics.csv", curve.to_csv(index=False))
+        if _epochs_without_gain(state.log_history) >= self.patience:
+            log.info("no gain in val macro F1 for %d epochs: stopping early", self.patience)
+            control.should_training_stop = True
+
+    def _asked_to_stop(self) -> bool:
+        asked = self.run.stop_signal is not None
+        if torch.distributed.is_initialized():  # all processes stop at one step, or none
+            votes = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(votes, self.run.stop_signal)
+            names = [name for name in votes if name is not None]
+            asked, self.run.stop_signal = bool(names), names[0] if names else None
+        return asked
+
+
+def training_curves(log_history: list[dict]) -> pd.DataFrame:
+    """Return a row an evaluation, with the mean training loss since the one before.
+
+    Parameters
+    ----------
+    log_history : list of dict
+        ``TrainerState.log_history``. An epoch that was interrupted has its training loss in parts, each
+        the mean over the steps since the entry before it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `CURVE_COLUMNS`.
+    """
+    rows, loss_sum, n_steps, last_step, learning_rate = [], 0.0, 0, 0, float("nan")
+    for entry in log_history:
+        if "loss" in entry:
+            loss_sum += entry["loss"] * (entry["step"] - last_step)
+            n_steps += entry["step"] - last_step
+            last_step, learning_rate = entry["step"], entry["learning_rate"]
+        elif "eval_macro_f1" in entry:
+            train_loss = loss_sum / n_steps if n_steps else float("nan")
+            rows.append({**entry, "train_loss": train_loss, "learning_rate": learning_rate})
+            loss_sum, n_steps = 0.0, 0
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+
+
+def _epochs_without_gain(log_history: list[dict]) -> int:
+    scores = [entry["eval_macro_f1"] for entry in log_history if "eval_macro_f1" in entry]
+    return len(scores) - 1 - int(np.argmax(scores)) if scores else 0
+
+
+def _read_state(checkpoint: Path) -> dict:
+    """Return what the Trainer has noted in a checkpoint; InputError, ValueError or TypeError if that is rubbish."""
+    path = checkpoint / "trainer_state.json"
+    state = read_json(path, dict, "delete the checkpoint")
+    TrainerState(**state)  # as the Trainer itself will read it
+    if not isinstance(state.get("log_history"), list) or not isinstance(state.get("best_model_checkpoint"), str | None):
+        raise ValueError(f"{path} is not the state of a training")
+    scores = [entry["eval_macro_f1"] for entry in state["log_history"] if "eval_macro_f1" in entry]
+    losses = [
+        entry[key] for entry in state["log_history"] if "loss" in entry for key in ("loss", "step", "learning_rate")
+    ]
+    if not all(isinstance(number, int | float) for number in (*scores, *losses)):
+        raise ValueError(f"{path} holds a score that is not a number")
+    return state
+
+
+def _last_whole_checkpoint(checkpoints: Path) -> Path | None:
+    """Return the newest checkpoint from which a run goes on as if it had not stopped; delete newer ones.
+
+    The Trainer itself would start with a new optimizer, or end with another model than the best, where files are gone.
+    """
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            best = _read_state(path)["best_model_checkpoint"]  # the Trainer writes this file last
+            needed = [path / name for name in ("model.safetensors", "optimizer.pt", "scheduler.pt")]
+            needed += [checkpoints / Path(best).name / "model.safetensors"] if best else []
+            if all(file.is_file() for file in needed) and list(path.glob("rng_state*.pth")):
+                return path
+        except BROKEN:
+            pass
+        log.warning("%s is not whole and is deleted", path)
+        shutil.rmtree(path, ignore_errors=True)  # every process of torchrun finds it
+    return None

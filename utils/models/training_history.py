@@ -1,0 +1,187 @@
+"""Which recordings a model was trained on: short digests that lie in its folder and go wherever it goes.
+
+A model that is trained again, on another split, has heard recordings that the new split tests it on. So its folder
+lists all recordings of all its trainings, by their sound and by their name, and stages look up their own there.
+Names catch what was decoded in another way, as by another ``--channel``.
+"""
+
+import csv
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.core.files import write_text
+from utils.data.clips import Clips
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "training_recordings.json"
+SCHEMA_VERSION = 1
+# What a recording was to a training: its clips were learned, or they chose the epoch.
+ROLES = ("train", "val")
+DIGITS = 16  # of 64: by chance one in 10^11 pairs of a million recordings and a million others is taken for the same
+
+
+@dataclass(frozen=True)
+class History:
+    """All that a model has heard.
+
+    Attributes
+    ----------
+    data : tuple of str
+        Digests of the data sets whose recordings are listed, in the order of the trainings.
+    recordings : mapping of str to frozenset of str
+        By role, ``name:`` or ``sound:`` and a digest.
+    """
+
+    data: tuple[str, ...] = ()
+    recordings: Mapping[str, frozenset[str]] = field(default_factory=lambda: dict.fromkeys(ROLES, frozenset()))
+
+
+def history_of(model: PreTrainedModel) -> History:
+    """Return what a model has heard, as far as its folder says."""
+    return getattr(model, "training_history", History())
+
+
+def read_history(folder: Path) -> History:
+    """Read the history in a model folder; an empty one where there is none.
+
+    Raises
+    ------
+    InputError
+        If it is malformed.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return History()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {content['schema_version']!r}, expected {SCHEMA_VERSION}")
+        lists = {name: content[name] for name in ("data_sha256", *ROLES)}
+        if not all(isinstance(item, str) for items in lists.values() for item in [*items]):
+            raise ValueError("a digest that is no text")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); copy the whole model folder again"
+        ) from error
+    return History(tuple(lists["data_sha256"]), {role: frozenset(lists[role]) for role in ROLES})
+
+
+def write_history(model: PreTrainedModel, folder: Path) -> None:
+    """Write what a model has heard into its folder; nothing where that is nothing."""
+    history = history_of(model)
+    if history.data:
+        content = {"schema_version": SCHEMA_VERSION, "data_sha256": list(history.data)}
+        content |= {role: sorted(history.recordings[role]) for role in ROLES}
+        write_text(folder / FILE_NAME, json.dumps(content) + "\n")
+
+
+def note_training(model: PreTrainedModel, data_sha256: str, train_clips: Clips, val_clips: Clips) -> None:
+    """Add a training to the history of a model, in memory; ``config.trained_on`` lists the data sets of all."""
+    config, history = model.config, history_of(model)
+    config.trained_on = _with(trained_on(config), data_sha256)
+    sounds = _sounds(train_clips.data_dir)
+    recordings = {
+        role: history.recordings[role].union(*(_keys(name, sounds) for name in _names(clips)))
+        for role, clips in zip(ROLES, (train_clips, val_clips), strict=True)
+    }
+    model.training_history = History(tuple(_with(history.data, data_sha256)), recordings)
+
+
+def trained_on(config: PreTrainedConfig) -> list[str]:
+    """Return the digests of all data sets that a model is known to be trained on, first to last."""
+    last = getattr(config, "data_sha256", None)  # all that models have that were trained before there was a list
+    return list(getattr(config, "trained_on", None) or ([] if last is None else [last]))
+
+
+def warn_of_known_recordings(
+    model: PreTrainedModel, name: str, data: runs.Input, splits: Mapping[str, Iterable[str]]
+) -> dict[str, float]:
+    """Warn if a model was trained on recordings that it is to be scored on.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    name : str
+        What the user calls it.
+    data : Input
+        The processed data set.
+    splits : mapping of str to iterable of str
+        Ids of the recordings by split.
+
+    Returns
+    -------
+    dict of str to float
+        By split, how many of these recordings the model is known to be trained on; NaN where its folder lists none.
+    """
+    history, sounds = history_of(model), _sounds(Path(data.path))
+    known = {}
+    for split, recording_ids in splits.items():
+        names = sorted(set(recording_ids))
+        heard = [_keys(recording_id, sounds) & history.recordings["train"] for recording_id in names]
+        n_heard, n_by_sound = sum(map(bool, heard)), sum(any(map(_is_sound, keys)) for keys in heard)
+        known[split] = n_heard if history.data else float("nan")
+        if n_heard:
+            log.warning(
+                "%s was trained on %d of the %d %s recordings of %s%s: its scores on them are too high. Use a model "
+                "that has heard none of them, or the split that this one was trained with",
+                *(name, n_heard, len(names), split, data.path),
+                f" ({n_heard - n_by_sound} known by their names alone)" if n_by_sound < n_heard else "",
+            )
+        chosen = sum(bool(_keys(recording_id, sounds) & history.recordings["val"]) for recording_id in names)
+        if chosen and split == "test":
+            log.warning(
+                "%d of the %d %s recordings of %s chose the epoch of %s: its scores on them are a little too high",
+                *(chosen, len(names), split, data.path, name),
+            )
+    unlisted = set(trained_on(model.config)) - set(history.data) - {data.sha256}
+    if unlisted:
+        log.warning(
+            "%s was trained on other data than what is in %s now (sha256 %s…), and its folder does not list those "
+            "recordings: clips that it was trained on may be among those that score it here",
+            *(name, data.path, "…, ".join(sorted(digest[:12] for digest in unlisted))),
+        )
+    return known
+
+
+def recordings_of_split(data_dir: Path, split: str) -> list[str]:
+    """Return the ids of the recordings of a split, from ``recordings.csv``; none where there is no such file."""
+    return [row["recording_id"] for row in _rows(data_dir) if split in row.get("split", "").split("|")]
+
+
+def _with(digests: Iterable[str], last: str) -> list[str]:
+    return [*(digest for digest in digests if digest != last), last]
+
+
+def _names(clips: Clips) -> list[str]:
+    return sorted(set(clips.table["recording_id"]))
+
+
+def _is_sound(key: str) -> bool:
+    return key.startswith("sound:")
+
+
+def _keys(recording_id: str, sounds: Mapping[str, str]) -> frozenset[str]:
+    keys = {f"name:{sha256(recording_id.encode(errors='surrogateescape')).hexdigest()[:DIGITS]}"}
+    return frozenset(keys | ({f"sound:{sounds[recording_id][:DIGITS]}"} if sounds.get(recording_id) else set()))
+
+
+def _sounds(data_dir: Path) -> dict[str, str]:
+    return {row["recording_id"]: row.get("sha256", "") for row in _rows(data_dir)}
+
+
+def _rows(data_dir: Path) -> list[dict[str, str]]:
+    path = data_dir / "recordings.csv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row.get("recording_id") is not None]

@@ -1,0 +1,1 @@
+"""Stages 05 and 07: which blocks can go."""

@@ -1,0 +1,246 @@
+"""Healing: a brief fine-tuning of a pruned model, of its head alone or of more, and what it is good for."""
+
+import argparse
+import copy
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+from utils.core import cli, runs
+from utils.core.errors import InputError
+from utils.core.files import sha256_of_file
+from utils.data.clips import Clips
+from utils.models import encoders, training, training_arguments
+from utils.models.encoder_parts import EncoderParts
+from utils.pruning import layer_sweep
+from utils.pruning.layer_selection import Keep
+from utils.pruning.subset_scores import SubsetScores
+from utils.scores.evaluation import macro_f1
+
+log = logging.getLogger(__name__)
+
+PARTS = ("head", "last", "all")
+# A head on fixed features bears ten times the rate of a whole encoder (the default of 02_finetuning.py).
+HEAD_RATE_FACTOR = 10.0
+
+
+def settings_for(n_epochs: int, seed: int) -> training.TrainingSettings:
+    """Return the hyper-parameters of 02_finetuning.py, all but the number of epochs and the seed at their defaults."""
+    parser = argparse.ArgumentParser()
+    training_arguments.add_arguments(parser)
+    flags = vars(parser.parse_args([]))
+    flags |= {"num_train_epochs": n_epochs, "seed": seed, "augment": training_arguments.augmentations(flags["augment"])}
+    return training.TrainingSettings(
+        **{field.name: flags[field.name] for field in dataclasses.fields(training.TrainingSettings)}
+    )
+
+
+def heal_subset(
+    model: PreTrainedModel,
+    extractor: SequenceFeatureExtractor,
+    keep: Keep,
+    folder: Path,
+    part: str,
+    train_clips: Clips,
+    val_clips: Clips,
+    settings: training.TrainingSettings,
+    work_dir: Path,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Prune a copy of a model, fine-tune it and save it, unless an earlier call has done so.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Audio-classification model in evaluation mode; left as it is.
+    keep : tuple of int
+        Blocks to keep.
+    folder : Path
+        Model folder to write; the folder that it is in is replaced.
+    extractor, part, train_clips, val_clips, settings, work_dir, batch_size, device
+        As for `heal`.
+    """
+    if folder.is_dir():
+        log.info("%s is there already", folder)
+        return
+    shutil.rmtree(folder.parent, ignore_errors=True)  # left by a kill in the middle of a write
+    folder.parent.mkdir()
+    pruned = copy.deepcopy(model)
+    encoders.prune_model(pruned, list(keep))
+    heal(pruned, extractor, part, train_clips, val_clips, settings, work_dir, batch_size, device)
+    encoders.save_model(pruned, extractor, folder)
+    encoders.log_without_classifier(pruned.config)
+
+
+def compare(folder: Path, keep: Keep, before_on: dict[str, SubsetScores], device: str) -> dict[str, float]:
+    """Score a healed model and the same subset before, on each split.
+
+    Parameters
+    ----------
+    folder : Path
+        What `heal_subset` saved.
+    keep : tuple of int
+        Its blocks, in the model of the sweep.
+    before_on : dict of str to SubsetScores
+        By a name for the split; the subset must have been run.
+    device : str
+        ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    dict of str to float
+        Of each split ``<name>_accuracy_before, …_after, <name>_macro_f1_before, …_after``, and
+        ``<name>_difference`` in accuracy with its paired 95 % interval, ``…_low`` and ``…_high``.
+    """
+    healed, _ = encoders.load_model(folder, device)
+    digest = sha256_of_file(folder / "model.safetensors")
+    whole = tuple(range(len(keep)))
+    row: dict[str, float] = {}
+    for name, before in before_on.items():
+        after = before.of_other_model(healed, digest)
+        after.run([whole])
+        row[f"{name}_accuracy_before"], row[f"{name}_macro_f1_before"] = before.score(keep)
+        row[f"{name}_accuracy_after"], row[f"{name}_macro_f1_after"] = after.score(whole)
+        difference, low, high = after.difference(whole, before.predicted(keep))
+        row |= {f"{name}_difference": difference, f"{name}_difference_low": low, f"{name}_difference_high": high}
+        log.info(
+            "healed layers %s: %s accuracy %.3f -> %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f)",
+            *(cli.format_layer_list(keep), before.split, before.score(keep)[0], after.score(whole)[0]),
+            *(difference, low, high),
+        )
+    return row
+
+
+def heal(
+    model: PreTrainedModel,
+    extractor: SequenceFeatureExtractor,
+    part: str,
+    train_clips: Clips,
+    val_clips: Clips,
+    settings: training.TrainingSettings,
+    work_dir: Path,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Fine-tune a pruned model in place; keep the epoch with the best macro F1 on `val_clips`.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Audio-classification model in evaluation mode, on `device`; left in evaluation mode.
+    extractor : SequenceFeatureExtractor
+        Its feature extractor.
+    part : {"head", "last", "all"}
+        What learns. ``head``: the modules after the pooling, on pooled states that are computed once, with no
+        augmentation. ``last``: these, the last block and a norm between the two. ``all``: everything.
+    train_clips, val_clips : Clips
+        To learn from, and to choose the epoch by.
+    settings : TrainingSettings
+        Hyper-parameters.
+    work_dir : Path
+        Work in progress: a second call goes on from the checkpoints of a first that was stopped.
+    batch_size : int
+        Clips at once, of computing the pooled states.
+    device : str
+        ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    InputError
+        If the loss becomes NaN or infinite.
+    """
+    if part == "head":
+        blocks = range(model.config.num_hidden_layers)
+        pooled = (
+            layer_sweep.pooled_states(model, extractor, clips, blocks, batch_size=batch_size, device=device)
+            for clips in (train_clips, val_clips)
+        )
+        label_ids = (clips.table["label_id"].to_numpy() for clips in (train_clips, val_clips))
+        fit_head(model, *pooled, *label_ids, training.class_weights(train_clips, settings.class_weights), settings)
+        return
+    encoders.configure_for_training(model, train_clips, settings.augment)
+    if part == "last":
+        freeze_all_but_last(model)
+    work_dir.mkdir(exist_ok=True)
+    work = runs.Run(output_dir=work_dir, attempts=1)
+    training.train(model, extractor, train_clips, val_clips, settings, work, device, resume=True)
+    model.requires_grad_(True).to(device).eval()
+
+
+def freeze_all_but_last(model: PreTrainedModel) -> None:
+    """Let only the head, the last block, and a norm between the two learn."""
+    architecture = encoders.architecture_of(model.config)
+    blocks = encoders.blocks_of(model)
+    encoders.freeze(model, feature_encoder=True, layers=list(range(len(blocks) - 1)))
+    model.requires_grad_(False)
+    learning = [model.get_submodule(name) for name in architecture.head] + list(blocks[-1:])
+    norm = encoders.final_norm_of(model)
+    if norm is not None:
+        learning.append(norm)
+    for module in learning:
+        module.requires_grad_(True)
+
+
+def fit_head(
+    model: PreTrainedModel,
+    train_pooled: np.ndarray,
+    val_pooled: np.ndarray,
+    train_label_ids: np.ndarray,
+    val_label_ids: np.ndarray,
+    weights: torch.Tensor | None,
+    settings: training.TrainingSettings,
+) -> None:
+    """Fit the head to pooled states by AdamW, in place; keep the epoch with the best macro F1 on `val_pooled`.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Audio-classification model.
+    train_pooled, val_pooled : ndarray of float32, shape (n_clips, hidden_size)
+        From `layer_sweep.pooled_states`.
+    train_label_ids, val_label_ids : ndarray of int, shape (n_clips,)
+    weights : Tensor of shape (n_classes,), or None
+        Of classes in the loss.
+    settings : TrainingSettings
+        Of which augmentation, warm-up, early stopping and precision are not read.
+
+    Raises
+    ------
+    InputError
+        If the loss becomes NaN or infinite.
+    """
+    head = EncoderParts(model).head
+    modules = [model.get_submodule(name) for name in encoders.architecture_of(model.config).head]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    learning_rate = settings.learning_rate * HEAD_RATE_FACTOR
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=settings.weight_decay)
+    loss_of = training.Loss(weights, settings.label_smoothing_factor)
+    train_x, val_x = (torch.from_numpy(states).to(model.device) for states in (train_pooled, val_pooled))
+    targets = torch.eye(model.config.num_labels, device=model.device)[torch.tensor(train_label_ids)]
+    rng = np.random.default_rng(settings.seed)
+    best, best_weights, best_epoch = -1.0, [], 0
+    for epoch in range(1, settings.num_train_epochs + 1):
+        order = torch.as_tensor(rng.permutation(len(train_x)))
+        for rows in order.split(settings.per_device_train_batch_size):
+            optimizer.zero_grad()
+            loss = loss_of({"logits": head(train_x[rows])}, targets[rows])
+            if not torch.isfinite(loss):
+                raise InputError(f"healing: the loss became {loss.item()} in epoch {epoch}; the weights are broken")
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            predicted_ids = head(val_x).argmax(dim=1).cpu().numpy()
+        score = macro_f1(val_label_ids, predicted_ids)
+        if score > best:
+            best, best_epoch = score, epoch
+            best_weights = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for parameter, weight in zip(parameters, best_weights, strict=True):
+            parameter.copy_(weight)
+    log.info("healing the head: best epoch %d of %d, macro F1 %.3f", best_epoch, settings.num_train_epochs, best)

@@ -1,0 +1,646 @@
+"""Which blocks to keep: every rule of the field, from what was measured to kept lists.
+
+Blocks count from 0 in the numbering of the model at hand. Hidden layer 0 is the input of block 0, hidden
+layer l the output of block l-1. A kept list is an ascending tuple of blocks. Blocks in `protected` are
+never removed, and where it is empty every list still keeps at least one block, but for the two cases
+that say so (``convexity_peak``, and a size of 0 that was asked for).
+
+Unless said otherwise, of two equally good choices the one is taken that removes the later block: in the
+published study the early blocks mattered most. A number that is not finite never removes a block.
+"""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from utils.core.errors import InputError, UsageError
+from utils.core.files import name_of
+
+log = logging.getLogger(__name__)
+
+Keep = tuple[int, ...]
+Evaluate = Callable[[list[Keep]], Sequence[float]]
+
+FIRST_BLOCK = frozenset({0})
+SEARCHES = ("greedy", "beam", "exhaustive")
+# What 04_analysis.py has to be asked for, by the evidence it gives.
+METRICS = {
+    "block_influence": "block_influence",
+    "knn_block_influence": "mutual_knn",
+    "angular_distance": "angular_distance",
+    "cka": "cka",
+    "convexity": "graph_convexity",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What 04_analysis.py measured of a model; None where it did not.
+
+    Attributes
+    ----------
+    block_influence, knn_block_influence : ndarray of float, shape (n_layers,), or None
+        Influence of every block.
+    angular_distance : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
+        Entry [i, j], i < j, is the distance between hidden layers i and j; the rest is not read.
+    cka : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
+        Similarity of hidden layers, of which entries [i, j], i < j, are read.
+    convexity : ndarray of float, shape (n_layers + 1,), or None
+        Graph convexity of every hidden layer.
+    """
+
+    block_influence: np.ndarray | None = None
+    knn_block_influence: np.ndarray | None = None
+    angular_distance: np.ndarray | None = None
+    cka: np.ndarray | None = None
+    convexity: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kept list, ascending, with the rule that proposes it and the number of blocks it removes."""
+
+    rule: str
+    keep: Keep
+    n_removed: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule without search: the evidence it needs and its removed lists.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Names of `Evidence`'s fields.
+    removals : callable
+        Takes a `_Task`, gives the removed blocks of each candidate.
+    several : bool
+        Whether a depth may have more than one candidate.
+    """
+
+    needs: tuple[str, ...]
+    removals: Callable[["_Task"], Iterable[Collection[int]]]
+    several: bool = False
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a rule works from: `removable` ascends, `most` is the greatest number of blocks to remove."""
+
+    n_layers: int
+    removable: list[int]
+    most: int
+    evidence: Evidence
+    seed: int
+    n_random: int
+    convexity_tolerance: float
+
+
+def candidates(
+    rule: str,
+    n_layers: int,
+    evidence: Evidence | None = None,
+    protected: AbstractSet[int] = FIRST_BLOCK,
+    seed: int = 0,
+    n_random: int = 5,
+    convexity_tolerance: float = 0.02,
+) -> list[Candidate]:
+    """Return the kept lists that a rule without search proposes, by number of removed blocks.
+
+    Unless said otherwise a rule gives one list for each number of removed blocks from 1 to
+    ``n_layers - max(1, len(protected))``. Protected blocks are passed over.
+
+    - ``forward``: removes the first, the first two, …; ``backward``: the last, the last two, ….
+    - ``middle``: the block at the centre, then its neighbours outwards, one at a time, the later of two
+      equally near ones first; keeps the first and the last block.
+    - ``single``: removes one block, each in turn.
+    - ``alternate``: removes 1, then 1 and 3, …, until every other block is gone.
+    - ``simple_deep``: the deepest n except the last (Gromov et al. 2024, arXiv 2403.17887).
+    - ``random``: `n_random` different lists for each number, uniform among all; all where there are
+      not more.
+    - ``block_influence`` (Men et al. 2024, arXiv 2403.03853), ``knn_block_influence`` (Dorszewski et
+      al. 2024, arXiv 2409.16302): by ascending influence, measured once on the whole model.
+    - ``angular_block`` (Gromov et al. 2024), ``cka_block``: the n adjacent blocks l … l+n-1 with the
+      least distance between hidden layers l and l+n, which is the angular distance or 1 - CKA; the
+      lower l of two equal ones; nothing where every such run holds a protected block.
+    - ``convexity_peak`` (Dorszewski et al. 2024, arXiv 2408.11858): one list, blocks 0 … l-1 for the
+      first hidden layer l whose convexity is at most `convexity_tolerance` below the best. It may
+      remove nothing (the last layer is best) or all that is not protected (l = 0).
+
+    Parameters
+    ----------
+    rule : str
+        A name in `RULES`.
+    n_layers : int
+        Number of blocks; fewer than 2 leave nothing to choose.
+    evidence : Evidence or None
+        What the rule's ``needs`` ask for.
+    protected : set of int
+        Blocks that every list keeps.
+    seed, n_random : int
+        Of ``random``.
+    convexity_tolerance : float
+        Of ``convexity_peak``, in units of convexity.
+
+    Returns
+    -------
+    list of Candidate
+
+    Raises
+    ------
+    UsageError
+        If there is no such rule, or a protected block does not exist.
+    InputError
+        If evidence that the rule needs is missing or without a finite number, or if any evidence is of a
+        model with another number of blocks.
+    """
+    _check_name(rule, RULES)
+    if n_layers < 2:
+        return []
+    evidence = evidence or Evidence()
+    _check_evidence(n_layers, evidence)
+    missing = missing_evidence(rule, evidence)
+    if missing:
+        raise InputError(
+            f"rule {rule} needs {' and '.join(missing)}, of which there is no number; "
+            f"run 04_analysis.py with --metrics {' '.join(METRICS[name] for name in missing)}"
+        )
+    task = _Task(
+        n_layers,
+        removable=_removable(n_layers, protected),
+        most=n_layers - max(1, len(protected)),
+        evidence=evidence,
+        seed=seed,
+        n_random=n_random,
+        convexity_tolerance=convexity_tolerance,
+    )
+    return [_without(rule, n_layers, removed) for removed in RULES[rule].removals(task)]
+
+
+def missing_evidence(rule: str, evidence: Evidence) -> list[str]:
+    """Return the names of the evidence that a rule of `RULES` needs and that holds no finite number."""
+    return [name for name in RULES[rule].needs if not _has_number(getattr(evidence, name))]
+
+
+def iterative(
+    rule: str, n_layers: int, measure: Callable[[Keep], np.ndarray], protected: AbstractSet[int] = FIRST_BLOCK
+) -> list[Candidate]:
+    """Remove the least influential block, measure the pruned model, and so on.
+
+    Parameters
+    ----------
+    rule : str
+        A name in `ITERATIVE`; candidates carry it with ``_iterative`` added.
+    n_layers : int
+        Number of blocks of the whole model.
+    measure : callable
+        Takes a kept list, returns the influence of each of its blocks in the model that keeps these
+        alone, shape (len(keep),). Called once for each removal, first with all blocks.
+    protected : set of int
+        Blocks that are never removed.
+
+    Returns
+    -------
+    list of Candidate
+        One for each number of removed blocks, until no removable block has a finite influence.
+
+    Raises
+    ------
+    UsageError
+        If the rule has no iterative form, or a protected block does not exist.
+    InputError
+        If no block of the whole model has a finite influence.
+    """
+    _check_name(rule, ITERATIVE)
+    if n_layers < 2:
+        return []
+    removable = set(_removable(n_layers, protected))
+    keep = tuple(range(n_layers))
+    found: list[Candidate] = []
+    for n_removed in range(1, n_layers - max(1, len(protected)) + 1):
+        influence = dict(zip(keep, measure(keep), strict=True))
+        if not found and not _has_number(np.array(list(influence.values()))):
+            raise InputError(f"{rule} is not finite for any block: check the model's weights for NaN")
+        order = _by_influence(influence, removable)
+        if not order:
+            break
+        keep = tuple(block for block in keep if block != order[0])
+        found.append(Candidate(f"{rule}_iterative", keep, n_removed))
+    return found
+
+
+def greedy(n_layers: int, evaluate: Evaluate, protected: AbstractSet[int] = FIRST_BLOCK) -> list[Candidate]:
+    """Remove, again and again, the block whose removal costs the least; see `beam`, of width 1."""
+    return _beam("greedy", n_layers, evaluate, protected, width=1)
+
+
+def beam(
+    n_layers: int, evaluate: Evaluate, protected: AbstractSet[int] = FIRST_BLOCK, width: int = 4
+) -> list[Candidate]:
+    """Remove blocks one by one, following the `width` best kept lists of each depth.
+
+    A plain beam may drop the list that `greedy` follows and end below it. Here that list always has one
+    of the places, so that at every depth the beam is at least as good as greedy.
+
+    Parameters
+    ----------
+    n_layers : int
+        Number of blocks.
+    evaluate : callable
+        Takes kept lists, returns their scores, higher is better. Called once a depth with all lists of
+        that depth, so that it can share their prefixes. A score of NaN is the worst.
+    protected : set of int
+        Blocks that every list keeps.
+    width : int
+        Lists to follow at each depth, at least 1.
+
+    Returns
+    -------
+    list of Candidate
+        The best list of each number of removed blocks from 1 to ``n_layers - max(1, len(protected))``;
+        of equal ones the first in lexicographic order, which removes the later block.
+
+    Raises
+    ------
+    UsageError
+        If the width is below 1, or a protected block does not exist.
+    """
+    if width < 1:
+        raise UsageError(f"a beam has a width of at least 1, got {width}")
+    return _beam("beam", n_layers, evaluate, protected, width)
+
+
+def exhaustive(
+    n_layers: int,
+    evaluate: Evaluate,
+    protected: AbstractSet[int] = FIRST_BLOCK,
+    sizes: Collection[int] | None = None,
+) -> list[Candidate]:
+    """Evaluate every kept list of the asked sizes and return the best of each.
+
+    Parameters
+    ----------
+    n_layers, protected
+        As in `beam`.
+    evaluate : callable
+        As in `beam`, but called once with the lists of all sizes: lists of different sizes share prefixes.
+    sizes : collection of int, optional
+        Numbers of blocks to keep; by default all but the whole model.
+
+    Returns
+    -------
+    list of Candidate
+        The best list of each size, by number of removed blocks; of equal ones the first in lexicographic
+        order.
+
+    Raises
+    ------
+    UsageError
+        If a size is impossible, or a protected block does not exist.
+    """
+    if n_layers < 2:
+        return []
+    if sizes is None:
+        sizes = range(max(1, len(protected)), n_layers)
+    scores = _evaluate(evaluate, list(all_subsets(n_layers, protected, sizes)))
+    best: dict[int, Keep] = {}
+    for keep in _best_first(scores):
+        best.setdefault(n_layers - len(keep), keep)
+    return [Candidate("exhaustive", best[n_removed], n_removed) for n_removed in sorted(best)]
+
+
+def all_subsets(
+    n_layers: int, protected: AbstractSet[int] = FIRST_BLOCK, sizes: Collection[int] | None = None
+) -> Iterator[Keep]:
+    """Yield every kept list of the asked sizes that holds the protected blocks.
+
+    The largest come first, those of one size in lexicographic order. By default all sizes are asked for,
+    the whole model among them, but not the empty list.
+
+    Raises
+    ------
+    UsageError
+        If a size is impossible, or a protected block does not exist.
+    """
+    removable = _removable(n_layers, protected)
+    for size in _checked_sizes(n_layers, protected, sizes):
+        for others in itertools.combinations(removable, size - len(protected)):
+            yield tuple(sorted({*protected, *others}))
+
+
+def n_subsets(n_layers: int, protected: AbstractSet[int] = FIRST_BLOCK, sizes: Collection[int] | None = None) -> int:
+    """Return how many lists `all_subsets` yields, without making them."""
+    n_removable = len(_removable(n_layers, protected))
+    return sum(math.comb(n_removable, size - len(protected)) for size in _checked_sizes(n_layers, protected, sizes))
+
+
+def recommendation(n_layers: int, evidence: Evidence, protected: AbstractSet[int] = FIRST_BLOCK, seed: int = 0) -> dict:
+    """Return what every rule without search would keep at every depth, with the numbers behind it.
+
+    Parameters
+    ----------
+    n_layers : int
+        Number of blocks.
+    evidence : Evidence
+        What was measured.
+    protected : set of int
+        Blocks that every list keeps.
+    seed : int
+        Of ``random``.
+
+    Returns
+    -------
+    dict
+        Ready for JSON; numbers that are not finite are None. ``n_layers``, ``protected``, ``seed``;
+        ``rules``: of each rule ``needs`` (names in ``evidence``) and ``keep`` (number of removed blocks, as a
+        string, to the kept list; to a list of kept lists for ``single`` and ``random``);
+        ``not_measured``: of each rule that lacks evidence ``needs`` and ``metrics``, what 04_analysis.py
+        has to be asked for; ``evidence``: the numbers.
+
+    Raises
+    ------
+    InputError
+        If evidence is of a model with another number of blocks.
+    UsageError
+        If a protected block does not exist.
+    """
+    _check_evidence(n_layers, evidence)
+    rules: dict[str, dict] = {}
+    not_measured: dict[str, dict] = {}
+    for name, rule in RULES.items():
+        missing = missing_evidence(name, evidence)
+        if missing:
+            not_measured[name] = {"needs": list(rule.needs), "metrics": [METRICS[need] for need in missing]}
+            continue
+        keep: dict[str, list] = {}
+        for candidate in candidates(name, n_layers, evidence, protected, seed):
+            depth, kept = str(candidate.n_removed), list(candidate.keep)
+            if rule.several:
+                keep.setdefault(depth, []).append(kept)
+            else:
+                keep[depth] = kept
+        rules[name] = {"needs": list(rule.needs), "keep": keep}
+    numbers = {field.name: getattr(evidence, field.name) for field in fields(Evidence)}
+    return {
+        "n_layers": n_layers,
+        "protected": sorted(protected),
+        "seed": seed,
+        "rules": rules,
+        "not_measured": not_measured,
+        "evidence": {name: _to_json(values) for name, values in numbers.items() if values is not None},
+    }
+
+
+def evidence_from_recommendation(value: object) -> Evidence:
+    """Return the evidence in what `recommendation` made, as read back from JSON; None becomes NaN.
+
+    Raises
+    ------
+    InputError
+        If the value is malformed: not an object, without ``n_layers`` or ``evidence``, or with evidence
+        that is unknown, not numeric or of the wrong shape.
+    """
+    advice = "run 04_analysis.py again"
+    if not isinstance(value, Mapping):
+        raise InputError(f"recommendation.json holds {name_of(type(value))}; expected {name_of(dict)}; {advice}")
+    n_layers, stored = value.get("n_layers"), value.get("evidence")
+    if type(n_layers) is not int or n_layers < 0:
+        raise InputError(f"recommendation.json: n_layers is {n_layers!r}, expected a number of blocks; {advice}")
+    if not isinstance(stored, Mapping):
+        raise InputError(
+            f"recommendation.json: evidence holds {name_of(type(stored))}, expected {name_of(dict)}; {advice}"
+        )
+    numbers: dict[str, np.ndarray] = {}
+    for name, values in stored.items():
+        if name not in METRICS:
+            raise InputError(
+                f"recommendation.json: there is no evidence {name!r}, expected {', '.join(METRICS)}; {advice}"
+            )
+        try:
+            numbers[name] = np.array(_from_json(values), dtype=np.float64)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            raise InputError(
+                f"recommendation.json: evidence {name} is no array of numbers or null of the shape "
+                f"{_shape_of(name, n_layers)}; {advice}"
+            ) from None
+    evidence = Evidence(**numbers)
+    _check_evidence(n_layers, evidence)
+    return evidence
+
+
+# ---------------------------------------------------------------------------------------------- the rules
+
+
+def _prefixes(order: Sequence[int], most: int) -> Iterator[Sequence[int]]:
+    """Yield the first, the first two, … of `order`, `most` at most."""
+    for n_removed in range(1, min(len(order), most) + 1):
+        yield order[:n_removed]
+
+
+def _forward(task: _Task) -> Iterator[Sequence[int]]:
+    return _prefixes(task.removable, task.most)
+
+
+def _backward(task: _Task) -> Iterator[Sequence[int]]:
+    return _prefixes(task.removable[::-1], task.most)
+
+
+def _middle(task: _Task) -> Iterator[Sequence[int]]:
+    last = task.n_layers - 1
+    inner = [block for block in task.removable if 0 < block < last]
+    return _prefixes(sorted(inner, key=lambda block: (abs(2 * block - last), -block)), task.most)
+
+
+def _single(task: _Task) -> Iterator[Sequence[int]]:
+    return ((block,) for block in task.removable)
+
+
+def _alternate(task: _Task) -> Iterator[Sequence[int]]:
+    return _prefixes([block for block in task.removable if block % 2], task.most)
+
+
+def _simple_deep(task: _Task) -> Iterator[Sequence[int]]:
+    return _prefixes([block for block in reversed(task.removable) if block < task.n_layers - 1], task.most)
+
+
+def _random(task: _Task) -> Iterator[Sequence[int]]:
+    rng = np.random.default_rng(task.seed)
+    for n_removed in range(1, task.most + 1):
+        if math.comb(len(task.removable), n_removed) <= task.n_random:
+            yield from itertools.combinations(task.removable, n_removed)
+            continue
+        drawn: dict[Keep, None] = {}  # a set that remembers the order of drawing
+        while len(drawn) < task.n_random:
+            drawn[tuple(sorted(rng.choice(task.removable, n_removed, replace=False).tolist()))] = None
+        yield from drawn
+
+
+def _least_influence(name: str) -> Callable[[_Task], Iterator[Sequence[int]]]:
+    def removals(task: _Task) -> Iterator[Sequence[int]]:
+        influence = dict(enumerate(getattr(task.evidence, name)))
+        order = _by_influence(influence, task.removable)
+        if len(order) < len(task.removable):
+            unknown = sorted(set(task.removable) - set(order))
+            log.warning("%s of blocks %s is not finite: they are never removed", name, unknown)
+        return _prefixes(order, task.most)
+
+    return removals
+
+
+def _by_influence(influence: Mapping[int, float], removable: Collection[int]) -> list[int]:
+    """Return the removable blocks of finite influence, in the order of removal."""
+    known = [block for block, value in influence.items() if block in removable and np.isfinite(value)]
+    return sorted(known, key=lambda block: (influence[block], -block))
+
+
+def _nearest_ends(distance_of: Callable[[Evidence], np.ndarray]) -> Callable[[_Task], Iterator[Sequence[int]]]:
+    def removals(task: _Task) -> Iterator[Sequence[int]]:
+        distance = distance_of(task.evidence)
+        removable = set(task.removable)
+        for length in range(1, task.most + 1):
+            runs = [range(start, start + length) for start in range(task.n_layers - length + 1)]
+            possible = [run for run in runs if removable.issuperset(run) and np.isfinite(distance[run.start, run.stop])]
+            if possible:
+                yield min(possible, key=lambda run: (distance[run.start, run.stop], run.start))
+
+    return removals
+
+
+def _convexity_peak(task: _Task) -> Iterator[Sequence[int]]:
+    convexity = np.asarray(task.evidence.convexity, dtype=np.float64)
+    best = convexity[np.isfinite(convexity)].max()
+    # Comparisons with NaN are false, and an infinity is no measurement.
+    peak = int(np.argmax(np.isfinite(convexity) & (convexity >= best - task.convexity_tolerance)))
+    yield [block for block in task.removable if block >= peak]
+
+
+RULES: dict[str, Rule] = {
+    "forward": Rule((), _forward),
+    "backward": Rule((), _backward),
+    "middle": Rule((), _middle),
+    "single": Rule((), _single, several=True),
+    "alternate": Rule((), _alternate),
+    "simple_deep": Rule((), _simple_deep),
+    "random": Rule((), _random, several=True),
+    "block_influence": Rule(("block_influence",), _least_influence("block_influence")),
+    "knn_block_influence": Rule(("knn_block_influence",), _least_influence("knn_block_influence")),
+    "angular_block": Rule(("angular_distance",), _nearest_ends(lambda evidence: np.asarray(evidence.angular_distance))),
+    "cka_block": Rule(("cka",), _nearest_ends(lambda evidence: 1 - np.asarray(evidence.cka))),
+    "convexity_peak": Rule(("convexity",), _convexity_peak),
+}
+ITERATIVE = ("block_influence", "knn_block_influence")
+
+
+# ------------------------------------------------------------------------------------------- the searches
+
+
+def _beam(rule: str, n_layers: int, evaluate: Evaluate, protected: AbstractSet[int], width: int) -> list[Candidate]:
+    if n_layers < 2:
+        return []
+    removable = _removable(n_layers, protected)
+    whole = tuple(range(n_layers))
+    greedy_keep, followed = whole, [whole]
+    found: list[Candidate] = []
+    for n_removed in range(1, n_layers - max(1, len(protected)) + 1):
+        scores = _evaluate(evaluate, sorted({child for keep in followed for child in _children(keep, removable)}))
+        ranked = _best_first(scores)
+        found.append(Candidate(rule, ranked[0], n_removed))
+        of_greedy = set(_children(greedy_keep, removable))
+        greedy_keep = next(keep for keep in ranked if keep in of_greedy)
+        followed = [greedy_keep, *[keep for keep in ranked if keep != greedy_keep][: width - 1]]
+    return found
+
+
+def _children(keep: Keep, removable: Collection[int]) -> list[Keep]:
+    """Return the lists that lack one more block."""
+    return [tuple(other for other in keep if other != block) for block in keep if block in removable]
+
+
+def _evaluate(evaluate: Evaluate, keeps: list[Keep]) -> dict[Keep, float]:
+    return dict(zip(keeps, evaluate(keeps), strict=True)) if keeps else {}
+
+
+def _best_first(scores: Mapping[Keep, float]) -> list[Keep]:
+    """Return kept lists by falling score, NaN last, equal ones in lexicographic order."""
+    return sorted(scores, key=lambda keep: (math.inf if math.isnan(scores[keep]) else -scores[keep], keep))
+
+
+# ----------------------------------------------------------------------------------------------- the checks
+
+
+def _without(rule: str, n_layers: int, removed: Collection[int]) -> Candidate:
+    return Candidate(rule, tuple(block for block in range(n_layers) if block not in removed), len(removed))
+
+
+def _check_name(rule: str, names: Collection[str]) -> None:
+    if rule not in names:
+        raise UsageError(f"there is no rule {rule!r}, expected one of {', '.join(names)}")
+
+
+def _removable(n_layers: int, protected: AbstractSet[int]) -> list[int]:
+    blocks = range(n_layers)
+    if not protected <= set(blocks):
+        raise UsageError(
+            f"cannot protect blocks {sorted(protected - set(blocks))}: this model has {n_layers}, counted from 0"
+        )
+    return [block for block in blocks if block not in protected]
+
+
+def _checked_sizes(n_layers: int, protected: AbstractSet[int], sizes: Collection[int] | None) -> list[int]:
+    """Return the asked sizes, falling, each once."""
+    if sizes is None:
+        sizes = range(max(1, len(protected)), n_layers + 1)
+    impossible = sorted({size for size in sizes if not len(protected) <= size <= n_layers})
+    if impossible:
+        raise UsageError(
+            f"cannot keep {impossible[0]} blocks, expected {len(protected)} to {n_layers}: "
+            f"this model has {n_layers}, of which {len(protected)} are protected"
+        )
+    return sorted(set(sizes), reverse=True)
+
+
+def _shape_of(name: str, n_layers: int) -> tuple[int, ...]:
+    """Return the shape that a piece of evidence of a model of `n_layers` blocks has."""
+    if name in ("block_influence", "knn_block_influence"):
+        return (n_layers,)
+    return (n_layers + 1,) if name == "convexity" else (n_layers + 1, n_layers + 1)
+
+
+def _check_evidence(n_layers: int, evidence: Evidence) -> None:
+    for field in fields(evidence):
+        values, expected = getattr(evidence, field.name), _shape_of(field.name, n_layers)
+        if values is not None and np.shape(values) != expected:
+            raise InputError(
+                f"{field.name} has shape {np.shape(values)}, expected {expected} for a model of {n_layers} blocks: "
+                "it was measured on another model; run 04_analysis.py on this one"
+            )
+
+
+def _has_number(values: np.ndarray | None) -> bool:
+    """Say whether any entry that a rule reads is finite: of a matrix, those above the diagonal."""
+    if values is None:
+        return False
+    values = np.asarray(values, dtype=np.float64)
+    return bool(np.isfinite(values[np.triu_indices(len(values), 1)] if values.ndim == 2 else values).any())
+
+
+def _to_json(values: np.ndarray) -> list:
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(values), values, None).tolist()
+
+
+def _from_json(values: object) -> object:
+    """Return nested lists of floats; anything else than numbers and None in them is a TypeError."""
+    if isinstance(values, list):
+        return [_from_json(value) for value in values]
+    if values is None:
+        return math.nan
+    if isinstance(values, bool) or not isinstance(values, int | float):
+        raise TypeError(f"no number: {values!r}")
+    return float(values)

@@ -1,0 +1,168 @@
+"""What a pruning sweep is to do with a model: its strategies, and the subsets of blocks that they propose."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from utils.core import cli
+from utils.core.errors import UsageError
+from utils.models import encoders
+from utils.models.encoder_parts import EncoderParts
+from utils.pruning import layer_selection
+from utils.pruning.layer_selection import Candidate, Evaluate, Evidence, Keep
+
+log = logging.getLogger(__name__)
+
+EXHAUSTIVE = "exhaustive"
+STRATEGIES = (*layer_selection.RULES, *layer_selection.SEARCHES)
+MOST_SUBSETS = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Strategies that suit a model.
+
+    Attributes
+    ----------
+    n_layers : int
+    fewest : int
+        Number of blocks without which the model cannot run: 0, or 1 where it pools the outputs of its blocks.
+    protected : frozenset of int
+        Blocks that every subset keeps.
+    rules, iterative, searches : list of str
+        Strategies; the iterative ones are rules whose influence is measured anew after each removal.
+    sizes : sequence of int
+        Numbers of blocks that the exhaustive search keeps.
+    beam_width : int
+    seed : int
+        Of the random subsets.
+    """
+
+    n_layers: int
+    fewest: int
+    protected: frozenset[int]
+    rules: list[str]
+    iterative: list[str]
+    searches: list[str]
+    sizes: Sequence[int]
+    beam_width: int
+    seed: int
+
+    @property
+    def whole(self) -> Keep:
+        """All blocks."""
+        return tuple(range(self.n_layers))
+
+    def all_subsets(self) -> list[Candidate]:
+        """Return every subset that the exhaustive search scores; none if it was not asked for."""
+        if EXHAUSTIVE not in self.searches:
+            return []
+        keeps = layer_selection.all_subsets(self.n_layers, self.protected, self.sizes)
+        return [Candidate(EXHAUSTIVE, keep, self.n_layers - len(keep)) for keep in keeps]
+
+    def by_rules(self, evidence: Evidence, measure: Callable[[Keep, Sequence[str]], Evidence]) -> list[Candidate]:
+        """Return what the rules propose.
+
+        Parameters
+        ----------
+        evidence : Evidence
+            What is known of the whole model.
+        measure : callable
+            Takes a kept list and names of fields of `Evidence`; gives these of the model that keeps these blocks.
+        """
+        missing = sorted({name for rule in self.rules for name in layer_selection.missing_evidence(rule, evidence)})
+        if missing:
+            measured = measure(self.whole, missing)
+            evidence = dataclasses.replace(evidence, **{name: getattr(measured, name) for name in missing})
+        proposed = []
+        for rule in self.rules:
+            proposed += layer_selection.candidates(rule, self.n_layers, evidence, self.protected, self.seed)
+        for rule in self.iterative:
+            proposed += layer_selection.iterative(
+                rule, self.n_layers, lambda keep, rule=rule: getattr(measure(keep, [rule]), rule), self.protected
+            )
+        return [candidate for candidate in proposed if len(candidate.keep) >= self.fewest]
+
+    def by_search(self, strategy: str, evaluate: Evaluate) -> list[Candidate]:
+        """Return the best subset of each size that a search finds; see `layer_selection`."""
+        if strategy == EXHAUSTIVE:
+            return layer_selection.exhaustive(self.n_layers, evaluate, self.protected, self.sizes)
+        if strategy == "beam":
+            return layer_selection.beam(self.n_layers, evaluate, self.protected, self.beam_width)
+        return layer_selection.greedy(self.n_layers, evaluate, self.protected)
+
+
+def make_plan(
+    model: PreTrainedModel,
+    strategies: Sequence[str] | None,
+    sizes: str | None,
+    beam_width: int,
+    iterative: bool,
+    remove_first_block: bool,
+    seed: int,
+) -> Plan:
+    """Check what was asked for against the model; arguments are the flags of the same name.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    strategies : sequence of str or None
+        Names in `STRATEGIES`. None takes all, and the exhaustive search only up to `MOST_SUBSETS` subsets.
+    sizes : str or None
+        Numbers of blocks that the exhaustive search keeps, in the syntax of layer lists; None takes all.
+    beam_width : int
+    iterative : bool
+        Add the iterative form of the rules that have one.
+    remove_first_block : bool
+        Protect no block but those that the architecture needs.
+    seed : int
+
+    Raises
+    ------
+    UsageError
+        If what was asked for is impossible for this model, or too much.
+    InputError
+        If the model has no blocks.
+    """
+    n_layers = EncoderParts(model).n_layers
+    needed = encoders.architecture_of(model.config).protected
+    if remove_first_block and needed:
+        raise UsageError(
+            f"--remove_first_block: block {min(needed)} of a {model.config.model_type} model holds the relative "
+            "positions that all other blocks use, and has to stay"
+        )
+    protected = needed if remove_first_block else needed | layer_selection.FIRST_BLOCK
+    asked = strategies or STRATEGIES
+    rules = [name for name in layer_selection.RULES if name in asked]
+    searches = [name for name in layer_selection.SEARCHES if name in asked]
+    with_iterative = [rule for rule in rules if rule in layer_selection.ITERATIVE] if iterative else []
+    if iterative and not with_iterative:
+        raise UsageError(f"--iterative goes with one of --strategies {', '.join(layer_selection.ITERATIVE)}")
+    if sizes is not None and EXHAUSTIVE not in searches:
+        raise UsageError(f"--sizes is of the strategy {EXHAUSTIVE}, which is not among --strategies")
+    numbers = _sizes(sizes, n_layers, fewest=max(1, len(protected)))
+    n_subsets = layer_selection.n_subsets(n_layers, protected, numbers)
+    if EXHAUSTIVE in searches and n_subsets > MOST_SUBSETS:
+        too_many = f"{EXHAUSTIVE} would score {n_subsets:,} subsets of {n_layers} layers, {MOST_SUBSETS:,} at most"
+        if strategies is not None or sizes is not None:
+            raise UsageError(f"{too_many}: name fewer numbers of layers to keep by --sizes, as 3-4")
+        log.info("%s: left out; --sizes says which numbers of layers to keep", too_many)
+        searches.remove(EXHAUSTIVE)
+    fewest = int(getattr(model.config, "use_weighted_layer_sum", False))
+    return Plan(n_layers, fewest, protected, rules, with_iterative, searches, numbers, beam_width, seed)
+
+
+def _sizes(text: str | None, n_layers: int, fewest: int) -> Sequence[int]:
+    if text is None:
+        return range(fewest, n_layers)
+    expected = f"--sizes {text}: expected numbers of layers to keep, from {fewest} to {n_layers - 1}, as 3-6,9"
+    try:
+        sizes = cli.parse_layer_list(text, n_layers)
+    except UsageError as error:
+        raise UsageError(f"{expected}; {error}") from error
+    if not sizes or min(sizes) < fewest:
+        raise UsageError(expected)
+    return sizes

@@ -1,0 +1,373 @@
+"""The table of a pruning sweep: a row a subset, the choices made from it, and both in words.
+
+Every choice is made on the search split alone. Of two subsets of one size the better has the higher search
+accuracy, then the higher search macro F1, then the earlier row of the table.
+"""
+
+import copy
+import dataclasses
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+from utils.core import cli
+from utils.core.files import BROKEN, read_json, write_json, write_text
+from utils.data.clips import Clips
+from utils.models import encoders, latency
+from utils.pruning.layer_selection import Candidate, Keep
+from utils.pruning.subset_scores import SubsetScores
+from utils.scores import evaluation
+from utils.scores.summary import NO_DOUBT
+
+log = logging.getLogger(__name__)
+
+FULL = "full"
+COLUMNS = (
+    "strategy",
+    "n_removed",
+    "kept_layers",
+    "n_layers",
+    "n_parameters",
+    "search_accuracy",
+    "search_macro_f1",
+    "report_accuracy",
+    "report_accuracy_low",
+    "report_accuracy_high",
+    "report_macro_f1",
+    "relative_accuracy",
+    "seconds",
+    "report_difference",
+    "report_difference_low",
+    "report_difference_high",
+    "gmacs_per_clip",
+    "latency_ms_median",
+    "kept_layers_base",
+    "latency_ms_low",
+    "latency_ms_high",
+    "load_average",
+    "cpu_busy_share",
+    "latency_doubt",
+)
+BEST_SCHEMA_VERSION = 1
+LATENCY_BUDGET_S = 2.0
+# Differences of accuracies that are equal in exact arithmetic differ by less.
+ROUNDING = 1e-9
+
+
+# ------------------------------------------------------------------------------------------------- table
+
+
+class PruningTable:
+    """Rows of ``pruning.csv``; the file is written anew whenever some are added.
+
+    Parameters
+    ----------
+    path : Path
+    model : PreTrainedModel
+        The whole model.
+    on_search, on_report : SubsetScores
+        Candidates must have been run on the search split when they are added; on the report split they may be.
+
+    Attributes
+    ----------
+    candidates : list of Candidate
+        The first is the whole model.
+    """
+
+    def __init__(self, path: Path, model: PreTrainedModel, on_search: SubsetScores, on_report: SubsetScores):
+        self.candidates: list[Candidate] = []
+        self._path, self._model, self._on_search, self._on_report = path, model, on_search, on_report
+        self._costs: dict[int, dict] = {}
+
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        """Add a row a candidate and write the file."""
+        self.candidates += candidates
+        self.write()
+
+    def write(self) -> pd.DataFrame:
+        """Write a row a candidate, and return what was written; what is not known (yet) is NaN.
+
+        Returns
+        -------
+        DataFrame
+            Columns `COLUMNS`. ``kept_layers`` counts in the model that is swept, ``kept_layers_base`` in its base
+            model. ``seconds`` is the time of the walks that ran the subset, on either split, each divided evenly
+            over its subsets: what several strategies propose was run once, and says so in every row.
+            ``relative_accuracy`` is a share of the whole model's, ``report_difference`` less the whole model's,
+            with a paired 95 % interval.
+        """
+        keeps = {candidate.keep for candidate in self.candidates}
+        n_parameters = count_parameters(self._model, keeps)
+        reported = {keep: self._report_on(keep) for keep in keeps if self._on_report.has(keep)}
+        base_numbers = encoders.kept_layers(self._model.config)
+        rows = []
+        for candidate in self.candidates:
+            keep = candidate.keep
+            row = {
+                "strategy": candidate.rule,
+                "n_removed": candidate.n_removed,
+                "kept_layers": cli.format_layer_list(keep),
+                "n_layers": len(keep),
+                "n_parameters": n_parameters[keep],
+                "seconds": self._on_search.seconds(keep) + self._on_report.seconds(keep),
+                "kept_layers_base": cli.format_layer_list([base_numbers[block] for block in keep]),
+            }
+            row["search_accuracy"], row["search_macro_f1"] = self._on_search.score(keep)
+            rows.append(row | self._costs.get(len(keep), {}) | reported.get(keep, {}))
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        write_rows(self._path, table)
+        return table
+
+    def _report_on(self, keep: Keep) -> dict[str, float]:
+        scores, whole = self._on_report, self.candidates[0].keep
+        accuracy, macro_f1 = scores.score(keep)
+        of_whole, _ = scores.score(whole)
+        low, high = scores.interval(keep)
+        difference, difference_low, difference_high = scores.difference(keep, scores.predicted(whole))
+        return {
+            "report_accuracy": accuracy,
+            "report_accuracy_low": low,
+            "report_accuracy_high": high,
+            "report_macro_f1": macro_f1,
+            "relative_accuracy": accuracy / of_whole if of_whole else math.nan,
+            "report_difference": difference,
+            "report_difference_low": difference_low,
+            "report_difference_high": difference_high,
+        }
+
+    def measure_costs(self, extractor: SequenceFeatureExtractor, clips: Clips, device: str, path: Path) -> None:
+        """Measure a model of each size in the table, as all blocks of a model cost the same; write the file.
+
+        Parameters
+        ----------
+        extractor : SequenceFeatureExtractor
+            The model's feature extractor.
+        clips : Clips
+            The first is timed.
+        device : str
+            ``cpu`` or ``cuda``.
+        path : Path
+            JSON file where the numbers are kept for a run that goes on from here.
+        """
+        sizes = sorted({len(candidate.keep) for candidate in self.candidates})
+        self._costs = _read_costs(path)
+        if set(self._costs) != set(sizes):
+            models = {size: (self._of_size(size), extractor) for size in sizes}
+            times = latency.measure_in_turn(models, clips.audio(0), clips.sample_rate_hz, device, LATENCY_BUDGET_S)
+            inputs = encoders.prepare(extractor, [clips.audio(0)], clips.sample_rate_hz, self._model.main_input_name)
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+            for size, (model, _) in models.items():
+                found = {name: value for name, value in dataclasses.asdict(times[size]).items() if name in COLUMNS}
+                self._costs[size] = found | {"gmacs_per_clip": latency.count_macs(model, inputs)[0] / 1e9}
+            write_json(path, {size: self._costs[size] for size in sizes})
+        self.write()
+
+    def _of_size(self, size: int) -> PreTrainedModel:
+        """Return the model of the first blocks, which shares all weights with the whole model."""
+        weights = [*self._model.parameters(), *self._model.buffers()]
+        pruned = copy.deepcopy(self._model, memo={id(tensor): tensor for tensor in weights})
+        encoders.prune_model(pruned, list(range(size)))
+        return pruned
+
+    @property
+    def has_doubtful_latencies(self) -> bool:
+        """Whether the times of the models cannot be trusted; their multiply-accumulates can."""
+        return any(cost["latency_doubt"] != NO_DOUBT for cost in self._costs.values())
+
+
+def count_parameters(model: PreTrainedModel, keeps: Iterable[Keep]) -> dict[Keep, int]:
+    """Return the exact number of parameters of the model that keeps some blocks alone, of each kept list."""
+    of_block = [encoders.count_parameters(block) for block in encoders.blocks_of(model)]
+    if getattr(model.config, "use_weighted_layer_sum", False):
+        of_block = [n + 1 for n in of_block]  # the weight of its output in the sum
+    besides = encoders.count_parameters(model) - sum(of_block)
+    return {keep: besides + sum(of_block[block] for block in keep) for keep in keeps}
+
+
+def write_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Write a table, atomically; six significant digits, ``nan`` for no number."""
+    write_text(path, rows.to_csv(index=False, float_format="%.6g", na_rep="nan"))
+
+
+def _read_costs(path: Path) -> dict[int, dict]:
+    """Return what `PruningTable.measure_costs` has kept, by number of blocks; nothing where it is damaged."""
+    try:
+        costs = {int(size): dict(cost) for size, cost in read_json(path, dict, "").items()}
+    except BROKEN:
+        return {}
+    needed = {"gmacs_per_clip", "latency_doubt"}
+    are_costs = all(
+        needed <= cost.keys() <= set(COLUMNS) and all(isinstance(value, int | float | str) for value in cost.values())
+        for cost in costs.values()
+    )
+    return costs if are_costs else {}
+
+
+# ----------------------------------------------------------------------------------------------- choices
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the search split says.
+
+    Attributes
+    ----------
+    whole : tuple of int
+        All blocks.
+    by_depth : dict of int to Candidate
+        The best of each number of kept blocks, falling.
+    within : Candidate or None
+        The smallest that is pruned and no worse than the margin in search accuracy; the best of these.
+    within_by_interval : Candidate or None
+        The same, and of whose paired interval the lower end, too, is no worse than the margin. An interval of fewer
+        than `evaluation.FEW_GROUPS` groups that has no width shows nothing.
+    n_pruned : int
+        Number of pruned subsets that were chosen from; intervals are not widened for it.
+    """
+
+    whole: Keep
+    by_depth: dict[int, Candidate]
+    within: Candidate | None
+    within_by_interval: Candidate | None
+    n_pruned: int
+
+    def keeps(self) -> set[Keep]:
+        """Return all that were chosen."""
+        chosen = [*self.by_depth.values(), self.within, self.within_by_interval]
+        return {candidate.keep for candidate in chosen if candidate is not None}
+
+    def to_heal(self) -> Keep:
+        """Return the smallest within the margin; where none is, the best of those that lack the fewest blocks."""
+        if self.within is not None:
+            return self.within.keep
+        pruned = (candidate.keep for depth, candidate in self.by_depth.items() if depth < len(self.whole))
+        return next(pruned, self.whole)
+
+    def log_healing(self, keep: Keep, is_asked: bool, margin: float, on_search: SubsetScores) -> None:
+        """Say which subset is healed, why this one, and whether its blocks could go without."""
+        if keep == self.whole:
+            log.info("--heal trains the whole model: nothing smaller was scored")
+            return
+        difference, _, _ = on_search.difference(keep, on_search.predicted(self.whole))
+        why = "the smallest within the margin"
+        if is_asked:
+            why = "as --heal_keep asks"
+        elif self.within is None:
+            why = "no subset is within the margin, so the best of those with the fewest blocks removed"
+        state = f"worse than the margin of {margin:g}, so these blocks cannot go without healing"
+        if difference >= -margin - ROUNDING:
+            too = "and" if is_shown(keep, self.whole, margin, on_search) else "but not"
+            state = f"within the margin of {margin:g} by the point estimate, {too} by the 95 % interval"
+        log.info(
+            "--heal trains layers %s (%d of %d blocks): %s. Before it, pruned - whole = %+.3f in accuracy on %s: %s",
+            *(cli.format_layer_list(keep), len(keep), len(self.whole), why, difference, on_search.split, state),
+        )
+
+    def scored(self, on_search: SubsetScores, on_report: SubsetScores) -> dict:
+        """Return the choices with their scores, ready for ``best.json``; numbers that are not finite are None."""
+
+        def describe(candidate: Candidate | None) -> dict | None:
+            if candidate is None:
+                return None
+            keep = candidate.keep
+            described = {"keep": list(keep), "n_layers": len(keep), "strategy": candidate.rule}
+            for name, scores in (("search", on_search), ("report", on_report)):
+                described[f"{name}_accuracy"], described[f"{name}_macro_f1"] = scores.score(keep)
+                difference = scores.difference(keep, scores.predicted(self.whole))
+                described[f"{name}_difference"] = [number if np.isfinite(number) else None for number in difference]
+            return described
+
+        return {
+            "smallest_within_margin": describe(self.within),
+            "smallest_within_margin_by_interval": describe(self.within_by_interval),
+            "n_pruned": self.n_pruned,
+            "by_depth": {str(depth): describe(candidate) for depth, candidate in self.by_depth.items()},
+        }
+
+
+def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: float) -> Choices:
+    """Choose subsets by their scores on the search split.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        First the whole model.
+    on_search : SubsetScores
+        All candidates must have been run.
+    margin : float
+        Accuracy that may be lost.
+    """
+    whole = candidates[0].keep
+    least = on_search.score(whole)[0] - margin - ROUNDING
+    best_first = sorted(candidates, key=lambda c: [-score for score in on_search.score(c.keep)])  # keeps equal ones so
+    by_depth: dict[int, Candidate] = {}
+    possible: dict[Keep, Candidate] = {}
+    for candidate in sorted(best_first, key=lambda c: len(c.keep)):
+        by_depth.setdefault(len(candidate.keep), candidate)
+        if candidate.n_removed and on_search.score(candidate.keep)[0] >= least:
+            possible.setdefault(candidate.keep, candidate)
+    by_interval = (candidate for keep, candidate in possible.items() if is_shown(keep, whole, margin, on_search))
+    return Choices(
+        whole,
+        by_depth={depth: by_depth[depth] for depth in sorted(by_depth, reverse=True)},
+        within=next(iter(possible.values()), None),
+        within_by_interval=next(by_interval, None),
+        n_pruned=len({candidate.keep for candidate in candidates if candidate.n_removed}),
+    )
+
+
+def is_shown(keep: Keep, whole: Keep, margin: float, on_search: SubsetScores) -> bool:
+    """Tell whether the interval, too, of a subset's difference from the whole model is no worse than the margin."""
+    _, low, high = on_search.difference(keep, on_search.predicted(whole))
+    # Where all of a few groups differ alike the bootstrap gives no width, and that is no certainty.
+    has_width = high > low or on_search.n_groups >= evaluation.FEW_GROUPS
+    return has_width and low >= -margin - ROUNDING
+
+
+# ------------------------------------------------------------------------------------------------- words
+
+
+def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_report: SubsetScores) -> None:
+    """Say in the log how many blocks can go, by what that is known, and whether the report split agrees."""
+    whole = choices.whole
+    for scores in (on_search, on_report):
+        log.info(
+            "%s, split by %s: %d clips in %d groups; the whole model of %d blocks has accuracy %.3f, macro F1 %.3f",
+            *(scores.split, scores.kept_together, scores.n_clips, scores.n_groups, len(whole)),
+            *scores.score(whole),
+        )
+        evaluation.warn_of_few_groups(scores.split, scores.n_groups)
+    split, n_pruned = on_search.split, choices.n_pruned
+    answers = (
+        ("point estimate", "no block can go", "%d of %d blocks can go", choices.within),
+        (
+            *("95 % interval", "no block is shown to be removable", "%d of %d blocks are shown to be removable"),
+            choices.within_by_interval,
+        ),
+    )
+    for how, none, some, candidate in answers:
+        known_by = f"at no worse than {margin:g} in accuracy ({how} on {split}, best of {n_pruned})"
+        if candidate is None:
+            log.info("%s %s", none, known_by)
+            continue
+        found = some % (candidate.n_removed, len(whole))
+        log.info("%s %s: keep %s (%s)", found, known_by, cli.format_layer_list(candidate.keep), candidate.rule)
+        for scores in (on_search, on_report):
+            difference, low, high = scores.difference(candidate.keep, scores.predicted(whole))
+            log.info(
+                "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f)",
+                *(scores.split, scores.score(candidate.keep)[0], difference, low, high),
+            )
+    if choices.within is None:
+        return
+    log.info(
+        "the subset was chosen among %d by its accuracy on %s, which flatters it there, and no interval is widened for "
+        "the choice; the numbers on %s are free of it",
+        *(n_pruned, split, on_report.split),
+    )

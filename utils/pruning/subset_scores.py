@@ -1,0 +1,185 @@
+"""Scores of subsets of a model's blocks on the clips of one split; no subset is ever run twice."""
+
+import json
+import logging
+import time
+import zipfile
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+from utils.core.cli import format_layer_list
+from utils.core.files import atomic_path, sha256_of_lines
+from utils.data.clips import Clips
+from utils.pruning import layer_sweep
+from utils.pruning.layer_selection import Keep
+from utils.scores import evaluation
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 30.0
+
+
+class SubsetScores:
+    """What every subset of a model's blocks predicts for the clips of a split, and how good that is.
+
+    Subsets are run together in walks (see `layer_sweep`). What a walk finds is kept in a folder, also what
+    an unfinished one has found so far: the next object with the same key goes on from there.
+
+    Parameters
+    ----------
+    model, extractor, clips, batch_size, device, memory_limit_mb
+        As for `layer_sweep.predict_subsets`.
+    split : str
+        Name of the split that `clips` are.
+    folder : Path
+        Where predictions are kept.
+    key : dict
+        What they depend on besides the clips: digests of model and data. JSON-ready.
+    seed : int
+        Of all bootstraps, so that differences are paired.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        extractor: SequenceFeatureExtractor,
+        clips: Clips,
+        split: str,
+        batch_size: int,
+        device: str,
+        memory_limit_mb: float | None,
+        folder: Path,
+        key: dict,
+        seed: int,
+    ):
+        self.split = split
+        self.n_clips, self.n_groups = len(clips), clips.table["group"].nunique()
+        self.kept_together = clips.kept_together
+        self._model, self._extractor, self._clips, self._key = model, extractor, clips, key
+        self._batch_size, self._device, self._memory_limit_mb = batch_size, device, memory_limit_mb
+        self._folder, self._seed = folder, seed
+        self._label_ids, self._groups = (clips.table[name].to_numpy() for name in ("label_id", "group"))
+        clip_ids = sha256_of_lines(clips.table["clip_id"])
+        self._stamp = json.dumps({**key, "batch_size": batch_size, "device": device, "clip_ids": clip_ids})
+        self._predicted: dict[Keep, np.ndarray] = {}
+        self._seconds: dict[Keep, float] = {}
+        self._scores: dict[Keep, tuple[float, float]] = {}
+        for path in sorted(folder.glob(f"{split}-*.npz")):
+            walk = _read(path, self._stamp)
+            if walk is not None and walk.predicted.shape[1] == self.n_clips:
+                self._take(walk)
+
+    def of_other_model(self, model: PreTrainedModel, digest: str) -> "SubsetScores":
+        """Return the scores of another model, known by the digest of its weights, on the same clips."""
+        return SubsetScores(
+            *(model, self._extractor, self._clips, self.split, self._batch_size, self._device, self._memory_limit_mb),
+            *(self._folder, {**self._key, "model": digest}, self._seed),
+        )
+
+    def run(self, keeps: Iterable[Keep]) -> None:
+        """Run in one walk those of the subsets that have not been run.
+
+        Raises
+        ------
+        UsageError
+            If a subset is not possible, or the memory limit too small.
+        InputError
+            If a logit is not finite.
+        """
+        new = sorted(set(keeps) - set(self._predicted))
+        if not new:
+            return
+        name = sha256_of_lines([self._stamp, *(format_layer_list(keep) for keep in new)])
+        path = self._folder / f"{self.split}-{name[:16]}.npz"
+        walk = _read(path, self._stamp) or _Walk(new, np.empty((len(new), 0), np.int16), 0.0)
+        before = walk.predicted.shape[1]
+        log.info("%s: subsets to score: %d; clips: %d, done before: %d", self.split, len(new), self.n_clips, before)
+        n_at_once = self._batch_size
+        while (n_done := walk.predicted.shape[1]) < self.n_clips:
+            start = time.monotonic()
+            some = replace(self._clips, table=self._clips.table[n_done : n_done + n_at_once])
+            predicted = layer_sweep.predict_subsets(
+                *(self._model, self._extractor, some, new),
+                batch_size=self._batch_size,
+                device=self._device,
+                memory_limit_mb=self._memory_limit_mb,
+                among=(n_done, self.n_clips),
+            )
+            seconds = time.monotonic() - start
+            walk = _Walk(new, np.concatenate([walk.predicted, predicted], axis=1), walk.seconds + seconds)
+            _write(path, self._stamp, walk, self._model.config.num_hidden_layers)
+            # Whole batches, so that their limits do not depend on where a walk was stopped.
+            n_at_once = self._batch_size * max(1, int(n_at_once / self._batch_size * SAVE_EVERY_S / max(seconds, 1e-3)))
+        self._take(walk)
+
+    def _take(self, walk: "_Walk") -> None:
+        self._predicted.update(zip(walk.keeps, walk.predicted, strict=True))
+        self._seconds.update(dict.fromkeys(walk.keeps, walk.seconds / len(walk.keeps)))
+
+    def has(self, keep: Keep) -> bool:
+        """Tell whether a subset has been run."""
+        return keep in self._predicted
+
+    def seconds(self, keep: Keep) -> float:
+        """Return an even share of the time of the walk that ran a subset; 0 if none did."""
+        return self._seconds.get(keep, 0.0)
+
+    def predicted(self, keep: Keep) -> np.ndarray:
+        """Return the predicted label ids of a subset that has been run, int32 of shape (n_clips,)."""
+        return self._predicted[keep]
+
+    def score(self, keep: Keep) -> tuple[float, float]:
+        """Return accuracy and macro F1 of a subset that has been run."""
+        if keep not in self._scores:
+            predicted = self._predicted[keep]
+            accuracy = float((predicted == self._label_ids).mean())
+            self._scores[keep] = accuracy, evaluation.macro_f1(self._label_ids, predicted)
+        return self._scores[keep]
+
+    def ranks(self, keeps: Collection[Keep]) -> list[float]:
+        """Run subsets; return a number of each that orders them by accuracy, and equal ones by macro F1."""
+        self.run(keeps)
+        # Accuracies that differ do so by at least one clip, and macro F1 is at most 1.
+        return [accuracy + macro_f1 / (2 * self.n_clips) for accuracy, macro_f1 in map(self.score, keeps)]
+
+    def interval(self, keep: Keep) -> tuple[float, float]:
+        """Return the 95 % interval of the accuracy of a subset that has been run."""
+        return evaluation.bootstrap_intervals(self._label_ids, self._predicted[keep], self._groups, seed=self._seed)[
+            "accuracy"
+        ]
+
+    def difference(self, keep: Keep, other_predicted: np.ndarray) -> tuple[float, float, float]:
+        """Return the accuracy of a subset less that of other predictions, and the paired 95 % interval."""
+        return evaluation.paired_difference(
+            *(self._label_ids, self._predicted[keep], other_predicted, self._groups), seed=self._seed
+        )["accuracy"]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Subsets, what they predict for the clips done, shape (n_subsets, n_done), and the seconds that took."""
+
+    keeps: list[Keep]
+    predicted: np.ndarray
+    seconds: float
+
+
+def _write(path: Path, stamp: str, walk: _Walk, n_layers: int) -> None:
+    keeps = np.array([np.isin(range(n_layers), keep) for keep in walk.keeps])
+    with atomic_path(path) as partial:
+        np.savez(partial, stamp=stamp, keeps=keeps, predicted=walk.predicted, seconds=walk.seconds)
+
+
+def _read(path: Path, stamp: str) -> _Walk | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if file["stamp"] != stamp:
+                return None
+            keeps = [tuple(np.flatnonzero(mask).tolist()) for mask in file["keeps"]]
+            return _Walk(keeps, file["predicted"], float(file["seconds"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

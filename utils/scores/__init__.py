@@ -1,0 +1,1 @@
+"""Stage 03: what predictions are worth, in plain NumPy and pandas."""

@@ -1,0 +1,225 @@
+"""Compare models clip by clip, from what stage 03 left of each: differences, their intervals and p values."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.core.files import sha256_of_lines
+from utils.core.text import printable, some
+from utils.scores import evaluation, summary
+
+STAGE = "03_model_validation"
+AGAIN = f"run {STAGE}.py again with --overwrite"
+PREDICTIONS_NAME = "predictions.parquet"
+# Of a folder, in bytes; file systems take 255.
+LONGEST_NAME = 120
+COLUMNS = {
+    "clip_id": pa.types.is_string,
+    "label_id": pa.types.is_integer,
+    "predicted_id": pa.types.is_integer,
+    "group": pa.types.is_string,
+}
+SCORES = ("accuracy", "macro_f1")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's results.
+
+    Attributes
+    ----------
+    name : str
+        Of the results folder.
+    predictions : DataFrame
+        ``clip_id, label_id, predicted_id, group``; a row a clip.
+    labels : list of str or None
+        By label id; None where an early version has not left them.
+    metrics : Series
+        Its row of ``metrics.csv``.
+    """
+
+    name: str
+    predictions: pd.DataFrame
+    labels: list[str] | None
+    metrics: pd.Series
+
+
+def results_input(folder: Path) -> runs.Input:
+    """Describe a results folder of stage 03, after checking that it is whole; see `runs.folder_input`."""
+    return runs.folder_input(folder, [STAGE])
+
+
+def read_scored(folder: Path) -> Scored:
+    """Read what stage 03 left of a model.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or has another form.
+    """
+    folder = Path(folder)
+    path = folder / PREDICTIONS_NAME
+    try:
+        table = pq.read_table(path, columns=list(COLUMNS))
+        labels = _labels_of(folder, table.schema.metadata or {})
+    except (OSError, ValueError, RecursionError) as error:  # pyarrow's own errors are ValueErrors
+        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
+    odd = [
+        f"{name} ({table[name].type}, {table[name].null_count} missing)"
+        for name, is_type in COLUMNS.items()
+        if not is_type(table[name].type) or table[name].null_count
+    ]
+    if odd:
+        raise InputError(f"{path} has {', '.join(odd)}; expected text or whole numbers, none of them missing; {AGAIN}")
+    metrics = summary.read_metrics(folder / summary.METRICS_NAME).iloc[0]
+    if len(table) != metrics["n_clips"]:
+        raise InputError(f"{path} has {len(table)} clips, {summary.METRICS_NAME} {metrics['n_clips']}; {AGAIN}")
+    predictions = table.to_pandas()
+    for name in ("label_id", "predicted_id"):
+        last = len(labels) - 1 if labels else predictions[name].max()
+        outside = predictions[~predictions[name].between(0, last)]
+        if len(outside):
+            row = outside.iloc[0]
+            raise InputError(
+                f"{path}, clip {row['clip_id']}: {name} {row[name]} in {len(outside)} clip(s); expected 0 to {last}, "
+                f"the ids of its classes; {AGAIN}"
+            )
+    return Scored(printable(folder.resolve().name), predictions, labels, metrics)
+
+
+def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
+    """Return the labels that predictions are of, from the file's metadata or, of an early version, from its report."""
+    version = metadata.get(b"schema_version", b"").decode(errors="replace")
+    if version not in ("", str(evaluation.PREDICTIONS_SCHEMA)):
+        raise ValueError(f"schema_version {version}; this version of the program reads {evaluation.PREDICTIONS_SCHEMA}")
+    if b"labels" in metadata:
+        labels = json.loads(metadata[b"labels"])
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("its metadata have no list of labels")
+        return labels
+    report = folder / "classification_report.csv"
+    return list(pd.read_csv(report, dtype=str, keep_default_na=False)["label"]) if report.is_file() else None
+
+
+def check_same_clips(first: Scored, second: Scored) -> None:
+    """Raise `InputError` unless both models were scored on the same clips of the same data, with the same classes."""
+    again = f"score both by {STAGE}.py on the same --data_dir and --split"
+    if None not in (first.labels, second.labels) and first.labels != second.labels:
+        raise InputError(
+            f"{first.name} and {second.name} have other classes: {_labels_differ(first, second)}; {again}, with models "
+            "that were trained on these labels"
+        )
+    where = f"{first.name} and {second.name} were scored on different clips"
+    for column, what in (("split", "split"), ("data_sha256", "data (data_sha256)")):
+        ours, theirs = first.metrics[column], second.metrics[column]
+        if ours != theirs:
+            raise InputError(f"{where}: of {what} {str(ours)[:12]} and of {str(theirs)[:12]}; {again}")
+    columns = ["clip_id", "label_id", "group"]
+    if not first.predictions[columns].equals(second.predictions[columns]):
+        n_clips = (len(first.predictions), len(second.predictions))
+        raise InputError(
+            f"{where}, {n_clips[0]} and {n_clips[1]} of the same split{_clips_differ(first, second)}; {again}, "
+            "--max_clips_per_class and --seed"
+        )
+
+
+def folder_name(names: Sequence[str]) -> str:
+    """Return the name of the folder that compares models of these names; each set of models has its own.
+
+    Names that together are longer than `LONGEST_NAME` bytes are told by the first one, their number and a digest.
+    """
+    name = "-".join(["comparison", *names])
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    first = names[0].encode()[: LONGEST_NAME // 2].decode(errors="ignore")
+    return f"comparison-{first}-and-{len(names) - 1}-more-{sha256_of_lines(names)[:8]}"
+
+
+def _labels_differ(first: Scored, second: Scored) -> str:
+    texts = [
+        f"only {one.name} has {some([label for label in one.labels if label not in other.labels], 3)}"
+        for one, other in ((first, second), (second, first))
+        if set(one.labels) - set(other.labels)
+    ]
+    return " and ".join(texts) or "the same labels, in another order"
+
+
+def _clips_differ(first: Scored, second: Scored) -> str:
+    """Say which clip of the same place is another one, or has another label or group; empty where there are fewer."""
+    if len(first.predictions) != len(second.predictions):
+        return ""
+    for column in ("clip_id", "label_id", "group"):
+        ours, theirs = first.predictions[column], second.predictions[column]
+        if not (same := ours == theirs).all():
+            row = int(same.to_numpy().argmin())
+            return f"; row {row} has {column} {ours[row]} and {theirs[row]}"
+    return ""
+
+
+def paired_difference(pairs: Sequence[tuple[Scored, Scored]], seed: int = 0) -> dict[str, tuple[float, float, float]]:
+    """Return how much better the first model of each pair is; see `evaluation.paired_difference`.
+
+    Several pairs, such as two ways of training with several seeds each, are taken together: what is drawn is
+    a group, with its clips of every pair that has it.
+
+    Raises
+    ------
+    InputError
+        If the two of a pair were scored on different clips.
+    """
+    return evaluation.paired_difference(*_columns(pairs), seed=seed)
+
+
+def sign_flip_p_values(pairs: Sequence[tuple[Scored, Scored]], seed: int = 0) -> dict[str, float]:
+    """Return the p values of `paired_difference`; see `evaluation.sign_flip_p_values`."""
+    return evaluation.sign_flip_p_values(*_columns(pairs), seed=seed)
+
+
+def _columns(pairs: Sequence[tuple[Scored, Scored]]) -> list:
+    tables = []
+    for first, second in pairs:
+        check_same_clips(first, second)
+        tables.append(first.predictions.assign(other_id=second.predictions["predicted_id"]))
+    table = pd.concat(tables)
+    return [table[name].to_numpy() for name in ("label_id", "predicted_id", "other_id", "group")]
+
+
+def comparison_table(models: Sequence[Scored], seed: int) -> pd.DataFrame:
+    """Compare every model with every one that is named after it.
+
+    Returns
+    -------
+    DataFrame
+        A row a pair: ``first, second, n_clips, n_groups, kept_together``, then for ``accuracy`` and ``macro_f1`` the
+        two scores, ``_difference`` (first less second) with its 95 % interval ``_low, _high``, the sign-flip
+        p value ``_p`` and the same adjusted for the number of rows, ``_p_holm``.
+    """
+    rows = []
+    for first, second in itertools.combinations(models, 2):
+        pair = [(first, second)]
+        differences, p_values = paired_difference(pair, seed), sign_flip_p_values(pair, seed)
+        row = {
+            "first": first.name,
+            "second": second.name,
+            "n_clips": len(first.predictions),
+            "n_groups": first.predictions["group"].nunique(),
+            "kept_together": first.metrics["kept_together"],
+        }
+        for name in SCORES:
+            row[f"{name}_first"], row[f"{name}_second"] = first.metrics[name], second.metrics[name]
+            row[f"{name}_difference"], row[f"{name}_low"], row[f"{name}_high"] = differences[name]
+            row[f"{name}_p"] = p_values[name]
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    for name in SCORES:
+        place = table.columns.get_loc(f"{name}_p") + 1
+        table.insert(place, f"{name}_p_holm", evaluation.holm_adjusted(table[f"{name}_p"]))
+    return table

@@ -1,0 +1,219 @@
+"""``summary.csv`` and ``summary.png`` of a results folder: rebuilt from the folders in it, never appended to."""
+
+import contextlib
+import fcntl
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from utils.core import runs
+from utils.core.errors import InputError, OutputExistsError
+from utils.core.files import write_text
+from utils.core.text import printable
+from utils.data.clips import UNIT_NOT_NOTED
+from utils.figures.plots import summary_figure
+
+log = logging.getLogger(__name__)
+
+STAGE = "03_model_validation"
+METRICS_NAME = "metrics.csv"
+SUMMARY_NAME = "summary"
+NO_DOUBT = "no"  # in latency_doubt, which see in latency.Latency
+# A row of metrics.csv, and so of summary.csv.
+METRICS_COLUMNS = (
+    "model_name",
+    "model_dir",
+    "split",
+    "n_clips",
+    "n_recordings",
+    "n_classes",
+    "n_layers",
+    "kept_layers",
+    "n_parameters",
+    "gmacs_per_clip",
+    "gmacs_front_end",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "macro_f1",
+    "macro_f1_low",
+    "macro_f1_high",
+    "weighted_f1",
+    "top5_accuracy",
+    "macro_average_precision",
+    "macro_auroc",
+    "recording_accuracy",
+    "recording_macro_f1",
+    "expected_calibration_error",
+    "latency_ms_median",
+    "latency_ms_p95",
+    "latency_front_end_ms",
+    "real_time_factor",
+    "peak_memory_mb",
+    "device",
+    "dtype",
+    "seed",
+    "data_sha256",
+    "git_commit",
+    "throughput_clips_per_s",
+    "kind",
+    "latency_ms_low",
+    "latency_ms_high",
+    "n_threads",
+    "load_average",
+    "cpu_busy_share",
+    "latency_doubt",
+    "n_recordings_trained_on",
+    "kept_together",
+)
+# Columns that results of an earlier version may lack, and what stands for them.
+DEFAULTS = {
+    **{"kind": "not noted", "latency_doubt": "not noted", "kept_together": UNIT_NOT_NOTED},
+    **dict.fromkeys(("latency_ms_low", "latency_ms_high", "n_threads", "load_average", "cpu_busy_share"), float("nan")),
+    "n_recordings_trained_on": float("nan"),  # of those that are scored; see training_history
+}
+TEXT_COLUMNS = (
+    "model_name",
+    "model_dir",
+    "split",
+    "kept_layers",
+    "device",
+    "dtype",
+    "data_sha256",
+    "git_commit",
+    "kind",
+    "latency_doubt",
+    "kept_together",
+)
+
+
+def write_metrics(path: Path, rows: pd.DataFrame) -> None:
+    """Write rows with exactly the `METRICS_COLUMNS`, atomically; six significant digits, ``nan`` for no number."""
+    rows = rows.assign(**{name: rows[name].map(printable, na_action="ignore") for name in TEXT_COLUMNS})
+    write_text(path, rows[list(METRICS_COLUMNS)].to_csv(index=False, float_format="%.6g", na_rep="nan"))
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """Read a ``metrics.csv`` or ``summary.csv``.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or has other columns or types.
+    """
+    try:
+        numbers = {name: ["nan"] for name in METRICS_COLUMNS if name not in TEXT_COLUMNS}
+        # A model may well be called "None" or "NA".
+        rows = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), na_values=numbers, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); run 03_model_validation.py again with --overwrite"
+        ) from error
+    rows = rows.assign(**{name: value for name, value in DEFAULTS.items() if name not in rows})
+    missing = [column for column in METRICS_COLUMNS if column not in rows]
+    if missing or rows.empty:
+        found = f"no column {missing[0]}" if missing else "no row"
+        raise InputError(f"{path} has {found}; run 03_model_validation.py again with --overwrite")
+    text = [name for name in numbers if not pd.api.types.is_numeric_dtype(rows[name])]
+    if text:
+        raise InputError(f"{path}: {text[0]} is no number; run 03_model_validation.py again with --overwrite")
+    return rows
+
+
+def _is_doubtful(summary: pd.DataFrame) -> pd.Series:
+    return ~summary["latency_doubt"].isin([NO_DOUBT, DEFAULTS["latency_doubt"]])
+
+
+def summary_table(summary: pd.DataFrame) -> str:
+    """Return the columns of a summary that answer the study's question, as text for a terminal."""
+
+    def with_interval(name: str) -> pd.Series:
+        return summary.apply(
+            lambda row: f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]", axis=1
+        )
+
+    doubt = (" (doubtful: " + summary["latency_doubt"] + ")").where(_is_doubtful(summary), "")
+    shown = {
+        "model": summary["model_name"],
+        "split": summary["split"],
+        "split by": summary["kept_together"],
+        "layers": summary["kept_layers"],
+        "accuracy [95 %]": with_interval("accuracy"),
+        "macro F1 [95 %]": with_interval("macro_f1"),
+        "M parameters": (summary["n_parameters"] / 1e6).map("{:.1f}".format),
+        "ms a clip": summary["latency_ms_median"].map("{:.1f}".format) + doubt,
+    }
+    return pd.DataFrame(shown).to_string(index=False)
+
+
+def rebuild_summary(results_dir: Path) -> pd.DataFrame:
+    """Write ``summary.csv`` and ``summary.png`` from the ``metrics.csv`` of every folder in `results_dir`.
+
+    Only folders whose ``run.json`` is complete count, by name; a damaged one is left out with a
+    warning. Jobs that end at the same time take turns.
+
+    Parameters
+    ----------
+    results_dir : Path
+        Folder of validation results.
+
+    Returns
+    -------
+    pandas.DataFrame
+        What ``summary.csv`` holds; without rows, and not written, where there is no result.
+
+    Raises
+    ------
+    OutputExistsError
+        If a ``summary.csv`` is there that is none of ours.
+    """
+    results_dir = Path(results_dir)
+    csv_path = results_dir / f"{SUMMARY_NAME}.csv"
+    with _turn(results_dir):
+        if csv_path.is_file() and not csv_path.read_bytes().startswith(f"{METRICS_COLUMNS[0]},".encode()):
+            raise OutputExistsError(
+                f"{csv_path} is no summary of validation results, so it is left alone; choose an --output_dir in "
+                "another folder, or move that file away"
+            )
+        tables = []
+        for folder in sorted(path for path in results_dir.iterdir() if path.is_dir()):
+            try:
+                table = _metrics_of(folder)
+            except InputError as error:
+                log.warning("left out of %s: %s", csv_path, error)
+                continue
+            if table is not None:
+                tables.append(table)
+        if not tables:
+            return pd.DataFrame(columns=METRICS_COLUMNS)
+        summary = pd.concat(tables, ignore_index=True)
+        write_metrics(csv_path, summary)
+        summary_figure(summary, results_dir / SUMMARY_NAME, int(_is_doubtful(summary).sum()))
+        log.info("%s and .png: rebuilt from %d results", csv_path, len(summary))
+    return summary
+
+
+def _metrics_of(folder: Path) -> pd.DataFrame | None:
+    """Return the row of a folder; None if it is no result, or not yet. Runs of stage 02 have a metrics.csv too."""
+    record = runs.read_record(folder)
+    if record is None or record["stage"] != STAGE or record["status"] == "running":
+        return None
+    outputs = [output for output in record["outputs"] if output["path"] == METRICS_NAME]
+    if record["status"] != "complete":
+        raise InputError(f"{folder} is not complete: its {runs.RECORD_NAME} says {record['status']!r}")
+    if not outputs:
+        return None
+    runs.check_outputs(folder, {**record, "outputs": outputs})
+    return read_metrics(folder / METRICS_NAME)
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    with (folder / runs.LOCK_NAME).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            log.warning("%s: this file system has no locks (%s)", folder, error)
+        yield
