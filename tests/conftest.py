@@ -1,11 +1,14 @@
 """Fixtures of all tests, and how many examples the fuzz targets try."""
 
+import gc
 import logging
 import os
 from pathlib import Path
 
 import hypothesis
 import pytest
+from fontTools import subset
+from matplotlib.figure import Figure
 
 # Read by the hub's client when it is imported: a test never waits for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,6 +23,12 @@ hypothesis.settings.register_profile("drills", max_examples=20_000, **SETTINGS)
 hypothesis.settings.load_profile("tests")
 
 
+def pytest_collection_finish() -> None:
+    """Have no garbage collection look again and again at what PyTorch and transformers made when imported."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def undeclared_outputs(request):
     """Fail where a stage writes a file that its ``OUTPUTS`` do not name; such a file is taken for the user's."""
@@ -32,6 +41,29 @@ def undeclared_outputs(request):
     yield
     logging.getLogger("utils.core.runs").removeHandler(watch)
     assert not said or request.node.get_closest_marker("users_files"), said
+
+
+@pytest.fixture
+def blank_figures(request, monkeypatch):
+    """Compose all figures, and save empty files for them; for modules where fixtures or a few tests draw the same."""
+    if not request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: None)
+
+
+@pytest.fixture
+def lean_pdfs(monkeypatch):
+    """Leave spacing and ligatures out of the fonts of PDFs, which have no use for them: reading them takes longest."""
+    tables = [*subset.Options._drop_tables_default, "GDEF", "GPOS", "GSUB"]
+    monkeypatch.setattr(subset.Options, "_drop_tables_default", tables)
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory):
+    """Return a command that runs a stage as Python does, without the seconds that the imports take."""
+    from tests.warm_python import WarmPython
+
+    with WarmPython(tmp_path_factory.mktemp("warm") / "python") as python:
+        yield python.command
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,13 @@
-"""Loading the numbered scripts, whose names are no Python identifiers, and comparing what they leave."""
+"""Loading and running the numbered scripts, whose names are no Python identifiers, and comparing what they leave."""
 
 import hashlib
 import importlib.util
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+
+from experiments.stage_processes import start_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,3 +24,49 @@ def digests(output_dir: Path) -> dict[str, str]:
     """Return the SHA-256 of every file in an output folder but the run's own record, log and lock."""
     paths = sorted(p for p in output_dir.rglob("*") if p.name not in ("run.json", "log.txt", ".lock"))
     return {str(p.relative_to(output_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+
+
+def run_apart(script: str, words: Sequence, printed: Path, prepare: Callable[[], None] | None = None) -> int:
+    """Run a stage as a process of its own, without the seconds that the imports take; return its exit code."""
+    process = start_stage(script, [str(word) for word in words], printed, prepare)
+    process.join()
+    return process.exitcode
+
+
+def without_figures() -> None:
+    """Have this process compose its figures and save empty files for them; time every model a few times only."""
+    from matplotlib.figure import Figure
+
+    from utils.models import latency
+
+    Figure.savefig = lambda self, file, **options: None
+    latency.MAX_PASSES = 1
+
+
+def launch_together(python: Path, n_processes: int, script: str, *words) -> int:
+    """Run a stage in several processes under torchrun, as jobs do; return the exit code.
+
+    Parameters
+    ----------
+    python : Path
+        See the fixture `warm_python`.
+    n_processes : int
+    script : str
+    *words
+        Of the stage.
+    """
+    command = [python, ROOT / script, *words]
+    return launch_as_job("--no-python", "--nproc_per_node", n_processes, *command)
+
+
+def launch_as_job(*words) -> int:
+    """Call `jobs.launch`, which sets handlers of signals, and set the ones before again; return the exit code."""
+    from jobs import launch  # takes seconds to import
+
+    before = {number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}}
+    try:
+        return launch.main([str(word) for word in words])
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)

@@ -1,13 +1,13 @@
 """Stage 02, run in-process and in subprocesses: what it learns, saves, resumes and refuses."""
 
+import functools
 import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from torch.nn import functional as F
 from transformers import AutoModelForAudioClassification
 from transformers import logging as transformers_logging
 
+from experiments.stage_processes import start_stage
 from tests.data import CLIP_SECONDS, LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
-from tests.stages import ROOT, load_stage
+from tests.stages import launch_together, load_stage, run_apart
 from utils.data.clips import read_clips
 from utils.models import encoders, predict, training
 
 stage = load_stage("02_finetuning")
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture(scope="module")
@@ -222,10 +224,6 @@ def test_denormal_numbers_are_zero_while_a_model_is_trained_and_not_after(data_d
     assert product() == pytest.approx(1e-40, rel=1e-4)
 
 
-def start(args: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "02_finetuning.py", *args], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.parametrize("at_step", [2, 4, 5], ids=["in an epoch", "later in an epoch", "at the end of an epoch"])
 def test_interrupted_and_resumed_weights_are_bit_equal(at_step, undisturbed, data_dir, base_dir, tmp_path, monkeypatch):
     """SIGUSR2 during a step of a 3-epoch run of 5 steps each; the same command finishes it."""
@@ -262,17 +260,17 @@ def test_killed_at_random_moments_and_resumed(undisturbed, data_dir, base_dir, t
     rng = random.Random(0)
     log_file = tmp_path / "run" / "log.txt"
     for attempt, number in enumerate((signal.SIGUSR2, signal.SIGKILL, signal.SIGTERM, signal.SIGINT), start=1):
-        process = start(args)
-        while process.poll() is None:
+        process = start_stage("02_finetuning.py", args, tmp_path / "printed.txt")
+        while process.is_alive():
             if log_file.exists() and f"attempt {attempt}," in log_file.read_text():
                 time.sleep(rng.uniform(0.05, 0.8))
-                process.send_signal(number)
+                os.kill(process.pid, number)
                 break
             time.sleep(0.02)
-        stderr = process.communicate(timeout=120)[1]
+        process.join()
         if json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "complete":
             break  # the signal came too late
-        assert process.returncode in {75, -signal.SIGKILL}, stderr
+        assert process.exitcode in {75, -signal.SIGKILL}, (tmp_path / "printed.txt").read_text()
     assert stage.main(args) == 0
     assert_same_weights(weights_of(tmp_path / "run"), weights_of(undisturbed))
 
@@ -467,18 +465,12 @@ def test_weights_that_are_nan_end_with_an_error(data_dir, base_dir, tmp_path, ca
 @pytest.mark.parametrize("limit_bytes", [200_000, 1_000_000], ids=["model", "optimizer"])
 def test_a_limit_on_file_size_half_way(limit_bytes, data_dir, tmp_path):
     """As a full disk: exit 3 without a traceback, nothing taken for whole, and a rerun that ends well."""
-    import resource
-
     args = words(data_dir, tmp_path / "run", epochs=1)
-    limited = subprocess.run(
-        [sys.executable, "02_finetuning.py", *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
-    )
-    assert limited.returncode == 3, limited.stderr
-    assert "Traceback" not in limited.stderr and "run the same command again" in limited.stderr
+    printed = tmp_path / "printed.txt"
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    assert run_apart("02_finetuning.py", args, printed, limit) == 3
+    text = printed.read_text()
+    assert "Traceback" not in text and "run the same command again" in text
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["status"], record["exit_code"]) == ("failed", 3)
     assert not (tmp_path / "run" / "model").exists()
@@ -495,7 +487,7 @@ def test_existing_output_is_refused_unless_it_may_be_replaced(data_dir, tmp_path
 # ------------------------------------------------------------------------------------ several processes
 
 
-def test_two_processes_train_as_one_with_twice_the_accumulation(tmp_path):
+def test_two_processes_train_as_one_with_twice_the_accumulation(warm_python, tmp_path, capfd):
     """torchrun on the CPU; without dropout and augmentation both see the same batches and the same losses."""
     model, extractor = small_model("wav2vec2")
     for name in ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"):
@@ -507,23 +499,16 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(tmp_path):
     one = words(data, tmp_path / "one", *more, "--gradient_accumulation_steps", 2, base_model=tmp_path / "base")
     assert stage.main(one) == 0
     two = words(data, tmp_path / "two", *more, base_model=tmp_path / "base")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-    def launch(*extra):
-        return subprocess.run(
-            [*torchrun, "02_finetuning.py", *two, *extra], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-
-    first = launch()
-    assert first.returncode == 0, first.stderr
+    assert launch_together(warm_python, 2, "02_finetuning.py", *two) == 0
     columns = ["epoch", "step", "train_loss", "eval_accuracy", "eval_macro_f1", "learning_rate"]
     curves = [pd.read_csv(tmp_path / name / "metrics.csv")[columns] for name in ("one", "two")]
     pd.testing.assert_frame_equal(*curves, rtol=1e-4)
     for name, value in weights_of(tmp_path / "one").items():
         torch.testing.assert_close(weights_of(tmp_path / "two")[name], value, rtol=1e-2, atol=1e-4)
-    assert launch().returncode == 0, "complete: both processes end"
-    refused = launch("--seed", "4")
-    assert refused.returncode != 0 and "exists and differs" in refused.stderr
+    assert launch_together(warm_python, 2, "02_finetuning.py", *two) == 0, "complete: both processes end"
+    capfd.readouterr()
+    assert launch_together(warm_python, 2, "02_finetuning.py", *two, "--seed", 4) != 0
+    assert "exists and differs" in capfd.readouterr().err
 
 
 @pytest.mark.shared

@@ -25,6 +25,7 @@ from utils.models import encoders, latency
 from utils.scores import comparison, evaluation, summary
 
 stage = load_stage("03_model_validation")
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 ARTIFACTS = {
     "metrics.csv",
@@ -190,6 +191,7 @@ def test_report_and_confusion_matrix_agree_with_the_predictions(result):
     assert report["f1"][report["support"] > 0].mean() == pytest.approx(row["macro_f1"], rel=1e-5)
 
 
+@pytest.mark.drawn
 def test_scores_and_figures_are_the_same_every_time(result, run_dir, data_dir, tmp_path):
     assert main(run_dir, data_dir, tmp_path / "again") == 0
     for name in ARTIFACTS - {"metrics.csv", "run.json", "log.txt", ".lock"}:
@@ -238,6 +240,7 @@ def test_output_dir_is_by_default_the_name_of_the_run(run_dir, data_dir, tmp_pat
     }
 
 
+@pytest.mark.drawn
 def test_split_without_a_class_is_scored_and_the_class_is_named(tmp_path, caplog):
     data_dir = write_processed(tmp_path / "data", recordings_per_class={"train": 2, "test": 2})
     run_dir = write_run(tmp_path / "run", data_dir)
@@ -255,6 +258,7 @@ def test_split_without_a_class_is_scored_and_the_class_is_named(tmp_path, caplog
     assert np.isfinite(pd.read_csv(tmp_path / "results" / "r" / "metrics.csv")["macro_f1"][0])
 
 
+@pytest.mark.drawn
 def test_one_group_gives_scores_without_intervals(tmp_path, caplog):
     data_dir = write_processed(tmp_path / "data", labels=["a", "b"], recordings_per_class={"test": 1})
     rows = [row for shard in (0, 1) for row in pd.read_parquet(data_dir / clips.shard_name(shard)).to_dict("records")]
@@ -292,6 +296,7 @@ def test_existing_output_is_skipped_refused_or_replaced(run_dir, data_dir, tmp_p
     assert rows["split"].to_list() == ["val"]
 
 
+@pytest.mark.drawn
 def test_summary_is_rebuilt_from_the_folders(run_dir, data_dir, tmp_path):
     results_dir = tmp_path / "results"
     for name, split in (("second", "val"), ("first", "test")):
@@ -444,6 +449,7 @@ def test_summary_leaves_out_what_is_no_whole_result(results_dir, caplog):
         assert any(str(results_dir / name) in text for text in warnings)
 
 
+@pytest.mark.drawn
 def test_rebuilding_twice_changes_nothing(results_dir):
     summary.rebuild_summary(results_dir)
     first = {name: (results_dir / name).read_bytes() for name in ("summary.csv", "summary.png")}
@@ -519,6 +525,7 @@ def compare(folders, *more):
     return stage.main([str(word) for word in ("--compare", *folders, *more)])
 
 
+@pytest.mark.drawn
 def test_comparison_says_what_the_predictions_say(two_results, tmp_path):
     assert compare(two_results, "--output_dir", tmp_path / "out", "--seed", 3) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"comparison.csv", "comparison.pdf", "run.json"}
@@ -659,6 +666,7 @@ def test_results_of_an_early_version_have_their_labels_in_the_report(two_results
     assert comparison.paired_difference([(scored, comparison.read_scored(two_results[0]))])
 
 
+@pytest.mark.drawn
 def test_a_thousand_labels_are_a_table_and_a_small_figure(tmp_path, caplog):
     labels = [f"Genus species {i:04d}" for i in range(1000)]
     rng = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from utils.models.encoder_parts import EncoderParts
 from utils.pruning import layer_selection
 
 stage = load_stage("04_analysis")
+pytestmark = pytest.mark.usefixtures("blank_figures")
 FIGURES = ("graph_convexity", "cka", "mutual_knn", "cosine", "block_influence", "angular_distance", "probe", "overview")
 
 
@@ -126,6 +127,7 @@ def test_recommendation_can_be_read_back(analysed, model_dir):
     assert set(said["two_block_boundary"]) == {"cka", "mutual_knn", "cosine"}
 
 
+@pytest.mark.drawn
 def test_the_same_seed_gives_the_same_numbers(analysed, model_dir, data_dir, tmp_path):
     assert run(model_dir, data_dir, tmp_path / "again", "--split", "train", "--per_class", "--num_neighbors", 5) == 0
     assert tables_of(tmp_path / "again") == tables_of(analysed)

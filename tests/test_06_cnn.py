@@ -17,6 +17,7 @@ from utils.models import encoders, latency, training
 from utils.models.cnn import ARCHITECTURES
 
 stage = load_stage("06_cnn")
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 @pytest.fixture(scope="module")

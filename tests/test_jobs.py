@@ -20,8 +20,7 @@ from jobs import launch
 from tests import batch, lsf, slurm
 from tests.data import write_processed
 from tests.lsf import Cluster
-from tests.stages import ROOT, load_stage
-from tests.warm_python import WarmPython
+from tests.stages import ROOT, launch_as_job, load_stage
 from utils.core.files import sha256_of_file
 from utils.data import synthetic
 
@@ -92,21 +91,20 @@ def by_hand(recordings, tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_demo_through_lsf_ends_with_the_same_results(recordings, by_hand, tmp_path):
+def test_the_demo_through_lsf_ends_with_the_same_results(recordings, by_hand, warm_python, tmp_path):
     """One job a stage; 02 is told to stop at its wall-time, and goes back into the queue once."""
     folder, cluster = checkout(tmp_path / "study"), Cluster(tmp_path / "lsf")
     (folder / "raw").symlink_to(recordings)
     cluster.wall_time_after["study-02"] = folder / "runs" / "study" / "metrics.csv"
-    with WarmPython(tmp_path / "warm") as python:
-        answer = submit(
-            cluster,
-            folder,
-            **{f"{VARIABLES[stage]}_ARGS": words for stage, words in ARGUMENTS.items()},
-            **{"RAW_DIR": "raw", "METADATA": "raw/metadata.csv", "BASE_MODEL": "tiny", "WALLTIME_02": "11"},
-            **{"PYTHON": str(python.command), "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        )
-        assert answer.returncode == 0, answer.stderr
-        cluster.run()
+    answer = submit(
+        cluster,
+        folder,
+        **{f"{VARIABLES[stage]}_ARGS": words for stage, words in ARGUMENTS.items()},
+        **{"RAW_DIR": "raw", "METADATA": "raw/metadata.csv", "BASE_MODEL": "tiny", "WALLTIME_02": "11"},
+        **{"PYTHON": str(warm_python), "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    assert answer.returncode == 0, answer.stderr
+    cluster.run()
     assert {job.name: job.exit_codes for job in cluster.jobs.values()} == {
         **{f"study-{step}": [0] for step in STUDY},
         "study-02": [75, 0],
@@ -234,9 +232,9 @@ def test_the_emulated_bsub_refuses_what_lsf_refuses(words, message, tmp_path, mo
 
 
 @pytest.mark.parametrize("python", ["real", "fake"])
-def test_a_failing_job_leaves_its_dependents_unrun(python, site):
+def test_a_failing_job_leaves_its_dependents_unrun(python, site, warm_python):
     """01 of an empty folder of recordings, and a 02 that ends with 3."""
-    real = {"PYTHON": sys.executable, "BASE_MODEL": "tiny"}
+    real = {"PYTHON": str(warm_python), "BASE_MODEL": "tiny"}
     answer = site.submit(**real if python == "real" else {"EXIT_02": "3"})
     assert answer.returncode == 0, answer.stderr
     site.cluster.run()
@@ -464,15 +462,9 @@ STAGE_OF_TWO = "import os, sys, time\nrank = int(os.environ['RANK'])\n{body}\n"
     ],
 )
 def test_the_exit_code_of_several_processes(body, code, tmp_path):
-    before = {number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}}
     script = tmp_path / "stage.py"
     script.write_text(STAGE_OF_TWO.format(body=body))
-    try:
-        assert launch.main(["--nproc_per_node", "2", str(script)]) == code
-    finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
+    assert launch_as_job("--nproc_per_node", 2, script) == code
 
 
 def test_a_signal_before_there_is_a_stage(monkeypatch):
@@ -556,11 +548,11 @@ def test_jobs_that_ask_for_a_gpu_take_no_cpu_instead(site):
     assert "--device" not in site.calls[-1]
 
 
-def test_a_job_without_a_driver_ends_with_3_and_says_so(site):
+def test_a_job_without_a_driver_ends_with_3_and_says_so(site, warm_python):
     folder = write_processed(site.folder / "processed_data" / "study")
     assert folder.is_dir()
     answer = site.submit(
-        "01", "02", PYTHON=sys.executable, BASE_MODEL="tiny", DATA_ARGS="--help", CUDA_VISIBLE_DEVICES=""
+        "01", "02", PYTHON=str(warm_python), BASE_MODEL="tiny", DATA_ARGS="--help", CUDA_VISIBLE_DEVICES=""
     )
     assert answer.returncode == 0, answer.stderr
     site.cluster.run()

@@ -1,27 +1,17 @@
 """Stages 03 and 04 under torchrun on the CPU: what several processes do together is what one does."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from tests.data import small_model, write_processed
-from tests.stages import ROOT, load_stage
+from tests.stages import launch_together, load_stage
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.data.clips import read_clips
 from utils.layers import hidden_states
 from utils.models import encoders
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-
-
-def run_together(n_processes, script, *arguments):
-    command = [*TORCHRUN, str(n_processes), script, *(str(word) for word in arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -53,43 +43,41 @@ def test_shares_are_even_whole_batches_and_all_there_is(n_items, n_processes, mu
     assert max(n_batches) - min(n_batches) <= 1
 
 
-def test_two_processes_score_every_clip_once(data_dir, model_dir, tmp_path):
+def test_two_processes_score_every_clip_once(data_dir, model_dir, warm_python, tmp_path, capfd):
     arguments = ["--model_dir", model_dir, "--data_dir", data_dir, "--batch_size", 4, "--device", "cpu"]
     one = load_stage("03_model_validation").main([str(w) for w in (*arguments, "--output_dir", tmp_path / "a" / "one")])
     assert one == 0
     two = [*arguments, "--output_dir", tmp_path / "b" / "one"]
-    first = run_together(2, "03_model_validation.py", *two)
-    assert first.returncode == 0, first.stderr
+    assert launch_together(warm_python, 2, "03_model_validation.py", *two) == 0
     predictions = [(tmp_path / name / "one" / "predictions.parquet").read_bytes() for name in "ab"]
     assert predictions[0] == predictions[1]
     rows = [pd.read_csv(tmp_path / name / "summary.csv") for name in "ab"]
     measured = [name for name in rows[0] if "latency" in name or name in ("real_time_factor", "peak_memory_mb")]
     measured += ["throughput_clips_per_s", "model_dir", "load_average", "cpu_busy_share", "n_threads"]
     pd.testing.assert_frame_equal(*(table.drop(columns=measured) for table in rows))
-    again = run_together(2, "03_model_validation.py", *two)
-    assert again.returncode == 0 and "nothing to do" in again.stderr, again.stderr
+    capfd.readouterr()
+    assert launch_together(warm_python, 2, "03_model_validation.py", *two) == 0
+    assert "nothing to do" in capfd.readouterr().err
 
 
-def test_what_one_process_cannot_do_ends_all(data_dir, model_dir, tmp_path):
+def test_what_one_process_cannot_do_ends_all(data_dir, model_dir, warm_python, tmp_path, capfd):
     model, extractor = encoders.load_model(model_dir, "cpu")
     torch.nn.init.constant_(model.classifier.weight, float("nan"))
     model.save_pretrained(tmp_path / "broken")
     extractor.save_pretrained(tmp_path / "broken")
     arguments = ["--model_dir", tmp_path / "broken", "--data_dir", data_dir, "--output_dir", tmp_path / "out"]
-    ended = run_together(2, "03_model_validation.py", *arguments, "--device", "cpu")
-    assert ended.returncode != 0
-    assert "NaN or infinite" in ended.stderr
+    assert launch_together(warm_python, 2, "03_model_validation.py", *arguments, "--device", "cpu") != 0
+    assert "NaN or infinite" in capfd.readouterr().err
     assert runs.read_record(tmp_path / "out")["exit_code"] == InputError.exit_code
 
 
-def test_more_processes_than_batches_extract_the_same_states(data_dir, model_dir, tmp_path):
+def test_more_processes_than_batches_extract_the_same_states(data_dir, model_dir, warm_python, tmp_path):
     arguments = ["--model_dir", model_dir, "--data_dir", data_dir, "--batch_size", 8, "--device", "cpu", "--metrics"]
     arguments += ["cka", "block_influence", "euclidean_convexity", "--num_segments", 4]
     one = load_stage("04_analysis").main([str(word) for word in (*arguments, "--output_dir", tmp_path / "one")])
     assert one == 0
     four = [*arguments, "--output_dir", tmp_path / "four"]
-    ended = run_together(4, "04_analysis.py", *four)  # 18 clips are three batches
-    assert ended.returncode == 0, ended.stderr
+    assert launch_together(warm_python, 4, "04_analysis.py", *four) == 0  # 18 clips are three batches
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {path.name for path in (tmp_path / "four").iterdir()}, "no part is left"
     for name in sorted(names - {"run.json", "log.txt", "recommendation.json"}):

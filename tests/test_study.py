@@ -1,10 +1,9 @@
 """What `make study` runs: the plan, steps side by side, a stop half-way, a step that fails, and the tables."""
 
+import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import pytest
 from transformers import AutoModelForAudioClassification
 
 from experiments import study
+from experiments.stage_processes import CONTEXT
 from tests.data import SMALL_CONFIGS, small_extractor, write_processed
-from tests.stages import ROOT, load_stage
+from tests.stages import load_stage, without_figures
 from utils.data import synthetic
 from utils.models import encoders
 
@@ -48,12 +48,23 @@ def records(output_dir: Path) -> dict[str, dict]:
     }
 
 
+def start_quick(start_stage, *step, prepare):
+    assert prepare is study.stop_with_parent
+    return start_stage(*step, prepare=quick)
+
+
+def quick():
+    study.stop_with_parent()
+    without_figures()
+
+
 def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, monkeypatch, capsys, caplog):
     command = [*words, "--output_dir", str(tmp_path / "study")]
     real, started = study.start_stage, []
+    monkeypatch.setattr(study, "start_stage", functools.partial(start_quick, real))
 
     def start(*step, **more):
-        process = real(*step, **more)
+        process = start_quick(real, *step, **more)
         started.append(step[0])
         if len(started) == 6:  # both preparations, and training has begun
             os.kill(os.getpid(), signal.SIGTERM)
@@ -97,17 +108,11 @@ def test_killed_it_leaves_no_step_behind_that_nobody_waits_for(tmp_path):
     data_dir, run_dir = write_processed(tmp_path / "data"), tmp_path / "run"
     step = (study.TRAIN, "--base_model", "tiny", "--data_dir", str(data_dir), "--output_dir", str(run_dir))
     step += ("--num_train_epochs", "1000", "--early_stopping_patience", "1000", "--device", "cpu")
-    code = (
-        "import sys; from pathlib import Path; from benchmarks import study\n"
-        "if __name__ == '__main__':\n"
-        "    study.run_jobs([study.Job('job', (tuple(sys.argv[2:]),))], 1, Path(sys.argv[1]))\n"
-    )
-    (tmp_path / "main.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, tmp_path / "main.py", tmp_path, *step], cwd=ROOT, env=environment)
+    process = CONTEXT.Process(target=study.run_jobs, args=([study.Job("job", (step,))], 1, tmp_path))
+    process.start()
     wait_for(lambda: any(run_dir.glob("checkpoints/checkpoint-*")))
     process.kill()
-    process.wait()
+    process.join()
     wait_for(lambda: json.loads((run_dir / "run.json").read_text())["status"] == "interrupted")
     assert "stopped by SIGTERM" in (tmp_path / "job.txt").read_text()
 

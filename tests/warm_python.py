@@ -6,14 +6,12 @@ folder and environment. Signals are passed on, and the exit code comes back.
 """
 
 import array
-import importlib
 import json
 import os
 import runpy
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -38,16 +36,18 @@ class WarmPython:
         self.command.chmod(0o755)
 
     def __enter__(self) -> "WarmPython":
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "wait", self.address], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent
-        )
-        assert self.process.stdout.readline() == b"ready\n"
+        from experiments.stage_processes import CONTEXT, IMPORTED
+
+        CONTEXT.set_forkserver_preload(IMPORTED)
+        is_ready = CONTEXT.Event()
+        self.process = CONTEXT.Process(target=wait, args=(str(self.address), is_ready))
+        self.process.start()
+        assert is_ready.wait(120)
         return self
 
     def __exit__(self, *error) -> None:
         self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self.process.join()
 
 
 def ask(address: str, words: list[str]) -> int:
@@ -65,17 +65,12 @@ def ask(address: str, words: list[str]) -> int:
             return int(stream.readline())
 
 
-def wait(address: str) -> None:
-    """Import what the stages need, and run scripts for ever."""
-    sys.path.insert(0, str(Path.cwd()))
-    from experiments.stage_processes import IMPORTED
-
-    for name in IMPORTED:
-        importlib.import_module(name)
+def wait(address: str, is_ready) -> None:
+    """Run scripts for ever."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
-        print("ready", flush=True)
+        is_ready.set()
         while True:
             connection, _ = server.accept()
             if os.fork() == 0:
@@ -119,10 +114,5 @@ def run(request: dict, files: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "wait":
-        wait(sys.argv[2])
-    elif Path(sys.argv[3]).name.startswith("02"):  # the one that is stopped by a signal shall be a real process
-        os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
-    else:
-        code = ask(sys.argv[2], sys.argv[3:])
-        sys.exit(code if code >= 0 else 128 - code)
+    code = ask(sys.argv[2], sys.argv[3:])
+    sys.exit(code if code >= 0 else 128 - code)
