@@ -7,7 +7,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from fontTools import subset
 from matplotlib.figure import Figure
 
 # Read by the hub's client when it is imported: a test never waits for a network.
@@ -48,13 +47,6 @@ def blank_figures(request, monkeypatch):
     """Compose all figures, and save empty files for them; for modules where fixtures or a few tests draw the same."""
     if not request.node.get_closest_marker("drawn"):
         monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: None)
-
-
-@pytest.fixture
-def lean_pdfs(monkeypatch):
-    """Leave spacing and ligatures out of the fonts of PDFs, which have no use for them: reading them takes longest."""
-    tables = [*subset.Options._drop_tables_default, "GDEF", "GPOS", "GSUB"]
-    monkeypatch.setattr(subset.Options, "_drop_tables_default", tables)
 
 
 @pytest.fixture(scope="session")

@@ -293,13 +293,22 @@ def test_checkpoint_that_was_not_written_to_its_end(undisturbed, data_dir, base_
     assert_same_weights(weights_of(tmp_path / "run"), weights_of(undisturbed))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "all", "best"])
-def test_checkpoint_with_files_gone_is_not_gone_on_from(name, undisturbed, data_dir, base_dir, tmp_path, monkeypatch):
-    args = words(data_dir, tmp_path / "run", epochs=3, base_model=base_dir)
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def stopped_at_the_end(data_dir, base_dir, tmp_path_factory):
+    """Training is over, its checkpoints are there, and its model is not."""
+    output_dir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.encoders, "save_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert stage.main(args) == 75
-    checkpoints = tmp_path / "run" / "checkpoints"
+        assert stage.main(words(data_dir, output_dir, epochs=3, base_model=base_dir)) == 75
+    return output_dir
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "all", "best"])
+def test_checkpoint_with_files_gone_is_not_gone_on_from(
+    name, stopped_at_the_end, undisturbed, data_dir, base_dir, tmp_path
+):
+    args = words(data_dir, tmp_path / "run", epochs=3, base_model=base_dir)
+    checkpoints = shutil.copytree(stopped_at_the_end, tmp_path / "run") / "checkpoints"
     last = max(checkpoints.iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
     if name == "best":
         state = json.loads((last / "trainer_state.json").read_text())

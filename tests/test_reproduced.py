@@ -7,6 +7,8 @@ from experiments import reproduced
 from tests.results import write_result
 from utils.scores import evaluation, summary
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 N_CLIPS = 60
 LABEL_IDS = np.arange(N_CLIPS) % 3
 GROUPS = [f"g{i // 5}" for i in range(N_CLIPS)]

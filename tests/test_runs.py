@@ -555,7 +555,7 @@ def test_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
         [
             sys.executable,
             "-c",
-            "import sys, time, argparse; from pathlib import Path; from utils import runs\n"
+            "import sys, time, argparse; from pathlib import Path; from utils.core import runs\n"
             f"args = argparse.Namespace(output_dir=Path({str(tmp_path / 'held')!r}), overwrite=False, seed=1)\n"
             "with runs.open_run('01_data_processing', args, {}):\n    print('open', flush=True); time.sleep(60)",
         ],

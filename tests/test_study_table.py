@@ -10,6 +10,8 @@ from experiments import study_table
 from tests.results import write_result
 from utils.scores import evaluation, summary
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 N_CLIPS = 60
 LABEL_IDS = np.arange(N_CLIPS) % 3
 GROUPS = [f"g{i // 5}" for i in range(N_CLIPS)]
@@ -46,6 +48,7 @@ def main(results_dir, name="birds"):
     return study_table.main(["--results_dir", str(results_dir), "--name", name])
 
 
+@pytest.mark.drawn
 def test_table_pools_the_seeds(results_dir, capsys):
     assert main(results_dir) == 0
     table = pd.read_csv(results_dir / "birds-study.csv").set_index("model")
