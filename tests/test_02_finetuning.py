@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -484,6 +485,18 @@ def test_a_limit_on_file_size_half_way(limit_bytes, data_dir, tmp_path):
     assert (record["status"], record["exit_code"]) == ("failed", 3)
     assert not (tmp_path / "run" / "model").exists()
     assert stage.main(args) == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_curves_whose_file_is_gone_print_no_traceback_and_other_errors_do(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    for folder in (tmp_path / "gone", tmp_path):
+        with training.curves_fail_in_silence():
+            thread = threading.Thread(target=lambda folder=folder: int((folder / "a").write_text("x") / 0))
+            thread.start()
+            thread.join()
+        assert ("Traceback" in capfd.readouterr().err) == (folder == tmp_path)
+    assert threading.excepthook is threading.__excepthook__
 
 
 def test_existing_output_is_refused_unless_it_may_be_replaced(data_dir, tmp_path, caplog):

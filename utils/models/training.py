@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,22 @@ def denormals_flushed() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
+@contextlib.contextmanager
+def curves_fail_in_silence() -> Iterator[None]:
+    """Print no traceback where the thread that writes TensorBoard's curves finds its file gone or the disk full.
+
+    What it met is raised again by the next thing that this stage writes, and told there.
+    """
+    print_traceback = threading.excepthook
+    threading.excepthook = lambda args: isinstance(args.exc_value, OSError) or print_traceback(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = print_traceback
+
+
 @denormals_flushed()
+@curves_fail_in_silence()
 def train_in_run_folder(
     stage: str,
     args: argparse.Namespace,
