@@ -20,6 +20,7 @@ import logging
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,8 @@ MEASURED = re.compile(
 TRAINING = ["--num_train_epochs", "2", "--early_stopping_patience", "2", "--learning_rate", "1e-3"]
 DAY_S = 86_400.0
 LEAST_TMPFS_BYTES = 16_384
+MOST_MORE_BYTES = 600e6  # addresses that a small stage takes besides its imports
+KILLED_FOR_MEMORY = {-signal.SIGABRT, -signal.SIGSEGV, 127}  # by a C library, before Python hears of it
 
 
 class NotSurvived(Exception):
@@ -320,6 +323,35 @@ def full_disk(world: World, stage: Stage, folder: Path) -> None:
             check_no_result(stage, output_dir, world.reference(stage.number))
         mount("-o", "remount,size=1G", str(disk))
         world.expect_undisturbed(stage, output_dir)
+
+
+def low_memory(world: World, stage: Stage, folder: Path) -> None:
+    """Give a stage less memory than it needs, of random size; lift the limit, and run the stage again."""
+    output_dir = folder / "out"
+    n_bytes = world.rng.uniform(0, 1) * MOST_MORE_BYTES
+    while True:
+        process = world.start(stage, output_dir, prepare=functools.partial(limit_addresses, int(n_bytes)))
+        process.join()
+        if process.exitcode != 0:
+            break
+        shutil.rmtree(output_dir)  # there was enough
+        n_bytes *= 0.8
+    if process.exitcode in KILLED_FOR_MEMORY:
+        log.info("%s: ended by a library, exit code %d", folder.name, process.exitcode)
+    else:
+        world.check_end(process, {3}, "give the job")
+        log.info("%s: %s", folder.name, world.printed.read_text().splitlines()[-1])
+    if output_dir.exists():
+        check_no_result(stage, output_dir, world.reference(stage.number))
+    world.printed.unlink()
+    world.expect_undisturbed(stage, output_dir)
+
+
+def limit_addresses(n_more: int) -> None:
+    """Let this process map so many bytes more than it has."""
+    n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = n_pages * resource.getpagesize() + n_more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def read_only(world: World, stage: Stage, folder: Path) -> None:
@@ -645,6 +677,7 @@ DRILLS = (
     Drill(sigterm, "SIGTERM", "the same", AGAIN),
     Drill(sigusr2, "SIGUSR2 (LSF, ahead of the wall-time)", "the same", AGAIN),
     Drill(full_disk, "full disk", "a tmpfs of a random size below what the run needs", AGAIN, needs_tmpfs=True),
+    Drill(low_memory, "low memory", "ulimit -v, of a random size below what the run needs", AGAIN, ("02", "05")),
     Drill(
         read_only, "read-only output", "a tmpfs remounted, before or in the middle of a run", AGAIN, needs_tmpfs=True
     ),

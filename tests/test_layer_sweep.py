@@ -13,7 +13,7 @@ import torch
 from tests.data import LABELS, SMALL_CONFIGS, small_model, write_processed
 from utils.core.errors import InputError, UsageError
 from utils.data.clips import read_clips
-from utils.models import encoders, onednn, predict
+from utils.models import encoders, memory, onednn, predict
 from utils.models.encoder_parts import EncoderParts
 from utils.pruning import layer_sweep
 
@@ -237,7 +237,7 @@ def test_a_batch_takes_no_more_than_its_clips_one_by_one(name, clips):
     def highest(n_clips, keeps):
         audio = [clips.audio(i) for i in range(n_clips)]
         inputs = encoders.prepare(extractor, audio, clips.sample_rate_hz, model.main_input_name)
-        with torch.no_grad(), layer_sweep._LiveBytes() as live:
+        with torch.no_grad(), memory.LiveBytes() as live:
             for keep, path in layer_sweep._walk(parts, inputs, keeps):
                 parts.logits(path, keep)
             del keep, path
@@ -248,7 +248,7 @@ def test_a_batch_takes_no_more_than_its_clips_one_by_one(name, clips):
 
 
 def test_live_bytes_are_those_of_storages():
-    with torch.no_grad(), layer_sweep._LiveBytes() as live:
+    with torch.no_grad(), memory.LiveBytes() as live:
         x = torch.zeros(1000)  # 4,000 bytes
         y = x.view(10, 100).T + 1  # 4,000 bytes; the views none
         x.add_(1)

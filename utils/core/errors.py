@@ -19,22 +19,27 @@ USER_ERRNOS = {
     errno.ENAMETOOLONG: "the path is too long: choose a shorter one",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n) or give fewer worker processes",
     errno.ENFILE: "the machine has too many open files: wait, or give fewer worker processes",
-    errno.EAGAIN: "no more processes or threads are allowed: raise ulimit -u or give fewer worker processes",
+    errno.EAGAIN: "no more processes or threads are allowed, or there is no memory for them: raise ulimit -u, give "
+    "the job more memory (ulimit -v) or fewer worker processes",
 }
 # A file that cannot be read for one of these is itself at fault; for any other the machine is, if it was listed.
 FAULTS_OF_A_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO}
 # PyTorch's writer says nothing but where it stood.
 TORCH_WRITER_WORDS = ("PytorchStreamWriter failed", "unexpected pos")
+NO_THREAD = "can't start new thread"
 # What else libraries say, without a number, of what a user can mend.
 OTHER_WORDS = {
     "AF_UNIX path too long": "the name of the temporary folder is too long for the sockets of worker processes: "
     "set the environment variable TMPDIR to a shorter path, such as /tmp",
     "No usable temporary directory": "make one of these folders, or set the environment variable TMPDIR to another",
-    "can't start new thread": USER_ERRNOS[errno.EAGAIN],
+    NO_THREAD: USER_ERRNOS[errno.EAGAIN],
     "DataLoader worker": "a process that reads clips has died, most often because the machine or the job ran out of "
     "memory: give fewer --dataloader_num_workers or more memory",
 }
+PROBE_BYTES = 2**26
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "bad allocation")
+# oneDNN's, whole: it tells no reason, and another than memory has not been met.
+MEMORY_MESSAGES = ("could not create a primitive", "could not execute a primitive")
 OUT_OF_MEMORY = (
     "out of memory: give the job more, or fewer clips at once (--batch_size, --per_device_train_batch_size) "
 )
@@ -112,4 +117,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is that there was no memory, on the machine or on the GPU."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MEMORY_WORDS)
+    if isinstance(error, SystemError):  # where not even the interpreter had memory, it loses the error that says so
+        return not is_memory_left()
+    text = str(error).lower().strip()
+    return isinstance(error, RuntimeError) and (text in MEMORY_MESSAGES or any(words in text for words in MEMORY_WORDS))
+
+
+def is_memory_left() -> bool:
+    """Tell whether a modest stretch of memory can still be had."""
+    try:
+        bytearray(PROBE_BYTES)
+    except MemoryError:
+        return False
+    return True
+
+
+def is_machine_limit(error: BaseException) -> bool:
+    """Tell whether there was no memory, or no thread could be started, whatever was about to be read."""
+    text = str(error).lower()
+    return is_out_of_memory(error) or os.strerror(errno.EAGAIN).lower() in text or NO_THREAD in text

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.core import runs
-from utils.core.errors import InputError
+from utils.core.errors import InputError, is_machine_limit
 from utils.core.files import atomic_path, read_json, write_json
 from utils.core.text import some
 
@@ -252,6 +252,8 @@ class Clips:
                 self._shards[shard] = pq.ParquetFile(path)
             column = self._shards[shard].read_row_group(row_group, columns=["audio"], use_threads=False)["audio"]
         except (OSError, pa.ArrowException) as error:
+            if is_machine_limit(error):
+                raise
             raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
         rows = [row.values.to_numpy(zero_copy_only=False) for chunk in column.chunks for row in chunk]
         if any(len(row) != round(self.clip_seconds * self.sample_rate_hz) or row.dtype != np.int16 for row in rows):
@@ -326,6 +328,8 @@ def _read_shard_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
             sizes = [group.num_rows for group in groups]
             n_samples = [group.column(AUDIO_COLUMN).num_values for group in groups]
     except (OSError, pa.ArrowException, ValueError) as error:
+        if is_machine_limit(error):
+            raise
         raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
     table["row_group"] = np.repeat(np.arange(len(sizes)), sizes)
     table["row"] = np.concatenate([np.arange(size) for size in sizes]) if sizes else []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import soundfile
 
-from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
+from utils.core.errors import FAULTS_OF_A_FILE, InputError, is_memory_left, is_out_of_memory, machine_fault
 from utils.data.containers import Data, View, end_of_tag, end_without_tags, find_data, ogg_links
 
 if TYPE_CHECKING:  # PyAV loads when it is first used: a folder of WAV never needs it
@@ -269,8 +269,15 @@ def _open(view: View) -> "av.container.InputContainer":
     try:
         return av.open(view, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
     except av.FFmpegError as error:
+        _check_memory(error)
         view.check()
         raise Undecodable(f"no sound that libsndfile or FFmpeg can read: {error.strerror}") from error
+
+
+def _check_memory(error: Exception) -> None:
+    """Raise an error for want of memory if there is none left: a damaged file can ask for more than any machine has."""
+    if is_out_of_memory(error) and not is_memory_left():
+        raise error
 
 
 class _Decoding:
@@ -328,7 +335,8 @@ class _Decoding:
                 for packet in packets:  # ends, once reading itself has failed
                     yield from packet.decode()
                 return
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                _check_memory(error)
                 self.note_damage()
 
     def note_damage(self) -> None:

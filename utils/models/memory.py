@@ -1,84 +1,140 @@
 """How much memory work takes, for the message when there was not enough."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import gc
+import resource
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from utils.core.errors import InputError, is_out_of_memory
 
+T = TypeVar("T")
+
 ADAM_BYTES = 12  # of each trained parameter besides itself, in float32: gradient and two moments
+# Of a step's tensors: oneDNN's convolutions copy theirs into another layout, and the allocator leaves gaps.
+# The peaks that this comes from stand in docs/reliability.md.
+TRAINING_OVERHEAD = 1.5
 MEGABYTE = 1e6
 
 
-def resident_bytes() -> int:
-    """Return the memory that this process has now, 0 where the system does not say."""
+def used_bytes(device: str) -> int:
+    """Return the most memory that this process has had, as its limit counts it, or has on the GPU now."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    name = "VmPeak:" if _addresses_are_limited() else "VmHWM:"
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return 0
 
 
-def stored_bytes(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> int:
-    """Return the bytes that a forward pass of training keeps for the backward pass, besides the weights."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    sizes: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = model(**batch)  # held until all is counted: memory that is freed would be counted twice
-    del output
-    return sum(sizes.values())
+def amount(n_bytes: float) -> str:
+    """Return a size in words that name the limit which it has to fit."""
+    return f"{n_bytes / 1e9:.1f} GB" + (" of address space (ulimit -v)" if _addresses_are_limited() else "")
 
 
-def training_bytes(model: PreTrainedModel, clip: dict[str, torch.Tensor], batch_size: int, before: int) -> int:
+def more(n_bytes: float) -> str:
+    """Return a size in words, above the limit that was too low: the estimate may be below it."""
+    return amount(
+        max(n_bytes, 1.1 * resource.getrlimit(resource.RLIMIT_AS)[0]) if _addresses_are_limited() else n_bytes
+    )
+
+
+def _addresses_are_limited() -> bool:
+    """Tell whether a limit counts all that is mapped: libraries and reserves too, several GB that are never used."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def adam_bytes(model: PreTrainedModel) -> int:
+    """Return the bytes of gradients and AdamW's moments."""
+    return ADAM_BYTES * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def training_bytes(model: PreTrainedModel, clip: dict[str, torch.Tensor], batch_size: int, before: int) -> float:
     """Return about how much memory a process needs to train a model with AdamW.
 
     Parameters
     ----------
     model : PreTrainedModel
-        In training mode.
+        In training mode, without gradients. Gets gradients that mean nothing.
     clip : dict of str to Tensor
         A batch of one clip.
     batch_size : int
     before : int
         Bytes of the process with the model, before training.
     """
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return before + ADAM_BYTES * trained + batch_size * stored_bytes(model, clip)
+    with LiveBytes() as live:
+        model(**clip)["logits"].sum().backward()
+        live.highest = gradients = live.now
+        model(**clip)["logits"].sum().backward()
+    return before + adam_bytes(model) + TRAINING_OVERHEAD * batch_size * (live.highest - gradients)
 
 
-@contextlib.contextmanager
-def advised(need: Callable[[], str]) -> Iterator[None]:
-    """Turn an error for want of memory into one that says how much would do.
+def advised(work: Callable[[], T], need: Callable[[], str], at_least: float, where: str = "") -> T:
+    """Do work; turn an error for want of memory into one that says how much would do.
 
     Parameters
     ----------
+    work : callable
+        Its result is returned.
     need : callable
         Returns the end of the message; it may run out of memory itself.
+    at_least : float
+        Bytes that are surely needed.
+    where : str
+        Begins the message.
 
     Raises
     ------
     InputError
     """
     try:
-        yield
+        return work()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        try:
-            advice = need()
-        except Exception as again:
-            if not is_out_of_memory(again):
-                raise
-            advice = "not even one clip at once fits: give the job more memory"
         said = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"out of memory ({said:.200}): {advice}") from error
+    # Only now: an error that is alive holds the frames that it went through, and these all tensors of the work.
+    gc.collect()
+    try:
+        advice = need()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = f"not even one clip at once fits: give the job more than {more(at_least)}"
+    raise InputError(f"{where}out of memory ({said:.200}): {advice}")
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts, within the block, the bytes of all new tensors that are alive, and their highest sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.highest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:  # a view brings no storage of its own
+                known.add(storage.data_ptr())
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return result
+
+    def _count(self, n_bytes: int) -> None:
+        self.now += n_bytes
+        self.highest = max(self.highest, self.now)
+
+
+def _tensors(tree: object) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

@@ -31,10 +31,10 @@ from transformers.models.auto.feature_extraction_auto import (
 )
 
 import utils.models.bird_cnn  # noqa: F401 (the Auto classes know its networks then)
-from utils.core.errors import InputError
+from utils.core.errors import InputError, is_machine_limit
 from utils.core.files import sha256_of_file, sha256_of_lines
 from utils.core.text import printable, some
-from utils.models import training_history
+from utils.models import memory, training_history
 
 log = logging.getLogger(__name__)
 
@@ -378,6 +378,16 @@ def load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
     InputError
         If they cannot be loaded, do not belong together, or are of another size than the weights.
     """
+    # The file is mapped, and its numbers are copied to where they stay.
+    need = memory.used_bytes("cpu") + 2 * sum(path.stat().st_size for path in folder.weights)
+    return memory.advised(
+        lambda: _load(folder, config),
+        lambda: f"only to load it takes about {memory.more(need)}: give the job more",
+        *(need, f"{folder.name}: "),
+    )
+
+
+def _load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
     extractor = _from_pretrained(AutoFeatureExtractor, folder)
     _check_extractor(folder, extractor, config)
     _check_size(folder, config)
@@ -412,6 +422,8 @@ def _from_pretrained(auto_class: type, folder: ModelFolder, **options) -> object
     try:
         return auto_class.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True, **options)
     except Exception as error:  # OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError …
+        if is_machine_limit(error):
+            raise
         raise InputError(f"{folder.name} cannot be loaded: {one_line(error)}") from error
 
 
@@ -463,6 +475,8 @@ def _check_size(folder: ModelFolder, config: PreTrainedConfig) -> None:
         with torch.device("meta"):
             skeleton = AutoModelForAudioClassification.from_config(config, trust_remote_code=False)
     except Exception as error:
+        if is_machine_limit(error):
+            raise
         raise InputError(f"{folder.name} cannot be loaded: {one_line(error)}") from error
     n_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     if n_parameters > 2 * n_values + LARGEST_HEAD:
@@ -486,6 +500,8 @@ def _shapes(folder: ModelFolder) -> Iterator[tuple[str, list[int]]]:
         except SafetensorError as error:
             raise InputError(f"{folder.name}/{path.name} is damaged ({one_line(error)}); {ADVICE}") from error
         except Exception as error:  # UnpicklingError, RuntimeError, AttributeError, OSError …
+            if is_machine_limit(error):
+                raise
             raise InputError(
                 f"{folder.name}/{path.name} is damaged, or holds more than weights, which is never run "
                 f"({one_line(error)}); {ADVICE}, or choose one with model.safetensors"

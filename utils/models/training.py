@@ -216,7 +216,7 @@ def train(
         trainer.state.best_model_checkpoint = state["best_model_checkpoint"]
         trainer._load_best_model()
     else:
-        before = memory.resident_bytes() if device == "cpu" else torch.cuda.memory_allocated()
+        before = memory.used_bytes(device)
         batch_size = settings.per_device_train_batch_size
 
         def need() -> str:
@@ -224,13 +224,15 @@ def train(
             clip = {name: tensor.to(device) for name, tensor in collator([train_clips[0]]).items() if name != "labels"}
             n_bytes = memory.training_bytes(model.train(), clip, batch_size, before)
             return (
-                f"training in batches of {batch_size} needs about {n_bytes / 1e9:.1f} GB; give the job that much, a "
-                "smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
+                f"training in batches of {batch_size} needs about {memory.more(n_bytes)}; give the job that much, "
+                "a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
                 "--gradient_checkpointing, and run it again"
             )
 
-        with memory.advised(need):
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        memory.advised(
+            lambda: trainer.train(resume_from_checkpoint=str(last) if last else None),
+            *(need, before + memory.adam_bytes(model)),
+        )
     trainer.accelerator.wait_for_everyone()
     curves = training_curves(trainer.state.log_history)
     if writes:

@@ -15,7 +15,8 @@ from utils.core.files import atomic_path, read_json
 from utils.data.clips import SPLITS, Clips
 from utils.layers import convexity, hidden_states
 from utils.layers.similarity import block_influence, cka, mutual_knn
-from utils.models import encoders
+from utils.models import encoders, memory
+from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Evidence, Keep, evidence_from_recommendation
 
 ANALYSIS_STAGE = "04_analysis"
@@ -116,7 +117,12 @@ def evidence_of_subset(
         if len(keep) < model.config.num_hidden_layers:
             model = copy.deepcopy(model)
             encoders.prune_model(model, list(keep))
-        hidden = hidden_states.extract(model, extractor, clips, batch_size, device, folder, name, key)
+        before, whole = memory.used_bytes(device), [range(model.config.num_hidden_layers)]
+        hidden = memory.advised(
+            lambda: hidden_states.extract(model, extractor, clips, batch_size, device, folder, name, key),
+            lambda: layer_sweep.memory_need(model, extractor, clips, whole, batch_size, device, before),
+            before,
+        )
         evidence = measure_evidence(hidden, needs, num_neighbors, num_pairs, len(clips.labels), seed)
         numbers = {need: getattr(evidence, need) for need in needs}
         with atomic_path(path) as partial:

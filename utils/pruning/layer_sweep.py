@@ -9,13 +9,11 @@ that the two share, so that a path of at most depth + 1 hidden states is all tha
 import contextlib
 import itertools
 import logging
-import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from utils.core import runs
@@ -29,7 +27,6 @@ log = logging.getLogger(__name__)
 
 Keep = tuple[int, ...]
 
-MEGABYTE = 1e6
 # Kernels work in memory of their own besides their inputs and outputs. oneDNN's convolutions copy both
 # into another layout, and the allocator leaves gaps: together as much again as the tensors themselves.
 OVERHEAD = 2.0
@@ -223,27 +220,16 @@ def _sweep(
     parts = EncoderParts(model)
     log.debug("%d subsets share %d block passes instead of %d", len(ordered), *trie_cost(ordered))
 
-    def one_clip() -> dict[str, torch.Tensor]:
-        inputs = prepare(extractor, [clips[0]["audio"]], clips.sample_rate_hz, model.main_input_name)
-        return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-    def need() -> str:
-        mb_fixed, mb_a_clip = _memory_mb(parts, one_clip(), ordered, device)
-        return (
-            f"{batch_size} clips at once take about {np.ceil(mb_fixed + batch_size * mb_a_clip):.0f} MB besides the "
-            f"model, one clip {np.ceil(mb_fixed + mb_a_clip):.0f} MB; give the job that much, or give what it has as "
-            "--memory_limit_mb"
-        )
-
+    need = partial(memory_need, model, extractor, clips, ordered, batch_size, device, memory.used_bytes(device))
     if memory_limit_mb is not None:
-        batch_size = min(batch_size, _clips_that_fit(parts, one_clip(), ordered, device, memory_limit_mb))
+        inputs = _one_clip(parts, extractor, clips, device)
+        batch_size = min(batch_size, _clips_that_fit(parts, inputs, ordered, device, memory_limit_mb))
         log.info("%g MB hold batches of %d clips", memory_limit_mb, batch_size)
     row_of = {keep: row for row, keep in enumerate(ordered)}
     rows = [row_of[tuple(keep)] for keep in keeps]
     start = 0
     for inputs in predict.input_batches(model, extractor, clips, batch_size, device, desc="sweeping", among=among):
-        with memory.advised(need):
-            logits = _logits(parts, inputs, ordered, device)
+        logits = memory.advised(partial(_logits, parts, inputs, ordered, device), need, memory.used_bytes(device))
         _check_finite(logits, ordered, clips, start, "logits")
         yield slice(start, start + logits.shape[1]), logits[rows]
         start += logits.shape[1]
@@ -292,6 +278,40 @@ def _check_finite(values: np.ndarray, ordered: list[Keep], clips: Clips, start: 
 # ---------------------------------------------------------------------------------------------- memory
 
 
+def memory_need(
+    model: PreTrainedModel,
+    extractor: SequenceFeatureExtractor,
+    clips: Clips,
+    keeps: Sequence[Keep],
+    batch_size: int,
+    device: str,
+    before: int,
+) -> str:
+    """Return how much memory a walk needs, as the end of a message.
+
+    Parameters
+    ----------
+    model, extractor, clips, keeps, batch_size, device
+        As for `evaluate_subsets`.
+    before : int
+        Bytes that the process had before it.
+    """
+    parts = EncoderParts(model)
+    mb_fixed, mb_a_clip = _memory_mb(parts, _one_clip(parts, extractor, clips, device), keeps, device)
+    many, one = (before + memory.MEGABYTE * (mb_fixed + n * mb_a_clip) for n in (batch_size, 1))
+    return (
+        f"with {batch_size} clips at once this needs up to {memory.more(many)}, with one up to {memory.amount(one)}; "
+        "give the job that much, or fewer clips at once (--batch_size), and run it again"
+    )
+
+
+def _one_clip(
+    parts: EncoderParts, extractor: SequenceFeatureExtractor, clips: Clips, device: str
+) -> dict[str, torch.Tensor]:
+    inputs = prepare(extractor, [clips[0]["audio"]], clips.sample_rate_hz, parts.model.main_input_name)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
 def _memory_mb(
     parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str
 ) -> tuple[float, float]:
@@ -300,15 +320,15 @@ def _memory_mb(
     A batch of n takes at most n times what one clip takes: what does not grow with n is counted n times.
     """
     deepest = max(ordered, key=len)
-    with torch.no_grad(), _computing(parts.model, device), _LiveBytes() as live:
+    with torch.no_grad(), _computing(parts.model, device), memory.LiveBytes() as live:
         _run(parts, inputs, deepest)
         cached = live.now  # such as weights that autocast keeps in bfloat16
         live.highest = live.now
         _run(parts, inputs, deepest)
     n_input_bytes = sum(tensor.nbytes for tensor in inputs.values())
     n_logit_bytes = 4 * parts.model.config.num_labels * len(ordered)
-    mb_a_clip = OVERHEAD * (live.highest - cached + n_input_bytes + n_logit_bytes) / MEGABYTE
-    return KERNELS_MB + cached / MEGABYTE, mb_a_clip
+    mb_a_clip = OVERHEAD * (live.highest - cached + n_input_bytes + n_logit_bytes) / memory.MEGABYTE
+    return KERNELS_MB + cached / memory.MEGABYTE, mb_a_clip
 
 
 def _clips_that_fit(
@@ -329,30 +349,3 @@ def _clips_that_fit(
 def _run(parts: EncoderParts, inputs: dict[str, torch.Tensor], keep: Keep) -> None:
     for _, path in _walk(parts, inputs, [keep]):
         parts.logits(path, keep)
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts, within the block, the bytes of all new tensors that are alive, and their highest sum."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.highest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        known = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:  # a view brings no storage of its own
-                known.add(storage.data_ptr())
-                self._count(storage.nbytes())
-                weakref.finalize(storage, self._count, -storage.nbytes())
-        return result
-
-    def _count(self, n_bytes: int) -> None:
-        self.now += n_bytes
-        self.highest = max(self.highest, self.now)
-
-
-def _tensors(tree: object) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
