@@ -87,7 +87,7 @@ study-birds20 study-birds25: study-%: venv
 	    --augment roll gain specaugment $(RECIPE)" --jobs $(JOBS) --output_dir study
 
 test: venv
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 lint: venv
 	$(PY) -m ruff check .
