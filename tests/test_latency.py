@@ -245,7 +245,7 @@ def test_no_stage_loads_pytorch_before_its_threads_are_told_to_sleep(tmp_path):
         "runpy.run_path(sys.argv[1], run_name='imported')\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    scripts = [*sorted(ROOT.glob("0*.py")), ROOT / "benchmarks" / "latencies.py"]
+    scripts = [*sorted(ROOT.glob("0*.py")), ROOT / "experiments" / "latencies.py"]
     running = [
         subprocess.Popen(
             [sys.executable, "-c", probe, path], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
