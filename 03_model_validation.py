@@ -29,7 +29,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -43,9 +42,6 @@ from utils.figures import plots
 from utils.models import encoder_window, encoders, latency, predict, training_history
 from utils.models.start_line import guessing, log_start
 from utils.scores import comparison, evaluation, summary
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(Path(__file__).stem)
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # PyAV loads when it is first used: a folder of WAV never nee
 BLOCK_VALUES = 2**17  # samples of all channels that are decoded at once
 MISSING_S = 0.5  # a file that gives so much less than its header promises was cut off
 UNEXPLAINED_S = 0.1  # so much behind the promised end, and neither chunks nor zeros, is sound
-MICROSECONDS = 1e6  # FFmpeg's unit of a container's length
 UNEXPLAINED_BYTES = 2**16  # likewise, of a compressed file
+MICROSECONDS = 1e6  # FFmpeg's unit of a container's length
 SNDFILE_SYSTEM_ERROR = 2
 SNDFILE_UNKNOWN_LENGTH = 2**62
 LINEAR_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}

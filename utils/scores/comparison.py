@@ -16,8 +16,7 @@ from utils.core.files import sha256_of_lines
 from utils.core.text import printable, some
 from utils.scores import evaluation, summary
 
-STAGE = "03_model_validation"
-AGAIN = f"run {STAGE}.py again with --overwrite"
+AGAIN = f"run {summary.STAGE}.py again with --overwrite"
 PREDICTIONS_NAME = "predictions.parquet"
 # Of a folder, in bytes; file systems take 255.
 LONGEST_NAME = 120
@@ -54,7 +53,7 @@ class Scored:
 
 def results_input(folder: Path) -> runs.Input:
     """Describe a results folder of stage 03, after checking that it is whole; see `runs.folder_input`."""
-    return runs.folder_input(folder, [STAGE])
+    return runs.folder_input(folder, [summary.STAGE])
 
 
 def read_scored(folder: Path) -> Scored:
@@ -111,7 +110,7 @@ def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
 
 def check_same_clips(first: Scored, second: Scored) -> None:
     """Raise `InputError` unless both models were scored on the same clips of the same data, with the same classes."""
-    again = f"score both by {STAGE}.py on the same --data_dir and --split"
+    again = f"score both by {summary.STAGE}.py on the same --data_dir and --split"
     if None not in (first.labels, second.labels) and first.labels != second.labels:
         raise InputError(
             f"{first.name} and {second.name} have other classes: {_labels_differ(first, second)}; {again}, with models "
