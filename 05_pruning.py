@@ -111,13 +111,6 @@ def build_parser() -> argparse.ArgumentParser:
         "best with the fewest blocks removed)",
     )
     add("--batch_size", type=cli.positive_int, default=16, help="clips at once")
-    add(
-        "--memory_limit_mb",
-        type=cli.positive_float,
-        default=None,
-        help="most memory besides the model, in MB (10^6 bytes): fewer clips at once where they do not fit "
-        "(default: no limit)",
-    )
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
     return parser
@@ -175,7 +168,6 @@ def sweep(args: argparse.Namespace) -> None:
         args,
         inputs,
         outputs=OUTPUTS,
-        result_neutral={"memory_limit_mb"},
         scratch=[SCRATCH],
     ) as this_run:
         this_run.device = runs.device_name(device)
@@ -195,7 +187,7 @@ def sweep(args: argparse.Namespace) -> None:
 
         on_search, on_report = (
             SubsetScores(
-                *(model, extractor, split_clips, split, args.batch_size, device, args.memory_limit_mb),
+                *(model, extractor, split_clips, split, args.batch_size, device),
                 *(scratch, key, args.seed),
             )
             for split, split_clips in ((args.search_split, search_clips), (args.report_split, report_clips))

@@ -13,16 +13,13 @@ that keep block 0, and all 2,048 of a 12-block encoder. In turns, round by round
   for a few subsets, drawn evenly over their lengths, scaled up. Once with the same faster linear layers
   (utils.models.onednn) as the sweep, so that the ratio is that of sharing alone, and once as it comes.
 
-Ratios are of sums over the rounds. Then the front end's time in blocks, and the peak memory of fresh processes
-against the limit that they were given: resident memory beyond what the process held when its model was loaded.
+Ratios are of sums over the rounds. Before them stands the front end's time in blocks.
 """
 
 import argparse
 import contextlib
 import copy
 import itertools
-import multiprocessing
-import re
 import statistics
 import sys
 import tempfile
@@ -35,7 +32,7 @@ import torch
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from benchmarks.noise import SAMPLE_RATE_HZ, new_model, noise_clips
-from utils.data.clips import Clips, read_clips
+from utils.data.clips import Clips
 from utils.models import onednn
 from utils.models.encoder_parts import EncoderParts
 from utils.models.encoders import prepare, prune_model
@@ -49,8 +46,6 @@ CLASSIC = ("forward", "backward", "middle", "single")
 N_SPLIT_BLOCKS = 3
 N_TIMES = 5
 GOALS = {"classic sweeps": 4.5, "all of 6 blocks": 6, "all of 12 blocks": 14}
-LIMITS_MB = (300, 1000)
-KIBIBYTE = 1024
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -151,32 +146,6 @@ def report_front_end(clips: Clips, args: argparse.Namespace) -> None:
             print(f"{name:<26}{front_end:>15.0f}{block:>11.1f}{front_end / block:>21.1f}")
 
 
-# ----------------------------------------------------------------------------------------------- memory
-
-
-def peak_beyond_model_mb(data_dir: Path, limit_mb: float) -> float:
-    """Sweep with batches as large as the limit allows; return the highest memory since the model was loaded."""
-    model, extractor = new_model()
-    clips = read_clips(data_dir)
-    before_mb = resident_mb("VmRSS")
-    keeps = [tuple(range(n)) for n in range(13)]
-    predict_subsets(model, extractor, clips, keeps, batch_size=len(clips), device="cpu", memory_limit_mb=limit_mb)
-    return resident_mb("VmHWM") - before_mb
-
-
-def resident_mb(field: str) -> float:
-    """Return the resident memory of this process, or its peak; getrusage's peak is also that of its parent."""
-    status = Path("/proc/self/status").read_text()
-    return float(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) * KIBIBYTE / 1e6
-
-
-def report_memory(data_dir: Path) -> None:
-    print(f"\n{'limit, MB':<12}{'peak, MB':>10}")
-    for limit_mb in LIMITS_MB:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print(f"{limit_mb:<12}{pool.apply(peak_beyond_model_mb, (data_dir, limit_mb)):>10.0f}", flush=True)
-
-
 # ------------------------------------------------------------------------------------------------- main
 
 
@@ -200,8 +169,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         clips = noise_clips(Path(name) / "clips", args.clips, args.seconds)
         report_front_end(clips, args)
         report_ratios(clips, args)
-        noise_clips(Path(name) / "more", 8, args.seconds)
-        report_memory(Path(name) / "more")
     return 0
 
 

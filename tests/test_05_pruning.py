@@ -501,7 +501,7 @@ def test_the_front_is_by_operations_where_times_are_doubtful(doubt, data_dir, ru
 
 def test_the_same_again_is_done_and_anything_else_refused(data_dir, run_dir, result, capfd):
     before = (result / "pruning.csv").read_bytes()
-    assert main(run_dir, data_dir, result, "--iterative", "--memory_limit_mb", 5000) == 0
+    assert main(run_dir, data_dir, result, "--iterative") == 0
     assert main(run_dir, data_dir, result, "--iterative", "--margin", 0.1) == 4
     assert "it was made with --margin 0.02, now it is 0.1" in capfd.readouterr().err
     assert (result / "pruning.csv").read_bytes() == before

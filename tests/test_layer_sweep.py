@@ -39,10 +39,9 @@ def distinct_model(name):
     return model, extractor
 
 
-def sweep(model, extractor, clips, keeps, **arguments):
-    return layer_sweep.evaluate_subsets(
-        model, extractor, clips, keeps, **{"batch_size": 4, "device": "cpu", **arguments}
-    )
+def sweep(model, extractor, clips, keeps, batch_size=4):
+    batches = layer_sweep.logits_by_batch(model, extractor, clips, keeps, batch_size, "cpu")
+    return np.concatenate(list(batches), axis=1)
 
 
 def reloaded_logits(model, extractor, clips, keep, folder):
@@ -74,11 +73,11 @@ def test_every_subset_gives_the_logits_of_the_pruned_model_after_reload(name, cl
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast"])
-def test_batch_size_and_memory_limit_change_nothing(name, clips):
+def test_batch_size_changes_nothing(name, clips):
     model, extractor = distinct_model(name)
     expected = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, batch_size=N_CLIPS)
-    for arguments in ({"batch_size": 1}, {"batch_size": 4}, {"memory_limit_mb": 64}, {"memory_limit_mb": 1e6}):
-        found = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, **arguments)
+    for batch_size in (1, 4):
+        found = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, batch_size)
         np.testing.assert_allclose(found, expected, **TOLERANCE)
 
 
@@ -95,7 +94,8 @@ def test_results_come_in_the_order_asked_for_with_duplicates(clips):
 
 def test_nothing_asked_for_is_nothing_found(clips):
     model, extractor = distinct_model("wav2vec2")
-    assert sweep(model, extractor, clips, []).shape == (0, N_CLIPS, len(LABELS))
+    found = layer_sweep.predict_subsets(model, extractor, clips, [], batch_size=4, device="cpu")
+    assert found.shape == (0, N_CLIPS)
 
 
 def test_trie_cost_is_that_of_a_hand_drawn_trie():
@@ -194,40 +194,6 @@ def test_a_model_without_blocks_is_refused(clips):
 # ---------------------------------------------------------------------------------------------- memory
 
 
-def test_a_limit_below_a_single_clip_is_refused_with_what_it_takes(clips):
-    model, extractor = distinct_model("wav2vec2")
-    with pytest.raises(
-        UsageError, match=r"--memory_limit_mb 10 is too little.* 3 blocks takes up to \d+ MB"
-    ) as refusal:
-        sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, memory_limit_mb=10)
-    enough = int(str(refusal.value).split(" MB besides")[0].split()[-1])
-    sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, memory_limit_mb=enough)
-
-
-def batch_sizes(model, monkeypatch):
-    sizes = []
-    front_end = EncoderParts.front_end
-
-    def look(self, inputs):
-        sizes.append(len(inputs[model.main_input_name]))
-        return front_end(self, inputs)
-
-    monkeypatch.setattr(EncoderParts, "front_end", look)
-    return sizes
-
-
-def test_a_batch_grows_with_the_limit_up_to_batch_size(clips, monkeypatch):
-    model, extractor = distinct_model("wav2vec2")
-    sizes = batch_sizes(model, monkeypatch)
-    monkeypatch.setattr(layer_sweep, "KERNELS_MB", 0)
-    found = []
-    for limit_mb in (0.5, 1, 2, 1000):
-        sizes.clear()
-        sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, memory_limit_mb=limit_mb, batch_size=5)
-        found.append(max(sizes))
-    assert found[0] == 1 and found[-1] == 5 and found == sorted(found) and 1 < found[1] < 5
-
-
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast", "wav2vec2-weighted-layer-sum"])
 def test_a_batch_takes_no_more_than_its_clips_one_by_one(name, clips):
     """The estimate multiplies what one clip takes; here the sum over a whole walk is measured."""
@@ -298,7 +264,7 @@ def test_bfloat16_gives_nearly_the_same(name, clips, monkeypatch):
             yield
 
     monkeypatch.setattr(layer_sweep, "_computing", in_bfloat16)
-    found = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, memory_limit_mb=1000)
+    found = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
     assert not np.array_equal(found, expected)

@@ -52,11 +52,13 @@ def test_training_bytes_against_the_peak_of_a_process():
 
 def test_a_limit_of_addresses_is_named(monkeypatch):
     resident = memory.used_bytes("cpu")
+    assert 1e7 < memory.used_bytes("cpu", most=False) <= resident
     assert memory.amount(2.51e9) == memory.more(2.51e9) == "2.5 GB"
     monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (2**40, 2**40))
     assert memory.amount(2.51e9) == "2.5 GB of address space (ulimit -v)"
     assert memory.more(2.51e9) == "1209.5 GB of address space (ulimit -v)"  # 2**40 bytes were not enough
     assert memory.used_bytes("cpu") > resident > 1e7  # libraries are mapped and hardly read
+    assert memory.used_bytes("cpu", most=False) > resident
 
 
 def test_the_message_says_how_much_would_do():
@@ -67,14 +69,14 @@ def test_the_message_says_how_much_would_do():
         raise error
 
     with pytest.raises(InputError, match=r"^it: out of memory \(.*\): about 3 GB$"):
-        memory.advised(allocate, lambda: "about 3 GB", 0, "it: ")
+        memory.advised(allocate, lambda: "about 3 GB", lambda: 0, "it: ")
     with pytest.raises(InputError, match=r"not even one clip at once fits: give the job more than 2\.0 GB"):
-        memory.advised(lambda: fail(MemoryError()), allocate, 2e9)
+        memory.advised(lambda: fail(MemoryError()), allocate, lambda: 2e9)
     with pytest.raises(ZeroDivisionError):
-        memory.advised(lambda: 1 / 0, lambda: "nothing", 0)
+        memory.advised(lambda: 1 / 0, lambda: "nothing", lambda: 0)
     with pytest.raises(ZeroDivisionError):
-        memory.advised(allocate, lambda: fail(ZeroDivisionError()), 0)
-    assert memory.advised(lambda: 3, lambda: "nothing", 0) == 3
+        memory.advised(allocate, lambda: fail(ZeroDivisionError()), lambda: 0)
+    assert memory.advised(lambda: 3, lambda: "nothing", lambda: 0) == 3
     with pytest.raises(RuntimeError) as caught:
         allocate()
     assert is_out_of_memory(caught.value) and "out of memory" in advice_on(caught.value)
@@ -96,7 +98,7 @@ def test_tensors_of_work_that_failed_are_gone_when_the_need_is_found():
         raise RuntimeError("out of memory")
 
     with pytest.raises(InputError, match="gone"):
-        memory.advised(work, lambda: "gone" if found[0]() is None else "there", 0)
+        memory.advised(work, lambda: "gone" if found[0]() is None else "there", lambda: 0)
 
 
 NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
@@ -122,8 +124,12 @@ def test_a_sweep_without_memory_says_how_much_would_do(tmp_path, monkeypatch):
     def logits(*args):
         raise NO_MEMORY
 
+    read, n_reads = memory.used_bytes, []
+    monkeypatch.setattr(memory, "used_bytes", lambda *args, **kwargs: n_reads.append(1) or read(*args, **kwargs))
+    layer_sweep.predict_subsets(model, extractor, some, [(0, 1)], batch_size=2, device="cpu")
+    assert not n_reads  # it is read for the message alone
     monkeypatch.setattr(layer_sweep, "_logits", logits)
-    with pytest.raises(InputError, match=r"with 16 clips at once .* [\d.]+ GB, with one .* GB;"):
+    with pytest.raises(InputError, match=r"with 16 clips at once .* [\d.]+ GB, with one .* GB; .*\(--batch_size\)"):
         layer_sweep.predict_subsets(model, extractor, some, [(0, 1)], batch_size=16, device="cpu")
 
 

@@ -21,14 +21,17 @@ ADAM_BYTES = 12  # of each trained parameter besides itself, in float32: gradien
 # Of a step's tensors: oneDNN's convolutions copy theirs into another layout, and the allocator leaves gaps.
 # The peaks that this comes from stand in docs/reliability.md.
 TRAINING_OVERHEAD = 1.5
-MEGABYTE = 1e6
 
 
-def used_bytes(device: str) -> int:
-    """Return the most memory that this process has had, as its limit counts it, or has on the GPU now."""
+def used_bytes(device: str, most: bool = True) -> int:
+    """Return the memory of this process as its limit counts it: the most that it has had, or has now.
+
+    On the GPU it is always what it has now.
+    """
     if device == "cuda":
         return torch.cuda.memory_allocated()
-    name = "VmPeak:" if _addresses_are_limited() else "VmHWM:"
+    of_limit, resident = ("VmPeak:", "VmHWM:") if most else ("VmSize:", "VmRSS:")
+    name = of_limit if _addresses_are_limited() else resident
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(name):
@@ -78,7 +81,7 @@ def training_bytes(model: PreTrainedModel, clip: dict[str, torch.Tensor], batch_
     return before + adam_bytes(model) + TRAINING_OVERHEAD * batch_size * (live.highest - gradients)
 
 
-def advised(work: Callable[[], T], need: Callable[[], str], at_least: float, where: str = "") -> T:
+def advised(work: Callable[[], T], need: Callable[[], str], at_least: Callable[[], float], where: str = "") -> T:
     """Do work; turn an error for want of memory into one that says how much would do.
 
     Parameters
@@ -87,8 +90,8 @@ def advised(work: Callable[[], T], need: Callable[[], str], at_least: float, whe
         Its result is returned.
     need : callable
         Returns the end of the message; it may run out of memory itself.
-    at_least : float
-        Bytes that are surely needed.
+    at_least : callable
+        Returns the bytes that are surely needed, for where `need` runs out of memory itself.
     where : str
         Begins the message.
 
@@ -109,7 +112,7 @@ def advised(work: Callable[[], T], need: Callable[[], str], at_least: float, whe
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        advice = f"not even one clip at once fits: give the job more than {more(at_least)}"
+        advice = f"not even one clip at once fits: give the job more than {more(at_least())}"
     raise InputError(f"{where}out of memory ({said:.200}): {advice}")
 
 

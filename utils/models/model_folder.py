@@ -378,11 +378,14 @@ def load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
     InputError
         If they cannot be loaded, do not belong together, or are of another size than the weights.
     """
-    # The file is mapped, and its numbers are copied to where they stay.
-    need = memory.used_bytes("cpu") + 2 * sum(path.stat().st_size for path in folder.weights)
+
+    def need() -> float:
+        # The file is mapped, and its numbers are copied to where they stay.
+        return memory.used_bytes("cpu", most=False) + 2 * sum(path.stat().st_size for path in folder.weights)
+
     return memory.advised(
         lambda: _load(folder, config),
-        lambda: f"only to load it takes about {memory.more(need)}: give the job more",
+        lambda: f"only to load it takes about {memory.more(need())}: give the job more",
         *(need, f"{folder.name}: "),
     )
 

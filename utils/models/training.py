@@ -231,7 +231,7 @@ def train(
 
         memory.advised(
             lambda: trainer.train(resume_from_checkpoint=str(last) if last else None),
-            *(need, before + memory.adam_bytes(model)),
+            *(need, lambda: before + memory.adam_bytes(model)),
         )
     trainer.accelerator.wait_for_everyone()
     curves = training_curves(trainer.state.log_history)

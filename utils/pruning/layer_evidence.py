@@ -117,11 +117,11 @@ def evidence_of_subset(
         if len(keep) < model.config.num_hidden_layers:
             model = copy.deepcopy(model)
             encoders.prune_model(model, list(keep))
-        before, whole = memory.used_bytes(device), [range(model.config.num_hidden_layers)]
+        whole = [range(model.config.num_hidden_layers)]
         hidden = memory.advised(
             lambda: hidden_states.extract(model, extractor, clips, batch_size, device, folder, name, key),
-            lambda: layer_sweep.memory_need(model, extractor, clips, whole, batch_size, device, before),
-            before,
+            lambda: layer_sweep.memory_need(model, extractor, clips, whole, batch_size, device),
+            lambda: memory.used_bytes(device),
         )
         evidence = measure_evidence(hidden, needs, num_neighbors, num_pairs, len(clips.labels), seed)
         numbers = {need: getattr(evidence, need) for need in needs}

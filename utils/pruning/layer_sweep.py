@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from utils.core import runs
-from utils.core.errors import InputError, UsageError
+from utils.core.errors import InputError
 from utils.data.clips import Clips
 from utils.models import memory, onednn, predict
 from utils.models.encoder_parts import EncoderParts, State
@@ -31,7 +31,7 @@ Keep = tuple[int, ...]
 # into another layout, and the allocator leaves gaps: together as much again as the tensors themselves.
 OVERHEAD = 2.0
 # What the first run of each kernel leaves behind, whatever the batch.
-KERNELS_MB = 60.0
+KERNELS_BYTES = 60e6
 
 
 def trie_cost(keeps: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -60,7 +60,6 @@ def predict_subsets(
     *,
     batch_size: int,
     device: str,
-    memory_limit_mb: float | None = None,
     among: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Return the classes that every pruned version of a model predicts.
@@ -70,10 +69,8 @@ def predict_subsets(
 
     Parameters
     ----------
-    model, extractor, clips, keeps, batch_size, device, memory_limit_mb
-        As for `evaluate_subsets`.
-    among : tuple of int, optional
-        As for `predict.input_batches`.
+    model, extractor, clips, keeps, batch_size, device, among
+        As for `logits_by_batch`.
 
     Returns
     -------
@@ -82,26 +79,27 @@ def predict_subsets(
     Raises
     ------
     UsageError, InputError
-        As `evaluate_subsets`.
+        As `logits_by_batch`.
     """
     dtype = np.promote_types(np.int16, np.min_scalar_type(-model.config.num_labels))
     predicted_ids = np.empty((len(keeps), len(clips)), dtype)
-    for where, logits in _sweep(model, extractor, clips, keeps, batch_size, device, memory_limit_mb, among):
-        predicted_ids[:, where] = logits.argmax(axis=2)
+    start = 0
+    for logits in logits_by_batch(model, extractor, clips, keeps, batch_size, device, among):
+        predicted_ids[:, start : start + logits.shape[1]] = logits.argmax(axis=2)
+        start += logits.shape[1]
     return predicted_ids
 
 
-def evaluate_subsets(
+def logits_by_batch(
     model: PreTrainedModel,
     extractor: SequenceFeatureExtractor,
     clips: Clips,
     keeps: Sequence[Sequence[int]],
-    *,
     batch_size: int,
     device: str,
-    memory_limit_mb: float | None = None,
-) -> np.ndarray:
-    """Return the logits of every pruned version of a model: those that it would give by itself.
+    among: tuple[int, int] | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield, batch by batch, the logits of every pruned version of a model: those that it would give by itself.
 
     On a GPU matrix products are computed in bfloat16 where it can, on a CPU in float32.
 
@@ -120,28 +118,37 @@ def evaluate_subsets(
         Clips at once, at most.
     device : str
         ``cpu`` or ``cuda``.
-    memory_limit_mb : float, optional
-        Most memory, in MB (10^6 bytes), that the work may take besides the model and the result, on the
-        device. As many clips are taken at once as fit. What a clip takes is measured: the highest sum of
-        all tensors alive while it runs through the deepest list with every hidden state kept, times
-        `OVERHEAD`, and the logits of all subsets.
+    among : tuple of int, optional
+        As for `predict.input_batches`.
 
-    Returns
-    -------
-    ndarray of float32, shape (n_subsets, n_clips, n_classes)
-        In the order of `keeps`.
+    Yields
+    ------
+    ndarray of float32, shape (n_subsets, batch, n_classes)
+        In the order of `keeps`; nothing where that is empty.
 
     Raises
     ------
     UsageError
-        If a list is not possible for this model, or the memory limit is too small for a single clip.
+        If a list is not possible for this model.
     InputError
-        If the model has no blocks, or a logit is not finite.
+        If the model has no blocks, a logit is not finite, or the memory does not suffice.
     """
-    all_logits = np.empty((len(keeps), len(clips), model.config.num_labels), np.float32)
-    for where, logits in _sweep(model, extractor, clips, keeps, batch_size, device, memory_limit_mb):
-        all_logits[:, where] = logits
-    return all_logits
+    ordered = _checked(model, keeps)
+    if not ordered:
+        return
+    parts = EncoderParts(model)
+    log.debug("%d subsets share %d block passes instead of %d", len(ordered), *trie_cost(ordered))
+    need = partial(memory_need, model, extractor, clips, ordered, batch_size, device)
+    row_of = {keep: row for row, keep in enumerate(ordered)}
+    rows = [row_of[tuple(keep)] for keep in keeps]
+    start = 0
+    for inputs in predict.input_batches(model, extractor, clips, batch_size, device, desc="sweeping", among=among):
+        logits = memory.advised(
+            partial(_logits, parts, inputs, ordered, device), need, partial(memory.used_bytes, device)
+        )
+        _check_finite(logits, ordered, clips, start, "logits")
+        yield logits[rows]
+        start += logits.shape[1]
 
 
 def pooled_states(
@@ -161,7 +168,7 @@ def pooled_states(
     Parameters
     ----------
     model, extractor, clips, batch_size, device
-        As for `evaluate_subsets`.
+        As for `logits_by_batch`.
     keep : sequence of int
         Blocks that are kept, ascending, in the numbering of `model`.
 
@@ -201,38 +208,6 @@ def _checked(model: PreTrainedModel, keeps: Sequence[Sequence[int]]) -> list[Kee
     for keep in ordered:
         check_keep(model.config, list(keep))
     return ordered
-
-
-def _sweep(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
-    clips: Clips,
-    keeps: Sequence[Sequence[int]],
-    batch_size: int,
-    device: str,
-    memory_limit_mb: float | None,
-    among: tuple[int, int] | None = None,
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield which clips a batch holds, and their logits, shape (n_subsets, batch, n_classes), float32."""
-    ordered = _checked(model, keeps)
-    if not ordered:
-        return
-    parts = EncoderParts(model)
-    log.debug("%d subsets share %d block passes instead of %d", len(ordered), *trie_cost(ordered))
-
-    need = partial(memory_need, model, extractor, clips, ordered, batch_size, device, memory.used_bytes(device))
-    if memory_limit_mb is not None:
-        inputs = _one_clip(parts, extractor, clips, device)
-        batch_size = min(batch_size, _clips_that_fit(parts, inputs, ordered, device, memory_limit_mb))
-        log.info("%g MB hold batches of %d clips", memory_limit_mb, batch_size)
-    row_of = {keep: row for row, keep in enumerate(ordered)}
-    rows = [row_of[tuple(keep)] for keep in keeps]
-    start = 0
-    for inputs in predict.input_batches(model, extractor, clips, batch_size, device, desc="sweeping", among=among):
-        logits = memory.advised(partial(_logits, parts, inputs, ordered, device), need, memory.used_bytes(device))
-        _check_finite(logits, ordered, clips, start, "logits")
-        yield slice(start, start + logits.shape[1]), logits[rows]
-        start += logits.shape[1]
 
 
 def _logits(parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str) -> np.ndarray:
@@ -285,65 +260,34 @@ def memory_need(
     keeps: Sequence[Keep],
     batch_size: int,
     device: str,
-    before: int,
 ) -> str:
     """Return how much memory a walk needs, as the end of a message.
+
+    What a clip takes is measured: the highest sum of all tensors alive while it runs through the deepest list with
+    every hidden state kept, times `OVERHEAD`, and the logits of all subsets. A batch of n takes at most n times as
+    much: what does not grow with n is counted n times.
 
     Parameters
     ----------
     model, extractor, clips, keeps, batch_size, device
-        As for `evaluate_subsets`.
-    before : int
-        Bytes that the process had before it.
+        As for `logits_by_batch`.
     """
-    parts = EncoderParts(model)
-    mb_fixed, mb_a_clip = _memory_mb(parts, _one_clip(parts, extractor, clips, device), keeps, device)
-    many, one = (before + memory.MEGABYTE * (mb_fixed + n * mb_a_clip) for n in (batch_size, 1))
-    return (
-        f"with {batch_size} clips at once this needs up to {memory.more(many)}, with one up to {memory.amount(one)}; "
-        "give the job that much, or fewer clips at once (--batch_size), and run it again"
-    )
-
-
-def _one_clip(
-    parts: EncoderParts, extractor: SequenceFeatureExtractor, clips: Clips, device: str
-) -> dict[str, torch.Tensor]:
-    inputs = prepare(extractor, [clips[0]["audio"]], clips.sample_rate_hz, parts.model.main_input_name)
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
-def _memory_mb(
-    parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str
-) -> tuple[float, float]:
-    """Return the MB that a sweep takes besides the model, whatever the batch, and for each clip in it.
-
-    A batch of n takes at most n times what one clip takes: what does not grow with n is counted n times.
-    """
-    deepest = max(ordered, key=len)
-    with torch.no_grad(), _computing(parts.model, device), memory.LiveBytes() as live:
+    before, parts, deepest = memory.used_bytes(device, most=False), EncoderParts(model), max(keeps, key=len)
+    inputs = prepare(extractor, [clips[0]["audio"]], clips.sample_rate_hz, model.main_input_name)
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    with torch.no_grad(), _computing(model, device), memory.LiveBytes() as live:
         _run(parts, inputs, deepest)
         cached = live.now  # such as weights that autocast keeps in bfloat16
         live.highest = live.now
         _run(parts, inputs, deepest)
     n_input_bytes = sum(tensor.nbytes for tensor in inputs.values())
-    n_logit_bytes = 4 * parts.model.config.num_labels * len(ordered)
-    mb_a_clip = OVERHEAD * (live.highest - cached + n_input_bytes + n_logit_bytes) / memory.MEGABYTE
-    return KERNELS_MB + cached / memory.MEGABYTE, mb_a_clip
-
-
-def _clips_that_fit(
-    parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str, memory_limit_mb: float
-) -> int:
-    """Return how many clips at once stay within the limit; `inputs` are those of one clip."""
-    mb_fixed, mb_a_clip = _memory_mb(parts, inputs, ordered, device)
-    n_clips = int((memory_limit_mb - mb_fixed) // mb_a_clip)
-    if n_clips < 1:
-        raise UsageError(
-            f"--memory_limit_mb {memory_limit_mb:g} is too little: one clip at a time through "
-            f"{len(max(ordered, key=len))} blocks takes up to {np.ceil(mb_fixed + mb_a_clip):.0f} MB besides the "
-            "model; give that much or more"
-        )
-    return n_clips
+    n_logit_bytes = 4 * model.config.num_labels * len(keeps)
+    of_clip = OVERHEAD * (live.highest - cached + n_input_bytes + n_logit_bytes)
+    many, one = (before + KERNELS_BYTES + cached + n * of_clip for n in (batch_size, 1))
+    return (
+        f"with {batch_size} clips at once this needs up to {memory.more(many)}, with one up to {memory.amount(one)}; "
+        "give the job that much, or fewer clips at once (--batch_size), and run it again"
+    )
 
 
 def _run(parts: EncoderParts, inputs: dict[str, torch.Tensor], keep: Keep) -> None:

@@ -31,7 +31,7 @@ class SubsetScores:
 
     Parameters
     ----------
-    model, extractor, clips, batch_size, device, memory_limit_mb
+    model, extractor, clips, batch_size, device
         As for `layer_sweep.predict_subsets`.
     split : str
         Name of the split that `clips` are.
@@ -51,7 +51,6 @@ class SubsetScores:
         split: str,
         batch_size: int,
         device: str,
-        memory_limit_mb: float | None,
         folder: Path,
         key: dict,
         seed: int,
@@ -60,7 +59,7 @@ class SubsetScores:
         self.n_clips, self.n_groups = len(clips), clips.table["group"].nunique()
         self.kept_together = clips.kept_together
         self._model, self._extractor, self._clips, self._key = model, extractor, clips, key
-        self._batch_size, self._device, self._memory_limit_mb = batch_size, device, memory_limit_mb
+        self._batch_size, self._device = batch_size, device
         self._folder, self._seed = folder, seed
         self._label_ids, self._groups = (clips.table[name].to_numpy() for name in ("label_id", "group"))
         clip_ids = sha256_of_lines(clips.table["clip_id"])
@@ -76,7 +75,7 @@ class SubsetScores:
     def of_other_model(self, model: PreTrainedModel, digest: str) -> "SubsetScores":
         """Return the scores of another model, known by the digest of its weights, on the same clips."""
         return SubsetScores(
-            *(model, self._extractor, self._clips, self.split, self._batch_size, self._device, self._memory_limit_mb),
+            *(model, self._extractor, self._clips, self.split, self._batch_size, self._device),
             *(self._folder, {**self._key, "model": digest}, self._seed),
         )
 
@@ -86,7 +85,7 @@ class SubsetScores:
         Raises
         ------
         UsageError
-            If a subset is not possible, or the memory limit too small.
+            If a subset is not possible.
         InputError
             If a logit is not finite.
         """
@@ -106,7 +105,6 @@ class SubsetScores:
                 *(self._model, self._extractor, some, new),
                 batch_size=self._batch_size,
                 device=self._device,
-                memory_limit_mb=self._memory_limit_mb,
                 among=(n_done, self.n_clips),
             )
             seconds = time.monotonic() - start
