@@ -41,14 +41,14 @@ from utils.data import clips
 from utils.figures import plots
 from utils.models import encoder_window, encoders, latency, predict, training_history
 from utils.models.start_line import guessing, log_start
-from utils.scores import comparison, evaluation, summary
+from utils.scores import comparison, evaluation, predictions, summary
 
 log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>"
 COMPARISON_NAME = "comparison"
 OUTPUTS = (
-    *(summary.METRICS_NAME, comparison.PREDICTIONS_NAME, "classification_report.csv"),
+    *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv"),
     *("confusion_matrix.*", "reliability.*", f"{COMPARISON_NAME}.*"),
 )
 
@@ -214,7 +214,7 @@ def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray
             "%d of %d labels have no clip here and no score: %s", len(missing), len(labels), some(list(missing))
         )
     confusion = evaluation.confusion_table(label_ids, logits.argmax(axis=1), labels)
-    evaluation.write_predictions(output_dir / "predictions.parquet", split_clips, logits)
+    predictions.write_predictions(output_dir, split_clips, logits)
     write_text(output_dir / "classification_report.csv", report.to_csv(index=False))
     write_text(output_dir / "confusion_matrix.csv", confusion.to_csv())
     plots.confusion_figure(confusion, output_dir / "confusion_matrix")

@@ -1,31 +1,20 @@
 """Compare models clip by clip, from what stage 03 left of each: differences, their intervals and p values."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.core.files import sha256_of_lines
 from utils.core.text import printable, some
-from utils.scores import evaluation, summary
+from utils.scores import evaluation, predictions, summary
 
-AGAIN = f"run {summary.STAGE}.py again with --overwrite"
-PREDICTIONS_NAME = "predictions.parquet"
 # Of a folder, in bytes; file systems take 255.
 LONGEST_NAME = 120
-COLUMNS = {
-    "clip_id": pa.types.is_string,
-    "label_id": pa.types.is_integer,
-    "predicted_id": pa.types.is_integer,
-    "group": pa.types.is_string,
-}
 SCORES = ("accuracy", "macro_f1")
 
 
@@ -65,47 +54,14 @@ def read_scored(folder: Path) -> Scored:
         If a file is missing or has another form.
     """
     folder = Path(folder)
-    path = folder / PREDICTIONS_NAME
-    try:
-        table = pq.read_table(path, columns=list(COLUMNS))
-        labels = _labels_of(folder, table.schema.metadata or {})
-    except (OSError, ValueError, RecursionError) as error:  # pyarrow's own errors are ValueErrors
-        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
-    odd = [
-        f"{name} ({table[name].type}, {table[name].null_count} missing)"
-        for name, is_type in COLUMNS.items()
-        if not is_type(table[name].type) or table[name].null_count
-    ]
-    if odd:
-        raise InputError(f"{path} has {', '.join(odd)}; expected text or whole numbers, none of them missing; {AGAIN}")
+    table, labels = predictions.read_predictions(folder)
     metrics = summary.read_metrics(folder / summary.METRICS_NAME).iloc[0]
     if len(table) != metrics["n_clips"]:
-        raise InputError(f"{path} has {len(table)} clips, {summary.METRICS_NAME} {metrics['n_clips']}; {AGAIN}")
-    predictions = table.to_pandas()
-    for name in ("label_id", "predicted_id"):
-        last = len(labels) - 1 if labels else predictions[name].max()
-        outside = predictions[~predictions[name].between(0, last)]
-        if len(outside):
-            row = outside.iloc[0]
-            raise InputError(
-                f"{path}, clip {row['clip_id']}: {name} {row[name]} in {len(outside)} clip(s); expected 0 to {last}, "
-                f"the ids of its classes; {AGAIN}"
-            )
-    return Scored(printable(folder.resolve().name), predictions, labels, metrics)
-
-
-def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
-    """Return the labels that predictions are of, from the file's metadata or, of an early version, from its report."""
-    version = metadata.get(b"schema_version", b"").decode(errors="replace")
-    if version not in ("", str(evaluation.PREDICTIONS_SCHEMA)):
-        raise ValueError(f"schema_version {version}; this version of the program reads {evaluation.PREDICTIONS_SCHEMA}")
-    if b"labels" in metadata:
-        labels = json.loads(metadata[b"labels"])
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise ValueError("its metadata have no list of labels")
-        return labels
-    report = folder / "classification_report.csv"
-    return list(pd.read_csv(report, dtype=str, keep_default_na=False)["label"]) if report.is_file() else None
+        raise InputError(
+            f"{folder / predictions.NAME} has {len(table)} clips, {summary.METRICS_NAME} {metrics['n_clips']}; "
+            f"{predictions.AGAIN}"
+        )
+    return Scored(printable(folder.resolve().name), table, labels, metrics)
 
 
 def check_same_clips(first: Scored, second: Scored) -> None:

@@ -3,15 +3,11 @@
 Plain NumPy and scikit-learn: it takes label ids and logits, and knows no model.
 """
 
-import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 from scipy.special import softmax
 from sklearn.metrics import (
@@ -22,12 +18,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from utils.core.files import atomic_path
-from utils.data.clips import Clips
-
 log = logging.getLogger(__name__)
 
-PREDICTIONS_SCHEMA = 1
 TOP_K = 5
 N_CALIBRATION_BINS = 15
 N_RESAMPLES = 2000
@@ -37,29 +29,6 @@ INTERVAL_PERCENT = 95.0
 WEIGHTS_AT_ONCE = 4_000_000
 # Below it, percentile intervals from a bootstrap over groups are known to be too narrow.
 FEW_GROUPS = 30
-
-
-def write_predictions(path: Path, clips: Clips, logits: np.ndarray) -> None:
-    """Write what a model says of each clip to Parquet, atomically.
-
-    Columns ``clip_id, recording_id, label_id, predicted_id, logits, group``; a row a clip, in the order
-    of `clips`. With ``group`` two models can be compared by a paired bootstrap from their files alone.
-    The file's metadata hold ``schema_version`` and, as JSON, ``labels`` by label id.
-    """
-    table = clips.table
-    n_classes = logits.shape[1]
-    offsets = pa.array(np.arange(len(logits) + 1) * n_classes, pa.int32())
-    columns = {
-        "clip_id": pa.array(table["clip_id"], pa.string()),
-        "recording_id": pa.array(table["recording_id"], pa.string()),
-        "label_id": pa.array(table["label_id"], pa.int32()),
-        "predicted_id": pa.array(logits.argmax(axis=1), pa.int32()),
-        "logits": pa.ListArray.from_arrays(offsets, pa.array(logits.ravel(), pa.float32())),
-        "group": pa.array(table["group"], pa.string()),
-    }
-    metadata = {"schema_version": str(PREDICTIONS_SCHEMA), "labels": json.dumps(clips.labels, ensure_ascii=False)}
-    with atomic_path(path) as partial:
-        pq.write_table(pa.table(columns, metadata=metadata), partial, compression="zstd")
 
 
 # ---------------------------------------------------------------------------------------------- scores

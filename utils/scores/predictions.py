@@ -1,0 +1,102 @@
+"""``predictions.parquet``: what a model says of each clip. 03 writes it, and comparisons read it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from utils.core.errors import InputError
+from utils.core.files import atomic_path
+from utils.data.clips import Clips
+from utils.scores import summary
+
+AGAIN = f"run {summary.STAGE}.py again with --overwrite"
+NAME = "predictions.parquet"
+SCHEMA_VERSION = 1
+COLUMNS = {
+    "clip_id": pa.types.is_string,
+    "label_id": pa.types.is_integer,
+    "predicted_id": pa.types.is_integer,
+    "group": pa.types.is_string,
+}
+
+
+def write_predictions(output_dir: Path, clips: Clips, logits: np.ndarray) -> None:
+    """Write what a model says of each clip to Parquet, atomically.
+
+    Columns ``clip_id, recording_id, label_id, predicted_id, logits, group``; a row a clip, in the order
+    of `clips`. With ``group`` two models can be compared by a paired bootstrap from their files alone.
+    The file's metadata hold ``schema_version`` and, as JSON, ``labels`` by label id.
+    """
+    table = clips.table
+    n_classes = logits.shape[1]
+    offsets = pa.array(np.arange(len(logits) + 1) * n_classes, pa.int32())
+    columns = {
+        "clip_id": pa.array(table["clip_id"], pa.string()),
+        "recording_id": pa.array(table["recording_id"], pa.string()),
+        "label_id": pa.array(table["label_id"], pa.int32()),
+        "predicted_id": pa.array(logits.argmax(axis=1), pa.int32()),
+        "logits": pa.ListArray.from_arrays(offsets, pa.array(logits.ravel(), pa.float32())),
+        "group": pa.array(table["group"], pa.string()),
+    }
+    metadata = {"schema_version": str(SCHEMA_VERSION), "labels": json.dumps(clips.labels, ensure_ascii=False)}
+    with atomic_path(output_dir / NAME) as partial:
+        pq.write_table(pa.table(columns, metadata=metadata), partial, compression="zstd")
+
+
+def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str] | None]:
+    """Read the file in a results folder of stage 03.
+
+    Returns
+    -------
+    predictions : DataFrame
+        ``clip_id, label_id, predicted_id, group``; a row a clip.
+    labels : list of str or None
+        By label id; None where an early version has not left them.
+
+    Raises
+    ------
+    InputError
+        If it is missing, or has another form.
+    """
+    path = folder / NAME
+    try:
+        table = pq.read_table(path, columns=list(COLUMNS))
+        labels = _labels_of(folder, table.schema.metadata or {})
+    except (OSError, ValueError, RecursionError) as error:  # pyarrow's own errors are ValueErrors
+        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
+    odd = [
+        f"{name} ({table[name].type}, {table[name].null_count} missing)"
+        for name, is_type in COLUMNS.items()
+        if not is_type(table[name].type) or table[name].null_count
+    ]
+    if odd:
+        raise InputError(f"{path} has {', '.join(odd)}; expected text or whole numbers, none of them missing; {AGAIN}")
+    predictions = table.to_pandas()
+    for name in ("label_id", "predicted_id"):
+        last = len(labels) - 1 if labels else predictions[name].max()
+        outside = predictions[~predictions[name].between(0, last)]
+        if len(outside):
+            row = outside.iloc[0]
+            raise InputError(
+                f"{path}, clip {row['clip_id']}: {name} {row[name]} in {len(outside)} clip(s); expected 0 to {last}, "
+                f"the ids of its classes; {AGAIN}"
+            )
+    return predictions, labels
+
+
+def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
+    """Return the labels that predictions are of, from the file's metadata or, of an early version, from its report."""
+    version = metadata.get(b"schema_version", b"").decode(errors="replace")
+    if version not in ("", str(SCHEMA_VERSION)):
+        raise ValueError(f"schema_version {version}; this version of the program reads {SCHEMA_VERSION}")
+    if b"labels" in metadata:
+        labels = json.loads(metadata[b"labels"])
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("its metadata have no list of labels")
+        return labels
+    report = folder / "classification_report.csv"
+    return list(pd.read_csv(report, dtype=str, keep_default_na=False)["label"]) if report.is_file() else None
