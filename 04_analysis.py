@@ -21,7 +21,7 @@ Every metric stands beside its null level, what it would be if labels or clips w
 --compare_to the layers of two models are compared, by metrics that do not depend on a model's axes.
 
 Writes into <output_dir> a CSV and a PDF and PNG of each metric, overview.pdf/.png, null_levels.csv,
-recommendation.json (layers to keep by each rule, with the numbers behind it: 05 and 07 read it),
+recommendation.json (layers to keep by each rule, with the numbers behind it: 05 reads it),
 hidden_states.npy with its clips, which the next run takes again if model and data are the same, log.txt
 and run.json.
 """
@@ -37,15 +37,15 @@ import pandas as pd
 
 from utils.core import cli, runs
 from utils.core.errors import InputError, UsageError
-from utils.core.files import write_json, write_text
+from utils.core.files import write_text
 from utils.data import clips
 from utils.figures import analysis_plots
-from utils.layers import analysis, convexity, hidden_states
+from utils.layers import analysis, hidden_states
 from utils.layers.euclidean_convexity import euclidean_convexity
 from utils.models import encoder_window, encoders, predict, training_history
 from utils.models.encoder_parts import EncoderParts, check_parts
 from utils.models.start_line import log_start
-from utils.pruning import layer_selection
+from utils.pruning import layer_selection, recommendation
 from utils.scores import evaluation
 
 log = logging.getLogger(Path(__file__).stem)
@@ -67,7 +67,7 @@ STATES, TRAIN_STATES, OTHER_STATES = "hidden_states", "train_hidden_states", "ot
 OUTPUTS = (
     *(f"{name}*.{suffix}" for name in (*METRICS, "overview", "null_levels") for suffix in ("csv", "pdf", "png")),
     *(f"{name}*" for name in (STATES, TRAIN_STATES, OTHER_STATES)),
-    "recommendation.json",
+    recommendation.NAME,
 )
 
 
@@ -196,7 +196,6 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
                 hidden, split_clips.labels, args.num_neighbors, args.num_pairs, args.seed
             )
         found["convexity"] = layers
-        convexity.warn_of_direct_pairs(layers["direct_share"])
         draw.convexity("graph_convexity", layers, classes)
         best = layers.loc[layers["convexity"].idxmax()]
         if not best["mostly_direct"]:  # else the warning has just said that it says nothing
@@ -248,17 +247,10 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
         convexity=measured("convexity", "convexity"),
     )
     protected = encoders.architecture_of(model.config).protected | layer_selection.FIRST_BLOCK
-    write_json(
-        args.output_dir / "recommendation.json",
-        {
-            "model_dir": args.model_dir,
-            "model_sha256": inputs["model_dir"].sha256,
-            "data_sha256": inputs["data_dir"].sha256,
-            "split": args.split,
-            **layer_selection.recommendation(n_layers, evidence, protected, args.seed),
-            "two_block_boundary": analysis.two_block_boundaries(similarities),
-        },
-    )
+    source = {"model_dir": args.model_dir, "model_sha256": inputs["model_dir"].sha256}
+    source |= {"data_sha256": inputs["data_dir"].sha256, "split": args.split}
+    boundaries = analysis.two_block_boundaries(similarities)
+    recommendation.write_recommendation(args.output_dir, source, n_layers, evidence, protected, args.seed, boundaries)
 
 
 def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> None:

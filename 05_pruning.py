@@ -35,16 +35,15 @@ import pandas as pd
 
 from utils.core import cli, runs
 from utils.core.errors import AlreadyComplete, UsageError
-from utils.core.files import write_json
 from utils.data import clips
 from utils.figures import pruning_plots
 from utils.models import encoders, training_history
 from utils.models.encoder_parts import check_parts
 from utils.models.start_line import log_start
-from utils.pruning import healing, layer_evidence
+from utils.pruning import best, healing, layer_evidence, recommendation
 from utils.pruning.layer_selection import Candidate, Evidence, Keep
 from utils.pruning.pruning_plan import EXHAUSTIVE, MOST_SUBSETS, STRATEGIES, make_plan
-from utils.pruning.pruning_table import BEST_SCHEMA_VERSION, FULL, PruningTable, choose, log_answer, write_rows
+from utils.pruning.pruning_table import FULL, PruningTable, choose, log_answer, write_rows
 from utils.pruning.subset_scores import SubsetScores
 from utils.scores import summary
 
@@ -58,7 +57,7 @@ SCRATCH = ".sweep"
 HEALED = "healed"
 OUTPUTS = (
     *("pruning*.csv", "pruning*.pdf", "pruning*.png", "strategies.*", "pareto.*"),
-    *("best.json", "healing.csv", f"{HEALED}/model/*"),
+    *(best.NAME, "healing.csv", f"{HEALED}/model/*"),
 )
 NUM_NEIGHBORS = 10
 NUM_PAIRS = 5000
@@ -145,8 +144,8 @@ def sweep(args: argparse.Namespace) -> None:
     inputs = {"model_dir": encoders.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
     evidence = Evidence()
     if args.analysis_dir is not None:
-        inputs["analysis_dir"] = layer_evidence.analysis_input(args.analysis_dir)
-        evidence = layer_evidence.read_evidence(args.analysis_dir, inputs["model_dir"], args.report_split)
+        inputs["analysis_dir"] = recommendation.analysis_input(args.analysis_dir)
+        evidence = recommendation.read_evidence(args.analysis_dir, inputs["model_dir"], args.report_split)
     model, extractor = encoders.load_model(args.model_dir, device)
     train_clips, search_clips, report_clips = (
         clips.read_clips(args.data_dir, split, args.max_clips_per_class, args.seed)
@@ -202,9 +201,9 @@ def sweep(args: argparse.Namespace) -> None:
             finalists = {candidate.keep for candidate in proposed}
             table.add(proposed)
             for strategy in plan.searches:
-                best = plan.by_search(strategy, on_search.ranks)
-                table.add(plan.all_subsets() if strategy == EXHAUSTIVE else best)
-                finalists |= {candidate.keep for candidate in best}
+                found = plan.by_search(strategy, on_search.ranks)
+                table.add(plan.all_subsets() if strategy == EXHAUSTIVE else found)
+                finalists |= {candidate.keep for candidate in found}
 
         # Every choice is made before the first look at the clips of the report.
         choices = choose(table.candidates, on_search, args.margin)
@@ -218,8 +217,7 @@ def sweep(args: argparse.Namespace) -> None:
         with this_run.timed("report"):
             on_report.run(finalists)
             rows = table.write()
-        best = {
-            "schema_version": BEST_SCHEMA_VERSION,
+        swept = {
             "model_sha256": inputs["model_dir"].sha256,
             "model_dir": str(args.model_dir),
             "n_layers": plan.n_layers,
@@ -230,11 +228,10 @@ def sweep(args: argparse.Namespace) -> None:
             "search_split": args.search_split,
             "report_split": args.report_split,
             "margin": args.margin,
-            **choices.scored(on_search, on_report),
         }
-        write_json(args.output_dir / "best.json", best)
+        written = best.write_best(args.output_dir, swept, choices.scored(on_search, on_report))
         names = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
-        this_run.metrics = {name: best[name] for name in names}
+        this_run.metrics = {name: written[name] for name in names}
         with this_run.timed("figures"):
             draw(rows, args.output_dir, args.margin, table.has_doubtful_latencies)
 

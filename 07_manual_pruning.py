@@ -29,14 +29,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.core import cli, replacing, runs
-from utils.core.errors import AlreadyComplete, InputError, UsageError
-from utils.core.files import name_of, read_json
-from utils.core.text import some
+from utils.core.errors import AlreadyComplete, UsageError
 from utils.models import encoders, model_folder
 from utils.models.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
 from utils.models.start_line import log_start
+from utils.pruning import best
 from utils.pruning.pruning_session import HELP, PruningSession
-from utils.pruning.pruning_table import BEST_SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
@@ -78,11 +76,11 @@ def run(args: argparse.Namespace) -> None:
     """Print the sizes before and after, and leave the pruned models."""
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(f"{cli.model_name(Path(args.model_dir))}-pruned")
-    best = vars(args)["from"]
-    check_arguments(args, best)
+    best_path = vars(args)["from"]
+    check_arguments(args, best_path)
     inputs = {"model_dir": encoders.any_model_input(args.model_dir)}
-    if best is not None:
-        inputs["from"] = runs.file_input(best)
+    if best_path is not None:
+        inputs["from"] = runs.file_input(best_path)
 
     runs.seed_everything(args.seed)  # a base model's head is initialised here
     model, extractor, has_head = encoders.load_any_model(args.model_dir, "cpu")
@@ -92,8 +90,8 @@ def run(args: argparse.Namespace) -> None:
     counter = SizeCounter(model, extractor)
     if args.ladder:
         keeps = ladder(config, args.output_dir)
-    elif best is not None:
-        keeps = {args.output_dir / "model": read_best(best, inputs["model_dir"], config, args.n_layers)}
+    elif best_path is not None:
+        keeps = {args.output_dir / "model": best.layers_to_keep(best_path, inputs["model_dir"], config, args.n_layers)}
     else:
         keep = layers_to_keep(args, config.num_hidden_layers, counter)
         if keep is None:
@@ -115,17 +113,17 @@ def run(args: argparse.Namespace) -> None:
     show(before, on_disk(after), counter.clip, args.output_dir)
 
 
-def check_arguments(args: argparse.Namespace, best: Path | None) -> None:
+def check_arguments(args: argparse.Namespace, best_path: Path | None) -> None:
     """Refuse what no model can answer, before one is loaded."""
-    if args.n_layers is not None and best is None:
+    if args.n_layers is not None and best_path is None:
         raise UsageError("--n_layers chooses among the subsets in a best.json: give it together with --from")
-    asked = args.ladder or best is not None or args.keep_layers is not None or args.drop_layers is not None
+    asked = args.ladder or best_path is not None or args.keep_layers is not None or args.drop_layers is not None
     if not asked and not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageError(
             "which layers? Give one of --keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from best.json; "
             "only on a terminal can they be chosen step by step"
         )
-    read = {"model_dir": args.model_dir} | ({} if best is None else {"from": best})
+    read = {"model_dir": args.model_dir} | ({} if best_path is None else {"from": best_path})
     replacing.check_apart(args.output_dir, read)
 
 
@@ -155,90 +153,6 @@ def ladder(config: "PreTrainedConfig", output_dir: Path) -> dict[Path, list[int]
             continue
         rungs[output_dir / f"{n_layers:02d}-blocks" / "model"] = keep
     return rungs
-
-
-def read_best(path: Path, model: runs.Input, config: "PreTrainedConfig", n_layers: int | None) -> list[int]:
-    """Return the layers to keep that a sweep found best.
-
-    Parameters
-    ----------
-    path : Path
-        ``best.json`` of 05_pruning.py.
-    model : runs.Input
-        The model to prune, which must be the one that was swept.
-    config : PreTrainedConfig
-        Its config.
-    n_layers : int or None
-        Number of layers to keep; None takes the fewest within the sweep's margin.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, breaks its schema, or is of another model.
-    UsageError
-        If the sweep holds no subset of that depth.
-    """
-    usual = Path("validation_results", f"{cli.model_name(Path(model.path))}-pruning", "best.json")
-    redo = f"expected what 05_pruning.py found for this very model, by default {usual}; run it on this model"
-    best = read_json(path, object, redo)
-    expected = {"schema_version": int, "model_sha256": str, "model_dir": str, "by_depth": dict}
-    if not isinstance(best, dict) or any(not isinstance(best.get(key), kind) for key, kind in expected.items()):
-        found = (some([repr(key) for key in best], 4) or "nothing") if isinstance(best, dict) else name_of(type(best))
-        raise InputError(f"{path} is not a best.json: it holds {found}; expected {', '.join(expected)}; {redo}")
-    if best["schema_version"] != BEST_SCHEMA_VERSION:
-        raise InputError(
-            f"{path} has schema_version {best['schema_version']}, expected {BEST_SCHEMA_VERSION}; {redo} again"
-        )
-    if best["model_sha256"] != model.sha256:
-        raise InputError(
-            f"{path} is of another model: of {best['model_dir']} (sha256 {best['model_sha256'][:12]}…), swept on "
-            f"{describe_data(best)}; --model_dir {model.path} has {model.sha256[:12]}… and was trained on "
-            f"{describe_data(vars(config))}; {redo}"
-        )
-    warn_of_choice(path, best, config)
-    depths = f"it has subsets of {', '.join(sorted(best['by_depth'], key=lambda depth: (len(depth), depth)))} layers"
-    if n_layers is None:
-        subset = best.get("smallest_within_margin")
-        if subset is None:
-            raise UsageError(f"{path}: no subset is within the margin of the sweep; choose one by --n_layers: {depths}")
-    else:
-        subset = best["by_depth"].get(str(n_layers))
-        if subset is None:
-            raise UsageError(f"--n_layers {n_layers}: {path} has no subset of that depth; {depths}")
-    keep = subset.get("keep") if isinstance(subset, dict) else None
-    if not isinstance(keep, list) or any(type(layer) is not int for layer in keep):
-        raise InputError(f"{path}: expected a list of layers under 'keep', got {keep!r}; {redo} again")
-    if n_layers is not None and len(keep) != n_layers:
-        raise InputError(f"{path}: the subset of {n_layers} layers keeps {len(keep)}: {keep}; {redo} again")
-    try:
-        encoders.check_keep(config, keep)
-    except UsageError as error:
-        raise InputError(f"{path}: {error}; {redo} again") from error
-    return keep
-
-
-def describe_data(source: dict) -> str:
-    """Return clip length and data set that a ``best.json`` or a model's config notes, in words."""
-    folder, seconds, digest = (source.get(name) for name in ("data_dir", "clip_seconds", "data_sha256"))
-    clips = f"clips of {seconds:g} s" if isinstance(seconds, int | float) else "clips of a length that is not noted"
-    data = f"sha256 {digest[:12]}…" if isinstance(digest, str) else "a data set that is not noted"
-    return f"{clips} of {folder} ({data})" if isinstance(folder, str) else f"{clips} ({data})"
-
-
-def warn_of_choice(path: Path, best: dict, config: "PreTrainedConfig") -> None:
-    """Warn where layers were chosen by clips that the model has learned from, or that later score it."""
-    trained_on, swept_on = getattr(config, "data_sha256", None), best.get("data_sha256")
-    if None not in (trained_on, swept_on) and trained_on != swept_on:
-        log.warning(
-            "%s chose layers by %s, and the model was trained on %s: clips that it was trained on may be among them; "
-            "run 05_pruning.py with the --data_dir that the model was trained on",
-            *(path, describe_data(best), describe_data(vars(config))),
-        )
-    split = best.get("search_split")
-    if split == "test":
-        log.warning("%s chose layers by the split test: scores of the pruned model on test are too good", path)
-    elif split == "train":
-        log.warning("%s chose layers by the split train, which the model has learned: they may not be the best", path)
 
 
 def interact(n_layers: int, counter: SizeCounter) -> list[int] | None:

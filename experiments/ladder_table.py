@@ -12,7 +12,6 @@ rule removes no block.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from experiments import study_table
 from utils.core import cli
 from utils.core.errors import InputError
 from utils.figures import plots
+from utils.pruning import best
 from utils.pruning.layer_selection import SEARCHES
 from utils.pruning.pruning_table import FULL
 from utils.scores import comparison
@@ -80,10 +80,10 @@ def read_sweep(results_dir: Path, whole: str) -> tuple[dict, pd.DataFrame]:
         If the sweep of the model is missing.
     """
     folder = results_dir / f"{whole}-pruning"
+    chosen = best.read_best(folder / best.NAME, f"run 05_pruning.py on {whole}")["by_depth"]
     try:
-        best = json.loads((folder / "best.json").read_text(encoding="utf-8"))["by_depth"]
-        return best, pd.read_csv(folder / "pruning.csv")
-    except (OSError, ValueError, KeyError) as error:
+        return chosen, pd.read_csv(folder / "pruning.csv")
+    except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be read ({error}); run 05_pruning.py on {whole}") from error
 
 
@@ -95,7 +95,7 @@ def swept(results_dir: Path, whole: str, seed: str) -> pd.DataFrame:
     DataFrame
         ``seed, n_layers, keep, chosen, difference, random``: accuracies on the report split.
     """
-    best, table = read_sweep(results_dir, whole)
+    by_depth, table = read_sweep(results_dir, whole)
     random = table[table["strategy"] == RANDOM].groupby("n_layers")["report_accuracy"].mean()
     full = table.loc[table["strategy"] == FULL, "report_accuracy"].iloc[0]
     rows = [
@@ -107,7 +107,7 @@ def swept(results_dir: Path, whole: str, seed: str) -> pd.DataFrame:
             "difference": chosen["report_accuracy"] - full,
             "random": random.get(int(n_layers), np.nan),
         }
-        for n_layers, chosen in best.items()
+        for n_layers, chosen in by_depth.items()
     ]
     whole_row = {"seed": seed, "n_layers": int(table["n_layers"].max()), "chosen": full, "difference": 0.0}
     return pd.DataFrame([*rows, whole_row]).drop_duplicates(["seed", "n_layers"])

@@ -17,7 +17,7 @@ from utils.layers.euclidean_convexity import euclidean_convexity
 from utils.layers.probes import fit_and_predict
 from utils.models import encoders, predict
 from utils.models.encoder_parts import EncoderParts
-from utils.pruning import layer_selection
+from utils.pruning import layer_selection, recommendation
 
 stage = load_stage("04_analysis")
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -116,7 +116,7 @@ def test_influence_and_angles_agree_with_hidden_states_of_plain_transformers(ana
 def test_recommendation_can_be_read_back(analysed, model_dir):
     said = json.loads((analysed / "recommendation.json").read_text())
     assert said["split"] == "train" and said["model_sha256"] == encoders.model_input(model_dir).sha256
-    evidence = layer_selection.evidence_from_recommendation(said)
+    evidence = recommendation.evidence_from_recommendation(said)
     influence = pd.read_csv(analysed / "block_influence.csv")
     np.testing.assert_allclose(evidence.block_influence, influence["block_influence"])
     for rule, entry in said["rules"].items():

@@ -22,7 +22,7 @@ from utils.core.cli import parse_layer_list
 from utils.core.files import write_json
 from utils.data import clips
 from utils.models import encoders, latency, predict, training
-from utils.pruning import healing, layer_selection, layer_sweep, pruning_plan, subset_scores
+from utils.pruning import healing, layer_selection, layer_sweep, pruning_plan, recommendation, subset_scores
 from utils.pruning.layer_selection import Candidate
 from utils.pruning.pruning_table import COLUMNS, choose, log_answer
 from utils.pruning.subset_scores import SubsetScores
@@ -630,7 +630,7 @@ def write_analysis(folder, run_dir, evidence, split="train", sha256=None, stage_
     """Leave what stage 04 leaves, with numbers made by hand."""
     args = argparse.Namespace(output_dir=folder, overwrite=False, seed=0)
     with runs.open_run(stage_name, args, {}):
-        value = layer_selection.recommendation(4, layer_selection.Evidence(**evidence))
+        value = recommendation.recommendation(4, layer_selection.Evidence(**evidence))
         value |= {"model_sha256": sha256 or encoders.model_input(run_dir).sha256, "split": split}
         write_json(folder / "recommendation.json", value)
         if text is not None:

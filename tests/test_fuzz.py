@@ -13,12 +13,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from transformers import Wav2Vec2Config
 
-from tests.stages import load_stage
 from utils.core import cli, runs
 from utils.core.errors import InputError, UsageError
 from utils.data import audio, clips, preparation, recordings, shares, spool
 from utils.models import training
-from utils.pruning import layer_evidence, pruning_table
+from utils.pruning import best, pruning_table, recommendation
 
 RATE = 16000
 FORMATS = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")]
@@ -229,9 +228,8 @@ LISTING = {"files": [["a.wav", 1, 2]]}
 
 
 def read_best(folder):
-    stage = load_stage("07_manual_pruning")
     config = Wav2Vec2Config(num_hidden_layers=3)
-    return stage.read_best(folder / "x.json", runs.Input("runs/a", SHA256), config, 2)
+    return best.layers_to_keep(folder / "x.json", runs.Input("runs/a", SHA256), config, 2)
 
 
 def read_checkpoint(folder):
@@ -250,7 +248,7 @@ READERS = {
     "best.json": (BEST, read_best),
     "recommendation.json": (
         RECOMMENDATION,
-        lambda folder: layer_evidence.read_evidence(folder, runs.Input("runs/a", SHA256), "test"),
+        lambda folder: recommendation.read_evidence(folder, runs.Input("runs/a", SHA256), "test"),
     ),
     "trainer_state.json": (STATE, read_checkpoint),
     "costs.json": (COSTS, lambda folder: pruning_table._read_costs(folder / "x.json")),

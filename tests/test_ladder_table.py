@@ -1,6 +1,5 @@
 """The tables and the figure of pruning before and after fine-tuning, on results written by hand."""
 
-import json
 import shutil
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from experiments import ladder_table
 from tests.results import write_result
+from utils.pruning import best
 from utils.scores import evaluation, summary
 
 SEEDS = ("1", "2")
@@ -44,8 +44,8 @@ def ladder(tmp_path_factory):
         ]
         table = pd.DataFrame(rows, columns=["strategy", "n_layers", "report_accuracy"])
         table.to_csv(folder / "pruning.csv", index=False)
-        best = {"by_depth": {"1": {"keep": [1], "report_accuracy": full - 0.05}}}
-        (folder / "best.json").write_text(json.dumps(best))
+        chosen = {"by_depth": {"1": {"keep": [1], "report_accuracy": full - 0.05}}}
+        best.write_best(folder, {"model_sha256": "0", "model_dir": "runs/birds"}, chosen)
     write_result(results_dir, "other-0-1-1", [0], [0], ["g"], kept_layers="0-1")
     write_result(results_dir, "birds-0-1-recordist-1", [0], [0], ["g"], kept_layers="0-1")
     summary.rebuild_summary(results_dir)

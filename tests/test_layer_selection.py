@@ -22,14 +22,13 @@ from utils.pruning.layer_selection import (
     all_subsets,
     beam,
     candidates,
-    evidence_from_recommendation,
     exhaustive,
     greedy,
     iterative,
     missing_evidence,
     n_subsets,
-    recommendation,
 )
+from utils.pruning.recommendation import evidence_from_recommendation, recommendation
 
 NAN = math.nan
 PROTECTIONS = [frozenset(), frozenset({0}), frozenset({0, 3}), frozenset(range(6))]

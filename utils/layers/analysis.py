@@ -25,6 +25,24 @@ ROTATION_INVARIANT = (*CKA_KINDS, "mutual_knn")
 # ---------------------------------------------------------------------------------------------- classes
 
 
+def convexity_of_layers(
+    hidden: HiddenStates,
+    n_classes: int,
+    num_neighbors: int,
+    num_pairs: int,
+    seed: int,
+    n_resamples: int = convexity.N_RESAMPLES,
+) -> list[convexity.GraphConvexity]:
+    """Return the graph convexity of every layer, and warn where it says nothing; see `convexity.graph_convexity`."""
+    label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
+    found = [
+        convexity.graph_convexity(states, label_ids, groups, n_classes, num_neighbors, num_pairs, seed, n_resamples)
+        for states in hidden.pooled
+    ]
+    convexity.warn_of_direct_pairs([of_layer.direct_share for of_layer in found])
+    return found
+
+
 def graph_convexity(
     hidden: HiddenStates, labels: list[str], num_neighbors: int, num_pairs: int, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -44,8 +62,7 @@ def graph_convexity(
     InputError
         If no class has two clips, or there are not more clips than neighbours.
     """
-    label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
-    n_clips = np.bincount(label_ids, minlength=len(labels))
+    n_clips = np.bincount(hidden.table["label_id"], minlength=len(labels))
     alone = [label for label, n in zip(labels, n_clips, strict=True) if n < 2]
     if len(alone) == len(labels):
         raise InputError(
@@ -56,8 +73,7 @@ def graph_convexity(
             "%d of %d classes have fewer than two clips and no convexity: %s", len(alone), len(labels), some(alone)
         )
     layers, classes = [], []
-    for layer, states in enumerate(hidden.pooled):
-        found = convexity.graph_convexity(states, label_ids, groups, len(labels), num_neighbors, num_pairs, seed)
+    for layer, found in enumerate(convexity_of_layers(hidden, len(labels), num_neighbors, num_pairs, seed)):
         layers.append(
             {
                 "layer": layer,

@@ -9,18 +9,13 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils.core import cli, runs
-from utils.core.errors import InputError
-from utils.core.files import atomic_path, read_json
-from utils.data.clips import SPLITS, Clips
-from utils.layers import convexity, hidden_states
-from utils.layers.similarity import block_influence, cka, mutual_knn
+from utils.core import cli
+from utils.core.files import atomic_path
+from utils.data.clips import Clips
+from utils.layers import analysis, hidden_states, similarity
 from utils.models import encoders, memory
 from utils.pruning import layer_sweep
-from utils.pruning.layer_selection import Evidence, Keep, evidence_from_recommendation
-
-ANALYSIS_STAGE = "04_analysis"
-RECOMMENDATION_NAME = "recommendation.json"
+from utils.pruning.layer_selection import Evidence, Keep
 
 
 def measure_evidence(
@@ -53,24 +48,19 @@ def measure_evidence(
     InputError
         If there are too few clips for what is needed.
     """
-    label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
 
     def convexity_of_layers() -> np.ndarray:
         # No rule reads the interval, so one resample is enough.
-        found = [
-            convexity.graph_convexity(
-                layer, label_ids, groups, n_classes, num_neighbors, num_pairs, seed, n_resamples=1
-            )
-            for layer in hidden.pooled
-        ]
-        convexity.warn_of_direct_pairs([of_layer.direct_share for of_layer in found])
+        found = analysis.convexity_of_layers(hidden, n_classes, num_neighbors, num_pairs, seed, n_resamples=1)
         return np.array([of_layer.convexity for of_layer in found])
 
     measures = {
-        "block_influence": lambda: block_influence(hidden.cosine.mean(axis=0, dtype=np.float64)),
-        "knn_block_influence": lambda: block_influence(mutual_knn(hidden.pooled, k=num_neighbors)),
-        "angular_distance": lambda: hidden.angle.mean(axis=0, dtype=np.float64),
-        "cka": lambda: cka(hidden.pooled),
+        "block_influence": lambda: similarity.block_influence(analysis.mean_over_clips(hidden.cosine)),
+        "knn_block_influence": lambda: similarity.block_influence(
+            similarity.mutual_knn(hidden.pooled, k=num_neighbors)
+        ),
+        "angular_distance": lambda: analysis.mean_over_clips(hidden.angle),
+        "cka": lambda: similarity.cka(hidden.pooled),
         "convexity": convexity_of_layers,
     }
     return Evidence(**{name: measures[name]() for name in needs})
@@ -138,62 +128,3 @@ def _read(path: Path, key: dict, needs: list[str]) -> dict[str, np.ndarray] | No
             return {need: file[need] for need in needs} if file["key"] == json.dumps(key) else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def analysis_input(analysis_dir: Path) -> runs.Input:
-    """Check an output folder of stage 04 and describe its ``recommendation.json`` as the input of a stage.
-
-    The other outputs are not looked at: the hidden states among them are large, and not everywhere.
-
-    Raises
-    ------
-    InputError
-        If the folder is missing, incomplete, of another stage, or its file is missing or damaged.
-    """
-    record = runs.read_record(analysis_dir)
-    if record is None or record["stage"] != ANALYSIS_STAGE or record["status"] != "complete":
-        found = f"it is of {record['stage']}.py, {record['status']}" if record else "it has no run.json"
-        raise InputError(
-            f"--analysis_dir {analysis_dir} is no complete output of {ANALYSIS_STAGE}.py: {found}; run that first"
-        )
-    outputs = [output for output in record["outputs"] if output["path"] == RECOMMENDATION_NAME]
-    if not outputs:
-        raise InputError(
-            f"--analysis_dir {analysis_dir} has no {RECOMMENDATION_NAME}: expected an analysis of one model; "
-            f"run {ANALYSIS_STAGE}.py without --compare_to"
-        )
-    runs.check_outputs(analysis_dir, {**record, "outputs": outputs})
-    return runs.file_input(analysis_dir / RECOMMENDATION_NAME)
-
-
-def read_evidence(analysis_dir: Path, model: runs.Input, report_split: str) -> Evidence:
-    """Read what stage 04 measured of a model.
-
-    Parameters
-    ----------
-    analysis_dir : Path
-    model : Input
-        The model that it must be of.
-    report_split : str
-        The split that it must not be of: what is measured there would choose by the clips of the report.
-
-    Raises
-    ------
-    InputError
-        If it is of another model or of the wrong split, or is malformed.
-    """
-    path = analysis_dir / RECOMMENDATION_NAME
-    value = read_json(path, dict, f"run {ANALYSIS_STAGE}.py again")
-    evidence = evidence_from_recommendation(value)
-    if value.get("model_sha256") != model.sha256:
-        raise InputError(
-            f"{path} is of another model: of sha256 {str(value.get('model_sha256'))[:12]}…, --model_dir {model.path} "
-            f"has {model.sha256[:12]}…; run {ANALYSIS_STAGE}.py on this model"
-        )
-    split = value.get("split")
-    if not isinstance(split, str) or split not in SPLITS or split == report_split:
-        raise InputError(
-            f"{path} was measured on the split {split!r}, and --report_split is {report_split!r}: what chooses must "
-            f"not see the clips of the report; run {ANALYSIS_STAGE}.py with --split train"
-        )
-    return evidence

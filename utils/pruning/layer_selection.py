@@ -19,7 +19,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from utils.core.errors import InputError, UsageError
-from utils.core.files import name_of
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +163,7 @@ def candidates(
     if n_layers < 2:
         return []
     evidence = evidence or Evidence()
-    _check_evidence(n_layers, evidence)
+    check_evidence(n_layers, evidence)
     missing = missing_evidence(rule, evidence)
     if missing:
         raise InputError(
@@ -340,100 +339,6 @@ def n_subsets(n_layers: int, protected: AbstractSet[int] = FIRST_BLOCK, sizes: C
     return sum(math.comb(n_removable, size - len(protected)) for size in _checked_sizes(n_layers, protected, sizes))
 
 
-def recommendation(n_layers: int, evidence: Evidence, protected: AbstractSet[int] = FIRST_BLOCK, seed: int = 0) -> dict:
-    """Return what every rule without search would keep at every depth, with the numbers behind it.
-
-    Parameters
-    ----------
-    n_layers : int
-        Number of blocks.
-    evidence : Evidence
-        What was measured.
-    protected : set of int
-        Blocks that every list keeps.
-    seed : int
-        Of ``random``.
-
-    Returns
-    -------
-    dict
-        Ready for JSON; numbers that are not finite are None. ``n_layers``, ``protected``, ``seed``;
-        ``rules``: of each rule ``needs`` (names in ``evidence``) and ``keep`` (number of removed blocks, as a
-        string, to the kept list; to a list of kept lists for ``single`` and ``random``);
-        ``not_measured``: of each rule that lacks evidence ``needs`` and ``metrics``, what 04_analysis.py
-        has to be asked for; ``evidence``: the numbers.
-
-    Raises
-    ------
-    InputError
-        If evidence is of a model with another number of blocks.
-    UsageError
-        If a protected block does not exist.
-    """
-    _check_evidence(n_layers, evidence)
-    rules: dict[str, dict] = {}
-    not_measured: dict[str, dict] = {}
-    for name, rule in RULES.items():
-        missing = missing_evidence(name, evidence)
-        if missing:
-            not_measured[name] = {"needs": list(rule.needs), "metrics": [METRICS[need] for need in missing]}
-            continue
-        keep: dict[str, list] = {}
-        for candidate in candidates(name, n_layers, evidence, protected, seed):
-            depth, kept = str(candidate.n_removed), list(candidate.keep)
-            if rule.several:
-                keep.setdefault(depth, []).append(kept)
-            else:
-                keep[depth] = kept
-        rules[name] = {"needs": list(rule.needs), "keep": keep}
-    numbers = {field.name: getattr(evidence, field.name) for field in fields(Evidence)}
-    return {
-        "n_layers": n_layers,
-        "protected": sorted(protected),
-        "seed": seed,
-        "rules": rules,
-        "not_measured": not_measured,
-        "evidence": {name: _to_json(values) for name, values in numbers.items() if values is not None},
-    }
-
-
-def evidence_from_recommendation(value: object) -> Evidence:
-    """Return the evidence in what `recommendation` made, as read back from JSON; None becomes NaN.
-
-    Raises
-    ------
-    InputError
-        If the value is malformed: not an object, without ``n_layers`` or ``evidence``, or with evidence
-        that is unknown, not numeric or of the wrong shape.
-    """
-    advice = "run 04_analysis.py again"
-    if not isinstance(value, Mapping):
-        raise InputError(f"recommendation.json holds {name_of(type(value))}; expected {name_of(dict)}; {advice}")
-    n_layers, stored = value.get("n_layers"), value.get("evidence")
-    if type(n_layers) is not int or n_layers < 0:
-        raise InputError(f"recommendation.json: n_layers is {n_layers!r}, expected a number of blocks; {advice}")
-    if not isinstance(stored, Mapping):
-        raise InputError(
-            f"recommendation.json: evidence holds {name_of(type(stored))}, expected {name_of(dict)}; {advice}"
-        )
-    numbers: dict[str, np.ndarray] = {}
-    for name, values in stored.items():
-        if name not in METRICS:
-            raise InputError(
-                f"recommendation.json: there is no evidence {name!r}, expected {', '.join(METRICS)}; {advice}"
-            )
-        try:
-            numbers[name] = np.array(_from_json(values), dtype=np.float64)
-        except (TypeError, ValueError, OverflowError, RecursionError):
-            raise InputError(
-                f"recommendation.json: evidence {name} is no array of numbers or null of the shape "
-                f"{_shape_of(name, n_layers)}; {advice}"
-            ) from None
-    evidence = Evidence(**numbers)
-    _check_evidence(n_layers, evidence)
-    return evidence
-
-
 # ---------------------------------------------------------------------------------------------- the rules
 
 
@@ -605,16 +510,17 @@ def _checked_sizes(n_layers: int, protected: AbstractSet[int], sizes: Collection
     return sorted(set(sizes), reverse=True)
 
 
-def _shape_of(name: str, n_layers: int) -> tuple[int, ...]:
+def shape_of(name: str, n_layers: int) -> tuple[int, ...]:
     """Return the shape that a piece of evidence of a model of `n_layers` blocks has."""
     if name in ("block_influence", "knn_block_influence"):
         return (n_layers,)
     return (n_layers + 1,) if name == "convexity" else (n_layers + 1, n_layers + 1)
 
 
-def _check_evidence(n_layers: int, evidence: Evidence) -> None:
+def check_evidence(n_layers: int, evidence: Evidence) -> None:
+    """Raise `InputError` if evidence is of a model with another number of blocks."""
     for field in fields(evidence):
-        values, expected = getattr(evidence, field.name), _shape_of(field.name, n_layers)
+        values, expected = getattr(evidence, field.name), shape_of(field.name, n_layers)
         if values is not None and np.shape(values) != expected:
             raise InputError(
                 f"{field.name} has shape {np.shape(values)}, expected {expected} for a model of {n_layers} blocks: "
@@ -628,19 +534,3 @@ def _has_number(values: np.ndarray | None) -> bool:
         return False
     values = np.asarray(values, dtype=np.float64)
     return bool(np.isfinite(values[np.triu_indices(len(values), 1)] if values.ndim == 2 else values).any())
-
-
-def _to_json(values: np.ndarray) -> list:
-    values = np.asarray(values, dtype=np.float64)
-    return np.where(np.isfinite(values), values, None).tolist()
-
-
-def _from_json(values: object) -> object:
-    """Return nested lists of floats; anything else than numbers and None in them is a TypeError."""
-    if isinstance(values, list):
-        return [_from_json(value) for value in values]
-    if values is None:
-        return math.nan
-    if isinstance(values, bool) or not isinstance(values, int | float):
-        raise TypeError(f"no number: {values!r}")
-    return float(values)

@@ -54,7 +54,6 @@ COLUMNS = (
     "cpu_busy_share",
     "latency_doubt",
 )
-BEST_SCHEMA_VERSION = 1
 LATENCY_BUDGET_S = 2.0
 # Differences of accuracies that are equal in exact arithmetic differ by less.
 ROUNDING = 1e-9

@@ -1,0 +1,135 @@
+"""``best.json``: the subsets of a model's blocks that a sweep chose. 05 writes it; 07 and the studies read it."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.core import cli, runs
+from utils.core.errors import InputError, UsageError
+from utils.core.files import name_of, read_json, write_json
+from utils.core.text import some
+from utils.models import encoders
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+log = logging.getLogger(__name__)
+
+NAME = "best.json"
+SCHEMA_VERSION = 1
+NEEDED = {"schema_version": int, "model_sha256": str, "model_dir": str, "by_depth": dict}
+
+
+def write_best(output_dir: Path, swept: dict, chosen: dict) -> dict:
+    """Write the file and return its content.
+
+    Parameters
+    ----------
+    output_dir : Path
+    swept : dict
+        The model, the data and the options of the sweep.
+    chosen : dict
+        From `pruning_table.Choices.scored`.
+    """
+    content = {"schema_version": SCHEMA_VERSION, **swept, **chosen}
+    write_json(output_dir / NAME, content)
+    return content
+
+
+def read_best(path: Path, redo: str) -> dict:
+    """Read the file.
+
+    Parameters
+    ----------
+    path : Path
+    redo : str
+        What the user can do where the file is missing or not as expected; ends the message.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or breaks its schema.
+    """
+    best = read_json(path, object, redo)
+    if not isinstance(best, dict) or any(not isinstance(best.get(key), kind) for key, kind in NEEDED.items()):
+        found = (some([repr(key) for key in best], 4) or "nothing") if isinstance(best, dict) else name_of(type(best))
+        raise InputError(f"{path} is not a {NAME}: it holds {found}; expected {', '.join(NEEDED)}; {redo}")
+    if best["schema_version"] != SCHEMA_VERSION:
+        raise InputError(f"{path} has schema_version {best['schema_version']}, expected {SCHEMA_VERSION}; {redo} again")
+    return best
+
+
+def layers_to_keep(path: Path, model: runs.Input, config: "PreTrainedConfig", n_layers: int | None) -> list[int]:
+    """Return the layers to keep that a sweep found best.
+
+    Parameters
+    ----------
+    path : Path
+        ``best.json`` of 05_pruning.py.
+    model : runs.Input
+        The model to prune, which must be the one that was swept.
+    config : PreTrainedConfig
+        Its config.
+    n_layers : int or None
+        Number of layers to keep; None takes the fewest within the sweep's margin.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, breaks its schema, or is of another model.
+    UsageError
+        If the sweep holds no subset of that depth.
+    """
+    usual = Path("validation_results", f"{cli.model_name(Path(model.path))}-pruning", NAME)
+    redo = f"expected what 05_pruning.py found for this very model, by default {usual}; run it on this model"
+    best = read_best(path, redo)
+    if best["model_sha256"] != model.sha256:
+        raise InputError(
+            f"{path} is of another model: of {best['model_dir']} (sha256 {best['model_sha256'][:12]}…), swept on "
+            f"{_describe_data(best)}; --model_dir {model.path} has {model.sha256[:12]}… and was trained on "
+            f"{_describe_data(vars(config))}; {redo}"
+        )
+    _warn_of_choice(path, best, config)
+    depths = f"it has subsets of {', '.join(sorted(best['by_depth'], key=lambda depth: (len(depth), depth)))} layers"
+    if n_layers is None:
+        subset = best.get("smallest_within_margin")
+        if subset is None:
+            raise UsageError(f"{path}: no subset is within the margin of the sweep; choose one by --n_layers: {depths}")
+    else:
+        subset = best["by_depth"].get(str(n_layers))
+        if subset is None:
+            raise UsageError(f"--n_layers {n_layers}: {path} has no subset of that depth; {depths}")
+    keep = subset.get("keep") if isinstance(subset, dict) else None
+    if not isinstance(keep, list) or any(type(layer) is not int for layer in keep):
+        raise InputError(f"{path}: expected a list of layers under 'keep', got {keep!r}; {redo} again")
+    if n_layers is not None and len(keep) != n_layers:
+        raise InputError(f"{path}: the subset of {n_layers} layers keeps {len(keep)}: {keep}; {redo} again")
+    try:
+        encoders.check_keep(config, keep)
+    except UsageError as error:
+        raise InputError(f"{path}: {error}; {redo} again") from error
+    return keep
+
+
+def _describe_data(source: dict) -> str:
+    """Return clip length and data set that a ``best.json`` or a model's config notes, in words."""
+    folder, seconds, digest = (source.get(name) for name in ("data_dir", "clip_seconds", "data_sha256"))
+    clips = f"clips of {seconds:g} s" if isinstance(seconds, int | float) else "clips of a length that is not noted"
+    data = f"sha256 {digest[:12]}…" if isinstance(digest, str) else "a data set that is not noted"
+    return f"{clips} of {folder} ({data})" if isinstance(folder, str) else f"{clips} ({data})"
+
+
+def _warn_of_choice(path: Path, best: dict, config: "PreTrainedConfig") -> None:
+    """Warn where layers were chosen by clips that the model has learned from, or that later score it."""
+    trained_on, swept_on = getattr(config, "data_sha256", None), best.get("data_sha256")
+    if None not in (trained_on, swept_on) and trained_on != swept_on:
+        log.warning(
+            "%s chose layers by %s, and the model was trained on %s: clips that it was trained on may be among them; "
+            "run 05_pruning.py with the --data_dir that the model was trained on",
+            *(path, _describe_data(best), _describe_data(vars(config))),
+        )
+    split = best.get("search_split")
+    if split == "test":
+        log.warning("%s chose layers by the split test: scores of the pruned model on test are too good", path)
+    elif split == "train":
+        log.warning("%s chose layers by the split train, which the model has learned: they may not be the best", path)

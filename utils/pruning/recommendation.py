@@ -1,0 +1,227 @@
+"""``recommendation.json``: what stage 04 measured of a model, and what every rule would keep by it.
+
+Stage 04 writes it, and 05 takes the numbers from it.
+"""
+
+import math
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.core.files import name_of, read_json, write_json
+from utils.data.clips import SPLITS
+from utils.pruning.layer_selection import (
+    FIRST_BLOCK,
+    METRICS,
+    RULES,
+    Evidence,
+    candidates,
+    check_evidence,
+    missing_evidence,
+    shape_of,
+)
+
+ANALYSIS_STAGE = "04_analysis"
+NAME = "recommendation.json"
+
+
+def write_recommendation(
+    output_dir: Path,
+    source: Mapping[str, str],
+    n_layers: int,
+    evidence: Evidence,
+    protected: AbstractSet[int],
+    seed: int,
+    boundaries: Mapping[str, dict | None],
+) -> None:
+    """Write the file.
+
+    Parameters
+    ----------
+    output_dir : Path
+    source : mapping of str to str
+        Of what it is: ``model_dir``, ``model_sha256``, ``data_sha256`` and ``split``.
+    n_layers, evidence, protected, seed
+        As for `recommendation`.
+    boundaries : mapping of str to dict or None
+        By metric, where the similarity of the layers falls in two blocks.
+    """
+    made = recommendation(n_layers, evidence, protected, seed)
+    write_json(output_dir / NAME, {**source, **made, "two_block_boundary": boundaries})
+
+
+def recommendation(n_layers: int, evidence: Evidence, protected: AbstractSet[int] = FIRST_BLOCK, seed: int = 0) -> dict:
+    """Return what every rule without search would keep at every depth, with the numbers behind it.
+
+    Parameters
+    ----------
+    n_layers : int
+        Number of blocks.
+    evidence : Evidence
+        What was measured.
+    protected : set of int
+        Blocks that every list keeps.
+    seed : int
+        Of ``random``.
+
+    Returns
+    -------
+    dict
+        Ready for JSON; numbers that are not finite are None. ``n_layers``, ``protected``, ``seed``;
+        ``rules``: of each rule ``needs`` (names in ``evidence``) and ``keep`` (number of removed blocks, as a
+        string, to the kept list; to a list of kept lists for ``single`` and ``random``);
+        ``not_measured``: of each rule that lacks evidence ``needs`` and ``metrics``, what 04_analysis.py
+        has to be asked for; ``evidence``: the numbers.
+
+    Raises
+    ------
+    InputError
+        If evidence is of a model with another number of blocks.
+    UsageError
+        If a protected block does not exist.
+    """
+    check_evidence(n_layers, evidence)
+    rules: dict[str, dict] = {}
+    not_measured: dict[str, dict] = {}
+    for name, rule in RULES.items():
+        missing = missing_evidence(name, evidence)
+        if missing:
+            not_measured[name] = {
+                "needs": list(rule.needs),
+                "metrics": [METRICS[need] for need in missing],
+            }
+            continue
+        keep: dict[str, list] = {}
+        for candidate in candidates(name, n_layers, evidence, protected, seed):
+            depth, kept = str(candidate.n_removed), list(candidate.keep)
+            if rule.several:
+                keep.setdefault(depth, []).append(kept)
+            else:
+                keep[depth] = kept
+        rules[name] = {"needs": list(rule.needs), "keep": keep}
+    numbers = {field.name: getattr(evidence, field.name) for field in fields(Evidence)}
+    return {
+        "n_layers": n_layers,
+        "protected": sorted(protected),
+        "seed": seed,
+        "rules": rules,
+        "not_measured": not_measured,
+        "evidence": {name: _to_json(values) for name, values in numbers.items() if values is not None},
+    }
+
+
+def evidence_from_recommendation(value: object) -> Evidence:
+    """Return the evidence in what `recommendation` made, as read back from JSON; None becomes NaN.
+
+    Raises
+    ------
+    InputError
+        If the value is malformed: not an object, without ``n_layers`` or ``evidence``, or with evidence
+        that is unknown, not numeric or of the wrong shape.
+    """
+    advice = f"run {ANALYSIS_STAGE}.py again"
+    if not isinstance(value, Mapping):
+        raise InputError(f"recommendation.json holds {name_of(type(value))}; expected {name_of(dict)}; {advice}")
+    n_layers, stored = value.get("n_layers"), value.get("evidence")
+    if type(n_layers) is not int or n_layers < 0:
+        raise InputError(f"recommendation.json: n_layers is {n_layers!r}, expected a number of blocks; {advice}")
+    if not isinstance(stored, Mapping):
+        raise InputError(
+            f"recommendation.json: evidence holds {name_of(type(stored))}, expected {name_of(dict)}; {advice}"
+        )
+    numbers: dict[str, np.ndarray] = {}
+    for name, values in stored.items():
+        if name not in METRICS:
+            raise InputError(
+                f"recommendation.json: there is no evidence {name!r}, expected {', '.join(METRICS)}; {advice}"
+            )
+        try:
+            numbers[name] = np.array(_from_json(values), dtype=np.float64)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            raise InputError(
+                f"recommendation.json: evidence {name} is no array of numbers or null of the shape "
+                f"{shape_of(name, n_layers)}; {advice}"
+            ) from None
+    evidence = Evidence(**numbers)
+    check_evidence(n_layers, evidence)
+    return evidence
+
+
+def analysis_input(analysis_dir: Path) -> runs.Input:
+    """Check an output folder of stage 04 and describe its ``recommendation.json`` as the input of a stage.
+
+    The other outputs are not looked at: the hidden states among them are large, and not everywhere.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, incomplete, of another stage, or its file is missing or damaged.
+    """
+    record = runs.read_record(analysis_dir)
+    if record is None or record["stage"] != ANALYSIS_STAGE or record["status"] != "complete":
+        found = f"it is of {record['stage']}.py, {record['status']}" if record else "it has no run.json"
+        raise InputError(
+            f"--analysis_dir {analysis_dir} is no complete output of {ANALYSIS_STAGE}.py: {found}; run that first"
+        )
+    outputs = [output for output in record["outputs"] if output["path"] == NAME]
+    if not outputs:
+        raise InputError(
+            f"--analysis_dir {analysis_dir} has no {NAME}: expected an analysis of one model; "
+            f"run {ANALYSIS_STAGE}.py without --compare_to"
+        )
+    runs.check_outputs(analysis_dir, {**record, "outputs": outputs})
+    return runs.file_input(analysis_dir / NAME)
+
+
+def read_evidence(analysis_dir: Path, model: runs.Input, report_split: str) -> Evidence:
+    """Read what stage 04 measured of a model.
+
+    Parameters
+    ----------
+    analysis_dir : Path
+    model : Input
+        The model that it must be of.
+    report_split : str
+        The split that it must not be of: what is measured there would choose by the clips of the report.
+
+    Raises
+    ------
+    InputError
+        If it is of another model or of the wrong split, or is malformed.
+    """
+    path = analysis_dir / NAME
+    value = read_json(path, dict, f"run {ANALYSIS_STAGE}.py again")
+    evidence = evidence_from_recommendation(value)
+    if value.get("model_sha256") != model.sha256:
+        raise InputError(
+            f"{path} is of another model: of sha256 {str(value.get('model_sha256'))[:12]}…, --model_dir {model.path} "
+            f"has {model.sha256[:12]}…; run {ANALYSIS_STAGE}.py on this model"
+        )
+    split = value.get("split")
+    if not isinstance(split, str) or split not in SPLITS or split == report_split:
+        raise InputError(
+            f"{path} was measured on the split {split!r}, and --report_split is {report_split!r}: what chooses must "
+            f"not see the clips of the report; run {ANALYSIS_STAGE}.py with --split train"
+        )
+    return evidence
+
+
+def _to_json(values: np.ndarray) -> list:
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(values), values, None).tolist()
+
+
+def _from_json(values: object) -> object:
+    """Return nested lists of floats; anything else than numbers and None in them is a TypeError."""
+    if isinstance(values, list):
+        return [_from_json(value) for value in values]
+    if values is None:
+        return math.nan
+    if isinstance(values, bool) or not isinstance(values, int | float):
+        raise TypeError(f"no number: {values!r}")
+    return float(values)
