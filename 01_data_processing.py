@@ -17,13 +17,14 @@ is the same again:
 """
 
 import argparse
+import contextlib
 import logging
 import re
 import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -231,9 +232,8 @@ def make_data_set(
                 reusable={scratch},  # its files say what they were made from
                 disposable={f"{scratch}/*", "skipped.csv"},
             ) as this_run,
-            workers.worker_pool(min(args.num_workers, len(files) or 1)) as pool_map,
+            working(args, files) as pool_map,
         ):
-            log_start(args, files)
             (args.output_dir / scratch).mkdir(exist_ok=True)
             process(args, this_run, pool_map, merge, files, listed, skipped, same)
     except AlreadyComplete:
@@ -260,9 +260,8 @@ def decode_shard(
             reusable={shares.SPOOL_NAME},
             recompute=args.overwrite,  # the merge asks for it where other code has decoded or dealt out the files
         ) as this_run,
-        workers.worker_pool(min(args.num_workers, len(files) or 1)) as pool_map,
+        working(args, files) as pool_map,
     ):
-        log_start(args, files)
         shares.write_listing(args.output_dir, list(listed.values()))
         files, _ = worth_decoding(args, files)
         own = shares.deal([listed[file.path] for file in files], args.shard.n)[args.shard.number - 1]
@@ -290,14 +289,18 @@ def decode_shard(
         )
 
 
-def log_start(args: argparse.Namespace, files: list[recordings.SourceFile]) -> None:
-    """Log what is read and how, so that a wrong folder or table is seen before hours of decoding."""
+@contextlib.contextmanager
+def working(args: argparse.Namespace, files: list[recordings.SourceFile]) -> Iterator[workers.Map]:
+    """Log what is read and how, so that a wrong folder or table is seen before hours of decoding; start the workers."""
+    n_workers = min(args.num_workers, len(files) or 1)
     runs.log_cpu_only(args.device)
     log.info(
         "device cpu (%s), worker processes: %d; %s: %d files, %d labels; clips of %g s at %d Hz, split by %s",
-        *(runs.device_name("cpu"), args.num_workers, args.raw_dir, len(files), len({file.label for file in files})),
+        *(runs.device_name("cpu"), n_workers, args.raw_dir, len(files), len({file.label for file in files})),
         *(args.clip_seconds, args.sample_rate, args.split_by),
     )
+    with workers.worker_pool(n_workers) as pool_map:
+        yield pool_map
 
 
 def args_of_shard(args: argparse.Namespace, shard: Shard) -> argparse.Namespace:
@@ -411,7 +414,7 @@ def process(
         )
     preparation.write_similar_recordists(args.output_dir, recorded)
     with this_run.timed("writing"):
-        n_shards = preparation.write_shards(
+        n_parts = preparation.write_parts(
             args.output_dir, clip_format, pool_map, recorded, stretches, decoded.spool_dirs
         )
     labels = sorted({r.file.label for r in recorded})
@@ -429,7 +432,7 @@ def process(
         "n_recordings": n_recordings,
         "n_labels": len(labels),
         "n_clips": {name: n_clips[name] for name in clips.SPLITS},
-        "n_shards": n_shards,
+        "n_parts": n_parts,
         "n_recordings_with_recordist": n_known,
         "n_recordists": len(set(who.values()) - {None}),
         "kept_together": kept_together,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
-from utils.data.clips import Clips, read_clips, shard_name, write_labels, write_shard
+from utils.data.clips import Clips, part_name, read_clips, write_labels, write_part
 
 N_LABELS = 35
 SAMPLE_RATE_HZ = 16_000
@@ -40,6 +40,6 @@ def noise_clips(folder: Path, n_clips: int, seconds: float) -> Clips:
         for i in range(n_clips)
     ]
     folder.mkdir()
-    write_shard(folder / shard_name(0), rows, SAMPLE_RATE_HZ, seconds)
+    write_part(folder / part_name(0), rows, SAMPLE_RATE_HZ, seconds)
     write_labels(folder, labels)
     return read_clips(folder)

@@ -142,7 +142,7 @@ def write_processed(
     with runs.open_run("01_data_processing", args, {}) as this_run:
         this_run.metrics = {"kept_together": "recording"}
         half = len(rows) // 2
-        clips.write_shard(data_dir / clips.shard_name(0), rows[:half], sample_rate_hz, clip_seconds)
-        clips.write_shard(data_dir / clips.shard_name(1), rows[half:], sample_rate_hz, clip_seconds)
+        clips.write_part(data_dir / clips.part_name(0), rows[:half], sample_rate_hz, clip_seconds)
+        clips.write_part(data_dir / clips.part_name(1), rows[half:], sample_rate_hz, clip_seconds)
         clips.write_labels(data_dir, labels)
     return data_dir

@@ -55,12 +55,14 @@ def skipped(raw_dir):
     return dict(zip(table.file, table.reason, strict=True))
 
 
-def test_no_more_workers_are_started_than_there_are_files(raw_dir, monkeypatch):
+def test_no_more_workers_are_started_than_there_are_files(raw_dir, monkeypatch, caplog):
     started, pool = [], stage.workers.worker_pool
     monkeypatch.setattr(stage.workers, "worker_pool", lambda n: started.append(n) or pool(1))
     assert run(raw_dir, "--num_workers", 999) == 0
     assert run(raw_dir, "--num_workers", 999, "--shard", "1/2") == 0
-    assert started == [len(list(raw_dir.rglob("*.wav")))] * 2
+    n_files = len(list(raw_dir.rglob("*.wav")))
+    assert started == [n_files] * 2
+    assert caplog.text.count(f"worker processes: {n_files};") == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system in which no folder can be made")
@@ -516,7 +518,7 @@ def test_an_output_that_cannot_be_written(raw_dir, caplog):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("what", ["spool", "shard"])
+@pytest.mark.parametrize("what", ["spool", "part"])
 def test_a_full_disk(raw_dir, monkeypatch, caplog, what):
     if what == "spool":
         monkeypatch.setattr(spool, "pcm_name", lambda path: "/dev/full")
@@ -551,18 +553,18 @@ def test_a_limit_on_file_size_half_way_with_worker_processes(raw_dir):
     assert len(read_clips(raw_dir)) == 8 + 6
 
 
-def test_a_damaged_or_missing_shard_is_found_and_replaced(raw_dir, caplog):
+def test_a_damaged_or_missing_part_is_found_and_replaced(raw_dir, caplog):
     assert run(raw_dir) == 0
-    shard = raw_dir.parent / "out" / "clips-00000.parquet"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    part = raw_dir.parent / "out" / "clips-00000.parquet"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert run(raw_dir) == 4
     assert "it was altered or is damaged" in caplog.text
-    shard.unlink()
+    part.unlink()
     assert run(raw_dir) == 4
     assert "is missing, but run.json lists it" in caplog.text
     assert run(raw_dir, "--overwrite") == 0
-    assert shard.read_bytes() == whole
+    assert part.read_bytes() == whole
 
 
 def test_names_that_are_no_unicode(raw_dir):

@@ -53,7 +53,7 @@ def read_csv(path):
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def read_shards(output_dir):
+def read_parts(output_dir):
     return pd.concat([pd.read_parquet(p) for p in sorted(output_dir.glob("clips-*.parquet"))], ignore_index=True)
 
 
@@ -79,7 +79,7 @@ def test_the_folder_holds_what_the_contract_names_and_no_more(processed):
 
 
 def test_a_clip_is_its_place_in_the_resampled_recording(raw_dir, processed):
-    table = read_shards(processed)
+    table = read_parts(processed)
     assert list(zip(table.recording_id, table.clip_index, strict=True)) == sorted(
         zip(table.recording_id, table.clip_index, strict=True)
     )
@@ -102,7 +102,7 @@ def test_a_clip_is_its_place_in_the_resampled_recording(raw_dir, processed):
 def test_labels_and_splits(processed):
     labels = clips.read_labels(processed)
     assert labels == LABELS
-    table = read_shards(processed)
+    table = read_parts(processed)
     assert (table.label == table.label_id.map(dict(enumerate(labels)))).all()
     assert set(table.split) == {"train", "val", "test"}
     assert (table.groupby("group").split.nunique() == 1).all()
@@ -110,7 +110,7 @@ def test_labels_and_splits(processed):
 
 
 def test_tables_agree_with_the_clips(raw_dir, processed):
-    table = read_shards(processed)
+    table = read_parts(processed)
     recordings = pd.read_csv(processed / "recordings.csv").set_index("recording_id")
     by_recording = table.groupby("recording_id")
     assert (recordings.n_clips == by_recording.size()).all()
@@ -130,7 +130,7 @@ def test_tables_agree_with_the_clips(raw_dir, processed):
 
 def test_the_clips_are_read_by_our_reader_and_by_datasets(processed, tmp_path):
     datasets = pytest.importorskip("datasets")
-    table = read_shards(processed)
+    table = read_parts(processed)
     read = clips.read_clips(processed)
     assert (read.sample_rate_hz, read.clip_seconds) == (16000, 2.0)
     np.testing.assert_array_equal(read.audio(5) * 32768, table.audio[5])
@@ -151,7 +151,7 @@ def test_a_short_rest_is_no_clip_and_filled_clips_are_counted(tmp_path, caplog):
             write(tmp_path / "raw" / label / f"{label}{i}a.wav", song(length, 16000, seed=i + ord(label[0])), 16000)
     with caplog.at_level("INFO"):
         assert run(tmp_path / "raw", tmp_path / "out", "--min_remainder_seconds", 1) == 0
-    table = read_shards(tmp_path / "out")
+    table = read_parts(tmp_path / "out")
     assert sorted(table.duration_s.round(2)) == pytest.approx([0.5, 1.5, 2] + [5] * 8)
     assert "3 of 11 clips are shorter than 5 s (median 1.50 s) and are repeated from their start" in caplog.text
     assert "the rests of 4 recordings behind their last clip are left out, 0.60 s of them in all" in caplog.text
@@ -182,7 +182,7 @@ def test_a_channel_that_is_none(tmp_path, name, capsys):
 
 def test_sample_rate_and_clip_length(raw_dir, tmp_path):
     assert run(raw_dir, tmp_path / "out", "--sample_rate", 8000, "--clip_seconds", 1.5, "--remainder", "drop") == 0
-    table = read_shards(tmp_path / "out")
+    table = read_parts(tmp_path / "out")
     assert set(table.audio.map(len)) == {12000}
     assert set(table.duration_s) == {1.5}
     skipped = read_csv(tmp_path / "out" / "skipped.csv")
@@ -232,7 +232,7 @@ def test_metadata_gives_labels_recordings_and_recordists(tmp_path):
     columns = ["label", "recordist", "licence", "group"]
     assert recordings.loc["R0", columns].tolist() == ["Crow", "Ann", LICENCE, "Ann|Crow"]
     assert set(recordings.licence) == {LICENCE, ""}
-    table = read_shards(tmp_path / "out")
+    table = read_parts(tmp_path / "out")
     first = table[table.recording_id == "R0"]
     assert first.source_path.tolist() == ["0.wav", "0.wav", "2.wav", "2.wav"]
     assert first.clip_index.tolist() == [0, 1, 2, 3]
@@ -247,7 +247,7 @@ def test_metadata_gives_labels_recordings_and_recordists(tmp_path):
 
 def test_split_by_clip_tells_the_truth_about_recordings(raw_dir, tmp_path):
     assert run(raw_dir, tmp_path / "out", "--split_by", "clip", "--clip_seconds", 0.5) == 0
-    table = read_shards(tmp_path / "out")
+    table = read_parts(tmp_path / "out")
     recordings = read_csv(tmp_path / "out" / "recordings.csv").set_index("recording_id")
     assert set(recordings.group) == {""}
     assert recordings.split.str.contains("|", regex=False).any()
@@ -257,7 +257,7 @@ def test_split_by_clip_tells_the_truth_about_recordings(raw_dir, tmp_path):
 
 def test_another_seed_gives_another_split(raw_dir, processed, tmp_path):
     assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2, "--seed", 7) == 0
-    one, other = read_shards(processed), read_shards(tmp_path / "out")
+    one, other = read_parts(processed), read_parts(tmp_path / "out")
     assert one.clip_id.equals(other.clip_id)
     assert not one.split.equals(other.split)
 
@@ -299,7 +299,7 @@ def test_other_arguments_are_refused_until_overwrite(raw_dir, tmp_path, caplog):
     assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2) == 4
     assert "--clip_seconds 5.0, now it is 2.0" in caplog.text
     assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2, "--overwrite") == 0
-    assert set(read_shards(tmp_path / "out").audio.map(len)) == {32000}
+    assert set(read_parts(tmp_path / "out").audio.map(len)) == {32000}
 
 
 def test_changed_recordings_are_noticed(tmp_path, caplog):
@@ -313,8 +313,8 @@ def test_changed_recordings_are_noticed(tmp_path, caplog):
 
 @pytest.mark.parametrize("num_workers", [2, 4])
 def test_the_number_of_workers_changes_nothing(raw_dir, tmp_path, monkeypatch, num_workers):
-    # Shards of 10 clips, so that there are several; the workers get them as planned.
-    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 10)
+    # Parts of 10 clips, so that there are several; the workers get them as planned.
+    monkeypatch.setattr(preparation, "CLIPS_PER_PART", 10)
     assert run(raw_dir, tmp_path / "one") == 0
     assert run(raw_dir, tmp_path / "several", "--num_workers", num_workers) == 0
     assert len(list((tmp_path / "one").glob("clips-*.parquet"))) > 3
@@ -341,27 +341,27 @@ def test_a_resumed_run_decodes_only_what_is_missing(raw_dir, processed, tmp_path
     assert digests(tmp_path / "out") == digests(processed)
 
 
-def test_shards_of_another_plan_do_not_stay(raw_dir, processed, tmp_path, monkeypatch):
+def test_parts_of_another_plan_do_not_stay(raw_dir, processed, tmp_path, monkeypatch):
     written = []
 
     def stop_after_two(task):
         written.append(task.path.name)
         if len(written) == 3:
             signal.raise_signal(signal.SIGINT)
-        return write_shard(task)
+        return write_part(task)
 
-    write_shard = spool.write_shard
-    monkeypatch.setattr(spool, "write_shard", stop_after_two)
-    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 10)
+    write_part = spool.write_part
+    monkeypatch.setattr(spool, "write_part", stop_after_two)
+    monkeypatch.setattr(preparation, "CLIPS_PER_PART", 10)
     assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2) == 75
-    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 1024)  # a version of the program that plans otherwise
+    monkeypatch.setattr(preparation, "CLIPS_PER_PART", 1024)  # a version of the program that plans otherwise
     assert run(raw_dir, tmp_path / "out", "--clip_seconds", 2) == 0
-    assert written == [clips.shard_name(i) for i in (0, 1, 2, 0)]
+    assert written == [clips.part_name(i) for i in (0, 1, 2, 0)]
     assert digests(tmp_path / "out") == digests(processed)
 
 
-def run_with_small_shards(*argv):
-    preparation.CLIPS_PER_SHARD = 10
+def run_with_small_parts(*argv):
+    preparation.CLIPS_PER_PART = 10
     sys.exit(run(*argv))
 
 
@@ -375,7 +375,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
     def start(num_workers):
         """Start the stage as a process of its own; return when it has opened its output folder."""
         argv = raw_dir, output_dir, "--num_workers", num_workers, "--log_level", "error"
-        process = context.Process(target=run_with_small_shards, args=argv)
+        process = context.Process(target=run_with_small_parts, args=argv)
         process.start()
         while process.is_alive() and not (output_dir / "run.json").exists():
             time.sleep(0.001)
@@ -408,16 +408,14 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
     assert digests(output_dir) == expected
 
 
-def test_the_plan_of_shards_keeps_every_clip_once_and_in_order():
+def test_the_plan_of_parts_keeps_every_clip_once_and_in_order():
     stretches = [
         spool.Stretch(f"{i}.wav", f"{i}", "a", 0, 0, tuple((j, 1) for j in range(n)), ("g",) * n, ("train",) * n)
         for i, n in enumerate([3, 1, 7, 2])
     ]
-    shards = preparation.plan_shards(stretches, 4)
-    assert [sum(len(stretch) for stretch in shard) for shard in shards] == [4, 4, 4, 1]
-    planned = [
-        (s.source_path, s.first_index + i, cut) for shard in shards for s in shard for i, cut in enumerate(s.cuts)
-    ]
+    parts = preparation.plan_parts(stretches, 4)
+    assert [sum(len(stretch) for stretch in part) for part in parts] == [4, 4, 4, 1]
+    planned = [(s.source_path, s.first_index + i, cut) for part in parts for s in part for i, cut in enumerate(s.cuts)]
     assert planned == [(s.source_path, i, cut) for s in stretches for i, cut in enumerate(s.cuts)]
 
 
@@ -439,7 +437,7 @@ def test_real_recordings(shared_dir, tmp_path):
     raw_dir = shared_dir / "data" / "birds20"
     metadata = raw_dir / "metadata.csv"
     assert run(raw_dir, tmp_path / "out", "--metadata", metadata, "--min_recordings", 7) == 0
-    table, source = read_shards(tmp_path / "out"), pd.read_csv(metadata).set_index("file")
+    table, source = read_parts(tmp_path / "out"), pd.read_csv(metadata).set_index("file")
     durations = table.groupby("source_path").duration_s.sum()
     assert len(durations) == len(source)
     assert (durations - source.duration_s).abs().max() < 0.2
@@ -456,7 +454,7 @@ def test_the_lines_of_the_readme_load_the_splits_as_splits(processed, tmp_path, 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     names = {}
     exec(textwrap.dedent(lines), names)
-    expected = read_shards(processed)
+    expected = read_parts(processed)
     assert list(names["clips"]) == list(clips.SPLITS)
     for split, loaded in names["clips"].items():
         assert loaded["clip_id"] == expected.loc[expected.split == split, "clip_id"].tolist()

@@ -64,12 +64,12 @@ def decoded_by(output_dir, n):
 
 
 def small_parquet(monkeypatch):
-    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 10)
+    monkeypatch.setattr(preparation, "CLIPS_PER_PART", 10)
 
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
-    """Return a folder of recordings of many kinds, good and bad, and what one job makes of them, in shards of 10."""
+    """Return a folder of recordings of many kinds, good and bad, and what one job makes of them, in parts of 10."""
     root = tmp_path_factory.mktemp("birds")
     raw_dir = root / "raw"
     same, contradictory = ((song(2, 16000, seed=seed)[:, 0] * 32768).astype(np.int16) for seed in (90, 91))
@@ -245,7 +245,7 @@ def run_until_killed(module_name, function, n_calls, root, *more):
         return original(*args)
 
     setattr(module, function, kill_or_call)
-    preparation.CLIPS_PER_SHARD = 3
+    preparation.CLIPS_PER_PART = 3
     run(root, *more)
 
 
@@ -257,7 +257,7 @@ def kill(*args):
 
 
 def test_a_killed_shard_and_a_killed_merge_go_on(root, monkeypatch):
-    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 3)
+    monkeypatch.setattr(preparation, "CLIPS_PER_PART", 3)
     decode, decoded = audio.decode, []
     monkeypatch.setattr(audio, "decode", lambda path, *more: decoded.append(path) or decode(path, *more))
     out = ["--output_dir", root / "out"]
@@ -266,7 +266,7 @@ def test_a_killed_shard_and_a_killed_merge_go_on(root, monkeypatch):
     decode_all(root, root / "out", 2)
     assert len(decoded) == 6 - 2
 
-    kill("utils.data.spool", "write_shard", 2, root, *out, "--merge_shards", 2)
+    kill("utils.data.spool", "write_part", 2, root, *out, "--merge_shards", 2)
     finished = {p.name: p.stat().st_mtime_ns for p in (root / "out").glob("clips-*.parquet")}
     assert len(finished) == 2 and not (root / "out" / "label_mappings.json").exists()
     assert_merges(root)
@@ -296,13 +296,13 @@ def test_two_jobs_on_one_shard_and_on_one_merge(root, caplog):
 
 def test_a_shard_that_is_written_again_during_the_merge(root, monkeypatch, caplog):
     decode_all(root, root / "out", 2)
-    write_shards = preparation.write_shards
+    write_parts = preparation.write_parts
 
     def write_both(*args):
         assert run(root, "--output_dir", root / "out", "--shard", "2/2", "--overwrite") == 0
-        return write_shards(*args)
+        return write_parts(*args)
 
-    monkeypatch.setattr(preparation, "write_shards", write_both)
+    monkeypatch.setattr(preparation, "write_parts", write_both)
     assert "2-of-2 was written again while it was merged" in refusal(root, caplog)
     assert not (root / "out" / preparation.SCRATCH_NAME / preparation.PLAN_NAME).exists()
     monkeypatch.undo()

@@ -450,8 +450,8 @@ def test_bad_input_is_refused_with_the_fix(data_dir, tmp_path, caplog):
     refused(3, "no such folder", data=tmp_path / "nowhere")
     refused(3, "cannot be loaded", base_model="no/such-model")
     truncated = shutil.copytree(data_dir, tmp_path / "truncated")
-    shard = truncated / "clips-00001.parquet"
-    shard.write_bytes(shard.read_bytes()[:-1])
+    part = truncated / "clips-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-1])
     refused(3, "it is damaged; run 01_data_processing.py again with --overwrite", data=truncated)
     unfinished = shutil.copytree(data_dir, tmp_path / "unfinished")
     record = json.loads((unfinished / "run.json").read_text())

@@ -245,11 +245,11 @@ def test_split_without_a_class_is_scored_and_the_class_is_named(tmp_path, caplog
     data_dir = write_processed(tmp_path / "data", recordings_per_class={"train": 2, "test": 2})
     run_dir = write_run(tmp_path / "run", data_dir)
     without_crow = tmp_path / "without"
-    rows = [row for shard in (0, 1) for row in pd.read_parquet(data_dir / clips.shard_name(shard)).to_dict("records")]
+    rows = [row for part in (0, 1) for row in pd.read_parquet(data_dir / clips.part_name(part)).to_dict("records")]
     rows = [row for row in rows if row["label"] != "Crow"]
     args = argparse.Namespace(output_dir=without_crow, overwrite=False, seed=0)
     with runs.open_run("01_data_processing", args, {}):
-        clips.write_shard(without_crow / clips.shard_name(0), rows, 16_000, 0.5)
+        clips.write_part(without_crow / clips.part_name(0), rows, 16_000, 0.5)
         clips.write_labels(without_crow, LABELS)
     assert main(run_dir, without_crow, tmp_path / "results" / "r") == 0
     assert "1 of 3 labels have no clip here and no score: Crow" in caplog.text
@@ -261,11 +261,11 @@ def test_split_without_a_class_is_scored_and_the_class_is_named(tmp_path, caplog
 @pytest.mark.drawn
 def test_one_group_gives_scores_without_intervals(tmp_path, caplog):
     data_dir = write_processed(tmp_path / "data", labels=["a", "b"], recordings_per_class={"test": 1})
-    rows = [row for shard in (0, 1) for row in pd.read_parquet(data_dir / clips.shard_name(shard)).to_dict("records")]
+    rows = [row for part in (0, 1) for row in pd.read_parquet(data_dir / clips.part_name(part)).to_dict("records")]
     one_group = tmp_path / "one"
     args = argparse.Namespace(output_dir=one_group, overwrite=False, seed=0)
     with runs.open_run("01_data_processing", args, {}):
-        clips.write_shard(one_group / clips.shard_name(0), [{**row, "group": "g"} for row in rows], 16_000, 0.5)
+        clips.write_part(one_group / clips.part_name(0), [{**row, "group": "g"} for row in rows], 16_000, 0.5)
         clips.write_labels(one_group, ["a", "b"])
     run_dir = write_run(tmp_path / "run", one_group, labels=["a", "b"])
     assert main(run_dir, one_group, tmp_path / "results" / "r") == 0
@@ -345,12 +345,12 @@ def test_another_clip_length_is_refused_with_the_fix(data_dir, tmp_path, capfd):
         (lambda path: path.write_bytes(b"x" * path.stat().st_size), "was altered or is damaged"),
     ],
 )
-def test_harmed_shard_is_refused(run_dir, data_dir, tmp_path, capfd, harm, words):
+def test_harmed_part_is_refused(run_dir, data_dir, tmp_path, capfd, harm, words):
     harmed = tmp_path / "data"
     shutil.copytree(data_dir, harmed)
-    harm(harmed / clips.shard_name(1))
+    harm(harmed / clips.part_name(1))
     text = refused(capfd, run_dir, harmed, tmp_path)
-    assert f"{harmed / clips.shard_name(1)}" in text
+    assert f"{harmed / clips.part_name(1)}" in text
     assert words in text
     assert "01_data_processing.py again" in text
 

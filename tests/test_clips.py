@@ -41,7 +41,7 @@ def stored(tmp_path):
     audio = np.random.default_rng(0).integers(-32768, 32768, (11, 400)).astype(np.int16)
     audio[3, :4] = [-32768, 32767, 0, -1]
     rows = [row(i, audio[i]) for i in range(11)]
-    assert clips.write_shard(tmp_path / clips.shard_name(0), iter(rows), 800, 0.5) == 11
+    assert clips.write_part(tmp_path / clips.part_name(0), iter(rows), 800, 0.5) == 11
     clips.write_labels(tmp_path, ["a", "b"])
     return tmp_path, audio
 
@@ -75,7 +75,7 @@ def test_pandas_and_datasets_read_it_without_our_code(stored, tmp_path):
 def test_same_rows_same_bytes_and_small_row_groups(stored, tmp_path):
     folder, audio = stored
     (tmp_path / "again").mkdir()
-    clips.write_shard(tmp_path / "again" / "clips-00000.parquet", [row(i, audio[i]) for i in range(11)], 800, 0.5)
+    clips.write_part(tmp_path / "again" / "clips-00000.parquet", [row(i, audio[i]) for i in range(11)], 800, 0.5)
     first = (folder / "clips-00000.parquet").read_bytes()
     assert (tmp_path / "again" / "clips-00000.parquet").read_bytes() == first
     metadata = pq.ParquetFile(folder / "clips-00000.parquet").metadata
@@ -91,7 +91,7 @@ def test_columns_are_those_that_pyarrow_makes_and_pandas_is_not_loaded_for_them(
     code = (
         "import sys, numpy as np; from utils.data import clips; "
         f"row = {row(0, audio[0]) | {'audio': None}}; row['audio'] = np.zeros(400, np.int16); "
-        "clips.write_shard(sys.argv[1], [row], 800, 0.5); sys.exit('pandas.core' in sys.modules)"
+        "clips.write_part(sys.argv[1], [row], 800, 0.5); sys.exit('pandas.core' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, folder / "other.parquet"], cwd=ROOT).returncode == 0
 
@@ -102,7 +102,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        clips.write_shard(tmp_path / "clips-00000.parquet", rows(), 800, 0.5)
+        clips.write_part(tmp_path / "clips-00000.parquet", rows(), 800, 0.5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,46 +123,46 @@ def test_splits_and_caps(tmp_path):
         clips.read_clips(folder, "holdout")
 
 
-def test_damaged_missing_or_foreign_shards_are_named(tmp_path):
+def test_damaged_missing_or_foreign_parts_are_named(tmp_path):
     folder = write_processed(tmp_path / "data")
-    shard = folder / "clips-00001.parquet"
-    whole = shard.read_bytes()
+    part = folder / "clips-00001.parquet"
+    whole = part.read_bytes()
     with pytest.raises(InputError, match="has no clips-"):
         clips.read_clips(tmp_path / "nowhere")
-    shard.write_bytes(whole[:-100])
+    part.write_bytes(whole[:-100])
     with pytest.raises(InputError, match=r"clips-00001\.parquet cannot be read"):
         clips.read_clips(folder)
     with pytest.raises(InputError, match=r"clips-00001\.parquet has .* bytes"):
         clips.data_input(folder)
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
-    shard.write_bytes(bytes(flipped))
+    part.write_bytes(bytes(flipped))
     with pytest.raises(InputError, match="altered or is damaged"):
         clips.data_input(folder)
-    shard.write_bytes(whole)
+    part.write_bytes(whole)
     (folder / "clips-00000.parquet").rename(folder / "clips-00002.parquet")
     with pytest.raises(InputError, match=r"clips-00000\.parquet is missing"):
         clips.read_clips(folder)
     (folder / "clips-00002.parquet").rename(folder / "clips-00000.parquet")
-    pd.DataFrame({"x": [1]}).to_parquet(shard)
+    pd.DataFrame({"x": [1]}).to_parquet(part)
     with pytest.raises(InputError, match="no schema_version in its metadata"):
         clips.read_clips(folder)
     other = [row(0, np.zeros(16000, np.int16))]
-    clips.write_shard(shard, other, SAMPLE_RATE_HZ * 2, CLIP_SECONDS)
+    clips.write_part(part, other, SAMPLE_RATE_HZ * 2, CLIP_SECONDS)
     with pytest.raises(InputError, match="differ in sample rate"):
         clips.read_clips(folder)
 
 
-def rewrite(shard, metadata=None, **columns):
-    """Write a shard again with some columns, or some metadata, replaced: what stage 01 never leaves."""
-    table = pq.read_table(shard)
+def rewrite(part, metadata=None, **columns):
+    """Write a part again with some columns, or some metadata, replaced: what stage 01 never leaves."""
+    table = pq.read_table(part)
     stored = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     for name, values in columns.items():
         place = table.schema.get_field_index(name)
         if not isinstance(values, pa.Array):
             values = pa.array(values(table[name].to_pandas()).tolist(), table.schema.field(name).type)
         table = table.set_column(place, pa.field(name, values.type, nullable=False), values)
-    pq.write_table(table.replace_schema_metadata({**stored, **(metadata or {})}), shard, row_group_size=4)
+    pq.write_table(table.replace_schema_metadata({**stored, **(metadata or {})}), part, row_group_size=4)
 
 
 def first_is(value):
@@ -228,14 +228,14 @@ def test_clips_of_uneven_length_or_with_holes_are_refused_when_read(tmp_path, au
         read.audio(0)
 
 
-def test_a_clip_twice_in_two_shards_is_refused(tmp_path):
+def test_a_clip_twice_in_two_parts_is_refused(tmp_path):
     folder = write_processed(tmp_path / "data")
     (folder / "clips-00001.parquet").write_bytes((folder / "clips-00000.parquet").read_bytes())
     with pytest.raises(InputError, match=r"clips-00001\.parquet, row 0, clip_id: found 'Blackbird/test0:0' in 36"):
         clips.read_clips(folder)
 
 
-def test_a_shard_that_breaks_while_it_is_read(tmp_path):
+def test_a_part_that_breaks_while_it_is_read(tmp_path):
     folder = write_processed(tmp_path / "data")
     read = clips.read_clips(folder)
     path = folder / "clips-00000.parquet"

@@ -12,7 +12,7 @@ from utils.models.start_line import describe_clips, describe_model, log_start
 
 
 def clips_of(label_ids, tmp_path, labels=("Blackbird", "Crow", "Great Tit")):
-    columns = {"shard": 0, "row_group": 0, "row": 0, "split": "test"}
+    columns = {"part": 0, "row_group": 0, "row": 0, "split": "test"}
     return Clips(pd.DataFrame({"label_id": label_ids}).assign(**columns), list(labels), 16_000, 0.5, tmp_path)
 
 

@@ -21,15 +21,15 @@ OF_OTHER_DATA = "its folder does not list those recordings"
 
 def write_other_split(data_dir, other_dir, swaps, sounds=None, rename=lambda name: name):
     """Write the clips of a data set once more, some recordings on another side; `sounds` by recording id."""
-    shards = (pd.read_parquet(data_dir / clips.shard_name(i)).to_dict("records") for i in (0, 1))
-    rows = [row for shard in shards for row in shard]
+    parts = (pd.read_parquet(data_dir / clips.part_name(i)).to_dict("records") for i in (0, 1))
+    rows = [row for part in parts for row in part]
     for row in rows:
         row["split"] = swaps.get(row["recording_id"], row["split"])
         row["recording_id"] = rename(row["recording_id"])
         row["clip_id"] = f"{row['recording_id']}:{row['clip_index']}"
     args = argparse.Namespace(output_dir=other_dir, overwrite=False, seed=0)
     with runs.open_run("01_data_processing", args, {}):
-        clips.write_shard(other_dir / clips.shard_name(0), rows, 16_000, 0.5)
+        clips.write_part(other_dir / clips.part_name(0), rows, 16_000, 0.5)
         clips.write_labels(other_dir, LABELS)
         with (other_dir / "recordings.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)

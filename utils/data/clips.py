@@ -1,7 +1,7 @@
 """Clips on disk: the Parquet schema, its one writer and its one reader.
 
 A row is a clip. A row group holds few clips, so that a data loader that reads in random order decodes
-a few hundred kilobytes for a clip, not a shard.
+a few hundred kilobytes for a clip, not a part.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DATA_STAGE = "01_data_processing"
 AGAIN = f"run {DATA_STAGE}.py again with --overwrite"
 # Samples: the 25 ms at 16 kHz of which wav2vec 2.0, its kin and AST make their first frame. No stage takes less.
 SHORTEST_CLIP = 400
-LARGEST_CLIP = 2**25  # samples; a shard holds at least one clip
+LARGEST_CLIP = 2**25  # samples; a part holds at least one clip
 PCM_SCALE = 32768.0  # int16 full scale: audio in [-1, 1) is PCM / 32768
 
 CLIP_SCHEMA = pa.schema(
@@ -54,21 +54,21 @@ AUDIO_COLUMN = CLIP_SCHEMA.names.index("audio")
 AUDIO_LEAF = "audio.list.element"  # the name of the samples' own column within Parquet
 
 
-def shard_name(number: int) -> str:
-    """Return the file name of a shard, such as ``clips-00003.parquet``."""
+def part_name(number: int) -> str:
+    """Return the file name of a part, such as ``clips-00003.parquet``."""
     return f"clips-{number:05d}.parquet"
 
 
-def write_shard(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_seconds: float) -> int:
+def write_part(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_seconds: float) -> int:
     """Write clips to one Parquet file, atomically and with the same bytes for the same rows.
 
     Parameters
     ----------
     path : Path
-        Final name of the shard.
+        Final name of the part.
     rows : iterable of dict
         A value for every column of `CLIP_SCHEMA`; ``audio`` is int16 of shape (n_samples,). Consumed a
-        row group at a time, so memory does not grow with the shard.
+        row group at a time, so memory does not grow with the part.
     sample_rate_hz : int
         Sample rate of ``audio``.
     clip_seconds : float
@@ -171,7 +171,7 @@ class Clips:
     Attributes
     ----------
     table : pandas.DataFrame
-        A row a clip: all columns but ``audio``, and where it lies (``shard``, ``row_group``, ``row``).
+        A row a clip: all columns but ``audio``, and where it lies (``part``, ``row_group``, ``row``).
     labels : list of str
         All labels of the data set, by label id, also those without a clip here.
     sample_rate_hz : int
@@ -186,9 +186,9 @@ class Clips:
     data_dir: Path
 
     def __post_init__(self):
-        self._shards: dict[int, pq.ParquetFile] = {}
+        self._parts: dict[int, pq.ParquetFile] = {}
         self._group_read: tuple[tuple[int, int], list[np.ndarray]] | None = None
-        self._locations = self.table[["shard", "row_group", "row"]].to_numpy()
+        self._locations = self.table[["part", "row_group", "row"]].to_numpy()
         self._label_ids = self.table["label_id"].to_numpy()
         self._splits = self.table["split"].to_numpy()
 
@@ -206,7 +206,7 @@ class Clips:
 
     def __getstate__(self) -> dict:
         # Open files do not travel to the workers of a data loader; they open their own.
-        return {**self.__dict__, "_shards": {}, "_group_read": None}
+        return {**self.__dict__, "_parts": {}, "_group_read": None}
 
     @property
     def kept_together(self) -> str:
@@ -234,23 +234,23 @@ class Clips:
             "fill": "repeat",
         }
 
-    def part(self, indices: range) -> Clips:
+    def only(self, indices: range) -> Clips:
         """Return some of the clips, in their order."""
         return replace(self, table=self.table.iloc[indices.start : indices.stop])
 
     def audio(self, index: int) -> np.ndarray:
         """Return the samples of a clip, float32 of shape (n_samples,), in [-1, 1)."""
-        shard, row_group, row = (int(value) for value in self._locations[index])
-        if self._group_read is None or self._group_read[0] != (shard, row_group):
-            self._group_read = (shard, row_group), self._read_group(shard, row_group)
+        part, row_group, row = (int(value) for value in self._locations[index])
+        if self._group_read is None or self._group_read[0] != (part, row_group):
+            self._group_read = (part, row_group), self._read_group(part, row_group)
         return self._group_read[1][row].astype(np.float32) / np.float32(PCM_SCALE)
 
-    def _read_group(self, shard: int, row_group: int) -> list[np.ndarray]:
-        path = self.data_dir / shard_name(shard)
+    def _read_group(self, part: int, row_group: int) -> list[np.ndarray]:
+        path = self.data_dir / part_name(part)
         try:
-            if shard not in self._shards:
-                self._shards[shard] = pq.ParquetFile(path)
-            column = self._shards[shard].read_row_group(row_group, columns=["audio"], use_threads=False)["audio"]
+            if part not in self._parts:
+                self._parts[part] = pq.ParquetFile(path)
+            column = self._parts[part].read_row_group(row_group, columns=["audio"], use_threads=False)["audio"]
         except (OSError, pa.ArrowException) as error:
             if is_machine_limit(error):
                 raise
@@ -283,12 +283,12 @@ def read_clips(
     Returns
     -------
     Clips
-        In the order of the shards: by ``recording_id``, then ``clip_index``.
+        In the order of the parts: by ``recording_id``, then ``clip_index``.
 
     Raises
     ------
     InputError
-        If a shard is missing, damaged or of another schema, or no clip is left.
+        If a part is missing, damaged or of another schema, or no clip is left.
     """
     data_dir = Path(data_dir)
     paths = sorted(data_dir.glob("clips-*.parquet"))
@@ -296,12 +296,12 @@ def read_clips(
         raise InputError(f"{data_dir} has no clips-*.parquet; run {DATA_STAGE}.py first")
     tables, formats = [], {}
     for number, path in enumerate(paths):
-        if path.name != shard_name(number):
-            raise InputError(f"{data_dir / shard_name(number)} is missing; {AGAIN}")
-        table, formats[path.name] = _read_shard_table(path)
-        tables.append(table.assign(shard=number))
+        if path.name != part_name(number):
+            raise InputError(f"{data_dir / part_name(number)} is missing; {AGAIN}")
+        table, formats[path.name] = _read_part_table(path)
+        tables.append(table.assign(part=number))
     if len(set(formats.values())) > 1:
-        raise InputError(f"the shards of {data_dir} differ in sample rate or clip length: {formats}; {AGAIN}")
+        raise InputError(f"the parts of {data_dir} differ in sample rate or clip length: {formats}; {AGAIN}")
     table, labels = pd.concat(tables, ignore_index=True), read_labels(data_dir)
     sample_rate_hz, clip_seconds = next(iter(formats.values()))
     _check_rows(table, labels, round(clip_seconds * sample_rate_hz) / sample_rate_hz, data_dir)
@@ -319,7 +319,7 @@ def read_clips(
     return Clips(table.reset_index(drop=True), labels, sample_rate_hz, clip_seconds, data_dir)
 
 
-def _read_shard_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
+def _read_part_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
     try:
         with pq.ParquetFile(path) as file:
             clip_format = _clip_format(path, file.schema_arrow)
@@ -344,7 +344,7 @@ def _read_shard_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
 
 
 def _clip_format(path: Path, schema: pa.Schema) -> tuple[int, float]:
-    """Return sample rate and clip length that a shard's schema tells, after checking all of the schema."""
+    """Return sample rate and clip length that a part's schema tells, after checking all of the schema."""
     metadata = {
         key.decode(errors="replace"): value.decode(errors="replace") for key, value in (schema.metadata or {}).items()
     }
@@ -404,9 +404,9 @@ def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir:
     for column, (is_good, expected) in rules.items():
         if not is_good.all():
             bad = table.iloc[int(np.argmin(is_good))]
-            within = table[table["shard"] == bad["shard"]].index.get_loc(bad.name)
+            within = table[table["part"] == bad["part"]].index.get_loc(bad.name)
             raise InputError(
-                f"{data_dir / shard_name(bad['shard'])}, row {within}, {column}: found {bad[column]!r} in "
+                f"{data_dir / part_name(bad['part'])}, row {within}, {column}: found {bad[column]!r} in "
                 f"{(~is_good).sum()} clip(s); expected {expected}; {AGAIN}"
             )
 

@@ -31,8 +31,8 @@ from utils.data.splits import assign_splits, group_keys, merge_groups
 SCRATCH_NAME = ".work"
 PLAN_NAME = "plan.json"
 SIMILAR_NAME = "similar_recordists.csv"
-CLIPS_PER_SHARD = 1024
-BYTES_PER_SHARD = 2**26  # of PCM
+CLIPS_PER_PART = 1024
+BYTES_PER_PART = 2**26  # of PCM
 FILES_PER_TASK = 8
 BYTES_PER_TASK = 2**24  # of source files
 TASKS_PER_WORKER = 16  # so many at least, if there are files enough: then all workers end at about the same time
@@ -370,24 +370,24 @@ def split(
     return stretches, warnings
 
 
-def plan_shards(stretches: Sequence[spool.Stretch], clips_per_shard: int) -> list[tuple[spool.Stretch, ...]]:
-    """Divide clips, in their order, into shards of `clips_per_shard`; the last one may have fewer."""
-    shards: list[list[spool.Stretch]] = []
+def plan_parts(stretches: Sequence[spool.Stretch], clips_per_part: int) -> list[tuple[spool.Stretch, ...]]:
+    """Divide clips, in their order, into parts of `clips_per_part`; the last one may have fewer."""
+    parts: list[list[spool.Stretch]] = []
     room = 0
     for stretch in stretches:
         start = 0
         while start < len(stretch):
             if room == 0:
-                shards.append([])
-                room = clips_per_shard
-            part = stretch.part(start, start + room)
-            shards[-1].append(part)
-            start += len(part)
-            room -= len(part)
-    return [tuple(shard) for shard in shards]
+                parts.append([])
+                room = clips_per_part
+            piece = stretch.between(start, start + room)
+            parts[-1].append(piece)
+            start += len(piece)
+            room -= len(piece)
+    return [tuple(part) for part in parts]
 
 
-def write_shards(
+def write_parts(
     output_dir: Path,
     clip_format: ClipFormat,
     pool_map: workers.Map,
@@ -395,18 +395,18 @@ def write_shards(
     stretches: Sequence[spool.Stretch],
     spool_dirs: Mapping[str, Path],
 ) -> int:
-    """Write the clips; keep the shards of an earlier attempt if it planned the same ones. Return their number."""
+    """Write the clips; keep the parts of an earlier attempt if it planned the same ones. Return their number."""
     clip_bytes = 2 * clip_format.clip_samples
-    shards = plan_shards(stretches, max(1, min(CLIPS_PER_SHARD, BYTES_PER_SHARD // clip_bytes)))
+    parts = plan_parts(stretches, max(1, min(CLIPS_PER_PART, BYTES_PER_PART // clip_bytes)))
     output_dir = output_dir.absolute()
     clip_kind = clip_format.sample_rate_hz, clip_format.clip_seconds
     tasks = []
-    for number, shard in enumerate(shards):
-        paths = tuple(spool_dirs[stretch.source_path] / spool.pcm_name(stretch.source_path) for stretch in shard)
-        tasks.append(spool.ShardTask(output_dir / clips.shard_name(number), *clip_kind, shard, paths))
-    versions = [f"pyarrow {pa.__version__}, schema {clips.SCHEMA_VERSION}", f"{len(shards)} shards"]
+    for number, part in enumerate(parts):
+        paths = tuple(spool_dirs[stretch.source_path] / spool.pcm_name(stretch.source_path) for stretch in part)
+        tasks.append(spool.PartTask(output_dir / clips.part_name(number), *clip_kind, part, paths))
+    versions = [f"pyarrow {pa.__version__}, schema {clips.SCHEMA_VERSION}", f"{len(parts)} parts"]
     pcm_sha256 = {r.file.path: r.sound.sha256 for r in recorded}
-    content = (f"{pcm_sha256[stretch.source_path]} {stretch}" for shard in shards for stretch in shard)
+    content = (f"{pcm_sha256[stretch.source_path]} {stretch}" for part in parts for stretch in part)
     plan = {"sha256": sha256_of_lines(itertools.chain(versions, content))}
     plan_path = output_dir / SCRATCH_NAME / PLAN_NAME
     if not _is_planned(plan_path, plan):
@@ -414,10 +414,10 @@ def write_shards(
             path.unlink()
         write_json(plan_path, plan)
     missing = [task for task in tasks if not task.path.exists()]
-    written = pool_map(spool.write_shard, missing)
-    for _ in runs.progress(written, len(tasks), "writing", "shards", len(tasks) - len(missing)):
+    written = pool_map(spool.write_part, missing)
+    for _ in runs.progress(written, len(tasks), "writing", "parts", len(tasks) - len(missing)):
         pass
-    return len(shards)
+    return len(parts)
 
 
 def _is_planned(path: Path, plan: dict) -> bool:

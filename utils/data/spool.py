@@ -1,4 +1,4 @@
-"""Decoded recordings on their way to clips: raw PCM in a spool folder, then cut into Parquet shards.
+"""Decoded recordings on their way to clips: raw PCM in a spool folder, then cut into Parquet parts.
 
 The functions here are the tasks of stage 01's worker processes. Each can be killed at any moment and
 done again: a file of PCM counts once its marker is there, and the marker is renamed into place last.
@@ -233,7 +233,7 @@ class Stretch:
     def __len__(self) -> int:
         return len(self.cuts)
 
-    def part(self, start: int, stop: int) -> "Stretch":
+    def between(self, start: int, stop: int) -> "Stretch":
         """Return the clips from `start` to `stop`, counted within this stretch."""
         return Stretch(
             self.source_path,
@@ -248,8 +248,8 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class ShardTask:
-    """A shard to write from the PCM of each of its stretches; see `write_shard`."""
+class PartTask:
+    """A part of the data set to write from the PCM of each of its stretches; see `write_part`."""
 
     path: Path
     sample_rate_hz: int
@@ -258,12 +258,12 @@ class ShardTask:
     pcm_paths: tuple[Path, ...]
 
 
-def write_shard(task: ShardTask) -> int:
-    """Cut a shard's clips from the spooled PCM and write them; return their number."""
-    return clips.write_shard(task.path, _rows(task), task.sample_rate_hz, task.clip_seconds)
+def write_part(task: PartTask) -> int:
+    """Cut a part's clips from the spooled PCM and write them; return their number."""
+    return clips.write_part(task.path, _rows(task), task.sample_rate_hz, task.clip_seconds)
 
 
-def _rows(task: ShardTask) -> Iterator[dict]:
+def _rows(task: PartTask) -> Iterator[dict]:
     clip_samples = round(task.clip_seconds * task.sample_rate_hz)
     for stretch, pcm_path in zip(task.stretches, task.pcm_paths, strict=True):
         with pcm_path.open("rb") as file:

@@ -153,7 +153,7 @@ class _States:
     def part(self, model: PreTrainedModel, share: range, number: int, n_parts: int) -> "_States":
         """Return the files of some of the clips, which one of several processes sees to."""
         key = {name: value for name, value in self.key.items() if name != "clip_ids"}
-        return _States(model, self.clips.part(share), self._folder, f"{self._name}-{number}-of-{n_parts}", key)
+        return _States(model, self.clips.only(share), self._folder, f"{self._name}-{number}-of-{n_parts}", key)
 
     def put_together(self, parts: Iterable["_States"]) -> None:
         """Fill these files with what is in those of the parts, in their order; delete those."""

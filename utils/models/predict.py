@@ -51,7 +51,7 @@ def predict(
     InputError
         If a logit is not finite.
     """
-    own = clips.part(runs.own_share(len(clips), batch_size))
+    own = clips.only(runs.own_share(len(clips), batch_size))
 
     def predict_own() -> list[np.ndarray]:
         with torch.inference_mode():
