@@ -10,6 +10,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -27,7 +28,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 def start_stage(
     script: str, words: Sequence[str], printed: Path, prepare: Callable[[], None] | None = None
 ) -> BaseProcess:
-    """Start a stage; return when it is a process of its own, which signals reach.
+    """Start a stage; return when it is a process of its own, which signals reach, or has died before it was.
 
     Parameters
     ----------
@@ -41,16 +42,20 @@ def start_stage(
         Is called in the new process first; pickled.
     """
     CONTEXT.set_forkserver_preload(IMPORTED)
-    is_ready = CONTEXT.Event()
-    process = CONTEXT.Process(target=_become, args=(script, list(words), printed, prepare, is_ready))
+    here, there = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_become, args=(script, list(words), printed, prepare, there))
     process.start()
-    is_ready.wait()
+    there.close()
+    wait([here, process.sentinel])
+    here.close()
     return process
 
 
-def _become(script: str, words: list[str], printed: Path, prepare: Callable[[], None] | None, is_ready) -> None:
+def _become(
+    script: str, words: list[str], printed: Path, prepare: Callable[[], None] | None, is_ready: Connection
+) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # as jobs/stage.sh leaves it
-    is_ready.set()
+    is_ready.close()  # all that the one who started it waits for
     file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
