@@ -155,6 +155,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_workers", type=cli.positive_int, default=workers.available_cpus(), help="worker processes"
     )
+    add_shard_arguments(parser)
+    cli.add_common_arguments(parser, output_dir="processed_data")
+    return parser
+
+
+def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--shard`` and ``--merge_shards``."""
     among_many = parser.add_mutually_exclusive_group()
     among_many.add_argument(
         "--shard",
@@ -170,8 +177,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="decode nothing: check and take what the N jobs with --shard have left",
     )
-    cli.add_common_arguments(parser, output_dir="processed_data")
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
@@ -370,33 +375,14 @@ def process(
         *(args.sample_rate, args.clip_seconds, args.min_seconds, args.min_remainder_seconds, args.remainder)
     )
     files, too_few = worth_decoding(args, files)
-    skipped = skipped + too_few
-
     wanted = [listed[file.path] for file in files]
-    if merge is None:
-        with this_run.timed("decoding"):
-            spool_dir = args.output_dir / preparation.SCRATCH_NAME
-            preparation.check_scratch(args.raw_dir, spool_dir, args.sample_rate, wanted, writes_clips=True)
-            how = args.sample_rate, args.channel, pool_map, args.num_workers
-            decoded = preparation.decode(args.raw_dir, spool_dir, *how, wanted)
-    else:
-        with this_run.timed("checking"):
-            merge.check_files(pool_map)
-            decoded = merge.gather(wanted)
-    sounds, undecodable = decoded.sounds, decoded.undecodable
-    preparation.report_odd_sounds(sounds)
-    tags_of = {path: sound.tags for path, sound in sounds.items()}
-    files, ambiguous = recordings.complete(files, tags_of, args.recordist_level, same)
-    recorded, too_short = preparation.cut(clip_format, [(f, sounds[f.path]) for f in files if f.path in sounds])
-    recorded, contradictory = preparation.drop_contradictions(recorded)
-    left, too_few = preparation.drop_rare_labels([r.file for r in recorded], args.min_recordings)
-    left_paths = {file.path for file in left}
-    recorded = [r for r in recorded if r.file.path in left_paths]
-    unusable = undecodable + too_short + contradictory + ambiguous
-    skipped = sorted(skipped + unusable + too_few, key=lambda skip: skip.file)
+    decoded = decode_or_take(args, this_run, pool_map, merge, wanted)
+    preparation.report_odd_sounds(decoded.sounds)
+    recorded, unusable, rare = cut(args, clip_format, files, decoded, same)
+    skipped = sorted(skipped + too_few + unusable + rare, key=lambda skip: skip.file)
     preparation.write_skipped(args.output_dir, skipped)
     preparation.report([f"{skip.file}: {skip.reason}" for skip in unusable], "left out")
-    preparation.check_two_labels(left, too_few, args.raw_dir, args.min_recordings)
+    preparation.check_two_labels([r.file for r in recorded], rare, args.raw_dir, args.min_recordings)
 
     preparation.report_short_clips(clip_format, recorded)
     stretches, warnings = preparation.split(recorded, args.split_by, args.val_fraction, args.test_fraction, args.seed)
@@ -405,7 +391,6 @@ def process(
     who = {r.file.recording_id: r.file.recordist for r in recorded}
     label_names.warn_of_odd_labels(Counter({r.file.recording_id: r.file.label for r in recorded}.values()))
     n_known = sum(recordist is not None for recordist in who.values())
-    kept_together = splits.kept_together(args.split_by, n_known, len(who))
     if n_known == 0 and args.split_by in ("recordist", "strict_recordist"):
         log.warning(
             "no recordist is known, so the split is by recording: recordings by one person are on both sides of it, "
@@ -424,7 +409,6 @@ def process(
     preparation.warn_of_formulas(recorded, skipped)
 
     n_clips = Counter(name for stretch in stretches for name in stretch.splits)
-    hours = sum(r.sound.n_samples for r in recorded) / args.sample_rate / 3600
     this_run.metrics |= {
         "n_files_found": n_found,
         "n_files": len(recorded),
@@ -435,25 +419,63 @@ def process(
         "n_parts": n_parts,
         "n_recordings_with_recordist": n_known,
         "n_recordists": len(set(who.values()) - {None}),
-        "kept_together": kept_together,
-        "hours": round(hours, 4),
+        "kept_together": splits.kept_together(args.split_by, n_known, len(who)),
+        "hours": round(sum(r.sound.n_samples for r in recorded) / args.sample_rate / 3600, 4),
     }
-    log.info(
-        "%s: %d files -> %s: %d files, %d recordings, %.2f h, %d labels, %d clips (%s), split by %s; %d in skipped.csv",
-        args.raw_dir,
-        n_found,
-        args.output_dir,
-        len(recorded),
-        n_recordings,
-        hours,
-        len(labels),
-        n_clips.total(),
-        ", ".join(f"{name} {n_clips[name]}" for name in clips.SPLITS),
-        kept_together,
-        len(skipped),
-    )
+    log_end(args, this_run.metrics)
     if merge is not None:
         merge.finish()
+
+
+def decode_or_take(
+    args: argparse.Namespace,
+    this_run: runs.Run,
+    pool_map: workers.Map,
+    merge: shares.Merge | None,
+    wanted: list[spool.Listed],
+) -> preparation.Decoded:
+    """Decode files into the scratch folder, or check and take what the jobs with ``--shard`` have decoded."""
+    if merge is not None:
+        with this_run.timed("checking"):
+            merge.check_files(pool_map)
+            return merge.gather(wanted)
+    with this_run.timed("decoding"):
+        spool_dir = args.output_dir / preparation.SCRATCH_NAME
+        preparation.check_scratch(args.raw_dir, spool_dir, args.sample_rate, wanted, writes_clips=True)
+        how = args.sample_rate, args.channel, pool_map, args.num_workers
+        return preparation.decode(args.raw_dir, spool_dir, *how, wanted)
+
+
+def cut(
+    args: argparse.Namespace,
+    clip_format: preparation.ClipFormat,
+    files: list[recordings.SourceFile],
+    decoded: preparation.Decoded,
+    same: list[list[str]],
+) -> tuple[list[preparation.Recorded], list[recordings.Skipped], list[recordings.Skipped]]:
+    """Return what clips are cut from, the files that cannot be used, and those whose labels have become too rare."""
+    sounds = decoded.sounds
+    files, ambiguous = recordings.complete(
+        files, {path: sound.tags for path, sound in sounds.items()}, args.recordist_level, same
+    )
+    recorded, too_short = preparation.cut(clip_format, [(f, sounds[f.path]) for f in files if f.path in sounds])
+    recorded, contradictory = preparation.drop_contradictions(recorded)
+    left, too_few = preparation.drop_rare_labels([r.file for r in recorded], args.min_recordings)
+    left_paths = {file.path for file in left}
+    unusable = decoded.undecodable + too_short + contradictory + ambiguous
+    return [r for r in recorded if r.file.path in left_paths], unusable, too_few
+
+
+def log_end(args: argparse.Namespace, metrics: dict) -> None:
+    """Log in one line what became of the recordings."""
+    n_clips = metrics["n_clips"]
+    log.info(
+        "%s: %d files -> %s: %d files, %d recordings, %.2f h, %d labels, %d clips (%s), split by %s; %d in skipped.csv",
+        *(args.raw_dir, metrics["n_files_found"], args.output_dir, metrics["n_files"], metrics["n_recordings"]),
+        *(metrics["hours"], metrics["n_labels"], sum(n_clips.values())),
+        ", ".join(f"{name} {n}" for name, n in n_clips.items()),
+        *(metrics["kept_together"], metrics["n_skipped"]),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -47,6 +49,9 @@ from utils.models.encoder_parts import EncoderParts, check_parts
 from utils.models.start_line import log_start
 from utils.pruning import layer_selection, recommendation
 from utils.scores import evaluation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -155,14 +160,78 @@ def chosen_metrics(names: Sequence[str] | None, between_models: bool) -> list[st
     return [name for name in METRICS if name in names]
 
 
+@dataclass(frozen=True)
+class Heard:
+    """A model, the clips that it has heard, and what came of them.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+    extractor : SequenceFeatureExtractor
+    clips : Clips
+    hidden : HiddenStates
+        Of the clips.
+    train : HiddenStates or None
+        Of the clips that a probe is trained on, where these are others.
+    logits : ndarray or None
+        Of the clips, where Euclidean convexity needs them.
+    """
+
+    model: "PreTrainedModel"
+    extractor: "SequenceFeatureExtractor"
+    clips: clips.Clips
+    hidden: hidden_states.HiddenStates
+    train: hidden_states.HiddenStates | None
+    logits: np.ndarray | None
+
+
 def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> None:
     """Measure and draw everything that was asked for of one model."""
+    heard = hear(args, inputs, this_run, device)
+    if not runs.is_first_process():
+        return
+    draw = Figures(args)
+    found = measure_classes(args, heard, draw, this_run, device)
+    similarities = measure_similarities(args, this_run, heard.hidden.pooled, None)
+    draw.similarities(similarities)
+    knn = similarities.get("mutual_knn")
+    cosine = analysis.mean_over_clips(heard.hidden.cosine) if "block_influence" in args.metrics else None
+    if knn or cosine is not None:
+        found["influence"] = analysis.influence(cosine, knn and knn.matrix)
+        found["knn_null"] = 1 - float(knn.null[0, 0]) if knn else None
+        draw.table("block_influence", found["influence"])
+        analysis_plots.influence_figure(found["influence"], args.output_dir / "block_influence", found["knn_null"])
+    angle = analysis.mean_over_clips(heard.hidden.angle) if "angular_distance" in args.metrics else None
+    if angle is not None:
+        draw.table("angular_distance", analysis.angular_distance_table(angle))
+        found["angular_distance"] = analysis_plots.distances_by_length(angle)
+        analysis_plots.angular_distance_figure(found["angular_distance"], args.output_dir / "angular_distance")
+    analysis_plots.overview_figure(args.output_dir / "overview", similarity=draw.maps(similarities), **found)
+
+    def measured(table: str, column: str) -> np.ndarray | None:
+        return found[table][column].to_numpy() if column in found.get(table, ()) else None
+
+    evidence = layer_selection.Evidence(
+        block_influence=measured("influence", "block_influence"),
+        knn_block_influence=measured("influence", "knn_block_influence"),
+        angular_distance=angle,
+        cka=similarities["cka"].matrix if "cka" in similarities else None,
+        convexity=measured("convexity", "convexity"),
+    )
+    protected = encoders.architecture_of(heard.model.config).protected | layer_selection.FIRST_BLOCK
+    source = {"model_dir": args.model_dir, "model_sha256": inputs["model_dir"].sha256}
+    source |= {"data_sha256": inputs["data_dir"].sha256, "split": args.split}
+    n_layers, boundaries = EncoderParts(heard.model).n_layers, analysis.two_block_boundaries(similarities)
+    recommendation.write_recommendation(args.output_dir, source, n_layers, evidence, protected, args.seed, boundaries)
+
+
+def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> Heard:
+    """Run all clips that are needed through the model."""
     split_clips = read_split(args, args.split)
     model, extractor, fine_tuned = load(args.model_dir, split_clips, device)
     log_start(args.device, device, {args.model_dir: model}, {args.split: split_clips})
     evaluation.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     this_run.metrics["kept_together"] = split_clips.kept_together
-    n_layers = EncoderParts(model).n_layers
     cross_validated = args.split in ("train", ALL_SPLITS)
     if fine_tuned and cross_validated:
         log.warning(
@@ -186,33 +255,38 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     if "euclidean_convexity" in args.metrics:
         require_head(fine_tuned, model, split_clips)
         logits = predict.predict(model, extractor, split_clips, args.batch_size, device)
-    if not runs.is_first_process():
-        return
+    return Heard(model, extractor, split_clips, hidden, train, logits)
 
-    draw, found = Figures(args), {}
+
+def measure_classes(
+    args: argparse.Namespace, heard: Heard, draw: "Figures", this_run: runs.Run, device: str
+) -> dict[str, pd.DataFrame]:
+    """Measure, write and draw what every layer knows of the classes; return the tables by layer."""
+    found = {}
     if "graph_convexity" in args.metrics:
         with this_run.timed("graph_convexity"):
             layers, classes = analysis.graph_convexity(
-                hidden, split_clips.labels, args.num_neighbors, args.num_pairs, args.seed
+                heard.hidden, heard.clips.labels, args.num_neighbors, args.num_pairs, args.seed
             )
         found["convexity"] = layers
         draw.convexity("graph_convexity", layers, classes)
         best = layers.loc[layers["convexity"].idxmax()]
-        if not best["mostly_direct"]:  # else the warning has just said that it says nothing
+        if not best["mostly_direct"]:  # else a warning has just said that it says nothing
             log.info(
                 "graph convexity is highest at layer %d: %.3f [%.3f, %.3f], null %.3f",
                 *best[["layer", "convexity", "convexity_low", "convexity_high", "null"]],
             )
-    if logits is not None:
+    if heard.logits is not None:
         with this_run.timed("euclidean_convexity"):
             layers, classes = euclidean_convexity(
-                model, extractor, split_clips, logits, args.num_segments, args.num_points, args.seed, device
+                *(heard.model, heard.extractor, heard.clips, heard.logits),
+                *(args.num_segments, args.num_points, args.seed, device),
             )
         found["euclidean_convexity"] = layers
         draw.convexity("euclidean_convexity", layers, classes)
     if "probe" in args.metrics:
         with this_run.timed("probe"):
-            found["probe"] = analysis.probe(hidden, train, args.seed)
+            found["probe"] = analysis.probe(heard.hidden, heard.train, args.seed)
         draw.table("probe", found["probe"])
         analysis_plots.probe_figure(found["probe"], args.output_dir / "probe")
         best = found["probe"].loc[found["probe"]["accuracy"].idxmax()]
@@ -220,37 +294,7 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
             "a linear probe does best on layer %d: accuracy %.3f [%.3f, %.3f]",
             *best[["layer", "accuracy", "accuracy_low", "accuracy_high"]],
         )
-    similarities = measure_similarities(args, this_run, hidden.pooled, None)
-    draw.similarities(similarities)
-    knn = similarities.get("mutual_knn")
-    cosine = analysis.mean_over_clips(hidden.cosine) if "block_influence" in args.metrics else None
-    if knn or cosine is not None:
-        found["influence"] = analysis.influence(cosine, knn and knn.matrix)
-        found["knn_null"] = 1 - float(knn.null[0, 0]) if knn else None
-        draw.table("block_influence", found["influence"])
-        analysis_plots.influence_figure(found["influence"], args.output_dir / "block_influence", found["knn_null"])
-    angle = analysis.mean_over_clips(hidden.angle) if "angular_distance" in args.metrics else None
-    if angle is not None:
-        draw.table("angular_distance", analysis.angular_distance_table(angle))
-        found["angular_distance"] = analysis_plots.distances_by_length(angle)
-        analysis_plots.angular_distance_figure(found["angular_distance"], args.output_dir / "angular_distance")
-    analysis_plots.overview_figure(args.output_dir / "overview", similarity=draw.maps(similarities), **found)
-
-    def measured(table: str, column: str) -> np.ndarray | None:
-        return found[table][column].to_numpy() if column in found.get(table, ()) else None
-
-    evidence = layer_selection.Evidence(
-        block_influence=measured("influence", "block_influence"),
-        knn_block_influence=measured("influence", "knn_block_influence"),
-        angular_distance=angle,
-        cka=similarities["cka"].matrix if "cka" in similarities else None,
-        convexity=measured("convexity", "convexity"),
-    )
-    protected = encoders.architecture_of(model.config).protected | layer_selection.FIRST_BLOCK
-    source = {"model_dir": args.model_dir, "model_sha256": inputs["model_dir"].sha256}
-    source |= {"data_sha256": inputs["data_dir"].sha256, "split": args.split}
-    boundaries = analysis.two_block_boundaries(similarities)
-    recommendation.write_recommendation(args.output_dir, source, n_layers, evidence, protected, args.seed, boundaries)
+    return found
 
 
 def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> None:

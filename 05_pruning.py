@@ -28,6 +28,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,13 +43,13 @@ from utils.models.encoder_parts import check_parts
 from utils.models.start_line import log_start
 from utils.pruning import best, healing, layer_evidence, recommendation
 from utils.pruning.layer_selection import Candidate, Evidence, Keep
-from utils.pruning.pruning_plan import EXHAUSTIVE, MOST_SUBSETS, STRATEGIES, make_plan
-from utils.pruning.pruning_table import FULL, PruningTable, choose, log_answer, write_rows
+from utils.pruning.pruning_plan import EXHAUSTIVE, MOST_SUBSETS, STRATEGIES, Plan, make_plan
+from utils.pruning.pruning_table import FULL, Choices, PruningTable, choose, log_answer, write_rows
 from utils.pruning.subset_scores import SubsetScores
 from utils.scores import summary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(f"{cli.model_name(args.model_dir)}-pruning")
     try:
-        sweep(args)
+        sweep(check(args))
     except AlreadyComplete:
         show_results(args.output_dir)
         raise
@@ -133,8 +134,41 @@ def show_results(output_dir: Path) -> None:
     runs.log_figures(output_dir)
 
 
-def sweep(args: argparse.Namespace) -> None:
-    """Check what was asked for, and open the folder of results."""
+@dataclass(frozen=True)
+class Sweep:
+    """What is asked for, once it is known to be possible.
+
+    Attributes
+    ----------
+    args : argparse.Namespace
+    inputs : dict of str to Input
+    device : str
+        ``cpu`` or ``cuda``.
+    model : PreTrainedModel
+    extractor : SequenceFeatureExtractor
+    train_clips, search_clips, report_clips : Clips
+    plan : Plan
+    evidence : Evidence
+        What stage 04 has measured.
+    heal_keep : tuple of int or None
+        The subset that the user wants healed.
+    """
+
+    args: argparse.Namespace
+    inputs: dict[str, runs.Input]
+    device: str
+    model: "PreTrainedModel"
+    extractor: "SequenceFeatureExtractor"
+    train_clips: clips.Clips
+    search_clips: clips.Clips
+    report_clips: clips.Clips
+    plan: Plan
+    evidence: Evidence
+    heal_keep: Keep | None
+
+
+def check(args: argparse.Namespace) -> Sweep:
+    """Load the model and the clips, and check what was asked for against them."""
     if args.search_split == args.report_split:
         raise UsageError(
             f"--search_split and --report_split are both {args.report_split}: a subset that was chosen by its score on "
@@ -160,42 +194,41 @@ def sweep(args: argparse.Namespace) -> None:
     plan = make_plan(
         *(model, args.strategies, args.sizes, args.beam_width, args.iterative, args.remove_first_block, args.seed)
     )
-    heal_keep = parse_heal_keep(args, model)
+    of_model = model, extractor, train_clips, search_clips, report_clips
+    return Sweep(args, inputs, device, *of_model, plan, evidence, parse_heal_keep(args, model))
 
-    with runs.open_run(
-        Path(__file__).stem,
-        args,
-        inputs,
-        outputs=OUTPUTS,
-        scratch=[SCRATCH],
-    ) as this_run:
-        this_run.device = runs.device_name(device)
+
+def sweep(asked: Sweep) -> None:
+    """Score what the strategies propose, choose, and report."""
+    args, plan = asked.args, asked.plan
+    with runs.open_run(Path(__file__).stem, args, asked.inputs, outputs=OUTPUTS, scratch=[SCRATCH]) as this_run:
+        this_run.device = runs.device_name(asked.device)
         log_start(
-            *(args.device, device, {str(args.model_dir): model}),
-            {"train": train_clips, args.search_split: search_clips, args.report_split: report_clips},
+            *(args.device, asked.device, {str(args.model_dir): asked.model}),
+            {"train": asked.train_clips, args.search_split: asked.search_clips, args.report_split: asked.report_clips},
         )
         scratch = args.output_dir / SCRATCH
         scratch.mkdir(exist_ok=True)
-        key = {"model": inputs["model_dir"].sha256, "data": inputs["data_dir"].sha256}
+        key = {"model": asked.inputs["model_dir"].sha256, "data": asked.inputs["data_dir"].sha256}
 
         def measure(keep: Keep, needs: Sequence[str]) -> Evidence:
             return layer_evidence.evidence_of_subset(
-                *(model, extractor, train_clips, keep, needs, NUM_NEIGHBORS, NUM_PAIRS, args.seed),
-                *(args.batch_size, device, scratch, key),
+                *(asked.model, asked.extractor, asked.train_clips, keep, needs, NUM_NEIGHBORS, NUM_PAIRS, args.seed),
+                *(args.batch_size, asked.device, scratch, key),
             )
 
         on_search, on_report = (
             SubsetScores(
-                *(model, extractor, split_clips, split, args.batch_size, device),
+                *(asked.model, asked.extractor, split_clips, split, args.batch_size, asked.device),
                 *(scratch, key, args.seed),
             )
-            for split, split_clips in ((args.search_split, search_clips), (args.report_split, report_clips))
+            for split, split_clips in ((args.search_split, asked.search_clips), (args.report_split, asked.report_clips))
         )
-        table = PruningTable(args.output_dir / "pruning.csv", model, on_search, on_report)
+        table = PruningTable(args.output_dir / "pruning.csv", asked.model, on_search, on_report)
 
         # What the rules propose is scored in one walk, with all subsets if the search is exhaustive.
         with this_run.timed("rules"):
-            proposed = [Candidate(FULL, plan.whole, 0), *plan.by_rules(evidence, measure)]
+            proposed = [Candidate(FULL, plan.whole, 0), *plan.by_rules(asked.evidence, measure)]
         with this_run.timed("search"):
             on_search.run(candidate.keep for candidate in [*proposed, *plan.all_subsets()])
             finalists = {candidate.keep for candidate in proposed}
@@ -208,47 +241,58 @@ def sweep(args: argparse.Namespace) -> None:
         # Every choice is made before the first look at the clips of the report.
         choices = choose(table.candidates, on_search, args.margin)
         finalists |= choices.keeps()
-        to_heal = heal_keep or choices.to_heal()
+        to_heal = asked.heal_keep or choices.to_heal()
         if args.heal:
             on_search.run([to_heal])
             finalists.add(to_heal)
         with this_run.timed("costs"):
-            table.measure_costs(extractor, search_clips, device, scratch / "costs.json")
+            table.measure_costs(asked.extractor, asked.search_clips, asked.device, scratch / "costs.json")
         with this_run.timed("report"):
             on_report.run(finalists)
             rows = table.write()
-        swept = {
-            "model_sha256": inputs["model_dir"].sha256,
-            "model_dir": str(args.model_dir),
-            "n_layers": plan.n_layers,
-            "data_dir": str(args.data_dir),
-            "data_sha256": inputs["data_dir"].sha256,
-            "clip_seconds": search_clips.clip_seconds,
-            "kept_together": report_clips.kept_together,
-            "search_split": args.search_split,
-            "report_split": args.report_split,
-            "margin": args.margin,
-        }
-        written = best.write_best(args.output_dir, swept, choices.scored(on_search, on_report))
-        names = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
-        this_run.metrics = {name: written[name] for name in names}
+        this_run.metrics = write_choices(asked, choices, on_search, on_report)
         with this_run.timed("figures"):
             draw(rows, args.output_dir, args.margin, table.has_doubtful_latencies)
-
         if args.heal:
-            choices.log_healing(to_heal, heal_keep is not None, args.margin, on_search)
+            choices.log_healing(to_heal, asked.heal_keep is not None, args.margin, on_search)
             with this_run.timed("healing"):
-                healed_dir = args.output_dir / HEALED / "model"
-                training_history.note_training(model, inputs["data_dir"].sha256, train_clips, search_clips)
-                healing.heal_subset(
-                    *(model, extractor, to_heal, healed_dir, args.heal_part, train_clips, search_clips),
-                    *(healing.settings_for(args.heal, args.seed), scratch / HEALED, args.batch_size, device),
-                )
-                healed = {"part": args.heal_part, "epochs": args.heal, "kept_layers": cli.format_layer_list(to_heal)}
-                healed |= healing.compare(healed_dir, to_heal, {"search": on_search, "report": on_report}, device)
-                write_rows(args.output_dir / "healing.csv", pd.DataFrame([healed]))
+                heal(asked, to_heal, on_search, on_report)
         log_answer(choices, args.margin, on_search, on_report)
         shutil.rmtree(scratch)
+
+
+def write_choices(asked: Sweep, choices: Choices, on_search: SubsetScores, on_report: SubsetScores) -> dict:
+    """Write ``best.json``; return what of it stands in ``run.json`` too."""
+    args = asked.args
+    swept = {
+        "model_sha256": asked.inputs["model_dir"].sha256,
+        "model_dir": str(args.model_dir),
+        "n_layers": asked.plan.n_layers,
+        "data_dir": str(args.data_dir),
+        "data_sha256": asked.inputs["data_dir"].sha256,
+        "clip_seconds": asked.search_clips.clip_seconds,
+        "kept_together": asked.report_clips.kept_together,
+        "search_split": args.search_split,
+        "report_split": args.report_split,
+        "margin": args.margin,
+    }
+    written = best.write_best(args.output_dir, swept, choices.scored(on_search, on_report))
+    names = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
+    return {name: written[name] for name in names}
+
+
+def heal(asked: Sweep, keep: Keep, on_search: SubsetScores, on_report: SubsetScores) -> None:
+    """Leave a healed model, and the row of ``healing.csv`` that compares it with the same subset before."""
+    args, model, work_dir = asked.args, asked.model, asked.args.output_dir / SCRATCH / HEALED
+    healed_dir = args.output_dir / HEALED / "model"
+    training_history.note_training(model, asked.inputs["data_dir"].sha256, asked.train_clips, asked.search_clips)
+    healing.heal_subset(
+        *(model, asked.extractor, keep, healed_dir, args.heal_part, asked.train_clips, asked.search_clips),
+        *(healing.settings_for(args.heal, args.seed), work_dir, args.batch_size, asked.device),
+    )
+    row = {"part": args.heal_part, "epochs": args.heal, "kept_layers": cli.format_layer_list(keep)}
+    row |= healing.compare(healed_dir, keep, {"search": on_search, "report": on_report}, asked.device)
+    write_rows(args.output_dir / "healing.csv", pd.DataFrame([row]))
 
 
 def parse_heal_keep(args: argparse.Namespace, model: "PreTrainedModel") -> Keep | None:

@@ -245,75 +245,82 @@ def open_run(
             folder.admit(args.overwrite, recompute)
             return folder.attempts
 
-        attempts = _first_process_decides(admit, args)
-        run = Run(output_dir=output_dir, attempts=attempts, scratch=set(scratch))
-        if not is_first_process():
-            with _stop_signals(run, defer_signals):
-                yield run
-            return
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "stage": stage,
-            "status": "running",
-            "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "arguments": {k: _as_json(v) for k, v in vars(args).items()},
-            "asked": folder.asked,
-            "seed": args.seed,
-            "git": _git_state(),
-            "python": platform.python_version(),
-            "packages": _package_versions(),
-            "device": None,
-            "lsf": _lsf_job(),
-            "started_at": _now(),
-            "finished_at": None,
-            "timings": {},
-            "inputs": [{"name": name, "path": i.path, "sha256": i.sha256} for name, i in inputs.items()],
-            "outputs": [],
-            "writes": folder.writes,
-            "scratch": folder.scratch,
-            "replaces": folder.replaces,
-            "metrics": {},
-            "attempts": attempts,
-            "exit_code": None,
-        }
-        folder.begin(record)
-        start = time.perf_counter()
-        try:
-            with _log_file(output_dir / LOG_NAME), _stop_signals(run, defer_signals):
-                log.info("%s: attempt %d, writing to %s", stage, attempts, output_dir)
-                status, exit_code = "failed", 1
-                try:
-                    yield run
-                    folder.check_still_there()
-                    status, exit_code = "complete", 0
-                except Interrupted as stop:
-                    status, exit_code = "interrupted", stop.exit_code
-                    raise
-                except StageError as error:
-                    log.debug("the stage ends with exit code %d: %s", error.exit_code, error)
-                    exit_code = error.exit_code
-                    raise
-                except Exception as error:
-                    folder.check_still_there(error)
-                    exit_code = 1 if advice_on(error) is None else InputError.exit_code
-                    raise
-                finally:
-                    run.is_ending = status != "complete"
-                    record.update(status=status, exit_code=exit_code, finished_at=_now(), device=run.device)
-                    record["timings"] = {**run.timings, "total_s": round(time.perf_counter() - start, 3)}
-                    record["metrics"] = run.metrics
-                    if status == "complete":
-                        record["outputs"] = _list_outputs(output_dir, folder.writes, run.scratch)
-                    if folder.is_there():  # and is not another run's by now
-                        _close_record(output_dir, record, strict=status == "complete")
-                    if status == "complete":
-                        log.info("done in %.1f s: %s", time.perf_counter() - start, output_dir)
-                        replacing.discard(output_dir, folder.replaces)
-                    elif status == "failed":
-                        folder.give_up(record)
-        except UsageError:
-            folder.leave_no_trace()
-            raise
+        run = Run(output_dir=output_dir, attempts=_first_process_decides(admit, args), scratch=set(scratch))
+        with _recorded(folder, run, args, defer_signals) if is_first_process() else _stop_signals(run, defer_signals):
+            yield run
+
+
+@contextlib.contextmanager
+def _recorded(folder: "_Folder", run: Run, args: argparse.Namespace, defer_signals: bool) -> Iterator[None]:
+    """Keep the folder's log and its ``run.json``, which tells the truth from the first moment to the last."""
+    record = _new_record(folder, run, args)
+    folder.begin(record)
+    start = time.perf_counter()
+    try:
+        with _log_file(run.output_dir / LOG_NAME), _stop_signals(run, defer_signals):
+            log.info("%s: attempt %d, writing to %s", folder.stage, run.attempts, run.output_dir)
+            status, exit_code = "failed", 1
+            try:
+                yield
+                folder.check_still_there()
+                status, exit_code = "complete", 0
+            except Interrupted as stop:
+                status, exit_code = "interrupted", stop.exit_code
+                raise
+            except StageError as error:
+                log.debug("the stage ends with exit code %d: %s", error.exit_code, error)
+                exit_code = error.exit_code
+                raise
+            except Exception as error:
+                folder.check_still_there(error)
+                exit_code = 1 if advice_on(error) is None else InputError.exit_code
+                raise
+            finally:
+                run.is_ending = status != "complete"
+                record.update(status=status, exit_code=exit_code, finished_at=_now(), device=run.device)
+                record["timings"] = {**run.timings, "total_s": round(time.perf_counter() - start, 3)}
+                record["metrics"] = run.metrics
+                if status == "complete":
+                    record["outputs"] = _list_outputs(run.output_dir, folder.writes, run.scratch)
+                if folder.is_there():  # and is not another run's by now
+                    _close_record(run.output_dir, record, strict=status == "complete")
+                if status == "complete":
+                    log.info("done in %.1f s: %s", time.perf_counter() - start, run.output_dir)
+                    replacing.discard(run.output_dir, folder.replaces)
+                elif status == "failed":
+                    folder.give_up(record)
+    except UsageError:
+        folder.leave_no_trace()
+        raise
+
+
+def _new_record(folder: "_Folder", run: Run, args: argparse.Namespace) -> dict:
+    """Return the ``run.json`` of an attempt that begins."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stage": folder.stage,
+        "status": "running",
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "arguments": {k: _as_json(v) for k, v in vars(args).items()},
+        "asked": folder.asked,
+        "seed": args.seed,
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "device": None,
+        "lsf": _lsf_job(),
+        "started_at": _now(),
+        "finished_at": None,
+        "timings": {},
+        "inputs": [{"name": name, "path": i.path, "sha256": i.sha256} for name, i in folder.inputs.items()],
+        "outputs": [],
+        "writes": folder.writes,
+        "scratch": folder.scratch,
+        "replaces": folder.replaces,
+        "metrics": {},
+        "attempts": run.attempts,
+        "exit_code": None,
+    }
 
 
 def process_number() -> int:

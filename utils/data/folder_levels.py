@@ -76,28 +76,7 @@ def find_label_level(files: Sequence[Folders], raw_dir: Path) -> int:
     nested = [folders for folders in files if len(folders) > level + 1]
     lowers = sorted({folders[level + 1] for folders in nested})
     deeper, this = f"--label_level {level + 2}", f"--label_level {level + 1}"
-    together = f"--recordist_level {level + 1}"
-
-    n_splits = sum(SPLIT.fullmatch(name) is not None for name in uppers)
-    if n_splits > 1 or n_splits == len(uppers):
-        if not nested:
-            raise InputError(
-                f"{place}: the folders {_some(uppers)} are named after splits, not species, and hold no folders; "
-                f"expected a folder per species: give a metadata table with --metadata, or {this} if these are labels"
-            )
-        raise InputError(
-            f"{place}: the folders {_some(uppers)} are named after splits, and the folders in them look like the "
-            f"species ({_some(lowers)}): give {deeper} to take these for the labels. The recordings are then divided "
-            f"anew, by recordist; a split that is there is not kept"
-        )
-    if all(PART.fullmatch(name) for name in uppers):
-        if len(nested) > len(files) / 2:
-            raise InputError(
-                f"{place}: the folders {_some(uppers)} are named after parts of a collection, and the folders in them "
-                f"look like the species ({_some(lowers)}): give {deeper} to take these for the labels, with "
-                f"{together} to keep each part on one side of the split; or {this} if {_some(uppers)} are the labels"
-            )
-        log.warning("%s: the labels %s are named after parts of a collection, not after species", place, _some(uppers))
+    _check_named_after(uppers, lowers, level, place, is_nested=len(nested) > len(files) / 2)
     of_upper = defaultdict(list)
     for folders in files:
         if len(folders) > level:
@@ -107,8 +86,8 @@ def find_label_level(files: Sequence[Folders], raw_dir: Path) -> int:
     elif nested and _are_species(lowers):
         raise InputError(
             f"{place}: the folders in {_some(uppers)} are named like species ({_some(lowers)}): give {deeper} to take "
-            f"these for the labels, with {together} if the folders above are recordists or sites, which stay on one "
-            f"side of the split; or {this} if {_some(uppers)} are the labels"
+            f"these for the labels, with --recordist_level {level + 1} if the folders above are recordists or sites, "
+            f"which stay on one side of the split; or {this} if {_some(uppers)} are the labels"
         )
     if not nested or all(KIND.fullmatch(name) or PART.fullmatch(name) for name in lowers):
         return level + 1
@@ -130,6 +109,32 @@ def find_label_level(files: Sequence[Folders], raw_dir: Path) -> int:
         f"the species are {_some(repeated, 2)}, give {deeper}; where they are {_some(uppers, 2)}, give {this}. With "
         f"--recordist_level the other level, if it is that of recordists or sites, stays on one side of the split"
     )
+
+
+def _check_named_after(uppers: list[str], lowers: list[str], level: int, place: Path, is_nested: bool) -> None:
+    """Refuse folders that are named after splits, or after parts of a collection; `is_nested`: most hold folders."""
+    deeper, this = f"--label_level {level + 2}", f"--label_level {level + 1}"
+    n_splits = sum(SPLIT.fullmatch(name) is not None for name in uppers)
+    if n_splits > 1 or n_splits == len(uppers):
+        if not lowers:
+            raise InputError(
+                f"{place}: the folders {_some(uppers)} are named after splits, not species, and hold no folders; "
+                f"expected a folder per species: give a metadata table with --metadata, or {this} if these are labels"
+            )
+        raise InputError(
+            f"{place}: the folders {_some(uppers)} are named after splits, and the folders in them look like the "
+            f"species ({_some(lowers)}): give {deeper} to take these for the labels. The recordings are then divided "
+            f"anew, by recordist; a split that is there is not kept"
+        )
+    if all(PART.fullmatch(name) for name in uppers):
+        if is_nested:
+            raise InputError(
+                f"{place}: the folders {_some(uppers)} are named after parts of a collection, and the folders in them "
+                f"look like the species ({_some(lowers)}): give {deeper} to take these for the labels, with "
+                f"--recordist_level {level + 1} to keep each part on one side of the split; or {this} if "
+                f"{_some(uppers)} are the labels"
+            )
+        log.warning("%s: the labels %s are named after parts of a collection, not after species", place, _some(uppers))
 
 
 def _first_with_several(folders: Collection[Folders]) -> int:

@@ -191,7 +191,6 @@ def train(
     if last is not None:
         log.info("going on from %s", last)
     collator = Collator(extractor, model.main_input_name, train_clips, settings.augment, settings.seed)
-    writes = runs.is_first_process()
     trainer = ClassifierTrainer(
         model=model,
         head_learning_rate=settings.head_learning_rate,
@@ -204,36 +203,57 @@ def train(
         callbacks=[Steering(run, collator, settings.early_stopping_patience)],
     )
     trainer.remove_callback(PrinterCallback)
-    if writes:
+    if runs.is_first_process():
         from torch.utils.tensorboard import SummaryWriter
 
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.output_dir / TENSORBOARD_NAME))))
 
+    _train_from(last, trainer, settings.early_stopping_patience)
+    trainer.accelerator.wait_for_everyone()
+    _leave_results(trainer, extractor, run, val_clips.kept_together)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _train_from(last: Path | None, trainer: "ClassifierTrainer", patience: int) -> None:
+    """Train from a checkpoint, or from the beginning; end with the best model."""
     state = _read_state(last) if last else None
-    if state and _epochs_without_gain(state["log_history"]) >= settings.early_stopping_patience:
+    if state and _epochs_without_gain(state["log_history"]) >= patience:
         # Killed between the last checkpoint and the end: training is over, only the best model is to be saved.
         trainer.state.log_history = state["log_history"]
         trainer.state.best_model_checkpoint = state["best_model_checkpoint"]
         trainer._load_best_model()
-    else:
-        before = memory.used_bytes(device)
-        batch_size = settings.per_device_train_batch_size
+        return
+    model, device = trainer.model, "cpu" if trainer.args.use_cpu else "cuda"
+    before, batch_size = memory.used_bytes(device), trainer.args.per_device_train_batch_size
 
-        def need() -> str:
-            model.zero_grad(set_to_none=True)
-            clip = {name: tensor.to(device) for name, tensor in collator([train_clips[0]]).items() if name != "labels"}
-            n_bytes = memory.training_bytes(model.train(), clip, batch_size, before)
-            return (
-                f"training in batches of {batch_size} needs about {memory.more(n_bytes)}; give the job that much, "
-                "a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
-                "--gradient_checkpointing, and run it again"
-            )
-
-        memory.advised(
-            lambda: trainer.train(resume_from_checkpoint=str(last) if last else None),
-            *(need, lambda: before + memory.adam_bytes(model)),
+    def need() -> str:
+        model.zero_grad(set_to_none=True)
+        batch = trainer.data_collator([trainer.train_dataset[0]])
+        clip = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+        n_bytes = memory.training_bytes(model.train(), clip, batch_size, before)
+        return (
+            f"training in batches of {batch_size} needs about {memory.more(n_bytes)}; give the job that much, "
+            "a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, or "
+            "--gradient_checkpointing, and run it again"
         )
-    trainer.accelerator.wait_for_everyone()
+
+    memory.advised(
+        lambda: trainer.train(resume_from_checkpoint=str(last) if last else None),
+        *(need, lambda: before + memory.adam_bytes(model)),
+    )
+
+
+def _leave_results(
+    trainer: "ClassifierTrainer", extractor: SequenceFeatureExtractor, run: runs.Run, kept_together: str
+) -> None:
+    """Write the curves; unless a signal has ended the training, draw them and save the best model.
+
+    Raises
+    ------
+    Interrupted
+        If a signal came.
+    """
+    writes = runs.is_first_process()
     curves = training_curves(trainer.state.log_history)
     if writes:
         write_text(run.output_dir / "metrics.csv", curves.to_csv(index=False))
@@ -245,7 +265,7 @@ def train(
     best = curves.loc[curves["eval_macro_f1"].idxmax()]
     run.metrics.update({"n_epochs": len(curves), "best_epoch": float(best["epoch"]), "bf16": trainer.args.bf16})
     run.metrics.update({name: float(best[name]) for name in ("eval_loss", "eval_accuracy", "eval_macro_f1")})
-    run.metrics["kept_together"] = val_clips.kept_together
+    run.metrics["kept_together"] = kept_together
     log.info(
         "best epoch %g: val accuracy %.3f, macro F1 %.3f", best["epoch"], *best[["eval_accuracy", "eval_macro_f1"]]
     )
@@ -254,8 +274,7 @@ def train(
         shutil.rmtree(run.output_dir / MODEL_NAME, ignore_errors=True)
         encoders.save_model(trainer.accelerator.unwrap_model(trainer.model), extractor, run.output_dir / MODEL_NAME)
         # Optimizer states are three times the size of the model and of no use to a finished run.
-        shutil.rmtree(checkpoints)
-    trainer.accelerator.wait_for_everyone()
+        shutil.rmtree(run.output_dir / CHECKPOINTS_NAME)
 
 
 class ClassifierTrainer(Trainer):
