@@ -30,12 +30,12 @@ from typing import NamedTuple
 
 from utils.core import cli, replacing, runs, workers
 from utils.core.errors import AlreadyComplete, UsageError
-from utils.data import audio, clips, label_names, preparation, recordings, recordists, shares, splits, spool
+from utils.data import audio, clips, label_names, preparation, recordings, recordists, shards, splits, spool
 
 STAGE = Path(__file__).stem
 OUTPUTS = ("clips-*.parquet", "label_mappings.json", "recordings.csv", "split_report.csv", "skipped.csv")
 OUTPUTS += (preparation.SIMILAR_NAME,)
-SHARD_OUTPUTS = (f"{shares.SPOOL_NAME}/*", shares.LISTING_NAME, shares.DECODED_NAME)
+SHARD_OUTPUTS = (f"{shards.SPOOL_NAME}/*", shards.LISTING_NAME, shards.DECODED_NAME)
 SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
 # What --shard leaves is sound neither cut nor split.
 SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
@@ -67,8 +67,8 @@ class Shard(NamedTuple):
 def shard(text: str) -> Shard:
     """Parse ``3/8``."""
     match = re.fullmatch(r"0*(\d+)/0*(\d+)", text, flags=re.ASCII)
-    if match and len(match[2]) > len(str(shares.MOST_SHARES)):
-        raise argparse.ArgumentTypeError(f"{text!r} asks for too many shards; there can be {shares.MOST_SHARES:,}")
+    if match and len(match[2]) > len(str(shards.MOST_SHARDS)):
+        raise argparse.ArgumentTypeError(f"{text!r} asks for too many shards; there can be {shards.MOST_SHARDS:,}")
     if not match or len(match[1]) > len(match[2]) or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is no shard such as 3/8; the first of 8 is 1/8, the last 8/8")
     return Shard(int(match[1]), int(match[2]))
@@ -77,8 +77,8 @@ def shard(text: str) -> Shard:
 def number_of_shards(text: str) -> int:
     """Parse the 8 of ``3/8``: what no job can have been a share of is refused before all shards are looked for."""
     match = re.fullmatch(r"0*([1-9]\d*)", text, flags=re.ASCII)
-    if not match or len(match[1]) > len(str(shares.MOST_SHARES)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of shards; expected 1 to {shares.MOST_SHARES}")
+    if not match or len(match[1]) > len(str(shards.MOST_SHARDS)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of shards; expected 1 to {shards.MOST_SHARDS}")
     return int(match[1])
 
 
@@ -207,7 +207,7 @@ def make_data_set(
         inputs = inputs | {"same_recordist": runs.file_input(args.same_recordist)}
         same = recordists.read_same_recordist(args.same_recordist)
     if args.merge_shards is not None:
-        merge = shares.Merge(
+        merge = shards.Merge(
             args.output_dir,
             args.merge_shards,
             lambda number, record: runs.difference(
@@ -262,17 +262,17 @@ def decode_shard(
             inputs,
             outputs=SHARD_OUTPUTS,
             result_neutral=SHARD_NEUTRAL_ARGUMENTS,
-            reusable={shares.SPOOL_NAME},
+            reusable={shards.SPOOL_NAME},
             recompute=args.overwrite,  # the merge asks for it where other code has decoded or dealt out the files
         ) as this_run,
         working(args, files) as pool_map,
     ):
-        shares.write_listing(args.output_dir, list(listed.values()))
+        shards.write_listing(args.output_dir, list(listed.values()))
         files, _ = worth_decoding(args, files)
-        own = shares.deal([listed[file.path] for file in files], args.shard.n)[args.shard.number - 1]
+        own = shards.deal([listed[file.path] for file in files], args.shard.n)[args.shard.number - 1]
         n_bytes = sum(file.size for file in own)
         log.info("shard %s: %d of %d files, %.3g GB", args.shard, len(own), len(files), n_bytes / 1e9)
-        spool_dir = args.output_dir / shares.SPOOL_NAME
+        spool_dir = args.output_dir / shards.SPOOL_NAME
         spool_dir.mkdir(exist_ok=True)
         preparation.check_scratch(args.raw_dir, spool_dir, args.sample_rate, own, writes_clips=False)
         with this_run.timed("decoding"):
@@ -280,7 +280,7 @@ def decode_shard(
             decoded = preparation.decode(args.raw_dir, spool_dir, *how, own)
         preparation.report_odd_sounds(decoded.sounds)
         preparation.report([f"{skip.file}: {skip.reason}" for skip in decoded.undecodable], "left out")
-        shares.write_decoded(args.output_dir, decoded)
+        shards.write_decoded(args.output_dir, decoded)
         hours = sum(sound.n_samples for sound in decoded.sounds.values()) / args.sample_rate / 3600
         this_run.metrics |= {
             "n_files": len(decoded.sounds),
@@ -310,7 +310,7 @@ def working(args: argparse.Namespace, files: list[recordings.SourceFile]) -> Ite
 
 def args_of_shard(args: argparse.Namespace, shard: Shard) -> argparse.Namespace:
     """Return the arguments of the job that decodes a shard, with the folder that is its own."""
-    output_dir = shares.share_dir(args.output_dir, shard.number, shard.n)
+    output_dir = shards.shard_dir(args.output_dir, shard.number, shard.n)
     return argparse.Namespace(**{**vars(args), "shard": shard, "merge_shards": None, "output_dir": output_dir})
 
 
@@ -355,7 +355,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     named = {name: getattr(args, name) for name in ("raw_dir", "metadata", "same_recordist")}
     read = {name: path for name, path in named.items() if path is not None}
-    for folder in (args.output_dir, shares.share_dir(args.output_dir, 1, 1).parent):
+    for folder in (args.output_dir, shards.shard_dir(args.output_dir, 1, 1).parent):
         replacing.check_apart(folder, read)
 
 
@@ -363,7 +363,7 @@ def process(
     args: argparse.Namespace,
     this_run: runs.Run,
     pool_map: workers.Map,
-    merge: shares.Merge | None,
+    merge: shards.Merge | None,
     files: list[recordings.SourceFile],
     listed: dict[str, spool.Listed],
     skipped: list[recordings.Skipped],
@@ -431,7 +431,7 @@ def decode_or_take(
     args: argparse.Namespace,
     this_run: runs.Run,
     pool_map: workers.Map,
-    merge: shares.Merge | None,
+    merge: shards.Merge | None,
     wanted: list[spool.Listed],
 ) -> preparation.Decoded:
     """Decode files into the scratch folder, or check and take what the jobs with ``--shard`` have decoded."""

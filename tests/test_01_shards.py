@@ -18,7 +18,7 @@ import pytest
 from tests.sounds import song, write
 from tests.stages import digests, load_stage
 from utils.core import runs
-from utils.data import audio, preparation, shares, spool
+from utils.data import audio, preparation, shards, spool
 
 stage = load_stage("01_data_processing")
 
@@ -56,7 +56,7 @@ def decoded_by(output_dir, n):
     """Return which of `n` jobs has seen a file, by path."""
     found = {}
     for number in range(1, n + 1):
-        content = json.loads((shares.share_dir(output_dir, number, n) / "decoded.json").read_text())
+        content = json.loads((shards.shard_dir(output_dir, number, n) / "decoded.json").read_text())
         paths = [s["path"] for s in content["sounds"]] + [s["file"] for s in content["undecodable"]]
         assert not found.keys() & set(paths)
         found |= dict.fromkeys(paths, number)
@@ -182,25 +182,25 @@ def test_more_jobs_than_files(root):
 
 
 def test_the_folder_of_a_shard(tmp_path, monkeypatch):
-    assert shares.share_dir(Path("data/processed"), 3, 8) == Path("data/processed.shards/3-of-8")
+    assert shards.shard_dir(Path("data/processed"), 3, 8) == Path("data/processed.shards/3-of-8")
     monkeypatch.chdir(tmp_path)
-    assert shares.share_dir(Path(), 1, 2) == tmp_path.parent / f"{tmp_path.name}.shards" / "1-of-2"
+    assert shards.shard_dir(Path(), 1, 2) == tmp_path.parent / f"{tmp_path.name}.shards" / "1-of-2"
 
 
 def test_files_are_dealt_out_evenly_by_format_and_whatever_their_order():
     rng = np.random.default_rng(0)
     sizes = {".WAV": rng.lognormal(15, 1, 300), ".mp3": rng.lognormal(12, 1.5, 500), ".flac": np.zeros(80)}
     files = [spool.Listed(f"{i}{suffix}", int(size), 0) for suffix, own in sizes.items() for i, size in enumerate(own)]
-    dealt = shares.deal(files, 7)
+    dealt = shards.deal(files, 7)
     assert sorted(file.path for share in dealt for file in share) == sorted(file.path for file in files)
     for suffix, own in sizes.items():
         loads = [sum(file.size for file in share if file.path.endswith(suffix)) for share in dealt]
-        assert max(loads) - min(loads) <= max(own) + shares.BYTES_PER_FILE
+        assert max(loads) - min(loads) <= max(own) + shards.BYTES_PER_FILE
     n_empty = [sum(file.path.endswith(".flac") for file in share) for share in dealt]
     assert max(n_empty) - min(n_empty) <= 1
     shuffled = [files[i] for i in rng.permutation(len(files))]
-    assert [set(share) for share in shares.deal(shuffled, 7)] == [set(share) for share in dealt]
-    assert shares.deal(files, 1)[0] != [] and len(shares.deal([], 3)) == 3
+    assert [set(shard) for shard in shards.deal(shuffled, 7)] == [set(shard) for shard in dealt]
+    assert shards.deal(files, 1)[0] != [] and len(shards.deal([], 3)) == 3
 
 
 def test_shards_serve_other_clips_and_other_splits(root):
@@ -410,8 +410,8 @@ def test_a_shard_of_another_library(root, caplog, monkeypatch):
 
 
 def test_shards_of_a_program_that_deals_otherwise(root, caplog, monkeypatch):
-    deal = shares.deal
-    monkeypatch.setattr(shares, "deal", lambda files, n: deal(files, n)[::-1])
+    deal = shards.deal
+    monkeypatch.setattr(shards, "deal", lambda files, n: deal(files, n)[::-1])
     decode_all(root, root / "out", 3)
     monkeypatch.undo()
     message = refusal(root, caplog, n=3)

@@ -15,7 +15,7 @@ from transformers import Wav2Vec2Config
 
 from utils.core import cli, runs
 from utils.core.errors import InputError, UsageError
-from utils.data import audio, clips, preparation, recordings, shares, spool
+from utils.data import audio, clips, preparation, recordings, shards, spool
 from utils.models import training
 from utils.pruning import best, pruning_table, recommendation
 
@@ -254,7 +254,7 @@ READERS = {
     "costs.json": (COSTS, lambda folder: pruning_table._read_costs(folder / "x.json")),
     "marker": (MARKER, lambda folder: spool._read_marker(folder / "x.json", folder / "x.json", {"size": 1})),
     "plan.json": ({"sha256": SHA256}, lambda folder: preparation._is_planned(folder / "x.json", {"sha256": SHA256})),
-    "listing.json": (LISTING, lambda folder: shares._files_changed(folder, [spool.Listed("a.wav", 1, 2)])),
+    "listing.json": (LISTING, lambda folder: shards._files_changed(folder, [spool.Listed("a.wav", 1, 2)])),
 }
 
 

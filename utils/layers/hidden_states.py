@@ -150,24 +150,24 @@ class _States:
         pooled, frames = self.open()
         return HiddenStates(pooled, frames[0], frames[1], self.clips.table[CLIP_COLUMNS])
 
-    def part(self, model: PreTrainedModel, share: range, number: int, n_parts: int) -> "_States":
+    def of_share(self, model: PreTrainedModel, share: range, number: int, n_shares: int) -> "_States":
         """Return the files of some of the clips, which one of several processes sees to."""
         key = {name: value for name, value in self.key.items() if name != "clip_ids"}
-        return _States(model, self.clips.only(share), self._folder, f"{self._name}-{number}-of-{n_parts}", key)
+        return _States(model, self.clips.only(share), self._folder, f"{self._name}-{number}-of-{n_shares}", key)
 
-    def put_together(self, parts: Iterable["_States"]) -> None:
-        """Fill these files with what is in those of the parts, in their order; delete those."""
+    def put_together(self, shares: Iterable["_States"]) -> None:
+        """Fill these files with what is in those of the shares, in their order; delete those."""
         self.reserve()
         arrays, n_done = self.open(), 0
-        for part in parts:
-            rows = slice(n_done, n_done + len(part.clips))
-            for array, own in zip(arrays, part.open(), strict=True):
+        for share in shares:
+            rows = slice(n_done, n_done + len(share.clips))
+            for array, own in zip(arrays, share.open(), strict=True):
                 array[:, rows] = own
             n_done = rows.stop
         self.save(n_done, arrays)
-        self.remove_parts()
+        self.remove_shares()
 
-    def remove_parts(self) -> None:
+    def remove_shares(self) -> None:
         """Delete what several processes have left, whatever their number was."""
         for path in self._folder.glob(f"{self._name}-*-of-*"):
             path.unlink()
@@ -205,18 +205,18 @@ def _extract_alone(
                     saved_at = time.monotonic()
         states.save(n_done, (pooled, frames))
     if runs.n_processes() == 1:
-        states.remove_parts()
+        states.remove_shares()
 
 
 def _extract_together(
     model: PreTrainedModel, extractor: SequenceFeatureExtractor, batch_size: int, device: str, states: _States
 ) -> None:
     """Let every process run its share of the clips, each into files of its own; the first puts them together."""
-    shares = runs.from_all_processes(lambda: runs.own_share(len(states.clips), batch_size))
-    parts = [states.part(model, share, number, len(shares)) for number, share in enumerate(shares, start=1)]
-    own = parts[runs.process_number()]
+    ranges = runs.from_all_processes(lambda: runs.own_share(len(states.clips), batch_size))
+    shares = [states.of_share(model, own, number, len(ranges)) for number, own in enumerate(ranges, start=1)]
+    own = shares[runs.process_number()]
     runs.from_all_processes(lambda: _extract_alone(model, extractor, batch_size, device, own))
-    runs.from_all_processes(lambda: states.put_together(parts) if runs.is_first_process() else None)
+    runs.from_all_processes(lambda: states.put_together(shares) if runs.is_first_process() else None)
 
 
 def frame_similarity(layers: list[torch.Tensor]) -> torch.Tensor:

@@ -1,8 +1,7 @@
-"""The files of a data set dealt out to many tasks (``--shard 3/8``), and what each has decoded brought together.
+"""The files of a data set dealt out to many jobs (``--shard 3/8``), and what each has decoded brought together.
 
-The folder of a share holds a spool, as stage 01 fills one for itself; all files as its task saw them; and what
-became of its own. On the command line a share is called a shard, as is usual for arrays of jobs; in the code
-that word is taken by the Parquet files.
+The folder of a shard holds a spool, as stage 01 fills one for itself; all files as its job saw them; and what became
+of its own.
 """
 
 import heapq
@@ -27,30 +26,30 @@ LISTING_NAME = "listing.json"
 DECODED_NAME = "decoded.json"
 BYTES_PER_FILE = 2**16  # what a file counts besides its size, so that tiny ones are dealt out evenly too
 NAMED_IN_MESSAGE = 3
-MOST_SHARES = 999_999
+MOST_SHARDS = 999_999
 MOST_NUMBERS = 200  # characters of a list of shards
 
 log = logging.getLogger(__name__)
 
 
-def share_dir(output_dir: Path, number: int, n_shares: int) -> Path:
-    """Return the folder of a share, counted from 1: ``<output_dir>.shards/3-of-8``."""
+def shard_dir(output_dir: Path, number: int, n_shards: int) -> Path:
+    """Return the folder of a shard, counted from 1: ``<output_dir>.shards/3-of-8``."""
     if output_dir.name in ("", ".."):  # these name the folder by where it stands
         output_dir = output_dir.resolve()
-    return output_dir.parent / f"{output_dir.name}.shards" / f"{number}-of-{n_shares}"
+    return output_dir.parent / f"{output_dir.name}.shards" / f"{number}-of-{n_shards}"
 
 
-def deal(files: Sequence[spool.Listed], n_shares: int) -> list[list[spool.Listed]]:
-    """Deal files out so that all shares take about equally long to decode.
+def deal(files: Sequence[spool.Listed], n_shards: int) -> list[list[spool.Listed]]:
+    """Deal files out so that all shards take about equally long to decode.
 
     A second of sound has many times as many bytes in one format as in another, so the files of each suffix are
-    dealt out by themselves: the largest first, each to the share that has least of them so far (Graham 1969,
-    longest processing time first). Two shares then differ, in every format, by its largest file at most.
+    dealt out by themselves: the largest first, each to the shard that has least of them so far (Graham 1969,
+    longest processing time first). Two shards then differ, in every format, by its largest file at most.
 
     Parameters
     ----------
     files : sequence of Listed
-    n_shares : int
+    n_shards : int
         At least 1.
 
     Returns
@@ -58,8 +57,8 @@ def deal(files: Sequence[spool.Listed], n_shares: int) -> list[list[spool.Listed
     list of list of Listed
         Every file once; the same whatever the order of `files`.
     """
-    shares: list[list[spool.Listed]] = [[] for _ in range(n_shares)]
-    totals = [0] * n_shares
+    shards: list[list[spool.Listed]] = [[] for _ in range(n_shards)]
+    totals = [0] * n_shards
     by_suffix = defaultdict(list)
     for file in files:
         by_suffix[posixpath.splitext(file.path)[1].lower()].append(file)
@@ -68,13 +67,13 @@ def deal(files: Sequence[spool.Listed], n_shares: int) -> list[list[spool.Listed
         for file in sorted(alike, key=lambda file: (-file.size, file.path)):
             load, _, number = loads[0]
             weight = file.size + BYTES_PER_FILE
-            shares[number].append(file)
+            shards[number].append(file)
             totals[number] += weight
             heapq.heapreplace(loads, (load + weight, totals[number], number))
-    return shares
+    return shards
 
 
-# ------------------------------------------------------------------------------------------- by a share's task
+# ------------------------------------------------------------------------------------------- by a shard's job
 
 
 def write_listing(folder: Path, listed: Sequence[spool.Listed]) -> None:
@@ -84,7 +83,7 @@ def write_listing(folder: Path, listed: Sequence[spool.Listed]) -> None:
 
 
 def write_decoded(folder: Path, decoded: preparation.Decoded) -> None:
-    """Note what became of the share's files, and remove from its spool what an attempt on other files has left."""
+    """Note what became of the shard's files, and remove from its spool what an attempt on other files has left."""
     names = {spool.pcm_name(path) for path in decoded.sounds}
     for path in (folder / SPOOL_NAME).iterdir():
         if path.with_suffix(".pcm").name not in names or path.suffix not in (".pcm", spool.MARKER_SUFFIX):
@@ -101,7 +100,7 @@ def write_decoded(folder: Path, decoded: preparation.Decoded) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a share cannot be merged, whether its task has to replace what is there, and what would do instead."""
+    """Why a shard cannot be merged, whether its task has to replace what is there, and what would do instead."""
 
     text: str
     overwrite: bool
@@ -112,39 +111,39 @@ MISSING = Fault("it is missing", overwrite=False)
 
 
 class Merge:
-    """Brings together what all shares have decoded, after checking them.
+    """Brings together what all shards have decoded, after checking them.
 
     Parameters
     ----------
     output_dir : Path
         Folder of the data set.
-    n_shares : int
+    n_shards : int
     difference : callable
-        Says how the share of a number, with its record, differs from what is wanted; None where it does not.
+        Says how the shard of a number, with its record, differs from what is wanted; None where it does not.
     command : callable
-        Returns the command that makes the share of a number, replacing what is there or not.
+        Returns the command that makes the shard of a number, replacing what is there or not.
     """
 
     def __init__(
         self,
         output_dir: Path,
-        n_shares: int,
+        n_shards: int,
         difference: Callable[[int, dict], str | None],
         command: Callable[[int, bool], str],
     ):
         self.output_dir = output_dir
-        self.folders = {number: share_dir(output_dir, number, n_shares) for number in range(1, n_shares + 1)}
+        self.folders = {number: shard_dir(output_dir, number, n_shards) for number in range(1, n_shards + 1)}
         self.records: dict[int, dict] = {}
         self.difference = difference
         self.command = command
 
     def read_records(self, listed: Sequence[spool.Listed]) -> None:
-        """Read the ``run.json`` of every share; `listed` are all files as they are now.
+        """Read the ``run.json`` of every shard; `listed` are all files as they are now.
 
         Raises
         ------
         InputError
-            If a share is missing, incomplete, or made with other arguments, of other files or by other code.
+            If a shard is missing, incomplete, or made with other arguments, of other files or by other code.
         """
         self.records, faults = {}, {}
         parent = self.folders[1].parent
@@ -155,7 +154,7 @@ class Merge:
                 f"{parent} holds no shard of {len(self.folders)}, but of {', '.join(sorted(others))}: "
                 f"give --merge_shards that number, or run {self.command(1, False)}, likewise the others"
             )
-        changes = {preparation.listing_sha256(listed): ""}  # by what was listed, most often the same for all shares
+        changes = {preparation.listing_sha256(listed): ""}  # by what was listed, most often the same for all shards
         for number, folder in self.folders.items():
             if folder.name not in present:
                 faults[number] = MISSING
@@ -185,7 +184,7 @@ class Merge:
         self._refuse(faults)
 
     def check_files(self, pool_map: workers.Map) -> None:
-        """Compare every file of every share with its size and SHA-256 in ``run.json``.
+        """Compare every file of every shard with its size and SHA-256 in ``run.json``.
 
         Raises
         ------
@@ -227,7 +226,7 @@ class Merge:
         Raises
         ------
         InputError
-            If a share was written again meanwhile.
+            If a shard was written again meanwhile.
         """
         changed = [number for number, folder in self.folders.items() if not self._is_as_read(number, folder)]
         if changed:
@@ -281,7 +280,7 @@ class Merge:
 
 
 def _fault_of(record: dict) -> Fault | None:
-    """Return what is wrong with a share that was made of the right files with the right arguments."""
+    """Return what is wrong with a shard that was made of the right files with the right arguments."""
     if record["status"] != "complete":
         text = f"it is not complete: its {runs.RECORD_NAME} says {record['status']!r}, see its {runs.LOG_NAME}"
         still = "; another job may be at work on it" if record["status"] == "running" else ""
@@ -294,7 +293,7 @@ def _fault_of(record: dict) -> Fault | None:
 
 
 def _files_changed(folder: Path, listed: Sequence[spool.Listed]) -> str:
-    """Name the files that have changed since a share's task listed them; empty where none has, or it is not known."""
+    """Name the files that have changed since a shard's job listed them; empty where none has, or it is not known."""
     try:
         rows = read_json(folder / LISTING_NAME, dict, "")["files"]
         before = {path: (size, mtime_ns) for path, size, mtime_ns in rows if isinstance(path, str)}
@@ -316,7 +315,7 @@ def _files_changed(folder: Path, listed: Sequence[spool.Listed]) -> str:
 
 @dataclass(frozen=True)
 class CheckTask:
-    """Files of a share to check against the ``run.json`` that lists them; see `find_damage`."""
+    """Files of a shard to check against the ``run.json`` that lists them; see `find_damage`."""
 
     number: int
     folder: Path
@@ -324,5 +323,5 @@ class CheckTask:
 
 
 def find_damage(task: CheckTask) -> tuple[int, str | None]:
-    """Return the share's number, and which of its files is missing, truncated or altered; None if all are whole."""
+    """Return the shard's number, and which of its files is missing, truncated or altered; None if all are whole."""
     return task.number, runs.find_damage(task.folder, task.outputs)
