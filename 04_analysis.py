@@ -30,9 +30,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -160,8 +159,7 @@ def chosen_metrics(names: Sequence[str] | None, between_models: bool) -> list[st
     return [name for name in METRICS if name in names]
 
 
-@dataclass(frozen=True)
-class Heard:
+class Heard(NamedTuple):
     """A model, the clips that it has heard, and what came of them.
 
     Attributes

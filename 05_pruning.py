@@ -28,9 +28,8 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -134,8 +133,7 @@ def show_results(output_dir: Path) -> None:
     runs.log_figures(output_dir)
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
     """What is asked for, once it is known to be possible.
 
     Attributes

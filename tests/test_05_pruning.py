@@ -300,7 +300,7 @@ def scores_of(data_dir, tmp_path, monkeypatch):
 
         monkeypatch.setattr(layer_sweep, "predict_subsets", predict)
         model, extractor = small_model("wav2vec2")
-        scores = SubsetScores(model, extractor, val, "val", 4, "cpu", None, tmp_path, {"model": "a"}, 0)
+        scores = SubsetScores(model, extractor, val, "val", 4, "cpu", tmp_path, {"model": "a"}, 0)
         scores.run(n_wrong)
         return scores
 
