@@ -329,6 +329,7 @@ def test_choices_are_the_smallest_within_the_margin(scores_of):
 
 
 def test_the_log_says_which_subset_is_healed_and_whether_it_could_go_as_it_is(scores_of, caplog):
+    caplog.set_level("INFO")
     whole = (0, 1, 2)
     candidates = [Candidate("full", whole, 0), Candidate("a", (0, 2), 1), Candidate("b", (0,), 2)]
     on_val = scores_of({whole: [], (0, 2): [4], (0,): range(6)})
