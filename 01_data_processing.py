@@ -415,7 +415,7 @@ def process(
         "n_skipped": len(skipped),
         "n_recordings": n_recordings,
         "n_labels": len(labels),
-        "n_clips": {name: n_clips[name] for name in clips.SPLITS},
+        "n_clips": {name: n_clips[name] for name in splits.SPLITS},
         "n_parts": n_parts,
         "n_recordings_with_recordist": n_known,
         "n_recordists": len(set(who.values()) - {None}),

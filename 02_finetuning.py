@@ -15,16 +15,20 @@ Writes <output_dir>/model (loads with plain `from_pretrained`; `classify.py` in 
 training_curves.png, tensorboard/, log.txt and run.json.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.core import cli
-from utils.data import clips
-from utils.models import encoder_window, encoders, training, training_arguments
-from utils.models.start_line import describe_model
+from utils.core import cli, lazy
+from utils.models import architectures, training_arguments
+
+with lazy.imported_on_first_use():
+    from utils.data import clips
+    from utils.models import encoder_window, encoders, model_folder, start_line, training
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -35,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base_model",
         default="facebook/wav2vec2-base",
-        help=f"pre-trained encoder ({encoders.NAMES}): name on the hub, folder, or 'tiny' (small, built in, random "
-        "weights)",
+        help=f"pre-trained encoder ({architectures.NAMES}): name on the hub, folder, or 'tiny' (small, built in, "
+        "random weights)",
     )
     parser.add_argument(
         "--keep_layers", default=None, help="prune first: layers to keep, as 0-3,7, or none (default: all)"
@@ -47,8 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--encoder_window",
-        choices=[encoder_window.CLIP, encoder_window.FULL],
-        default=encoder_window.CLIP,
+        choices=architectures.WINDOWS,
+        default=architectures.CLIP_WINDOW,
         help="Whisper's window, 30 s as published: crop it to the clip, or compute it in full, silence included",
     )
     parser.add_argument(
@@ -66,9 +70,9 @@ def run(args: argparse.Namespace) -> None:
     """Fine-tune and leave a run folder."""
     args.augment = training_arguments.augmentations(args.augment)
     if vars(args).pop("check"):
-        encoders.any_model_input(args.base_model, "--base_model")
+        model_folder.any_model_input(args.base_model, "--base_model")
         model, _ = load(args, labels=["a", "b"])
-        log.info("%s can be fine-tuned: %s", args.base_model, describe_model(model))
+        log.info("%s can be fine-tuned: %s", args.base_model, start_line.describe_model(model))
         return
 
     def build(train_clips: clips.Clips) -> tuple:
@@ -76,9 +80,10 @@ def run(args: argparse.Namespace) -> None:
 
     inputs = {
         "data_dir": clips.data_input(args.data_dir),
-        "base_model": encoders.any_model_input(args.base_model, "--base_model"),
+        "base_model": model_folder.any_model_input(args.base_model, "--base_model"),
     }
-    training.train_in_run_folder(Path(__file__).stem, args, inputs, build)
+    with training_arguments.open_run_folder(Path(__file__).stem, args, inputs) as this_run:
+        training.train_in_run_folder(this_run, args, inputs, build)
 
 
 def load(args: argparse.Namespace, labels: list[str], train_clips: clips.Clips | None = None) -> tuple:

@@ -23,6 +23,8 @@ by clip, with an interval from the same draws of groups for both, a sign-flip p 
 the number of pairs (Holm).
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import logging
@@ -30,18 +32,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from utils.core import cli, runs
+from utils.core import cli, lazy, runs
 from utils.core.errors import AlreadyComplete, UsageError
 from utils.core.files import write_text
 from utils.core.text import some
-from utils.data import clips
-from utils.figures import plots
-from utils.models import encoder_window, encoders, latency, predict, training_history
-from utils.models.start_line import guessing, log_start
-from utils.scores import comparison, evaluation, predictions, summary
+from utils.data import splits
+from utils.models import model_folder
+from utils.scores import comparison, predictions, summary
+
+with lazy.imported_on_first_use():
+    import numpy as np
+    import pandas as pd
+
+    from utils.data import clips
+    from utils.figures import plots
+    from utils.models import encoder_window, encoders, latency, predict, start_line, training_history
+    from utils.scores import evaluation
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -70,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RESULTS_DIR",
         help="compare these results of this stage instead, two or more",
     )
-    parser.add_argument("--split", choices=clips.SPLITS, default="test", help="clips to score")
+    parser.add_argument("--split", choices=splits.SPLITS, default="test", help="clips to score")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="clips at once")
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
@@ -87,7 +93,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         validate(args)
     except AlreadyComplete:
-        show_results(args.output_dir)  # a kill may have come between the results and their summary
+        if not summary.holds(args.output_dir):  # a kill may have come between the results and their summary
+            show_results(args.output_dir)
         raise
     show_results(args.output_dir)
 
@@ -118,7 +125,9 @@ def compare(args: argparse.Namespace) -> None:
         comparison.check_same_clips(models[0], model)
     with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["compare"]) as this_run:
         first = models[0]
-        levels = guessing(first.predictions["label_id"], int(first.metrics["n_classes"]), first.metrics["split"])
+        levels = start_line.guessing(
+            first.predictions["label_id"], int(first.metrics["n_classes"]), first.metrics["split"]
+        )
         log.info(
             "%d models: %s; %s clips, split by %s; %s",
             *(len(models), ", ".join(names), f"{len(first.predictions):,}", first.metrics["kept_together"], levels),
@@ -143,14 +152,13 @@ def compare(args: argparse.Namespace) -> None:
 
 def validate(args: argparse.Namespace) -> None:
     """Score the model and leave a folder of results."""
-    device = runs.resolve_device(args.device)
-    inputs = {"model_dir": encoders.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
+    inputs = {"model_dir": model_folder.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
     with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS) as this_run:
-        this_run.device = runs.device_name(device)
+        device = this_run.choose_device(args.device)
         split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed)
         model, extractor = encoders.load_model(args.model_dir, device)
         encoders.check_matches(model, extractor, split_clips)
-        log_start(args.device, device, {str(args.model_dir): model}, {args.split: split_clips})
+        start_line.log_start(args.device, device, {str(args.model_dir): model}, {args.split: split_clips})
         known = training_history.warn_of_known_recordings(
             model, str(args.model_dir), inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
         )

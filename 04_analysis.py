@@ -26,6 +26,8 @@ hidden_states.npy with its clips, which the next run takes again if model and da
 and run.json.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
@@ -33,21 +35,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import pandas as pd
-
-from utils.core import cli, runs
+from utils.core import cli, lazy, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import write_text
-from utils.data import clips
-from utils.figures import analysis_plots
-from utils.layers import analysis, hidden_states
-from utils.layers.euclidean_convexity import euclidean_convexity
-from utils.models import encoder_window, encoders, predict, training_history
-from utils.models.encoder_parts import EncoderParts, check_parts
-from utils.models.start_line import log_start
-from utils.pruning import layer_selection, recommendation
-from utils.scores import evaluation
+from utils.data import splits
+from utils.layers import analysis
+from utils.models import architectures, model_folder
+from utils.pruning import recommendation
+
+with lazy.imported_on_first_use():
+    import numpy as np
+    import pandas as pd
+
+    from utils.data import clips
+    from utils.figures import analysis_plots
+    from utils.layers import euclidean_convexity, hidden_states
+    from utils.models import encoder_parts, encoder_window, encoders, predict, start_line, training_history
+    from utils.pruning import layer_selection
+    from utils.scores import evaluation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, SequenceFeatureExtractor
@@ -56,20 +61,9 @@ log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "analysis_results/<name of the model's run>"
 ALL_SPLITS = "all"
-OF_CLASSES = ("graph_convexity", "euclidean_convexity", "probe")
-OF_FRAMES = ("block_influence", "angular_distance")
-METRICS = (*OF_CLASSES, *analysis.SIMILARITIES, *OF_FRAMES)
-ON_REQUEST = ("euclidean_convexity", "cka_biased", "cka_rbf")
-SIMILARITY_NAMES = {
-    "cka": "CKA",
-    "cka_biased": "CKA, biased",
-    "cka_rbf": "CKA, RBF kernel",
-    "mutual_knn": "mutual kNN",
-    "cosine": "cosine",
-}
 STATES, TRAIN_STATES, OTHER_STATES = "hidden_states", "train_hidden_states", "other_hidden_states"
 OUTPUTS = (
-    *(f"{name}*.{suffix}" for name in (*METRICS, "overview", "null_levels") for suffix in ("csv", "pdf", "png")),
+    *(f"{name}*.{kind}" for name in (*analysis.METRICS, "overview", "null_levels") for kind in ("csv", "pdf", "png")),
     *(f"{name}*" for name in (STATES, TRAIN_STATES, OTHER_STATES)),
     recommendation.NAME,
 )
@@ -84,13 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="run folder of 02_finetuning.py, model folder, name of a base model on the hub, or tiny",
     )
-    add("--split", choices=[*clips.SPLITS, ALL_SPLITS], default="test", help="clips to look at")
+    add("--split", choices=[*splits.SPLITS, ALL_SPLITS], default="test", help="clips to look at")
     add(
         "--metrics",
         nargs="+",
-        choices=METRICS,
+        choices=analysis.METRICS,
         default=None,
-        help=f"what to measure (default: all but {', '.join(ON_REQUEST)}; with --compare_to: cka mutual_knn)",
+        help=f"what to measure (default: all but {', '.join(analysis.ON_REQUEST)}; with --compare_to: cka mutual_knn)",
     )
     add("--compare_to", default=None, help="another model, as --model_dir: compare its layers with those of the first")
     add("--num_neighbors", type=cli.positive_int, default=10, help="neighbours of a clip in graphs and mutual kNN")
@@ -113,10 +107,9 @@ def run(args: argparse.Namespace) -> None:
         if args.compare_to is not None:
             name += f"-and-{cli.model_name(args.compare_to)}"
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(name)
-    device = runs.resolve_device(args.device)
-    inputs = {"model_dir": encoders.any_model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
+    inputs = {"model_dir": model_folder.any_model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
     if args.compare_to is not None:
-        inputs["compare_to"] = encoders.any_model_input(args.compare_to, "--compare_to")
+        inputs["compare_to"] = model_folder.any_model_input(args.compare_to, "--compare_to")
     states = {name for stem in (STATES, TRAIN_STATES, OTHER_STATES) for name in hidden_states.file_names(stem)}
     with runs.open_run(
         Path(__file__).stem,
@@ -127,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
         reusable=() if args.recompute else states,
         recompute=args.recompute,
     ) as this_run:
-        this_run.device = runs.device_name(device)
+        device = this_run.choose_device(args.device)
         if args.compare_to is None:
             analyse_layers(args, inputs, this_run, device)
         else:
@@ -136,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def chosen_metrics(names: Sequence[str] | None, between_models: bool) -> list[str]:
-    """Return the metrics to measure, in the order of `METRICS`.
+    """Return the metrics to measure, in the order of `analysis.METRICS`.
 
     Raises
     ------
@@ -144,8 +137,8 @@ def chosen_metrics(names: Sequence[str] | None, between_models: bool) -> list[st
         If one cannot compare two models.
     """
     if names is None:
-        names = ("cka", "mutual_knn") if between_models else set(METRICS) - set(ON_REQUEST)
-    refused = [name for name in METRICS if name in names and name not in analysis.ROTATION_INVARIANT]
+        names = ("cka", "mutual_knn") if between_models else set(analysis.METRICS) - set(analysis.ON_REQUEST)
+    refused = [name for name in analysis.METRICS if name in names and name not in analysis.BETWEEN_MODELS]
     if between_models and refused:
         raise UsageError(
             f"--metrics {refused[0]} cannot stand beside --compare_to: "
@@ -154,9 +147,9 @@ def chosen_metrics(names: Sequence[str] | None, between_models: bool) -> list[st
                 if refused[0] == "cosine"
                 else "it looks at one model; "
             )
-            + f"two models can be compared by {', '.join(analysis.ROTATION_INVARIANT)}"
+            + f"two models can be compared by {', '.join(analysis.BETWEEN_MODELS)}"
         )
-    return [name for name in METRICS if name in names]
+    return [name for name in analysis.METRICS if name in names]
 
 
 class Heard(NamedTuple):
@@ -175,8 +168,8 @@ class Heard(NamedTuple):
         Of the clips, where Euclidean convexity needs them.
     """
 
-    model: "PreTrainedModel"
-    extractor: "SequenceFeatureExtractor"
+    model: PreTrainedModel
+    extractor: SequenceFeatureExtractor
     clips: clips.Clips
     hidden: hidden_states.HiddenStates
     train: hidden_states.HiddenStates | None
@@ -216,10 +209,10 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
         cka=similarities["cka"].matrix if "cka" in similarities else None,
         convexity=measured("convexity", "convexity"),
     )
-    protected = encoders.architecture_of(heard.model.config).protected | layer_selection.FIRST_BLOCK
+    protected = architectures.architecture_of(heard.model.config).protected | layer_selection.FIRST_BLOCK
     source = {"model_dir": args.model_dir, "model_sha256": inputs["model_dir"].sha256}
     source |= {"data_sha256": inputs["data_dir"].sha256, "split": args.split}
-    n_layers, boundaries = EncoderParts(heard.model).n_layers, analysis.two_block_boundaries(similarities)
+    n_layers, boundaries = encoder_parts.EncoderParts(heard.model).n_layers, analysis.two_block_boundaries(similarities)
     recommendation.write_recommendation(args.output_dir, source, n_layers, evidence, protected, args.seed, boundaries)
 
 
@@ -227,7 +220,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     """Run all clips that are needed through the model."""
     split_clips = read_split(args, args.split)
     model, extractor, fine_tuned = load(args.model_dir, split_clips, device)
-    log_start(args.device, device, {args.model_dir: model}, {args.split: split_clips})
+    start_line.log_start(args.device, device, {args.model_dir: model}, {args.split: split_clips})
     evaluation.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     this_run.metrics["kept_together"] = split_clips.kept_together
     cross_validated = args.split in ("train", ALL_SPLITS)
@@ -257,7 +250,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
 
 
 def measure_classes(
-    args: argparse.Namespace, heard: Heard, draw: "Figures", this_run: runs.Run, device: str
+    args: argparse.Namespace, heard: Heard, draw: Figures, this_run: runs.Run, device: str
 ) -> dict[str, pd.DataFrame]:
     """Measure, write and draw what every layer knows of the classes; return the tables by layer."""
     found = {}
@@ -276,7 +269,7 @@ def measure_classes(
             )
     if heard.logits is not None:
         with this_run.timed("euclidean_convexity"):
-            layers, classes = euclidean_convexity(
+            layers, classes = euclidean_convexity.euclidean_convexity(
                 *(heard.model, heard.extractor, heard.clips, heard.logits),
                 *(args.num_segments, args.num_points, args.seed, device),
             )
@@ -301,7 +294,7 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     states = []
     for flag, stem in (("model_dir", STATES), ("compare_to", OTHER_STATES)):
         model, extractor, _ = load(getattr(args, flag), split_clips, device)
-        log_start(args.device, device, {getattr(args, flag): model}, {args.split: split_clips})
+        start_line.log_start(args.device, device, {getattr(args, flag): model}, {args.split: split_clips})
         key = {"model": inputs[flag].sha256, "data": inputs["data_dir"].sha256}
         with this_run.timed(stem):
             hidden = hidden_states.extract(
@@ -325,9 +318,9 @@ def load(model_dir: str, split_clips: clips.Clips, device: str) -> tuple:
     model, extractor, fine_tuned = encoders.load_any_model(model_dir, device)
     encoders.check_base_matches(extractor, model.config, split_clips)
     # The encoder that 02_finetuning.py would train; a fine-tuned one stays as it is.
-    window = encoder_window.FULL if fine_tuned else encoder_window.CLIP
+    window = architectures.FULL_WINDOW if fine_tuned else architectures.CLIP_WINDOW
     extractor = encoder_window.fit_window(model, extractor, split_clips.clip_seconds, window, str(model_dir))
-    check_parts(model, extractor, split_clips, device)
+    encoder_parts.check_parts(model, extractor, split_clips, device)
     return model, extractor, fine_tuned
 
 
@@ -391,7 +384,7 @@ class Figures:
         for metric, found in similarities.items():
             frame = pd.DataFrame(found.matrix).rename_axis(index="layer")
             self.table(metric, frame, index=True)
-            name = SIMILARITY_NAMES[metric]
+            name = analysis.SIMILARITIES[metric].title
             analysis_plots.similarity_figure({name: maps[name]}, self.folder / metric, self.models, lowest)
         nulls = [{"metric": metric, "null": pd.DataFrame(s.null).stack().mean()} for metric, s in similarities.items()]
         self.table("null_levels", pd.DataFrame(nulls))
@@ -403,7 +396,7 @@ class Figures:
             blocks = found.blocks
             shown = blocks is not None and blocks.contrast > blocks.contrast_of_distance_alone
             boundary = blocks.boundary if shown else None
-            maps[SIMILARITY_NAMES[metric]] = analysis_plots.Similarity(found.matrix, found.null, boundary)
+            maps[analysis.SIMILARITIES[metric].title] = analysis_plots.Similarity(found.matrix, found.null, boundary)
         return maps
 
 

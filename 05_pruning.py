@@ -23,6 +23,8 @@ strategies.pdf/.png (accuracy by size) and pareto.pdf/.png (against parameters a
 healing.csv and healed/model. Layers count from 0 in the model given.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import shutil
@@ -31,24 +33,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
-
-from utils.core import cli, runs
+from utils.core import cli, lazy, runs
 from utils.core.errors import AlreadyComplete, UsageError
-from utils.data import clips
-from utils.figures import pruning_plots
-from utils.models import encoders, training_history
-from utils.models.encoder_parts import check_parts
-from utils.models.start_line import log_start
-from utils.pruning import best, healing, layer_evidence, recommendation
-from utils.pruning.layer_selection import Candidate, Evidence, Keep
-from utils.pruning.pruning_plan import EXHAUSTIVE, MOST_SUBSETS, STRATEGIES, Plan, make_plan
-from utils.pruning.pruning_table import FULL, Choices, PruningTable, choose, log_answer, write_rows
-from utils.pruning.subset_scores import SubsetScores
+from utils.data import splits
+from utils.models import model_folder
+from utils.pruning import best, pruning_plan, recommendation
 from utils.scores import summary
+
+with lazy.imported_on_first_use():
+    import pandas as pd
+
+    from utils.data import clips
+    from utils.figures import pruning_plots
+    from utils.models import encoder_parts, encoders, start_line, training_history
+    from utils.pruning import healing, layer_evidence, layer_selection, pruning_table, subset_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+    from utils.pruning.layer_selection import Evidence, Keep
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -76,10 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--strategies",
         nargs="+",
-        choices=STRATEGIES,
+        choices=pruning_plan.STRATEGIES,
         default=None,
         metavar="STRATEGY",
-        help=f"of {', '.join(STRATEGIES)} (default: all; exhaustive only up to {MOST_SUBSETS} subsets)",
+        help=f"of {', '.join(pruning_plan.STRATEGIES)} (default: all; exhaustive only up to "
+        f"{pruning_plan.MOST_SUBSETS} subsets)",
     )
     add("--sizes", default=None, help="numbers of layers that exhaustive keeps, as 3-6,9 (default: all)")
     add("--beam_width", type=cli.positive_int, default=4, help="subsets of a size that beam goes on from")
@@ -89,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="also measure the influence anew on the pruned model after every removal: one pass over the clips of "
         "train for each",
     )
-    add("--search_split", choices=clips.SPLITS, default="val", help="clips to choose subsets by")
+    add("--search_split", choices=splits.SPLITS, default="val", help="clips to choose subsets by")
     add("--report_split", choices=["val", "test"], default="test", help="clips to score the chosen subsets on, once")
     add(
         "--analysis_dir",
@@ -101,7 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--margin", type=cli.fraction, default=0.02, help="accuracy that may be lost, as a share of all clips")
     add("--heal", type=cli.non_negative_int, default=0, help="epochs of fine-tuning for the chosen subset")
     add(
-        "--heal_part", choices=healing.PARTS, default="head", help="what healing trains: head, head and last block, all"
+        "--heal_part",
+        choices=pruning_plan.HEAL_PARTS,
+        default="head",
+        help="what healing trains: head, head and last block, all",
     )
     add(
         "--heal_keep",
@@ -119,18 +126,22 @@ def run(args: argparse.Namespace) -> None:
     """Leave a folder of results, and the summary of all results beside it."""
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(f"{cli.model_name(args.model_dir)}-pruning")
+    if args.search_split == args.report_split:
+        raise UsageError(
+            f"--search_split and --report_split are both {args.report_split}: a subset that was chosen by its score on "
+            "some clips looks better on these than on any others; choose on val, report on test"
+        )
+    inputs = {"model_dir": model_folder.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
+    if args.analysis_dir is not None:
+        inputs["analysis_dir"] = recommendation.analysis_input(args.analysis_dir)
     try:
-        sweep(check(args))
+        with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, scratch=[SCRATCH]) as this_run:
+            sweep(check(args, inputs, this_run), this_run)
     except AlreadyComplete:
-        show_results(args.output_dir)
+        runs.log_figures(args.output_dir)
         raise
-    show_results(args.output_dir)
-
-
-def show_results(output_dir: Path) -> None:
-    """Rebuild the summary of all results beside this one, which has no row in it; log where the figures are."""
-    summary.rebuild_summary(output_dir.resolve().parent)
-    runs.log_figures(output_dir)
+    summary.rebuild_summary(args.output_dir.resolve().parent)  # in which this result has no row
+    runs.log_figures(args.output_dir)
 
 
 class Sweep(NamedTuple):
@@ -145,7 +156,7 @@ class Sweep(NamedTuple):
     model : PreTrainedModel
     extractor : SequenceFeatureExtractor
     train_clips, search_clips, report_clips : Clips
-    plan : Plan
+    plan : pruning_plan.Plan
     evidence : Evidence
         What stage 04 has measured.
     heal_keep : tuple of int or None
@@ -155,28 +166,21 @@ class Sweep(NamedTuple):
     args: argparse.Namespace
     inputs: dict[str, runs.Input]
     device: str
-    model: "PreTrainedModel"
-    extractor: "SequenceFeatureExtractor"
+    model: PreTrainedModel
+    extractor: SequenceFeatureExtractor
     train_clips: clips.Clips
     search_clips: clips.Clips
     report_clips: clips.Clips
-    plan: Plan
+    plan: pruning_plan.Plan
     evidence: Evidence
     heal_keep: Keep | None
 
 
-def check(args: argparse.Namespace) -> Sweep:
+def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run) -> Sweep:
     """Load the model and the clips, and check what was asked for against them."""
-    if args.search_split == args.report_split:
-        raise UsageError(
-            f"--search_split and --report_split are both {args.report_split}: a subset that was chosen by its score on "
-            "some clips looks better on these than on any others; choose on val, report on test"
-        )
-    device = runs.resolve_device(args.device)
-    inputs = {"model_dir": encoders.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
-    evidence = Evidence()
+    device = this_run.choose_device(args.device)
+    evidence = layer_selection.Evidence()
     if args.analysis_dir is not None:
-        inputs["analysis_dir"] = recommendation.analysis_input(args.analysis_dir)
         evidence = recommendation.read_evidence(args.analysis_dir, inputs["model_dir"], args.report_split)
     model, extractor = encoders.load_model(args.model_dir, device)
     train_clips, search_clips, report_clips = (
@@ -184,82 +188,88 @@ def check(args: argparse.Namespace) -> Sweep:
         for split in ("train", args.search_split, args.report_split)
     )
     encoders.check_matches(model, extractor, report_clips)
-    check_parts(model, extractor, search_clips, device)
+    encoder_parts.check_parts(model, extractor, search_clips, device)
     training_history.warn_of_known_recordings(
         *(model, str(args.model_dir), inputs["data_dir"]),
         {args.search_split: search_clips.table["recording_id"], args.report_split: report_clips.table["recording_id"]},
     )
-    plan = make_plan(
+    plan = pruning_plan.make_plan(
         *(model, args.strategies, args.sizes, args.beam_width, args.iterative, args.remove_first_block, args.seed)
     )
     of_model = model, extractor, train_clips, search_clips, report_clips
     return Sweep(args, inputs, device, *of_model, plan, evidence, parse_heal_keep(args, model))
 
 
-def sweep(asked: Sweep) -> None:
+def sweep(asked: Sweep, this_run: runs.Run) -> None:
     """Score what the strategies propose, choose, and report."""
     args, plan = asked.args, asked.plan
-    with runs.open_run(Path(__file__).stem, args, asked.inputs, outputs=OUTPUTS, scratch=[SCRATCH]) as this_run:
-        this_run.device = runs.device_name(asked.device)
-        log_start(
-            *(args.device, asked.device, {str(args.model_dir): asked.model}),
-            {"train": asked.train_clips, args.search_split: asked.search_clips, args.report_split: asked.report_clips},
+    start_line.log_start(
+        *(args.device, asked.device, {str(args.model_dir): asked.model}),
+        {"train": asked.train_clips, args.search_split: asked.search_clips, args.report_split: asked.report_clips},
+    )
+    scratch = args.output_dir / SCRATCH
+    scratch.mkdir(exist_ok=True)
+    key = {"model": asked.inputs["model_dir"].sha256, "data": asked.inputs["data_dir"].sha256}
+
+    def measure(keep: Keep, needs: Sequence[str]) -> Evidence:
+        return layer_evidence.evidence_of_subset(
+            *(asked.model, asked.extractor, asked.train_clips, keep, needs, NUM_NEIGHBORS, NUM_PAIRS, args.seed),
+            *(args.batch_size, asked.device, scratch, key),
         )
-        scratch = args.output_dir / SCRATCH
-        scratch.mkdir(exist_ok=True)
-        key = {"model": asked.inputs["model_dir"].sha256, "data": asked.inputs["data_dir"].sha256}
 
-        def measure(keep: Keep, needs: Sequence[str]) -> Evidence:
-            return layer_evidence.evidence_of_subset(
-                *(asked.model, asked.extractor, asked.train_clips, keep, needs, NUM_NEIGHBORS, NUM_PAIRS, args.seed),
-                *(args.batch_size, asked.device, scratch, key),
-            )
-
-        on_search, on_report = (
-            SubsetScores(
-                *(asked.model, asked.extractor, split_clips, split, args.batch_size, asked.device),
-                *(scratch, key, args.seed),
-            )
-            for split, split_clips in ((args.search_split, asked.search_clips), (args.report_split, asked.report_clips))
+    on_search, on_report = (
+        subset_scores.SubsetScores(
+            *(asked.model, asked.extractor, split_clips, split, args.batch_size, asked.device),
+            *(scratch, key, args.seed),
         )
-        table = PruningTable(args.output_dir / "pruning.csv", asked.model, on_search, on_report)
+        for split, split_clips in ((args.search_split, asked.search_clips), (args.report_split, asked.report_clips))
+    )
+    table = pruning_table.PruningTable(args.output_dir / "pruning.csv", asked.model, on_search, on_report)
 
-        # What the rules propose is scored in one walk, with all subsets if the search is exhaustive.
-        with this_run.timed("rules"):
-            proposed = [Candidate(FULL, plan.whole, 0), *plan.by_rules(asked.evidence, measure)]
-        with this_run.timed("search"):
-            on_search.run(candidate.keep for candidate in [*proposed, *plan.all_subsets()])
-            finalists = {candidate.keep for candidate in proposed}
-            table.add(proposed)
-            for strategy in plan.searches:
-                found = plan.by_search(strategy, on_search.ranks)
-                table.add(plan.all_subsets() if strategy == EXHAUSTIVE else found)
-                finalists |= {candidate.keep for candidate in found}
+    # What the rules propose is scored in one walk, with all subsets if the search is exhaustive.
+    with this_run.timed("rules"):
+        proposed = [
+            layer_selection.Candidate(pruning_table.FULL, plan.whole, 0),
+            *plan.by_rules(asked.evidence, measure),
+        ]
+    with this_run.timed("search"):
+        on_search.run(candidate.keep for candidate in [*proposed, *plan.all_subsets()])
+        finalists = {candidate.keep for candidate in proposed}
+        table.add(proposed)
+        for strategy in plan.searches:
+            found = plan.by_search(strategy, on_search.ranks)
+            table.add(plan.all_subsets() if strategy == pruning_plan.EXHAUSTIVE else found)
+            finalists |= {candidate.keep for candidate in found}
 
-        # Every choice is made before the first look at the clips of the report.
-        choices = choose(table.candidates, on_search, args.margin)
-        finalists |= choices.keeps()
-        to_heal = asked.heal_keep or choices.to_heal()
-        if args.heal:
-            on_search.run([to_heal])
-            finalists.add(to_heal)
-        with this_run.timed("costs"):
-            table.measure_costs(asked.extractor, asked.search_clips, asked.device, scratch / "costs.json")
-        with this_run.timed("report"):
-            on_report.run(finalists)
-            rows = table.write()
-        this_run.metrics = write_choices(asked, choices, on_search, on_report)
-        with this_run.timed("figures"):
-            draw(rows, args.output_dir, args.margin, table.has_doubtful_latencies)
-        if args.heal:
-            choices.log_healing(to_heal, asked.heal_keep is not None, args.margin, on_search)
-            with this_run.timed("healing"):
-                heal(asked, to_heal, on_search, on_report)
-        log_answer(choices, args.margin, on_search, on_report)
-        shutil.rmtree(scratch)
+    # Every choice is made before the first look at the clips of the report.
+    choices = pruning_table.choose(table.candidates, on_search, args.margin)
+    finalists |= choices.keeps()
+    to_heal = asked.heal_keep or choices.to_heal()
+    if args.heal:
+        on_search.run([to_heal])
+        finalists.add(to_heal)
+    with this_run.timed("costs"):
+        table.measure_costs(asked.extractor, asked.search_clips, asked.device, scratch / "costs.json")
+    with this_run.timed("report"):
+        on_report.run(finalists)
+        rows = table.write()
+    this_run.metrics = write_choices(asked, choices, on_search, on_report)
+    with this_run.timed("figures"):
+        draw(rows, args.output_dir, args.margin, table.has_doubtful_latencies)
+    if args.heal:
+        choices.log_healing(to_heal, asked.heal_keep is not None, args.margin, on_search)
+        with this_run.timed("healing"):
+            heal(asked, to_heal, on_search, on_report)
+    pruning_table.log_answer(choices, args.margin, on_search, on_report)
+    shutil.rmtree(scratch)
 
 
-def write_choices(asked: Sweep, choices: Choices, on_search: SubsetScores, on_report: SubsetScores) -> dict:
+def write_choices(
+    asked: Sweep,
+    choices: pruning_table.Choices,
+    on_search: subset_scores.SubsetScores,
+    on_report: subset_scores.SubsetScores,
+) -> dict:
     """Write ``best.json``; return what of it stands in ``run.json`` too."""
     args = asked.args
     swept = {
@@ -279,7 +289,9 @@ def write_choices(asked: Sweep, choices: Choices, on_search: SubsetScores, on_re
     return {name: written[name] for name in names}
 
 
-def heal(asked: Sweep, keep: Keep, on_search: SubsetScores, on_report: SubsetScores) -> None:
+def heal(
+    asked: Sweep, keep: Keep, on_search: subset_scores.SubsetScores, on_report: subset_scores.SubsetScores
+) -> None:
     """Leave a healed model, and the row of ``healing.csv`` that compares it with the same subset before."""
     args, model, work_dir = asked.args, asked.model, asked.args.output_dir / SCRATCH / HEALED
     healed_dir = args.output_dir / HEALED / "model"
@@ -290,10 +302,10 @@ def heal(asked: Sweep, keep: Keep, on_search: SubsetScores, on_report: SubsetSco
     )
     row = {"part": args.heal_part, "epochs": args.heal, "kept_layers": cli.format_layer_list(keep)}
     row |= healing.compare(healed_dir, keep, {"search": on_search, "report": on_report}, asked.device)
-    write_rows(args.output_dir / "healing.csv", pd.DataFrame([row]))
+    pruning_table.write_rows(args.output_dir / "healing.csv", pd.DataFrame([row]))
 
 
-def parse_heal_keep(args: argparse.Namespace, model: "PreTrainedModel") -> Keep | None:
+def parse_heal_keep(args: argparse.Namespace, model: PreTrainedModel) -> Keep | None:
     """Return the subset that the user wants healed; None leaves it to the sweep.
 
     Raises
@@ -316,7 +328,7 @@ def draw(table: pd.DataFrame, output_dir: Path, margin: float, latency_is_doubtf
     """Draw the grid of kept and removed blocks, of each strategy and of all; accuracy by depth; Pareto fronts."""
     pruning_plots.kept_grids_figure(table, output_dir / "pruning")
     for strategy in table["strategy"].unique():
-        if strategy != FULL:
+        if strategy != pruning_table.FULL:
             pruning_plots.strategy_figure(table, strategy, output_dir / f"pruning_{strategy}")
     pruning_plots.strategies_figure(table, output_dir / "strategies", margin)
     pruning_plots.pareto_figure(table, output_dir / "pareto", latency_is_doubtful=latency_is_doubtful)

@@ -17,20 +17,25 @@ Writes <output_dir>/model (`classify.py` in it classifies files; loads with `fro
 `import bird_cnn`, which lies in it), metrics.csv, training_curves.png, tensorboard/, log.txt and run.json.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.core import cli
-from utils.data import clips
-from utils.models import cnn, training, training_arguments
+from utils.core import cli, lazy
+from utils.models import architectures, training_arguments
+
+with lazy.imported_on_first_use():
+    from utils.data import clips
+    from utils.models import cnn, training
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of this stage."""
     parser = cli.build_stage_parser(__doc__)
-    parser.add_argument("--architecture", choices=cnn.ARCHITECTURES, required=True, help="network to train")
+    parser.add_argument("--architecture", choices=architectures.CNNS, required=True, help="network to train")
     parser.add_argument(
         "--width",
         type=cli.positive_float,
@@ -63,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
         )
 
     inputs = {"data_dir": clips.data_input(args.data_dir)}
-    training.train_in_run_folder(Path(__file__).stem, args, inputs, build)
+    with training_arguments.open_run_folder(Path(__file__).stem, args, inputs) as this_run:
+        training.train_in_run_folder(this_run, args, inputs, build)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

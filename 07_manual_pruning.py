@@ -19,6 +19,8 @@ Writes <output_dir>/model (loads with plain `from_pretrained`), with --ladder <o
 and a --base_model of stage 02. Works on the CPU.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import logging
@@ -28,16 +30,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.core import cli, replacing, runs
-from utils.core.errors import AlreadyComplete, UsageError
-from utils.models import encoders, model_folder
-from utils.models.model_size import ModelSize, SizeCounter, size_table, weights_on_disk
-from utils.models.start_line import log_start
+from utils.core import cli, lazy, replacing, runs
+from utils.core.errors import UsageError
+from utils.models import model_folder
 from utils.pruning import best
-from utils.pruning.pruning_session import HELP, PruningSession
+
+with lazy.imported_on_first_use():
+    from utils.models import encoders, model_size, start_line
+    from utils.pruning import pruning_session
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
+    from transformers import PreTrainedConfig
+
+    from utils.models.model_size import SizeCounter
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -77,47 +82,62 @@ def run(args: argparse.Namespace) -> None:
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(f"{cli.model_name(Path(args.model_dir))}-pruned")
     best_path = vars(args)["from"]
-    check_arguments(args, best_path)
-    inputs = {"model_dir": encoders.any_model_input(args.model_dir)}
+    asked = args.ladder or best_path is not None or args.keep_layers is not None or args.drop_layers is not None
+    check_arguments(args, best_path, asked)
+    inputs = {"model_dir": model_folder.any_model_input(args.model_dir)}
     if best_path is not None:
         inputs["from"] = runs.file_input(best_path)
-
-    runs.seed_everything(args.seed)  # a base model's head is initialised here
-    model, extractor, has_head = encoders.load_any_model(args.model_dir, "cpu")
-    config = model.config
-    if not has_head:
-        log.info("%s has no classification head: a new one for %d labels, by --seed", args.model_dir, config.num_labels)
-    counter = SizeCounter(model, extractor)
-    if args.ladder:
-        keeps = ladder(config, args.output_dir)
-    elif best_path is not None:
-        keeps = {args.output_dir / "model": best.layers_to_keep(best_path, inputs["model_dir"], config, args.n_layers)}
-    else:
-        keep = layers_to_keep(args, config.num_hidden_layers, counter)
+    source = None
+    if not asked:
+        source = Source(args)
+        keep = interact(source.config.num_hidden_layers, source.counter)
         if keep is None:
             return
-        keeps = {args.output_dir / "model": keep}
-    before = counter.size_of(list(range(config.num_hidden_layers)))
-    source = model_folder.resolve_model_dir(Path(args.model_dir))
-    if source.is_dir():
-        before = dataclasses.replace(before, weights_bytes=weights_on_disk(source))
-    after = {folder: counter.size_of(keep) for folder, keep in keeps.items()}
+        args.keep_layers = cli.format_layer_list(keep)  # the run is recorded as that of the command
+        print(f"the same again: {command_of(args)}")
     if args.dry_run:
-        show(before, after, counter.clip, args.output_dir)
+        source = source or Source(args)
+        show(source.sizes(layers_to_keep(args, inputs, source)))
         return
     try:
-        prune(args, inputs, model, extractor, keeps)
-    except AlreadyComplete:
-        show(before, on_disk(after), counter.clip, args.output_dir)
-        raise
-    show(before, on_disk(after), counter.clip, args.output_dir)
+        prune(args, inputs, source)
+    finally:
+        record = runs.read_record(args.output_dir) or {}
+        if "sizes" in record.get("metrics", {}):
+            show(record["metrics"]["sizes"])
 
 
-def check_arguments(args: argparse.Namespace, best_path: Path | None) -> None:
+class Source:
+    """The model to prune, and the sizes that it and its parts have."""
+
+    def __init__(self, args: argparse.Namespace):
+        runs.seed_everything(args.seed)  # a base model's head is initialised here
+        self.model, self.extractor, has_head = encoders.load_any_model(args.model_dir, "cpu")
+        self.config = self.model.config
+        if not has_head:
+            n_labels = self.config.num_labels
+            log.info("%s has no classification head: a new one for %d labels, by --seed", args.model_dir, n_labels)
+        self.counter, self._output_dir = model_size.SizeCounter(self.model, self.extractor), args.output_dir
+        self._whole = self.counter.size_of(list(range(self.config.num_hidden_layers)))
+        folder = model_folder.resolve_model_dir(Path(args.model_dir))
+        if folder.is_dir():
+            self._whole = dataclasses.replace(self._whole, weights_bytes=model_size.weights_on_disk(folder))
+
+    def sizes(self, keeps: dict[Path, list[int]]) -> dict:
+        """Return the sizes before and after, as `show` prints them and ``run.json`` keeps them."""
+        rows = {"before": self._whole}
+        for folder, keep in keeps.items():
+            size = self.counter.size_of(keep)
+            if folder.is_dir():
+                size = dataclasses.replace(size, weights_bytes=model_size.weights_on_disk(folder))
+            rows["after" if folder.parent == self._output_dir else folder.parent.name] = size
+        return {"clip": self.counter.clip, "rows": {name: dataclasses.asdict(size) for name, size in rows.items()}}
+
+
+def check_arguments(args: argparse.Namespace, best_path: Path | None, asked: bool) -> None:
     """Refuse what no model can answer, before one is loaded."""
     if args.n_layers is not None and best_path is None:
         raise UsageError("--n_layers chooses among the subsets in a best.json: give it together with --from")
-    asked = args.ladder or best_path is not None or args.keep_layers is not None or args.drop_layers is not None
     if not asked and not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageError(
             "which layers? Give one of --keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from best.json; "
@@ -127,21 +147,20 @@ def check_arguments(args: argparse.Namespace, best_path: Path | None) -> None:
     replacing.check_apart(args.output_dir, read)
 
 
-def layers_to_keep(args: argparse.Namespace, n_layers: int, counter: SizeCounter) -> list[int] | None:
-    """Return the layers that the user names, in the command or in a session; None to write nothing."""
+def layers_to_keep(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source) -> dict[Path, list[int]]:
+    """Return the layers that the user asks for, by the model folder that is to hold them."""
+    n_layers, folder = source.config.num_hidden_layers, args.output_dir / "model"
+    if args.ladder:
+        return ladder(source.config, args.output_dir)
+    if "from" in inputs:
+        return {folder: best.layers_to_keep(vars(args)["from"], inputs["model_dir"], source.config, args.n_layers)}
     if args.keep_layers is not None:
-        return cli.parse_layer_list(args.keep_layers, n_layers)
-    if args.drop_layers is not None:
-        dropped = cli.parse_layer_list(args.drop_layers, n_layers)
-        return [layer for layer in range(n_layers) if layer not in dropped]
-    keep = interact(n_layers, counter)
-    if keep is not None:
-        args.keep_layers = cli.format_layer_list(keep)  # the run is recorded as that of the command
-        print(f"the same again: {command_of(args)}")
-    return keep
+        return {folder: cli.parse_layer_list(args.keep_layers, n_layers)}
+    dropped = cli.parse_layer_list(args.drop_layers, n_layers)
+    return {folder: [layer for layer in range(n_layers) if layer not in dropped]}
 
 
-def ladder(config: "PreTrainedConfig", output_dir: Path) -> dict[Path, list[int]]:
+def ladder(config: PreTrainedConfig, output_dir: Path) -> dict[Path, list[int]]:
     """Return the folder and the layers of every depth that is possible, the whole model first."""
     rungs = {}
     for n_layers in range(config.num_hidden_layers, -1, -1):
@@ -157,8 +176,8 @@ def ladder(config: "PreTrainedConfig", output_dir: Path) -> dict[Path, list[int]
 
 def interact(n_layers: int, counter: SizeCounter) -> list[int] | None:
     """Let the user drop and add layers on the terminal; return those to keep, or None to write nothing."""
-    session = PruningSession(n_layers, counter.size_of)
-    print(f"{HELP}\n\nA clip of {counter.clip}.\n{session.show()}")
+    session = pruning_session.PruningSession(n_layers, counter.size_of)
+    print(f"{pruning_session.HELP}\n\nA clip of {counter.clip}.\n{session.show()}")
     while session.is_open:
         try:
             line = input("> ")
@@ -180,41 +199,32 @@ def command_of(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def prune(
-    args: argparse.Namespace,
-    inputs: dict[str, runs.Input],
-    model: "PreTrainedModel",
-    extractor: "SequenceFeatureExtractor",
-    keeps: dict[Path, list[int]],
-) -> None:
+def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source | None) -> None:
     """Write one model, or those of a ladder that a stopped run has not written; the model is pruned in place."""
     stage = Path(__file__).stem
     with runs.open_run(stage, args, inputs, outputs=OUTPUTS, result_neutral={"dry_run"}) as this_run:
         this_run.device = runs.device_name("cpu")
-        log_start(args.device, "cpu", {args.model_dir: model}, {})
+        source = source or Source(args)
+        keeps = layers_to_keep(args, inputs, source)
+        start_line.log_start(args.device, "cpu", {args.model_dir: source.model}, {})
         with this_run.timed("writing"):
             # Down a ladder every model holds the next: the first layers of the first layers.
             for folder, keep in keeps.items():
-                encoders.prune_model(model, keep)
+                encoders.prune_model(source.model, keep)
                 if folder.is_dir():
                     log.info("%s is there already", folder)
                     continue
                 folder.parent.mkdir(exist_ok=True)
-                encoders.save_model(model, extractor, folder)
-                log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(model.config)))
-            encoders.log_without_classifier(model.config)
+                encoders.save_model(source.model, source.extractor, folder)
+                log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(source.config)))
+            encoders.log_without_classifier(source.config)
+        this_run.metrics["sizes"] = source.sizes(keeps)
 
 
-def on_disk(sizes: dict[Path, ModelSize]) -> dict[Path, ModelSize]:
-    """Return sizes with the weights as they are in their folders."""
-    return {folder: dataclasses.replace(size, weights_bytes=weights_on_disk(folder)) for folder, size in sizes.items()}
-
-
-def show(before: ModelSize, after: dict[Path, ModelSize], clip: str, output_dir: Path) -> None:
-    """Print what was there and what remains."""
-    names = {folder: str(folder.parent.relative_to(output_dir)) for folder in after}
-    rows = {"before": before} | {"after" if name == "." else name: after[folder] for folder, name in names.items()}
-    print(f"{size_table(rows)}\nA clip of {clip}. Front end: its share of the GMACs. Models are saved in float32.")
+def show(sizes: dict) -> None:
+    """Print what was there and what remains; `Source.sizes` made it."""
+    print(model_size.size_table({name: model_size.ModelSize(**size) for name, size in sizes["rows"].items()}))
+    print(f"A clip of {sizes['clip']}. Front end: its share of the GMACs. Models are saved in float32.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,7 +42,7 @@ from utils.core.errors import InputError, Interrupted, UsageError
 from utils.core.workers import available_cpus
 from utils.data.splits import SPLIT_BY
 from utils.models import encoders
-from utils.models.cnn import ARCHITECTURES
+from utils.models.architectures import CNNS
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--metadata", type=Path, default=None, help="table of the recordings, as stage 01 takes it")
     add("--base_model", type=_named, required=True, metavar="NAME=MODEL", help="encoder to prune, and its short name")
     add("--other_models", type=_named, nargs="*", default=[], metavar="NAME=MODEL", help="encoders to fine-tune whole")
-    add("--architectures", choices=ARCHITECTURES, nargs="*", default=list(ARCHITECTURES), help="CNNs of stage 06")
+    add("--architectures", choices=CNNS, nargs="*", default=list(CNNS), help="CNNs of stage 06")
     add("--seeds", type=cli.non_negative_int, nargs="+", default=[1, 2, 3], help="each with a split of its own")
     add("--splits", choices=SPLIT_BY[1:], nargs="*", default=["recording", "clip"], help="other ways of splitting")
     add("--claim_layers", default=None, help="layers of the model that they are tried on, as 0-3 (default: all)")

@@ -21,7 +21,7 @@ from mutagen.id3 import ID3, TPE1, WCOP, WOAF
 from tests.sounds import song, write
 from tests.stages import ROOT, digests, load_stage
 from utils.core.files import sha256_of_lines
-from utils.data import audio, clips, preparation, spool
+from utils.data import audio, clips, preparation, splits, spool
 
 stage = load_stage("01_data_processing")
 
@@ -455,7 +455,7 @@ def test_the_lines_of_the_readme_load_the_splits_as_splits(processed, tmp_path, 
     names = {}
     exec(textwrap.dedent(lines), names)
     expected = read_parts(processed)
-    assert list(names["clips"]) == list(clips.SPLITS)
+    assert list(names["clips"]) == list(splits.SPLITS)
     for split, loaded in names["clips"].items():
         assert loaded["clip_id"] == expected.loc[expected.split == split, "clip_id"].tolist()
         assert len(loaded) > 0

@@ -26,7 +26,7 @@ from experiments.stage_processes import start_stage
 from tests.data import CLIP_SECONDS, LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
 from tests.stages import launch_together, load_stage, run_apart
 from utils.data.clips import read_clips
-from utils.models import encoders, predict, training
+from utils.models import architectures, encoders, predict, training
 
 stage = load_stage("02_finetuning")
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -356,7 +356,7 @@ def test_pruned_before_training(keep, n_layers, data_dir, tmp_path, capfd):
     printed = capfd.readouterr().err
     assert "epoch 1 of 1" in printed and "model shards" not in printed and "[transformers]" not in printed
     model, _ = encoders.load_model(tmp_path / "run", "cpu")
-    assert model.config.num_hidden_layers == len(encoders.blocks_of(model)) == n_layers
+    assert model.config.num_hidden_layers == len(architectures.blocks_of(model)) == n_layers
     assert model.config.kept_layers == [0, 2][:n_layers] and model.config.pruned_from == "tiny"
 
 
@@ -370,7 +370,7 @@ def test_other_architectures_train(name, tmp_path):
     args = words(data, tmp_path / "run", *freezing, epochs=1, base_model=tmp_path / "base")
     assert stage.main(args) == 0
     after = encoders.load_model(tmp_path / "run", "cpu")[0].state_dict()
-    blocks = encoders.ARCHITECTURES[model.config.model_type].blocks
+    blocks = architectures.ARCHITECTURES[model.config.model_type].blocks
     assert all(torch.equal(after[k], v) for k, v in before.items() if k.startswith(f"{blocks}.0."))
     assert any(not torch.equal(after[k], v) for k, v in before.items() if k.startswith(f"{blocks}.1."))
 

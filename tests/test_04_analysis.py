@@ -15,7 +15,7 @@ from utils.layers import analysis, hidden_states, similarity
 from utils.layers.convexity import graph_convexity, sample_pairs
 from utils.layers.euclidean_convexity import euclidean_convexity
 from utils.layers.probes import fit_and_predict
-from utils.models import encoders, predict
+from utils.models import architectures, encoders, model_folder, predict
 from utils.models.encoder_parts import EncoderParts
 from utils.pruning import layer_selection, recommendation
 
@@ -115,7 +115,7 @@ def test_influence_and_angles_agree_with_hidden_states_of_plain_transformers(ana
 
 def test_recommendation_can_be_read_back(analysed, model_dir):
     said = json.loads((analysed / "recommendation.json").read_text())
-    assert said["split"] == "train" and said["model_sha256"] == encoders.model_input(model_dir).sha256
+    assert said["split"] == "train" and said["model_sha256"] == model_folder.model_input(model_dir).sha256
     evidence = recommendation.evidence_from_recommendation(said)
     influence = pd.read_csv(analysed / "block_influence.csv")
     np.testing.assert_allclose(evidence.block_influence, influence["block_influence"])
@@ -251,7 +251,7 @@ def test_euclidean_convexity_agrees_with_a_walk_through_the_whole_model(name, da
     layers, _ = euclidean_convexity(model, extractor, data, logits, 3, 4, 0, "cpu")
     predicted = logits.argmax(axis=1)
     pairs = sample_pairs(predicted, 3, np.random.default_rng(0))
-    parts, block = EncoderParts(model), encoders.blocks_of(model)[0]
+    parts, block = EncoderParts(model), architectures.blocks_of(model)[0]
     scores = []
     with torch.inference_mode():
         for pair in pairs:
@@ -306,7 +306,7 @@ def test_classes_alone_in_the_split_are_named(analysed, caplog):
 def test_a_constant_layer_is_no_silent_number(model_dir, data_dir, tmp_path, caplog):
     model, extractor = encoders.load_model(model_dir, "cpu")
     with torch.no_grad():
-        norm = encoders.blocks_of(model)[2].final_layer_norm
+        norm = architectures.blocks_of(model)[2].final_layer_norm
         norm.weight.zero_()
     encoders.save_model(model, extractor, tmp_path / "constant")
     out = tmp_path / "out"
@@ -338,7 +338,7 @@ def test_bad_input_is_refused_with_the_fix(model_dir, data_dir, tmp_path, caplog
     assert "cannot be loaded" in refused(3, model=tmp_path / "nothing")
     broken, extractor = small_model("wav2vec2")
     with torch.no_grad():
-        encoders.blocks_of(broken)[0].final_layer_norm.bias[:] = float("nan")
+        architectures.blocks_of(broken)[0].final_layer_norm.bias[:] = float("nan")
     broken.save_pretrained(tmp_path / "broken")
     extractor.save_pretrained(tmp_path / "broken")
     assert "NaN or infinite" in refused(3, model=tmp_path / "broken")

@@ -21,7 +21,7 @@ from utils.core import runs
 from utils.core.cli import parse_layer_list
 from utils.core.files import write_json
 from utils.data import clips
-from utils.models import encoders, latency, predict, training
+from utils.models import architectures, encoders, latency, model_folder, predict, training
 from utils.pruning import healing, layer_selection, layer_sweep, pruning_plan, recommendation, subset_scores
 from utils.pruning.layer_selection import Candidate
 from utils.pruning.pruning_table import COLUMNS, choose, log_answer
@@ -52,7 +52,7 @@ def write_run(run_dir, data_dir, name="tiny", keep=None, labels=LABELS):
     torch.manual_seed(3)
     model, extractor = encoders.tiny_model(labels) if name == "tiny" else small_model(name, labels)
     model.eval().config.clip_seconds = 0.5
-    for block in encoders.blocks_of(model):
+    for block in architectures.blocks_of(model):
         for parameter in block.parameters():
             parameter.data *= 4 if parameter.ndim > 1 else 1
     if labels == LABELS:
@@ -188,7 +188,7 @@ def test_searches_are_ordered_in_quality_at_every_depth(result):
 
 def test_best_json_is_what_the_table_says(result, run_dir):
     table, best = table_of(result), best_of(result)
-    assert best["model_sha256"] == encoders.model_input(run_dir).sha256
+    assert best["model_sha256"] == model_folder.model_input(run_dir).sha256
     assert (best["schema_version"], best["n_layers"], best["margin"]) == (1, 4, 0.02)
     assert (best["search_split"], best["report_split"]) == ("val", "test")
     assert list(best["by_depth"]) == ["4", "3", "2", "1"]
@@ -537,7 +537,7 @@ def test_healing_says_what_was_before_and_after(data_dir, run_dir, healed):
     assert "--heal trains layers 0,3 (2 of 4 blocks): as --heal_keep asks" in said
     model, extractor = encoders.load_model(run_dir, "cpu")
     encoders.prune_model(model, [0, 3])
-    encoders.model_input(healed / "healed")  # the run that made it is whole
+    model_folder.model_input(healed / "healed")  # the run that made it is whole
     after, _ = encoders.load_model(healed / "healed", "cpu")
     assert encoders.kept_layers(after.config) == [0, 3]
     for name, split in (("search", "val"), ("report", "test")):
@@ -632,7 +632,7 @@ def write_analysis(folder, run_dir, evidence, split="train", sha256=None, stage_
     args = argparse.Namespace(output_dir=folder, overwrite=False, seed=0)
     with runs.open_run(stage_name, args, {}):
         value = recommendation.recommendation(4, layer_selection.Evidence(**evidence))
-        value |= {"model_sha256": sha256 or encoders.model_input(run_dir).sha256, "split": split}
+        value |= {"model_sha256": sha256 or model_folder.model_input(run_dir).sha256, "split": split}
         write_json(folder / "recommendation.json", value)
         if text is not None:
             (folder / "recommendation.json").write_text(text)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.data import CLIP_SECONDS, LABELS, write_processed
 from tests.stages import load_stage
 from utils.models import encoders, latency, training
-from utils.models.cnn import ARCHITECTURES
+from utils.models.architectures import CNNS
 
 stage = load_stage("06_cnn")
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -37,12 +37,12 @@ def words(data_dir, output_dir, architecture, *more, epochs=3) -> list[str]:
 def trained(data_dir, tmp_path_factory):
     """Return the run folders of both networks; tests only read them."""
     folder = tmp_path_factory.mktemp("runs")
-    for architecture in ARCHITECTURES:
+    for architecture in CNNS:
         assert stage.main(words(data_dir, folder / architecture, architecture, "--augment", "roll", epochs=8)) == 0
     return folder
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CNNS)
 def test_it_learns_and_leaves_a_run_folder(architecture, trained):
     run_dir = trained / architecture
     record = json.loads((run_dir / "run.json").read_text())
@@ -89,7 +89,7 @@ def test_interrupted_and_resumed_weights_are_bit_equal(data_dir, tmp_path, monke
     pd.testing.assert_frame_equal(*curves)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", CNNS)
 def test_stage_03_scores_it(architecture, trained, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "MAX_PASSES", 1)
     args = ["--model_dir", str(trained / architecture), "--data_dir", str(data_dir), "--device", "cpu"]

@@ -28,7 +28,7 @@ from tests.stages import ROOT, load_stage
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.data import clips
-from utils.models import encoders, latency
+from utils.models import architectures, encoders, latency, model_folder
 from utils.models.model_size import ModelSize, SizeCounter
 from utils.pruning.pruning_session import HELP, PruningSession
 
@@ -217,7 +217,7 @@ def test_a_base_model_gets_a_head_drawn_by_the_seed(base_dir, tmp_path):
 
 def test_a_pruned_base_model_is_a_base_model_of_stage_02(base_dir, tmp_path):
     assert main("--model_dir", base_dir, "--keep_layers", "0,2", "--output_dir", tmp_path / "pruned") == 0
-    encoders.any_model_input(str(tmp_path / "pruned"))
+    model_folder.any_model_input(str(tmp_path / "pruned"))
     model, _ = encoders.load_base_model(str(tmp_path / "pruned" / "model"), LABELS)
     assert model.config.num_labels == len(LABELS) and model.config.kept_layers == [0, 2]
     saved = weights(tmp_path / "pruned" / "model")
@@ -248,7 +248,7 @@ def test_sizes_are_those_of_the_pruned_model_run_for_real(name):
     counter = SizeCounter(model, extractor)
     n_samples = SECOND // 2
     if name in {"whisper", "ast"}:
-        n_samples = round(encoders.longest_clip_seconds(extractor, model.config) * SECOND)
+        n_samples = round(architectures.longest_clip_seconds(extractor, model.config) * SECOND)
         assert "window" in counter.clip
     inputs = encoders.prepare(extractor, [torch.zeros(n_samples).numpy()], SECOND, model.main_input_name)
     for keep in ([0], [0, 2], [0, 1, 2], *([] if "weighted" in name else [[]])):
@@ -258,7 +258,7 @@ def test_sizes_are_those_of_the_pruned_model_run_for_real(name):
         assert size.n_parameters == encoders.count_parameters(pruned)
         assert (size.macs_per_clip, size.macs_front_end) == latency.count_macs(pruned, inputs)
         assert size.kept_layers == keep
-    assert len(encoders.blocks_of(model)) == 3, "counting prunes nothing"
+    assert len(architectures.blocks_of(model)) == 3, "counting prunes nothing"
 
 
 def test_parameters_of_wav2vec2_base():
@@ -293,9 +293,10 @@ def test_ladder_has_a_model_of_every_depth(run_dir, tmp_path, capsys):
         assert rung in table
         # Named in both ways, and to the stages that fine-tune and validate.
         assert (
-            encoders.model_input(output_dir / rung).sha256 == encoders.model_input(output_dir / rung / "model").sha256
+            model_folder.model_input(output_dir / rung).sha256
+            == model_folder.model_input(output_dir / rung / "model").sha256
         )
-        assert encoders.any_model_input(str(output_dir / rung)).sha256 is not None
+        assert model_folder.any_model_input(str(output_dir / rung)).sha256 is not None
 
 
 def test_ladder_leaves_out_an_impossible_depth(tmp_path, caplog):
@@ -326,9 +327,9 @@ def test_a_stopped_ladder_is_refused_and_goes_on_where_it_stopped(run_dir, tmp_p
 
     for rung in (output_dir / "04-blocks", output_dir / "04-blocks" / "model"):
         with pytest.raises(InputError, match="is not complete"):
-            encoders.model_input(rung)
+            model_folder.model_input(rung)
         with pytest.raises(InputError, match="is not complete"):
-            encoders.any_model_input(str(rung))
+            model_folder.any_model_input(str(rung))
         assert main("--model_dir", rung, "--keep_layers", "0", "--output_dir", tmp_path / "no") == 3
 
     kept = (output_dir / "04-blocks" / "model" / "model.safetensors").stat().st_mtime_ns
@@ -346,7 +347,7 @@ def test_a_stopped_ladder_is_refused_and_goes_on_where_it_stopped(run_dir, tmp_p
 def best_json(path, swept, **changes):
     best = {
         "schema_version": 1,
-        "model_sha256": encoders.model_input(swept).sha256,
+        "model_sha256": model_folder.model_input(swept).sha256,
         "model_dir": str(swept),
         "n_layers": N_LAYERS,
         "margin": 0.02,

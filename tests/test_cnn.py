@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForAudioClassification, pipeline
 from tests.data import LABELS, SAMPLE_RATE_HZ, write_processed
 from utils.core.errors import InputError, UsageError
 from utils.data.clips import read_clips
-from utils.models import bird_cnn, cnn, encoders, latency, training
+from utils.models import architectures, bird_cnn, cnn, encoders, latency, training
 
 PUBLISHED_SECONDS = 58_050 / SAMPLE_RATE_HZ  # 160,000 samples at 44.1 kHz, resampled
 
@@ -217,15 +217,15 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tmp_path):
         encoders.load_model(tmp_path / "model", "cpu")
 
 
-@pytest.mark.parametrize("architecture", cnn.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", architectures.CNNS)
 def test_there_are_no_blocks(architecture):
     model, _ = build(architecture)
-    assert not encoders.has_blocks(model.config)
+    assert not architectures.has_blocks(model.config)
     assert encoders.kept_layers(model.config) == []
     inputs = {model.main_input_name: torch.zeros(1, 80, 51)}
     assert encoders.front_end_forward(model, inputs) is inputs[model.main_input_name]
     with pytest.raises(InputError, match=f"a '{model.config.model_type}' model has no transformer blocks"):
-        encoders.blocks_of(model)
+        architectures.blocks_of(model)
 
 
 # ---------------------------------------------------------------------------------------- bad input

@@ -29,7 +29,7 @@ from tests.data import (
 from tests.stages import ROOT, load_stage
 from utils.core.errors import InputError, UsageError
 from utils.data.clips import SHORTEST_CLIP, read_clips
-from utils.models import bird_cnn, encoders, model_folder, training_history
+from utils.models import architectures, bird_cnn, encoders, model_folder, training_history
 
 N_LAYERS = 3
 SECOND = 16_000
@@ -57,7 +57,7 @@ def test_save_reload_equal_logits_and_pipeline(name, n_kept, tmp_path):
 
     reloaded, report = AutoModelForAudioClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
-    assert reloaded.config.num_hidden_layers == len(encoders.blocks_of(reloaded)) == n_kept
+    assert reloaded.config.num_hidden_layers == len(architectures.blocks_of(reloaded)) == n_kept
     assert reloaded.config.kept_layers == keep
     assert torch.equal(logits_of(reloaded.eval(), inputs), logits_of(model, inputs))
 
@@ -74,7 +74,7 @@ def test_pruning_equals_skipping_the_blocks(name):
     inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
     if name == "wav2vec2-weighted-layer-sum":
         pytest.skip("it also pools the outputs of the skipped blocks")
-    removed = encoders.blocks_of(model)[1]
+    removed = architectures.blocks_of(model)[1]
 
     def hand_on(module, args, kwargs, output):
         hidden_states = args[0] if args else kwargs["hidden_states"]
@@ -92,12 +92,12 @@ def test_pruning_equals_skipping_the_blocks(name):
 def test_kept_layers_count_in_the_base_models_numbering():
     model, _ = small_model("wav2vec2")
     model.config.name_or_path = "somebody/wav2vec2"
-    second = encoders.blocks_of(model)[2]
+    second = architectures.blocks_of(model)[2]
     encoders.prune_model(model, [0, 2])
     encoders.prune_model(model, [1])
     assert model.config.kept_layers == [2]
     assert model.config.pruned_from == "somebody/wav2vec2"
-    assert encoders.blocks_of(model)[0] is second
+    assert architectures.blocks_of(model)[0] is second
 
 
 def test_a_model_knows_when_it_was_pruned(tmp_path):
@@ -132,7 +132,7 @@ def test_impossible_layer_lists():
     for keep, words in [([1], "relative positions"), ([0, 3], "from 0 to 2"), ([1, 0], "ascending"), ([0, 0], "asc")]:
         with pytest.raises(UsageError, match=words):
             encoders.prune_model(model, keep)
-    assert len(encoders.blocks_of(model)) == N_LAYERS
+    assert len(architectures.blocks_of(model)) == N_LAYERS
     encoders.prune_model(model, [])
     weighted, _ = small_model("wav2vec2-weighted-layer-sum")
     with pytest.raises(UsageError, match="keep at least one"):
@@ -307,7 +307,7 @@ def test_no_encoder_masks_its_input_unasked(name, tmp_path):
         assert same == (not augment)
 
 
-@pytest.mark.parametrize("name", encoders.ARCHITECTURES)
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
 def test_every_weight_that_may_move_has_a_gradient(name, tmp_path):
     """Where one has none, DistributedDataParallel waits for it and fails."""
     clips = read_clips(write_processed(tmp_path / "data"), "train")
@@ -341,7 +341,7 @@ def test_what_later_stages_cannot_take_is_refused_by_all_before_a_folder_is_made
 def test_readme_and_help_name_what_the_code_takes(capsys):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     words = " ".join(text.split()).split("Stage 02 takes ")[1].split(" by hub name or folder")[0]
-    assert words.replace(" and ", ", ") == encoders.NAMES
+    assert words.replace(" and ", ", ") == architectures.NAMES
     with pytest.raises(SystemExit):
         load_stage("02_finetuning").build_parser().parse_args(["--help"])
     assert "WavLM" in " ".join(capsys.readouterr().out.split("--base_model BASE_MODEL")[-1].split())
@@ -353,11 +353,11 @@ def test_the_advice_for_a_model_without_feature_extractor_makes_one(name, tmp_pa
     model, extractor = small_model(name)
     model.save_pretrained(folder)
     with pytest.raises(InputError, match=r"^--base_model .* has no preprocessor_config\.json") as error:
-        encoders.any_model_input(str(folder), "--base_model")
+        model_folder.any_model_input(str(folder), "--base_model")
     code = shlex.split(str(error.value).split(", as ")[1])
     assert code[:2] == ["python", "-c"]
     exec(code[2], {})
-    encoders.any_model_input(str(folder), "--base_model")
+    model_folder.any_model_input(str(folder), "--base_model")
     _, made = encoders.load_base_model(str(folder), LABELS)
     clips = clips_of_noise()
     inputs, expected = (encoders.prepare(e, clips, SECOND, model.main_input_name) for e in (made, extractor))
@@ -370,7 +370,7 @@ def test_a_model_that_was_trained_here_is_copied_again_not_guessed_at(tmp_path):
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "clip_seconds": 0.5}))
     with pytest.raises(InputError, match="copy the whole model folder again") as error:
-        encoders.any_model_input(tmp_path / "model")
+        model_folder.any_model_input(tmp_path / "model")
     assert "python -c" not in str(error.value)
 
 
@@ -379,12 +379,12 @@ def test_base_models_that_are_none(tmp_path):
         encoders.load_base_model("no/such-model", LABELS)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"config\.json"):
-        encoders.any_model_input(str(tmp_path / "empty"))
+        model_folder.any_model_input(str(tmp_path / "empty"))
 
 
 def test_tiny_is_small_and_whole():
-    model, extractor = encoders.load_base_model(encoders.TINY, LABELS)
-    assert len(encoders.blocks_of(model)) == 4 and encoders.count_parameters(model) < 1_000_000
+    model, extractor = encoders.load_base_model(model_folder.TINY, LABELS)
+    assert len(architectures.blocks_of(model)) == 4 and encoders.count_parameters(model) < 1_000_000
     inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
     assert logits_of(model.eval(), inputs).shape == (2, 3)
 
@@ -414,13 +414,13 @@ def test_model_folder_half_written(model_dir):
         encoders.load_model(model_dir, "cpu")
     weights.unlink()
     with pytest.raises(InputError, match="no weights"):
-        encoders.model_input(model_dir)
+        model_folder.model_input(model_dir)
     (model_dir / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match=r"no preprocessor_config\.json"):
-        encoders.model_input(model_dir)
+        model_folder.model_input(model_dir)
     shutil.rmtree(model_dir)
     with pytest.raises(InputError, match="no such folder"):
-        encoders.model_input(model_dir)
+        model_folder.model_input(model_dir)
 
 
 def test_config_that_does_not_belong_to_the_weights(model_dir):
@@ -436,10 +436,10 @@ def test_config_that_does_not_belong_to_the_weights(model_dir):
 
 def test_model_input_knows_content_not_place(model_dir, tmp_path):
     shutil.copytree(model_dir, tmp_path / "copy")
-    digest = encoders.model_input(model_dir).sha256
-    assert encoders.model_input(tmp_path / "copy").sha256 == digest
+    digest = model_folder.model_input(model_dir).sha256
+    assert model_folder.model_input(tmp_path / "copy").sha256 == digest
     encoders.save_model(*small_model("wav2vec2"), tmp_path / "other")
-    assert encoders.model_input(tmp_path / "other").sha256 != digest
+    assert model_folder.model_input(tmp_path / "other").sha256 != digest
 
 
 def test_model_and_data_must_match(tmp_path):
@@ -466,7 +466,7 @@ def test_model_and_data_must_match(tmp_path):
 @pytest.mark.parametrize(("name", "window_s"), [("whisper", 1), ("ast", 1.295)])
 def test_a_window_shorter_than_the_clip_is_refused(name, window_s, tmp_path):
     model, extractor = small_model(name)
-    assert encoders.longest_clip_seconds(extractor, model.config) == pytest.approx(window_s)
+    assert architectures.longest_clip_seconds(extractor, model.config) == pytest.approx(window_s)
     short = read_clips(write_processed(tmp_path / "short", clip_seconds=1.0))
     encoders.check_base_matches(extractor, model.config, short)
     long = read_clips(write_processed(tmp_path / "long", clip_seconds=1.5))
@@ -495,7 +495,7 @@ def test_frozen_parts_have_no_gradient(name):
     inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
     model(**inputs).logits.sum().backward()  # in evaluation mode: layerdrop would leave out a block now and then
     moving = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    architecture = encoders.architecture_of(model.config)
+    architecture = architectures.architecture_of(model.config)
     for still in (f"{architecture.blocks}.0.", *(f"{path}." for path in architecture.feature_encoder)):
         assert not any(n.startswith(still) for n in moving)
     assert any(n.startswith(f"{architecture.blocks}.1.") for n in moving)
@@ -526,15 +526,15 @@ def test_a_kill_in_the_middle_of_saving_does_not_stop_the_next_attempt(tmp_path,
     encoders.load_model(tmp_path / "model", "cpu")
 
 
-@pytest.mark.parametrize("kind", sorted(encoders.ARCHITECTURES))
+@pytest.mark.parametrize("kind", sorted(architectures.ARCHITECTURES))
 def test_no_architecture_as_published_needs_longer_clips_than_stage_01_makes(kind):
-    assert encoders.shortest_clip_samples(AutoConfig.for_model(kind)) <= SHORTEST_CLIP
+    assert architectures.shortest_clip_samples(AutoConfig.for_model(kind)) <= SHORTEST_CLIP
 
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_the_shortest_clip_gives_a_frame_and_one_sample_less_does_not(name, tmp_path):
     model, extractor = small_model(name)
-    least = encoders.shortest_clip_samples(model.config)
+    least = architectures.shortest_clip_samples(model.config)
 
     def logits(n_samples):
         audio = [np.random.default_rng(0).standard_normal(n_samples).astype(np.float32)]

@@ -11,7 +11,7 @@ from tests.data import small_model, write_processed
 from utils.core.errors import InputError
 from utils.data.clips import read_clips
 from utils.layers import hidden_states
-from utils.models import encoders, predict
+from utils.models import architectures, encoders, predict
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_interrupted_and_resumed_states_are_the_same_bytes(clips, tmp_path, monk
 def test_weights_that_are_nan_are_named_by_layer_and_clip(clips, tmp_path):
     model, extractor = small_model("wav2vec2")
     with torch.no_grad():
-        encoders.blocks_of(model)[1].feed_forward.output_dense.bias[0] = float("nan")
+        architectures.blocks_of(model)[1].feed_forward.output_dense.bias[0] = float("nan")
     with pytest.raises(InputError, match=r"layer 2 \(the output of block 1\).*clip Blackbird/train0:0"):
         extract(model, extractor, clips, tmp_path)
 

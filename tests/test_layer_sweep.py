@@ -13,7 +13,7 @@ import torch
 from tests.data import LABELS, SMALL_CONFIGS, small_model, write_processed
 from utils.core.errors import InputError, UsageError
 from utils.data.clips import read_clips
-from utils.models import encoders, memory, onednn, predict
+from utils.models import architectures, encoders, memory, onednn, predict
 from utils.models.encoder_parts import EncoderParts
 from utils.pruning import layer_sweep
 
@@ -116,7 +116,7 @@ def test_each_node_is_one_block_call_a_batch_and_few_states_live_at_once(clips):
         n_calls.append(1)
         most_alive.append(len(alive))
 
-    for block in encoders.blocks_of(model):
+    for block in architectures.blocks_of(model):
         block.register_forward_hook(look, with_kwargs=True)
     sweep(model, extractor, clips, [*ALL_THAT_KEEP_BLOCK_0, ()], batch_size=4)
     n_nodes, _ = layer_sweep.trie_cost(ALL_THAT_KEEP_BLOCK_0)
@@ -147,7 +147,7 @@ def test_a_sweep_leaves_the_model_as_it_was(clips):
 def test_broken_weights_are_named_with_subset_and_clip(clips):
     model, extractor = distinct_model("wav2vec2")
     with torch.no_grad():
-        encoders.blocks_of(model)[1].feed_forward.output_dense.bias[0] = float("nan")
+        architectures.blocks_of(model)[1].feed_forward.output_dense.bias[0] = float("nan")
     sweep(model, extractor, clips, [(0,), (0, 2)])
     first = clips.table["clip_id"].iloc[0]
     with pytest.raises(InputError, match=rf"blocks \[0, 1\] .* clip {first};"):

@@ -58,7 +58,7 @@ def shard(folder, *names):
 
 
 def load(folder):
-    encoders.model_input(folder)
+    model_folder.model_input(folder)
     return encoders.load_model(folder, "cpu")[0]
 
 
@@ -175,10 +175,10 @@ def test_weights_in_several_files_are_loaded_and_digested(names, model_dir):
     shard(model_dir, *names)
     loaded = load(model_dir).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in wanted.items())
-    before = encoders.model_input(model_dir).sha256
+    before = model_folder.model_input(model_dir).sha256
     second = load_file(model_dir / names[1])
     save_file({key: value + 1 for key, value in second.items()}, model_dir / names[1], metadata={"format": "pt"})
-    assert encoders.model_input(model_dir).sha256 != before
+    assert model_folder.model_input(model_dir).sha256 != before
 
 
 @pytest.mark.parametrize("place", ["..", "absolute"])
@@ -192,11 +192,11 @@ def test_weights_outside_the_folder_are_refused(place, model_dir, tmp_path):
 
 
 def test_links_are_followed_as_in_the_cache_of_the_hub(model_dir, tmp_path):
-    before = encoders.model_input(model_dir).sha256
+    before = model_folder.model_input(model_dir).sha256
     shutil.move(model_dir / "model.safetensors", tmp_path / "blob")
     (model_dir / "model.safetensors").symlink_to(tmp_path / "blob")
     (tmp_path / "link").symlink_to(model_dir)
-    assert encoders.model_input(tmp_path / "link").sha256 == before
+    assert model_folder.model_input(tmp_path / "link").sha256 == before
     assert load(tmp_path / "link").config.num_hidden_layers == 3
 
 
@@ -232,12 +232,12 @@ def test_json_that_is_none_is_named(name, content, words, model_dir):
         shard(model_dir, "a.safetensors", "b.safetensors")
     (model_dir / name).write_text(content, errors="surrogateescape")
     with pytest.raises(InputError, match=f"{name} {words}"):
-        encoders.model_input(model_dir)
+        model_folder.model_input(model_dir)
 
 
 def test_json_just_within_the_limit_of_depth(model_dir):
     change(model_dir, deep=json.loads("[" * 400 + "]" * 400))
-    assert encoders.model_input(model_dir).sha256
+    assert model_folder.model_input(model_dir).sha256
 
 
 CONFIGS = {
@@ -330,7 +330,7 @@ def test_deep_whisper_is_refused_at_once(tmp_path):
 def test_an_adapter_is_not_left_out_without_a_word(model_dir):
     (model_dir / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/model"}')
     with pytest.raises(InputError, match=r"holds an adapter.*merge_and_unload"):
-        encoders.model_input(model_dir)
+        model_folder.model_input(model_dir)
 
 
 def test_no_label_steers_a_terminal(model_dir, data_dir, tmp_path, capfd):
@@ -384,18 +384,18 @@ def test_a_folder_with_a_processor_alone(model_dir):
     extractor = json.loads((model_dir / "preprocessor_config.json").read_text())
     (model_dir / "preprocessor_config.json").unlink()
     (model_dir / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
-    encoders.model_input(model_dir)
+    model_folder.model_input(model_dir)
     assert encoders.load_model(model_dir, "cpu")[1].to_dict() == small_model("wav2vec2")[1].to_dict()
 
 
 def test_a_folder_renamed_read_only_and_without_its_feature_extractors_class(model_dir, tmp_path):
-    digest = encoders.model_input(model_dir).sha256
+    digest = model_folder.model_input(model_dir).sha256
     moved = tmp_path / "elsewhere é \u202e"
     model_dir.rename(moved)
     for path in moved.iterdir():
         path.chmod(0o444)
     moved.chmod(0o555)
-    assert encoders.model_input(moved).sha256 == digest
+    assert model_folder.model_input(moved).sha256 == digest
     assert load(moved).config.id2label == dict(enumerate(LABELS))
     moved.chmod(0o755)
     (moved / "preprocessor_config.json").chmod(0o644)
@@ -407,7 +407,7 @@ def test_a_file_is_not_a_folder(model_dir):
     with pytest.raises(
         InputError, match=r"config\.json is a file; expected the model folder that it lies in: .*model$"
     ):
-        encoders.any_model_input(model_dir / "config.json")
+        model_folder.any_model_input(model_dir / "config.json")
 
 
 def test_a_folder_called_tiny(model_dir, tmp_path, monkeypatch):
@@ -415,10 +415,10 @@ def test_a_folder_called_tiny(model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert encoders.load_any_model("tiny", "cpu")[0].config.num_hidden_layers == 4
     (tmp_path / "tiny").mkdir()
-    assert encoders.any_model_input("tiny").path == "tiny", "a folder that holds no model"
+    assert model_folder.any_model_input("tiny").path == "tiny", "a folder that holds no model"
     model_dir.rename(tmp_path / "tiny" / "model")
     for call in (
-        lambda: encoders.any_model_input("tiny"),
+        lambda: model_folder.any_model_input("tiny"),
         lambda: encoders.load_any_model("tiny", "cpu"),
         lambda: encoders.load_base_model("tiny", LABELS),
     ):
@@ -449,8 +449,8 @@ def cached(model_dir, tmp_path, monkeypatch):
 
 def test_a_model_of_the_hub_goes_by_its_name_and_its_content(cached, model_dir):
     name = "somebody/birds"
-    described = encoders.any_model_input(name)
-    assert described.path == name and described.sha256 == encoders.model_input(model_dir).sha256
+    described = model_folder.any_model_input(name)
+    assert described.path == name and described.sha256 == model_folder.model_input(model_dir).sha256
     model, _ = encoders.load_base_model(name, LABELS)
     assert model.config.name_or_path == name
     encoders.prune_model(model, [0])
@@ -458,13 +458,13 @@ def test_a_model_of_the_hub_goes_by_its_name_and_its_content(cached, model_dir):
     blob = (cached / "model.safetensors").resolve()
     weights = load_file(blob)
     save_file({key: value + 1 for key, value in weights.items()}, blob, metadata={"format": "pt"})
-    assert encoders.any_model_input(name).sha256 != described.sha256
+    assert model_folder.any_model_input(name).sha256 != described.sha256
 
 
 def test_a_model_of_the_hub_is_checked_too(cached, tmp_path):
     blob = (cached / "config.json").resolve()
     blob.write_text(json.dumps(json.loads(blob.read_text()) | {"auto_map": {"AutoConfig": "own.Config"}}))
-    for call in (encoders.any_model_input, lambda name: encoders.load_base_model(name, LABELS)):
+    for call in (model_folder.any_model_input, lambda name: encoders.load_base_model(name, LABELS)):
         with pytest.raises(InputError, match=r"somebody/birds/config\.json: the key 'auto_map' names code"):
             call("somebody/birds")
 
@@ -473,10 +473,10 @@ def test_a_model_that_the_cache_lacks(cached):
     with pytest.raises(
         InputError, match=r"somebody/else cannot be loaded: .* download the model where there is internet"
     ):
-        encoders.any_model_input("somebody/else")
+        model_folder.any_model_input("somebody/else")
     (cached / "model.safetensors").unlink()
     with pytest.raises(InputError, match="somebody/birds has no weights"):
-        encoders.any_model_input("somebody/birds")
+        model_folder.any_model_input("somebody/birds")
 
 
 def test_the_only_loader_names_what_it_could_not_read():

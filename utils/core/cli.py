@@ -1,13 +1,17 @@
 """What all command lines share: common flags, the layer-list syntax, exceptions to exit codes."""
 
 import argparse
+import difflib
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import utils
 from utils.core import runs, streams
 from utils.core.errors import AlreadyComplete, InputError, Interrupted, StageError, UsageError, advice_on
 
@@ -26,9 +30,31 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: {default})"
 
 
-def build_stage_parser(doc: str) -> argparse.ArgumentParser:
+class StageParser(argparse.ArgumentParser):
+    """A parser that tells what is wrong in one line, with what was most likely meant, and no list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and exit with 2."""
+        self.exit(UsageError.exit_code, f"{self.prog}: {message}{self._meant(message)}; see {self.prog} --help\n")
+
+    def _meant(self, message: str) -> str:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            return _did_you_mean(unknown[1], flags)
+        if refused := re.match(r"argument (\S+): invalid choice: '(.*?)'", message):
+            offered = (a.choices for a in self._actions if refused[1].split("/")[0] in a.option_strings)
+            return _did_you_mean(refused[2], [str(choice) for choice in next(offered, None) or ()])
+        return ""
+
+
+def _did_you_mean(word: str, words: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def build_stage_parser(doc: str) -> StageParser:
     """Return a parser whose help opens with the script's docstring and shows every default."""
-    return argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
+    return StageParser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None) -> None:
@@ -194,6 +220,8 @@ def run_stage(
     """
     if argv is None:
         _in_utf8_mode()
+        if signal.getsignal(signal.SIGINT) is utils.leave_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     with streams.lasting_streams():
         return _run_stage(parser, run, argv)
 

@@ -167,6 +167,12 @@ class Run:
     scratch: set[str] = field(default_factory=set)
     is_ending: bool = False
 
+    def choose_device(self, asked: str) -> str:
+        """Return ``cpu`` or ``cuda`` for the value of ``--device``, and note its name; see `resolve_device`."""
+        device = resolve_device(asked)
+        self.device = device_name(device)
+        return device
+
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Record the wall-clock seconds of a block as ``timings[name + "_s"]``."""

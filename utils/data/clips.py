@@ -10,21 +10,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import lazy_loader
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from utils.core import runs
+from utils.core import lazy, runs
 from utils.core.errors import InputError, is_machine_limit
 from utils.core.files import atomic_path, read_json, write_json
 from utils.core.text import some
+from utils.data.splits import SPLITS, UNIT_NOT_NOTED
 
-pd = lazy_loader.load("pandas")  # a quarter of a second, which only some who come here need
+with lazy.imported_on_first_use():
+    import pandas as pd
 
 SCHEMA_VERSION = 1
-SPLITS = ("train", "val", "test")
-UNIT_NOT_NOTED = "an unknown unit"  # what data of an earlier version keeps together
 CLIPS_PER_ROW_GROUP = 4
 LABELS_NAME = "label_mappings.json"
 DATA_STAGE = "01_data_processing"

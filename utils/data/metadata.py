@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import lazy_loader
-
+from utils.core import lazy
 from utils.core.errors import InputError
 from utils.data.recording_ids import XENO_CANTO_ID, tidy
 
-pd = lazy_loader.load("pandas")  # a quarter of a second, which only some who come here need
+with lazy.imported_on_first_use():
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 

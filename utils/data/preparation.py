@@ -26,7 +26,7 @@ from utils.core.text import formulas, printable, some
 from utils.data import audio, clips, sources, spool
 from utils.data.recordings import Skipped, SourceFile
 from utils.data.recordists import similar_names
-from utils.data.splits import assign_splits, group_keys, merge_groups
+from utils.data.splits import SPLITS, assign_splits, group_keys, merge_groups
 
 SCRATCH_NAME = ".work"
 PLAN_NAME = "plan.json"
@@ -482,7 +482,7 @@ def write_recordings(
                 "|".join(sorted({r.file.recordist for r, _ in own if r.file.recordist is not None})),
                 "|".join(sorted({r.file.licence for r, _ in own if r.file.licence is not None})),
                 groups.pop() if len(groups) == 1 else "",
-                "|".join(name for name in clips.SPLITS if name in splits),
+                "|".join(name for name in SPLITS if name in splits),
                 round(sum(sound.n_samples for sound in sounds) / sample_rate_hz, 6),
                 sum(len(stretch) for _, stretch in own),
                 len(own),
@@ -532,7 +532,7 @@ def write_split_report(output_dir: Path, clip_samples: int, stretches: Sequence[
             recordings[cell].add(stretch.recording_id)
             groups[cell].add(group)
     labels = sorted({stretch.label for stretch in stretches})
-    cells = [(label, name) for label in labels for name in clips.SPLITS]
+    cells = [(label, name) for label in labels for name in SPLITS]
     rows = [[*cell, len(recordings[cell]), n_clips[cell], n_short[cell], len(groups[cell])] for cell in cells]
     columns = ["label", "split", "recordings", "clips", "short_clips", "groups"]
     write_csv(output_dir / "split_report.csv", columns, rows)

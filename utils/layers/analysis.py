@@ -1,25 +1,90 @@
-"""What hidden states say of every layer, as tables: convexity, similarity, influence, probes, and their nulls."""
+"""What hidden states say of every layer, as tables: convexity, similarity, influence, probes, and their nulls.
+
+A similarity of layers is one entry of `SIMILARITIES`: 04 offers, measures, writes and draws what stands there.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
+from utils.core import lazy
 from utils.core.errors import InputError
 from utils.core.text import some
-from utils.layers import convexity, probes, similarity
-from utils.layers.hidden_states import HiddenStates
-from utils.scores import evaluation
+
+with lazy.imported_on_first_use():
+    import numpy as np
+    import pandas as pd
+
+    from utils.layers import convexity, probes, similarity
+    from utils.scores import evaluation
+
+
+if TYPE_CHECKING:
+    from utils.layers.hidden_states import HiddenStates
 
 log = logging.getLogger(__name__)
 
-# Metrics that compare layers; the kinds of CKA by their names here.
-CKA_KINDS = {"cka": "debiased", "cka_biased": "biased", "cka_rbf": "rbf"}
-SIMILARITIES = (*CKA_KINDS, "mutual_knn", "cosine")
-# They do not change when a model's axes are rotated, so they can compare two models.
-ROTATION_INVARIANT = (*CKA_KINDS, "mutual_knn")
+OF_CLASSES = ("graph_convexity", "euclidean_convexity", "probe")
+OF_FRAMES = ("block_influence", "angular_distance")
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A metric that compares layers.
+
+    Attributes
+    ----------
+    title : str
+        Its name in figures.
+    compare : callable
+        Takes the states, shape (n_layers_a + 1, n_clips, size_a), those of the same clips in another model or None,
+        a number of neighbours and a seed. Returns the matrix of all pairs of layers, and the one to expect if the
+        clips of one side were shuffled, each of shape (n_layers_a + 1, n_layers_b + 1).
+    between_models : bool
+        Whether it can compare two models: it does not change when a model's axes are rotated.
+    by_default : bool
+        Whether it is measured where nobody asks for it.
+    """
+
+    title: str
+    compare: Callable[[np.ndarray, np.ndarray | None, int, int], tuple[np.ndarray, np.ndarray]]
+    between_models: bool
+    by_default: bool
+
+
+def _cka(kind: str) -> Callable:
+    def compare(states, other, num_neighbors, seed):
+        return similarity.cka(states, other, kind, seed=seed), similarity.cka_null(states, other, kind)
+
+    return compare
+
+
+def _mutual_knn(states, other, num_neighbors, seed):
+    matrix = similarity.mutual_knn(states, other, num_neighbors)
+    return matrix, np.full_like(matrix, similarity.mutual_knn_chance(states.shape[1], num_neighbors))
+
+
+def _cosine(states, other, num_neighbors, seed):
+    return similarity.cosine(states)[0], similarity.cosine_null(states)
+
+
+SIMILARITIES = {
+    "cka": Similarity("CKA", _cka("debiased"), between_models=True, by_default=True),
+    "cka_biased": Similarity("CKA, biased", _cka("biased"), between_models=True, by_default=False),
+    "cka_rbf": Similarity("CKA, RBF kernel", _cka("rbf"), between_models=True, by_default=False),
+    "mutual_knn": Similarity("mutual kNN", _mutual_knn, between_models=True, by_default=True),
+    "cosine": Similarity("cosine", _cosine, between_models=False, by_default=True),
+}
+BETWEEN_MODELS = tuple(name for name, metric in SIMILARITIES.items() if metric.between_models)
+METRICS = (*OF_CLASSES, *SIMILARITIES, *OF_FRAMES)
+ON_REQUEST = (
+    "euclidean_convexity",
+    *(name for name, metric in SIMILARITIES.items() if not metric.by_default),
+)
 
 
 # ---------------------------------------------------------------------------------------------- classes
@@ -31,10 +96,11 @@ def convexity_of_layers(
     num_neighbors: int,
     num_pairs: int,
     seed: int,
-    n_resamples: int = convexity.N_RESAMPLES,
+    n_resamples: int | None = None,
 ) -> list[convexity.GraphConvexity]:
     """Return the graph convexity of every layer, and warn where it says nothing; see `convexity.graph_convexity`."""
     label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
+    n_resamples = convexity.N_RESAMPLES if n_resamples is None else n_resamples
     found = [
         convexity.graph_convexity(states, label_ids, groups, n_classes, num_neighbors, num_pairs, seed, n_resamples)
         for states in hidden.pooled
@@ -189,7 +255,7 @@ def similarity_of_layers(
     Parameters
     ----------
     metric : str
-        One of `SIMILARITIES`; with `other`, of `ROTATION_INVARIANT`.
+        One of `SIMILARITIES`; with `other`, of `BETWEEN_MODELS`.
     states : ndarray of float32, shape (n_layers_a + 1, n_clips, size_a)
     other : ndarray of float32, shape (n_layers_b + 1, n_clips, size_b), or None
         States of the same clips in another model.
@@ -198,15 +264,7 @@ def similarity_of_layers(
     seed : int
         Seed of the pairs that tell the width of the RBF kernel, where there are too many to take all.
     """
-    if metric == "cosine":
-        matrix, _ = similarity.cosine(states)
-        null = similarity.cosine_null(states)
-    elif metric == "mutual_knn":
-        matrix = similarity.mutual_knn(states, other, num_neighbors)
-        null = np.full_like(matrix, similarity.mutual_knn_chance(states.shape[1], num_neighbors))
-    else:
-        matrix = similarity.cka(states, other, CKA_KINDS[metric], seed=seed)
-        null = similarity.cka_null(states, other, CKA_KINDS[metric])
+    matrix, null = SIMILARITIES[metric].compare(states, other, num_neighbors, seed)
     return LayerSimilarity(matrix, null, similarity.two_block_boundary(matrix) if other is None else None)
 
 

@@ -4,24 +4,31 @@ Layer 0 is the input of block 0, layer l the output of block l - 1, before any f
 a batch gives both; states of single frames are used while they are there and never stored.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-import torch
-from transformers import PreTrainedModel, SequenceFeatureExtractor
-
-from utils.core import runs
+from utils.core import lazy, runs
 from utils.core.errors import InputError
 from utils.core.files import BROKEN, read_json, sha256_of_lines, write_json, write_text
-from utils.data.clips import Clips
-from utils.models import predict
-from utils.models.encoder_parts import EncoderParts, valid_frames
+
+with lazy.imported_on_first_use():
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from utils.models import encoder_parts, predict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+    from utils.data.clips import Clips
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +111,7 @@ class _States:
     """The files of the hidden states of some clips, whole or not yet; see `extract`."""
 
     def __init__(self, model: PreTrainedModel, clips: Clips, folder: Path, name: str, key: dict):
-        n_hidden = EncoderParts(model).n_layers + 1
+        n_hidden = encoder_parts.EncoderParts(model).n_layers + 1
         self.clips, self._folder, self._name = clips, folder, name
         self.key = {**key, "clip_ids": sha256_of_lines(clips.table["clip_id"])}
         self._shapes = {
@@ -150,12 +157,12 @@ class _States:
         pooled, frames = self.open()
         return HiddenStates(pooled, frames[0], frames[1], self.clips.table[CLIP_COLUMNS])
 
-    def of_share(self, model: PreTrainedModel, share: range, number: int, n_shares: int) -> "_States":
+    def of_share(self, model: PreTrainedModel, share: range, number: int, n_shares: int) -> _States:
         """Return the files of some of the clips, which one of several processes sees to."""
         key = {name: value for name, value in self.key.items() if name != "clip_ids"}
         return _States(model, self.clips.only(share), self._folder, f"{self._name}-{number}-of-{n_shares}", key)
 
-    def put_together(self, shares: Iterable["_States"]) -> None:
+    def put_together(self, shares: Iterable[_States]) -> None:
         """Fill these files with what is in those of the shares, in their order; delete those."""
         self.reserve()
         arrays, n_done = self.open(), 0
@@ -177,7 +184,7 @@ def _extract_alone(
     model: PreTrainedModel, extractor: SequenceFeatureExtractor, batch_size: int, device: str, states: _States
 ) -> None:
     """Run all clips of `states` through the encoder that are not done yet."""
-    parts, clips, n_done = EncoderParts(model), states.clips, states.n_done
+    parts, clips, n_done = encoder_parts.EncoderParts(model), states.clips, states.n_done
     if n_done is None:
         states.reserve()
         n_done = 0
@@ -192,7 +199,7 @@ def _extract_alone(
                 model, extractor, clips, batch_size, device, desc="hidden states", first=n_done
             ):
                 layers = [state.hidden_states for state in parts.hidden_layers(inputs)]
-                valid = valid_frames(model, extractor, n_samples, layers[0].shape[1]).to(device)
+                valid = encoder_parts.valid_frames(model, extractor, n_samples, layers[0].shape[1]).to(device)
                 if not valid.all():
                     layers = [layer[:, valid] for layer in layers]
                 rows = slice(n_done, n_done + len(layers[0]))

@@ -12,8 +12,6 @@ from utils.models.bird_cnn import (
     WaveformCnnConfig,
 )
 
-ARCHITECTURES = ("melspectrogram", "waveform")
-
 
 def build_cnn(
     architecture: str,
@@ -27,7 +25,8 @@ def build_cnn(
 
     Parameters
     ----------
-    architecture : {"melspectrogram", "waveform"}
+    architecture : str
+        Of `architectures.CNNS`.
     labels : list of str
         Labels by label id.
     sample_rate_hz : int

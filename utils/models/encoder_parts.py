@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from utils.core.errors import InputError
 from utils.data.clips import Clips
-from utils.models.encoders import architecture_of, blocks_of, final_norm_of, front_end_call, prepare, sums_layers
+from utils.models.architectures import architecture_of, blocks_of, final_norm_of, sums_layers
+from utils.models.encoders import front_end_call, prepare
 
 # Of the largest logit. Parts and model differ by the order of summation alone, by 1e-6 in float32; where a GPU rounds
 # to TF32, by the order of its 2^-11. A norm or a sum at another place changed a tenth or more.
@@ -49,7 +50,7 @@ class EncoderParts:
     Parameters
     ----------
     model : PreTrainedModel
-        Audio-classification model of a type in `encoders.ARCHITECTURES`, in evaluation mode.
+        Audio-classification model of a type in `architectures.ARCHITECTURES`, in evaluation mode.
 
     Attributes
     ----------
@@ -147,12 +148,11 @@ class EncoderParts:
         hidden_states = path[-1].hidden_states
         if self._final_norm is not None:
             hidden_states = self._final_norm(hidden_states)
-        if "projector" not in self._architecture.head:
-            return hidden_states[:, :2].mean(dim=1)  # AST's two class tokens
-        pooled = hidden_states.mean(dim=1)
+        pooled = self._architecture.pooled(hidden_states)
         if not self._weighted:
             return pooled
-        layers = torch.stack([*(state.hidden_states.mean(dim=1) for state in path[:-1]), pooled], dim=1)
+        before = (self._architecture.pooled(state.hidden_states) for state in path[:-1])
+        layers = torch.stack([*before, pooled], dim=1)
         weights = self.model.layer_weights[[0, *(layer + 1 for layer in keep)]].softmax(dim=-1)
         return (layers * weights.view(-1, 1)).sum(dim=1)
 
@@ -220,18 +220,6 @@ def valid_frames(
     Returns
     -------
     Tensor of bool, shape (n_frames,)
-        AST's two class tokens are no frames. Of its patches, which overlap, those that begin within the clip.
+        AST's two class tokens are not frames. Of its patches, which overlap, those that begin within the clip.
     """
-    config = model.config
-    valid = torch.ones(n_frames, dtype=torch.bool)
-    if config.model_type == "whisper":
-        stride = model.encoder.conv1.stride[0] * model.encoder.conv2.stride[0]
-        valid[-(-n_samples // (extractor.hop_length * stride)) :] = False
-    elif config.model_type == "audio-spectrogram-transformer":
-        frame_length, frame_shift = 25 * extractor.sampling_rate // 1000, extractor.sampling_rate // 100
-        n_mel_frames = 1 + max(0, n_samples - frame_length) // frame_shift
-        starts = torch.arange(0, config.max_length - config.patch_size + 1, config.time_stride)
-        n_bands = (n_frames - 2) // len(starts)  # tokens run through time first, then to the next band
-        valid[:2] = False
-        valid[2:] = (starts < n_mel_frames).repeat(n_bands)
-    return valid
+    return torch.tensor(architecture_of(model.config).hears(model, extractor, n_samples, n_frames))

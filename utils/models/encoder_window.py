@@ -10,14 +10,13 @@ import logging
 import math
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
-from utils.models import encoders, model_size
+from utils.models import model_size
+from utils.models.architectures import FULL_WINDOW, architecture_of, has_blocks, longest_clip_seconds
 
 log = logging.getLogger(__name__)
 
-CLIP, FULL = "clip", "full"
 # Shares of a window that are not worth a line: a clip of 2.5 s in a window of 3 s.
 LARGEST_WASTE = 0.25
 
@@ -52,13 +51,13 @@ def fit_window(
     SequenceFeatureExtractor
         The one to use: that of the cropped window, or `extractor`.
     """
-    window_s, seconds = encoders.longest_clip_seconds(extractor, model.config), shortest_window_seconds(clip_seconds)
-    if window == FULL or model.config.model_type != "whisper" or seconds >= window_s:
+    window_s, seconds = longest_clip_seconds(extractor, model.config), shortest_window_seconds(clip_seconds)
+    if window == FULL_WINDOW or not _can_crop(model) or seconds >= window_s:
         warn_of_window(model, extractor, clip_seconds, name)
         return extractor
     before = _gmacs(model, extractor)
     model.config.full_window_seconds = getattr(model.config, "full_window_seconds", window_s)
-    extractor = _crop(model, extractor, seconds)
+    extractor = architecture_of(model.config).crop(model, extractor, seconds)
     log.info(
         "%s: its window of %g s is cropped to %d s for clips of %g s: %.3g GMACs a clip instead of %.3g",
         *(name, window_s, seconds, clip_seconds, _gmacs(model, extractor), before),
@@ -74,33 +73,26 @@ def warn_of_window(model: PreTrainedModel, extractor: SequenceFeatureExtractor, 
     model, extractor, clip_seconds, name
         As for `fit_window`.
     """
-    is_whisper = model.config.model_type == "whisper"
+    can_crop = _can_crop(model)
     seconds = shortest_window_seconds(clip_seconds)
-    window_s = encoders.longest_clip_seconds(extractor, model.config)
-    if window_s == float("inf") or (seconds if is_whisper else clip_seconds) >= (1 - LARGEST_WASTE) * window_s:
+    window_s = longest_clip_seconds(extractor, model.config)
+    if window_s == float("inf") or (seconds if can_crop else clip_seconds) >= (1 - LARGEST_WASTE) * window_s:
         return
     cost = "%s computes its whole window of %.4g s for clips of %g s, %.3g GMACs a clip, of which %.0f %% is padding"
     values = (name, window_s, clip_seconds, _gmacs(model, extractor), 100 * (1 - clip_seconds / window_s))
-    if is_whisper:
+    if can_crop:
         with torch.device("meta"):
             cropped = type(model)(copy.deepcopy(model.config))
         log.warning(
             f"{cost}; with a window of %d s it would take %.3g: 02_finetuning.py crops that of a base model",
-            *(*values, seconds, _gmacs(cropped, _crop(cropped, extractor, seconds))),
+            *(*values, seconds, _gmacs(cropped, architecture_of(model.config).crop(cropped, extractor, seconds))),
         )
     else:
         log.warning(f"{cost}; its positions were learned for this window, so clips of up to it cost no more", *values)
 
 
-def _crop(model: PreTrainedModel, extractor: SequenceFeatureExtractor, seconds: int) -> SequenceFeatureExtractor:
-    """Give a Whisper a window of so many seconds, in place; return the feature extractor that goes with it."""
-    extractor = type(extractor).from_dict({**extractor.to_dict(), "chunk_length": seconds})
-    encoder = model.encoder
-    n_positions = extractor.nb_max_frames // (encoder.conv1.stride[0] * encoder.conv2.stride[0])
-    first = encoder.embed_positions.weight.detach()[:n_positions].clone()
-    encoder.embed_positions = nn.Embedding.from_pretrained(first, freeze=True)
-    encoder.max_source_positions = model.config.max_source_positions = n_positions
-    return extractor
+def _can_crop(model: PreTrainedModel) -> bool:
+    return has_blocks(model.config) and architecture_of(model.config).can_crop_window
 
 
 def _gmacs(model: PreTrainedModel, extractor: SequenceFeatureExtractor) -> float:

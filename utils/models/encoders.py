@@ -1,4 +1,4 @@
-"""Audio encoders: where each architecture keeps its blocks; load, prune, describe, save. The only copy.
+"""Audio encoders: load, prune, check, freeze and save them.
 
 A *block* is one transformer layer, counted from 0. The *front end* is everything before the first
 block: convolutions or mel front, projection, positional embedding. The *head* is what turns hidden
@@ -10,7 +10,6 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,146 +25,29 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-from utils.core import runs
 from utils.core.errors import InputError, UsageError
-from utils.core.files import PARTIAL_SUFFIX, sha256_of_lines
+from utils.core.files import PARTIAL_SUFFIX
 from utils.core.text import printable
-from utils.data.clips import SHORTEST_CLIP, Clips, label_maps
-from utils.models import bird_cnn, classify, model_folder, training_history
+from utils.data.clips import Clips, label_maps
+from utils.models import bird_cnn, classify, loading, model_folder, training_history
+from utils.models.architectures import (
+    CNN_HEAD,
+    architecture_of,
+    blocks_of,
+    final_norm_of,
+    has_blocks,
+    longest_clip_seconds,
+    shortest_clip_samples,
+    sums_layers,
+)
 
 log = logging.getLogger(__name__)
 
-TINY = "tiny"
 # The first transformers in which a weighted sum takes the last layer of a stable-layer-norm model before that norm.
 SUMS_BEFORE_NORM = Version("5.16.0")
-MODEL_STAGES = ("02_finetuning", "05_pruning", "06_cnn", "07_manual_pruning")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Where a model type keeps its parts, as paths from its audio-classification model.
-
-    Attributes
-    ----------
-    name : str
-        What the field calls it.
-    blocks : str
-        The list of transformer blocks.
-    feature_encoder : tuple of str
-        The convolutions (or patch embedding) in front.
-    head : tuple of str
-        What a base model has not and fine-tuning adds, first module first.
-    final_norm : str, optional
-        The norm between the last block and the head. Default: there is none, whatever the config says.
-    stable_norm_only : bool
-        True where only models with ``do_stable_layer_norm`` apply it there, and others before the blocks.
-    sums_normed : bool
-        True where a weighted sum of the layers (``use_weighted_layer_sum``) takes the last one after that norm.
-        Other models take it before, so that the norm does nothing. Seen in transformers 5.23.0: the encoder's
-        ``capture_outputs`` says so, and the key ``tie_last_hidden_states`` of a config overrules it.
-    protected : frozenset of int
-        Blocks that hold what the others need; they go only if all go.
-    """
-
-    name: str
-    blocks: str
-    feature_encoder: tuple[str, ...]
-    final_norm: str | None = None
-    head: tuple[str, ...] = ("projector", "classifier")
-    stable_norm_only: bool = False
-    sums_normed: bool = False
-    protected: frozenset[int] = frozenset()
-
-
-def _waveform_architecture(name: str, prefix: str, protected: frozenset[int] = frozenset()) -> Architecture:
-    return Architecture(
-        name,
-        f"{prefix}.encoder.layers",
-        (f"{prefix}.feature_extractor",),
-        final_norm=f"{prefix}.encoder.layer_norm",
-        stable_norm_only=True,
-        protected=protected,
-    )
-
-
-ARCHITECTURES = {
-    "wav2vec2": _waveform_architecture("wav2vec2", "wav2vec2"),
-    "hubert": _waveform_architecture("HuBERT", "hubert"),
-    # Block 0 of WavLM owns the embedding of relative positions that all blocks add to their attention.
-    "wavlm": _waveform_architecture("WavLM", "wavlm", protected=frozenset({0})),
-    # Its encoder norms before the blocks alone, and does not read do_stable_layer_norm.
-    "data2vec-audio": Architecture(
-        "data2vec-audio", "data2vec_audio.encoder.layers", ("data2vec_audio.feature_extractor",)
-    ),
-    "unispeech-sat": _waveform_architecture("UniSpeech-SAT", "unispeech_sat"),
-    "whisper": Architecture(
-        "Whisper",
-        "encoder.layers",
-        ("encoder.conv1", "encoder.conv2"),
-        final_norm="encoder.layer_norm",
-        sums_normed=True,
-    ),
-    "audio-spectrogram-transformer": Architecture(
-        "AST",
-        "audio_spectrogram_transformer.layers",
-        ("audio_spectrogram_transformer.embeddings.patch_embeddings",),
-        final_norm="audio_spectrogram_transformer.layernorm",
-        head=("classifier",),
-    ),
-}
-
-
-# The only list of what the stages take; help texts and messages name it.
-NAMES = ", ".join(architecture.name for architecture in ARCHITECTURES.values())
 
 
 # ------------------------------------------------------------------------------------------- anatomy
-
-
-def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """Return where the model type of `config` keeps its parts.
-
-    Raises
-    ------
-    InputError
-        If it is no transformer encoder that this project knows.
-    """
-    try:
-        return ARCHITECTURES[config.model_type]
-    except KeyError:
-        raise InputError(_unknown(config.model_type)) from None
-
-
-def _unknown(model_type: str) -> str:
-    return f"a {model_type!r} model has no transformer blocks that this project knows; it knows those of {NAMES}"
-
-
-def has_blocks(config: PreTrainedConfig) -> bool:
-    """Tell whether a model is made of transformer blocks; those of `bird_cnn` are not."""
-    return config.model_type not in bird_cnn.MODEL_TYPES
-
-
-def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the transformer blocks of a model, first to last."""
-    return model.get_submodule(architecture_of(model.config).blocks)
-
-
-def sums_layers(config: PreTrainedConfig) -> bool:
-    """Tell whether a model pools a weighted sum of all its layers; AST does not read the option."""
-    return "projector" in architecture_of(config).head and getattr(config, "use_weighted_layer_sum", False)
-
-
-def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
-    """Return the norm that changes the logits between the last block and the head; None where there is none."""
-    config, architecture = model.config, architecture_of(model.config)
-    if architecture.final_norm is None:
-        return None
-    if architecture.stable_norm_only and not getattr(config, "do_stable_layer_norm", False):
-        return None
-    overruled = getattr(config, "tie_last_hidden_states", None)
-    if sums_layers(config) and not (architecture.sums_normed if overruled is None else overruled):
-        return None
-    return model.get_submodule(architecture.final_norm)
 
 
 def kept_layers(config: PreTrainedConfig) -> list[int]:
@@ -270,7 +152,7 @@ def tiny_model(labels: list[str], sample_rate_hz: int = 16_000) -> tuple[PreTrai
         attention_dropout=0.0,
         activation_dropout=0.0,
         feat_proj_dropout=0.0,
-        name_or_path=TINY,
+        name_or_path=model_folder.TINY,
         **label_maps(labels),
     )
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=sample_rate_hz, do_normalize=True, return_attention_mask=False)
@@ -296,37 +178,19 @@ def load_base_model(
     InputError
         If it cannot be loaded, or if anything but the head would be newly initialised.
     """
-    if is_tiny(base_model):
+    if model_folder.is_tiny(base_model):
         return tiny_model(labels)
     try:
         folder = model_folder.open_folder(*model_folder.find(base_model))
-        config = _plain(model_folder.read_config(folder, **label_maps(labels)))
-        loaded = model_folder.load(folder, config)
+        config = _plain(loading.read_config(folder, **label_maps(labels)))
+        loaded = loading.load(folder, config)
     except InputError as error:
         raise InputError(f"{flag} {error}") from error
     _make_base(loaded, f"{flag} {base_model}")
     return loaded.model, loaded.extractor
 
 
-def is_tiny(model: str | Path) -> bool:
-    """Tell whether a model is the small one that is built in.
-
-    Raises
-    ------
-    UsageError
-        If a model folder of the same name could be meant.
-    """
-    if str(model) != TINY:
-        return False
-    if (model_folder.resolve_model_dir(Path(TINY)) / model_folder.CONFIG_NAME).is_file():
-        raise UsageError(
-            f"{TINY!r} is a model that is built in, and there is a model folder of this name here: write ./{TINY} for "
-            "the folder, or rename it to have the built-in model"
-        )
-    return True
-
-
-def _make_base(loaded: model_folder.Loaded, what: str) -> None:
+def _make_base(loaded: loading.Loaded, what: str) -> None:
     """Check that nothing but the head is newly initialised, and say that a clip has one label."""
     head = _head_prefixes(loaded.model)
     fresh = sorted(name for name in loaded.missing | loaded.mismatched if not name.startswith(head))
@@ -358,9 +222,9 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def _sum_as_when_made(config: PreTrainedConfig) -> None:
     """Let a model that an earlier transformers made sum its layers as it did there, which is noted in the config."""
-    if config.model_type not in ARCHITECTURES or not sums_layers(config):
+    if not has_blocks(config) or not sums_layers(config):
         return
-    stable = ARCHITECTURES[config.model_type].stable_norm_only and getattr(config, "do_stable_layer_norm", False)
+    stable = architecture_of(config).stable_norm_only and getattr(config, "do_stable_layer_norm", False)
     if not stable or getattr(config, "tie_last_hidden_states", None) is not None:
         return
     with contextlib.suppress(TypeError, InvalidVersion):  # None, or a text that is no version
@@ -374,8 +238,7 @@ def _sum_as_when_made(config: PreTrainedConfig) -> None:
 
 
 def _head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
-    known = ARCHITECTURES.get(model.config.model_type)
-    head = known.head if known else ("projector", "classifier")
+    head = architecture_of(model.config).head if has_blocks(model.config) else CNN_HEAD
     return (*(f"{name}." for name in head), "layer_weights")
 
 
@@ -383,58 +246,6 @@ def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     """Return the parameters of the head: what a base model has not, and fine-tuning adds."""
     head = _head_prefixes(model)
     return [parameter for name, parameter in model.named_parameters() if name.startswith(head)]
-
-
-def any_model_input(model: str | Path, flag: str = "--model_dir") -> runs.Input:
-    """Describe a model of any kind as the input of a stage: by what is loaded of it, wherever it lies.
-
-    Parameters
-    ----------
-    model : str or Path
-        As for `load_any_model`.
-    flag : str
-        What the user named it with, for messages.
-
-    Raises
-    ------
-    InputError
-        If there is none, its run is not complete, its folder is not sound, or no stage takes its architecture.
-    """
-    if is_tiny(model):
-        return runs.Input(TINY, sha256_of_lines([TINY]), is_local=False)
-    try:
-        folder = model_folder.open_folder(*model_folder.find(model))
-        kind = folder.config.get("model_type")
-        if kind is not None and kind not in {*ARCHITECTURES, *bird_cnn.MODEL_TYPES}:
-            raise InputError(f"{folder.name}: {_unknown(kind)} (model_type in config.json); choose one of these")
-    except InputError as error:
-        raise InputError(f"{flag} {error}") from error
-    if Path(model).is_dir():
-        _check_run_of(Path(model))
-    return runs.Input(str(model), model_folder.digest(folder))
-
-
-def model_input(model_dir: Path) -> runs.Input:
-    """Check a fine-tuned model and describe it as the input of a stage.
-
-    Accepts a run folder, the ``model`` folder in it, or any Hugging Face model folder.
-
-    Raises
-    ------
-    InputError
-        If there is none, or its run is not complete, or a file of it is missing or damaged.
-    """
-    if not Path(model_dir).is_dir():
-        raise InputError(f"--model_dir {model_dir}: no such folder; expected the output of 02_finetuning.py")
-    return any_model_input(model_dir)
-
-
-def _check_run_of(model_dir: Path) -> None:
-    """Check that the run that made a model is whole; its folder is up to two above, as for ``06-blocks/model``."""
-    for folder in (model_dir, *model_dir.resolve().parents[:2]):
-        record = runs.read_record(folder)
-        if record is not None and record["stage"] in MODEL_STAGES:
-            runs.folder_input(folder, MODEL_STAGES)
 
 
 def load_model(model_dir: Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
@@ -454,11 +265,11 @@ def load_model(model_dir: Path, device: str) -> tuple[PreTrainedModel, SequenceF
     """
     folder = model_folder.open_folder(*model_folder.find(model_dir))
     model_folder.check_labels(folder)
-    return _whole_model(folder, model_folder.load(folder, _plain(model_folder.read_config(folder))), device)
+    return _whole_model(folder, loading.load(folder, _plain(loading.read_config(folder))), device)
 
 
 def _whole_model(
-    folder: model_folder.ModelFolder, loaded: model_folder.Loaded, device: str
+    folder: model_folder.ModelFolder, loaded: loading.Loaded, device: str
 ) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
     """Check that a model's folder holds its weights, all and no others."""
     for kind in ("missing", "unexpected", "mismatched"):
@@ -494,17 +305,17 @@ def load_any_model(model: str | Path, device: str) -> tuple[PreTrainedModel, Seq
     InputError
         If it cannot be loaded, has no transformer blocks, or lacks weights other than a whole head.
     """
-    if is_tiny(model):
+    if model_folder.is_tiny(model):
         tiny, extractor = tiny_model([label for _, label in sorted(PreTrainedConfig().id2label.items())])
         return tiny.to(device).eval(), extractor, False
     try:
         folder = model_folder.open_folder(*model_folder.find(model))
-        config = _plain(model_folder.read_config(folder))
+        config = _plain(loading.read_config(folder))
         try:
             architecture_of(config)
         except InputError as error:
             raise InputError(f"{folder.name}: {error}") from error
-        loaded = model_folder.load(folder, config)
+        loaded = loading.load(folder, config)
     except InputError as error:
         raise InputError(f"--model_dir {error}") from error
     head = {name for name in loaded.model.state_dict() if name.startswith(_head_prefixes(loaded.model))}
@@ -547,34 +358,6 @@ def prepare(
     """
     features = extractor(audio, sampling_rate=sample_rate_hz, return_tensors="pt")
     return {main_input_name: features[main_input_name]}
-
-
-def longest_clip_seconds(extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
-    """Return the longest clip, in seconds, that a model hears whole; infinite where it has no window.
-
-    Feature extractors with a fixed window cut what is longer, without a word.
-    """
-    if hasattr(extractor, "chunk_length"):  # Whisper
-        return float(extractor.chunk_length)
-    if config.model_type == "audio-spectrogram-transformer":
-        frame_shift_s, frame_length_s = 0.010, 0.025  # of the Kaldi filter bank in its feature extractor
-        return (config.max_length - 1) * frame_shift_s + frame_length_s
-    return float("inf")
-
-
-def shortest_clip_samples(config: PreTrainedConfig) -> int:
-    """Return the fewest samples of which a model makes a frame: what its convolutions see at once, or its filter bank.
-
-    Whisper pads what is shorter.
-    """
-    n_samples = 1
-    if config.model_type == "audio-spectrogram-transformer":
-        return SHORTEST_CLIP  # the 25 ms at 16 kHz of the Kaldi filter bank in its feature extractor
-    for kernel, stride in zip(
-        reversed(getattr(config, "conv_kernel", ())), reversed(getattr(config, "conv_stride", ())), strict=True
-    ):
-        n_samples = (n_samples - 1) * stride + kernel
-    return n_samples
 
 
 def check_base_matches(extractor: SequenceFeatureExtractor, config: PreTrainedConfig, clips: Clips) -> None:
@@ -757,14 +540,14 @@ def configure_for_training(
         config.data_sha256 = data_sha256
         if hasattr(config, "pruned_after_fine_tuning"):
             config.pruned_after_fine_tuning = False
-    if config.model_type in ARCHITECTURES:
+    if has_blocks(config):
         config.kept_layers = kept_layers(config)
     if hasattr(config, "mask_time_prob"):  # data2vec-audio masks, and its config has no apply_spec_augment
         config.apply_spec_augment = getattr(config, "apply_spec_augment", True) and "specaugment" in augment
         for name, parameter in model.named_parameters():
             if name.endswith("masked_spec_embed"):  # where nothing is masked it has no gradient, and DDP waits for one
                 parameter.requires_grad_(config.apply_spec_augment and config.mask_time_prob > 0)
-    if config.model_type in ARCHITECTURES and sums_layers(config) and final_norm_of(model) is None:
+    if has_blocks(config) and sums_layers(config) and final_norm_of(model) is None:
         norm = architecture_of(config).final_norm
         if norm is not None and getattr(config, "do_stable_layer_norm", True):  # the sum takes the layers before it
             model.get_submodule(norm).requires_grad_(False)
@@ -793,7 +576,7 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
     partial = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
     shutil.rmtree(partial, ignore_errors=True)  # left by a kill in the middle of a write
     partial.mkdir()
-    model_folder.quiet_transformers()
+    loading.quiet_transformers()
     model.save_pretrained(partial)
     extractor.save_pretrained(partial)
     # For whoever gets the folder alone; no stage runs what lies in one.

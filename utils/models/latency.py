@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from utils.core.workers import available_cpus
-from utils.models.encoders import front_end_forward, has_blocks, prepare
+from utils.models.architectures import has_blocks
+from utils.models.encoders import front_end_forward, prepare
 from utils.scores.summary import NO_DOUBT
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
-"""Model folders: find one, check that it is sound, know it by a digest, and load it. The only place that loads models.
+"""Model folders: find one, check what its files say, and know it by a digest. Neither PyTorch nor a weight is loaded.
 
 A model folder can come from anybody. Nothing that lies in it is run: code that its files name is refused without a
-question, and weights are read as numbers. What cannot be right is refused before memory is taken for it.
+question. `loading` reads the weights.
 """
 
 import json
@@ -9,35 +9,19 @@ import logging
 import math
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
-import torch
-from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModelForAudioClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-    SequenceFeatureExtractor,
-)
-from transformers import logging as transformers_logging
-from transformers.models.auto.feature_extraction_auto import (
-    FEATURE_EXTRACTOR_MAPPING,
-    FEATURE_EXTRACTOR_MAPPING_NAMES,
-)
-
-import utils.models.bird_cnn  # noqa: F401 (the Auto classes know its networks then)
-from utils.core.errors import InputError, is_machine_limit
+from utils.core import runs
+from utils.core.errors import InputError, UsageError
 from utils.core.files import sha256_of_file, sha256_of_lines
 from utils.core.text import printable, some
-from utils.models import memory, training_history
+from utils.models import architectures, training_history
 
 log = logging.getLogger(__name__)
 
+TINY = "tiny"
+MODEL_STAGES = ("02_finetuning", "05_pruning", "06_cnn", "07_manual_pruning")
 CONFIG_NAME = "config.json"
 # The second is where transformers 5 keeps the feature extractor of a processor; it goes before the first.
 EXTRACTOR_NAMES = ("preprocessor_config.json", "processor_config.json")
@@ -54,7 +38,6 @@ ADAPTER_NAME = "adapter_config.json"
 
 CODE_KEYS = ("auto_map", "custom_pipelines")
 LARGEST_DEPTH = 1000
-LARGEST_HEAD = 10_000_000  # parameters
 MOST_LABELS = 1_000_000
 ADVICE = "mend the file, or copy the whole model folder again"
 WANTED = "expected a run folder of 02_finetuning.py, or the folder of a model for transformers with its config.json"
@@ -80,16 +63,6 @@ class ModelFolder:
     path: Path
     config: dict
     weights: tuple[Path, ...]
-
-
-class Loaded(NamedTuple):
-    """What `load` returns; the names of weights are those of the model."""
-
-    model: PreTrainedModel
-    extractor: SequenceFeatureExtractor
-    missing: set[str]  # in the folder
-    mismatched: set[str]  # of another shape than in the folder
-    unexpected: set[str]  # in the folder, and not in the model
 
 
 # ------------------------------------------------------------------------------------------- finding
@@ -184,16 +157,13 @@ def open_folder(name: str, path: Path) -> ModelFolder:
 
 def _extractor_advice(name: str, path: Path, config: dict) -> str:
     """Say what the missing file is for, and how to make it; models of the hub and of other programs often lack it."""
-    kind = str(config.get("model_type"))
-    extractor = FEATURE_EXTRACTOR_MAPPING_NAMES.get(kind)
-    if "clip_seconds" in config or extractor is None:  # trained here, with settings that nobody should guess
+    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
+
+    known = architectures.ARCHITECTURES.get(str(config.get("model_type")))
+    if "clip_seconds" in config or known is None:  # trained here, with settings that nobody should guess
         return f"so it is no whole model folder; {ADVICE}"
-    settings = "do_normalize=True"
-    if kind == "whisper":
-        settings = f"feature_size={config.get('num_mel_bins', 80)}, "
-        settings += f"chunk_length={config.get('max_source_positions', 1500) // 50}"
-    elif kind == "audio-spectrogram-transformer":
-        settings = f"num_mel_bins={config.get('num_mel_bins', 128)}, max_length={config.get('max_length', 1024)}"
+    extractor = FEATURE_EXTRACTOR_MAPPING_NAMES[config["model_type"]]
+    settings = known.extractor_settings(config)
     is_local = Path(name).is_dir()
     folder = str(path.resolve() if is_local else Path(name.rpartition("/")[2]))
     code = f"from transformers import {extractor} as F; F({settings}).save_pretrained({folder!r})"
@@ -212,7 +182,7 @@ def _read_json(name: str, path: Path) -> dict:
     except (ValueError, RecursionError, OSError) as error:  # not JSON or not UTF-8, or thousands of lists in lists
         raise InputError(f"{name}/{path.name} cannot be read as JSON ({one_line(error)}); {ADVICE}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{name}/{path.name} holds {_short(value)}; expected an object with keys; {ADVICE}")
+        raise InputError(f"{name}/{path.name} holds {short(value)}; expected an object with keys; {ADVICE}")
     return value
 
 
@@ -225,13 +195,14 @@ def _refuse_code(where: str, content: dict) -> None:
         for key, item in value.items() if isinstance(value, dict) else ():
             if (key in CODE_KEYS and item) or (key.endswith("_implementation") and "/" in str(item)):
                 raise InputError(
-                    f"{where}: the key {key!r} names code of its own ({_short(item)}), and no stage runs code that "
+                    f"{where}: the key {key!r} names code of its own ({short(item)}), and no stage runs code that "
                     "comes with a model. If transformers knows the architecture without it, delete the key; else "
                     "choose another model"
                 )
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Tell whether a value of a JSON file is a whole number of at least 0."""
     return type(value) is int and value >= 0
 
 
@@ -244,7 +215,7 @@ def _is_not_negative(value: object) -> bool:
 
 
 def _ascends(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_count, value)) and sorted(set(value)) == value
+    return isinstance(value, list) and all(map(is_count, value)) and sorted(set(value)) == value
 
 
 # What our stages ask of a config.json, and what transformers would take memory by; None counts as absent.
@@ -257,7 +228,7 @@ FIELDS = {
     "clip_remainder": (lambda value: value in ("pad", "drop"), "pad or drop"),
     "clip_channel": (lambda value: isinstance(value, str), "a channel"),
     "clip_fill": (lambda value: value == "repeat", "repeat"),
-    "clip_samples": (lambda value: _is_count(value) and value > 0, "a number of samples above 0"),
+    "clip_samples": (lambda value: is_count(value) and value > 0, "a number of samples above 0"),
     "data_sha256": (lambda value: isinstance(value, str), "a text"),
     "trained_on": (
         lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
@@ -265,7 +236,7 @@ FIELDS = {
     ),
     "pruned_from": (lambda value: isinstance(value, str), "a text"),
     "pruned_after_fine_tuning": (lambda value: isinstance(value, bool), "true or false"),
-    "num_labels": (lambda value: _is_count(value) and value <= MOST_LABELS, f"a number from 0 to {MOST_LABELS}"),
+    "num_labels": (lambda value: is_count(value) and value <= MOST_LABELS, f"a number from 0 to {MOST_LABELS}"),
     "id2label": (lambda value: isinstance(value, dict), "an object of labels by id"),
     "label2id": (lambda value: isinstance(value, dict), "an object of ids by label"),
     # They would have transformers read other files than those that are checked and digested here.
@@ -278,10 +249,10 @@ def _check_fields(where: str, config: dict) -> None:
     for key, (holds, expected) in FIELDS.items():
         value = config.get(key)
         if value is not None and not holds(value):
-            raise InputError(f"{where}: {key} is {_short(value)}; expected {expected}; {ADVICE}")
+            raise InputError(f"{where}: {key} is {short(value)}; expected {expected}; {ADVICE}")
     for key, value in config.items():
         if key.endswith("layers") and type(value) in (int, float) and not 0 <= value <= LARGEST_DEPTH:
-            raise InputError(f"{where}: {key} is {_short(value)}; expected 0 to {LARGEST_DEPTH}; {ADVICE}")
+            raise InputError(f"{where}: {key} is {short(value)}; expected 0 to {LARGEST_DEPTH}; {ADVICE}")
 
 
 def _weight_files(name: str, path: Path) -> tuple[Path, ...]:
@@ -294,13 +265,13 @@ def _weight_files(name: str, path: Path) -> tuple[Path, ...]:
     index = _read_json(name, path / found[0])
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()) or not shards:
-        raise InputError(f"{name}/{found[0]}: weight_map is {_short(shards)}; expected file names by weight; {ADVICE}")
+        raise InputError(f"{name}/{found[0]}: weight_map is {short(shards)}; expected file names by weight; {ADVICE}")
     suffix = Path(found[0].removesuffix(INDEX_SUFFIX)).suffix
     for shard in sorted(set(shards.values())):
         # By name alone: the files of the hub's cache are links to where it keeps all content.
         if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts or not shard.endswith(suffix):
             raise InputError(
-                f"{name}/{found[0]} names the weights {_short(shard)}; expected *{suffix} files in the same folder: "
+                f"{name}/{found[0]} names the weights {short(shard)}; expected *{suffix} files in the same folder: "
                 "weights from elsewhere would not belong to this model; copy the whole model folder again"
             )
         if not (path / shard).is_file():
@@ -322,11 +293,11 @@ def check_labels(folder: ModelFolder) -> None:
         return
     if set(named) != {str(i) for i in range(len(named))}:
         raise InputError(
-            f"{where}: id2label has the ids {_short(list(named))}; expected 0 to {len(named) - 1}; {ADVICE}"
+            f"{where}: id2label has the ids {short(list(named))}; expected 0 to {len(named) - 1}; {ADVICE}"
         )
     labels = [named[str(i)] for i in range(len(named))]
     if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
-        raise InputError(f"{where}: id2label names {_short(labels)}; expected texts that all differ; {ADVICE}")
+        raise InputError(f"{where}: id2label names {short(labels)}; expected texts that all differ; {ADVICE}")
     n_labels = folder.config.get("num_labels")
     if n_labels not in (None, len(labels)):
         raise InputError(f"{where}: num_labels is {n_labels}, id2label has {len(labels)} labels; {ADVICE}")
@@ -334,7 +305,7 @@ def check_labels(folder: ModelFolder) -> None:
     for i, label in enumerate(labels):
         if ids.get(label, i) != i:
             raise InputError(
-                f"{where}: id2label has {_short(label)} as label {i}, label2id as {_short(ids[label])}; {ADVICE}"
+                f"{where}: id2label has {short(label)} as label {i}, label2id as {short(ids[label])}; {ADVICE}"
             )
 
 
@@ -348,167 +319,78 @@ def digest(folder: ModelFolder) -> str:
     return sha256_of_lines(f"{sha256_of_file(files[name])}  {name}" for name in sorted(files))
 
 
-# ------------------------------------------------------------------------------------------- loading
+# ------------------------------------------------------------------------------------ as the input of a stage
 
 
-def read_config(folder: ModelFolder, **changes) -> PreTrainedConfig:
-    """Return the config of a model, with `changes`.
+def is_tiny(model: str | Path) -> bool:
+    """Tell whether a model is the small one that is built in.
+
+    Raises
+    ------
+    UsageError
+        If a model folder of the same name could be meant.
+    """
+    if str(model) != TINY:
+        return False
+    if (resolve_model_dir(Path(TINY)) / CONFIG_NAME).is_file():
+        raise UsageError(
+            f"{TINY!r} is a model that is built in, and there is a model folder of this name here: write ./{TINY} for "
+            "the folder, or rename it to have the built-in model"
+        )
+    return True
+
+
+def any_model_input(model: str | Path, flag: str = "--model_dir") -> runs.Input:
+    """Describe a model of any kind as the input of a stage: by what is loaded of it, wherever it lies.
+
+    Parameters
+    ----------
+    model : str or Path
+        As for `encoders.load_any_model`.
+    flag : str
+        What the user named it with, for messages.
 
     Raises
     ------
     InputError
-        If transformers does not know the architecture or refuses a value, or there is no such number of layers.
+        If there is none, its run is not complete, its folder is not sound, or no stage takes its architecture.
     """
-    config = _from_pretrained(AutoConfig, folder, **changes)
-    kept = getattr(config, "kept_layers", None)
-    if kept is not None and len(kept) != config.num_hidden_layers:
-        raise InputError(
-            f"{folder.name}/{CONFIG_NAME}: kept_layers has {len(kept)} numbers, num_hidden_layers is "
-            f"{config.num_hidden_layers}; {ADVICE}"
-        )
-    config.name_or_path = folder.name  # not the hub's cache
-    return config
-
-
-def load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
-    """Load a model in float32, and its feature extractor; what is missing of it is newly initialised.
-
-    Raises
-    ------
-    InputError
-        If they cannot be loaded, do not belong together, or are of another size than the weights.
-    """
-
-    def need() -> float:
-        # The file is mapped, and its numbers are copied to where they stay.
-        return memory.used_bytes("cpu", most=False) + 2 * sum(path.stat().st_size for path in folder.weights)
-
-    return memory.advised(
-        lambda: _load(folder, config),
-        lambda: f"only to load it takes about {memory.more(need())}: give the job more",
-        *(need, f"{folder.name}: "),
-    )
-
-
-def _load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
-    extractor = _from_pretrained(AutoFeatureExtractor, folder)
-    _check_extractor(folder, extractor, config)
-    _check_size(folder, config)
-    if len([name for name in WEIGHT_NAMES if (folder.path / name).is_file()]) > 1:
-        log.info("%s holds several sets of weights: %s is read", folder.name, folder.weights[0].name)
-    model, report = _from_pretrained(
-        AutoModelForAudioClassification,
-        folder,
-        config=config,
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # transformers would only say that there are some
-    )
-    names = ({key[0] if isinstance(key, tuple) else str(key) for key in report[kind]} for kind in _REPORTED)
-    model.config.name_or_path = folder.name
-    model.training_history = training_history.read_history(folder.path)
-    return Loaded(model, extractor, *names)
-
-
-_REPORTED = ("missing_keys", "mismatched_keys", "unexpected_keys")
-
-
-def quiet_transformers() -> None:
-    """Keep transformers' warnings and bars out of the log: what they would warn of is an error of ours, or nothing."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-def _from_pretrained(auto_class: type, folder: ModelFolder, **options) -> object:
-    """Call the only ``from_pretrained``: it runs no code of the folder, asks no question and stays off the network."""
-    quiet_transformers()
+    if is_tiny(model):
+        return runs.Input(TINY, sha256_of_lines([TINY]), is_local=False)
     try:
-        return auto_class.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True, **options)
-    except Exception as error:  # OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError …
-        if is_machine_limit(error):
-            raise
-        raise InputError(f"{folder.name} cannot be loaded: {one_line(error)}") from error
-
-
-def _check_extractor(folder: ModelFolder, extractor: object, config: PreTrainedConfig) -> None:
-    """Check that a feature extractor gives what the model takes."""
-    where = f"{folder.name}: its feature extractor"
-    wanted = FEATURE_EXTRACTOR_MAPPING.get(type(config), SequenceFeatureExtractor)
-    if not isinstance(extractor, wanted):
-        raise InputError(
-            f"{where} is a {type(extractor).__name__}; a {config.model_type} model takes a {wanted.__name__}: copy the "
-            f"{EXTRACTOR_NAMES[0]} of the model that this one was made from"
-        )
-    rate = extractor.sampling_rate
-    if not _is_count(rate) or rate == 0:
-        raise InputError(f"{where} has the sampling_rate {_short(rate)}; expected a number of Hz above 0; {ADVICE}")
-    seconds = getattr(extractor, "chunk_length", 1)
-    if not _is_count(seconds) or seconds == 0:  # 30.0 would be accepted, and fail with the first shorter clip
-        raise InputError(f"{where} has the chunk_length {_short(seconds)}; expected whole seconds above 0; {ADVICE}")
-    bands = getattr(extractor, "num_mel_bins", extractor.feature_size)  # AST has its own word
-    pairs = {
-        "bands": (bands, getattr(config, "num_mel_bins", bands)),
-        "frames": (getattr(extractor, "max_length", None), getattr(config, "max_length", None)),
-    }
-    if hasattr(extractor, "nb_max_frames"):  # Whisper, whose second convolution halves the frames
-        pairs["frames"] = extractor.nb_max_frames, 2 * config.max_source_positions
-    for what, (given, taken) in pairs.items():
-        if None not in (given, taken) and given != taken:
-            raise InputError(f"{where} gives {_short(given)} {what}, the model takes {_short(taken)}; {ADVICE}")
-
-
-def _check_size(folder: ModelFolder, config: PreTrainedConfig) -> None:
-    """Check, before memory is taken, that the weights can be those of the model that `config` describes."""
-    numbers, sizes, n_values = {-1}, set(), 0
-    for name, shape in _shapes(folder):
-        sizes.update(shape)
-        numbers.update(int(number) for number in re.findall(r"(?<![^.])\d{1,9}(?![^.])", name))
-        n_values += math.prod(shape)
-    if config.num_hidden_layers > max(numbers) + 1:
-        raise InputError(
-            f"{folder.name}/{CONFIG_NAME}: num_hidden_layers is {config.num_hidden_layers}, the weights have no layer "
-            f"beyond {max(numbers)}; {ADVICE}"
-        )
-    hidden_size = getattr(config, "hidden_size", None)
-    if hidden_size is not None and hidden_size not in sizes:
-        raise InputError(
-            f"{folder.name}/{CONFIG_NAME}: the hidden size is {hidden_size}, no weight has this size; {ADVICE}"
-        )
-    try:
-        with torch.device("meta"):
-            skeleton = AutoModelForAudioClassification.from_config(config, trust_remote_code=False)
-    except Exception as error:
-        if is_machine_limit(error):
-            raise
-        raise InputError(f"{folder.name} cannot be loaded: {one_line(error)}") from error
-    n_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    if n_parameters > 2 * n_values + LARGEST_HEAD:
-        raise InputError(
-            f"{folder.name}/{CONFIG_NAME} describes a model of {n_parameters:.3g} parameters, the weights hold "
-            f"{n_values:.3g} numbers; {ADVICE}"
-        )
-
-
-def _shapes(folder: ModelFolder) -> Iterator[tuple[str, list[int]]]:
-    """Yield the name and the shape of every weight; no weight is read."""
-    for path in folder.weights:
+        folder = open_folder(*find(model))
         try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118
-                        yield name, file.get_slice(name).get_shape()
-            else:
-                weights = torch.load(path, map_location="meta", weights_only=True)
-                yield from ((name, value.shape) for name, value in weights.items())
-        except SafetensorError as error:
-            raise InputError(f"{folder.name}/{path.name} is damaged ({one_line(error)}); {ADVICE}") from error
-        except Exception as error:  # UnpicklingError, RuntimeError, AttributeError, OSError …
-            if is_machine_limit(error):
-                raise
-            raise InputError(
-                f"{folder.name}/{path.name} is damaged, or holds more than weights, which is never run "
-                f"({one_line(error)}); {ADVICE}, or choose one with model.safetensors"
-            ) from error
+            architectures.check_known(folder.config["model_type"])
+        except InputError as error:
+            raise InputError(f"{folder.name}: {error} (model_type in config.json); choose one of these") from error
+    except InputError as error:
+        raise InputError(f"{flag} {error}") from error
+    if Path(model).is_dir():
+        _check_run_of(Path(model))
+    return runs.Input(str(model), digest(folder))
+
+
+def model_input(model_dir: Path) -> runs.Input:
+    """Check a fine-tuned model and describe it as the input of a stage.
+
+    Accepts a run folder, the ``model`` folder in it, or any Hugging Face model folder.
+
+    Raises
+    ------
+    InputError
+        If there is none, or its run is not complete, or a file of it is missing or damaged.
+    """
+    if not Path(model_dir).is_dir():
+        raise InputError(f"--model_dir {model_dir}: no such folder; expected the output of 02_finetuning.py")
+    return any_model_input(model_dir)
+
+
+def _check_run_of(model_dir: Path) -> None:
+    """Check that the run that made a model is whole; its folder is up to two above, as for ``06-blocks/model``."""
+    for folder in (model_dir, *model_dir.resolve().parents[:2]):
+        record = runs.read_record(folder)
+        if record is not None and record["stage"] in MODEL_STAGES:
+            runs.folder_input(folder, MODEL_STAGES)
 
 
 def one_line(error: Exception, most: int = 200) -> str:
@@ -518,6 +400,7 @@ def one_line(error: Exception, most: int = 200) -> str:
     return f"{type(error).__name__}: {text if len(text) <= most else text[: most - 1] + '…'}"
 
 
-def _short(value: object, most: int = 80) -> str:
+def short(value: object, most: int = 80) -> str:
+    """Return a value of a JSON file as a message quotes it."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 1]}…"

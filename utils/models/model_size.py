@@ -4,19 +4,28 @@ Counted on a copy without weights (PyTorch's ``meta`` device), so that every sub
 counted exactly, by building that model, in a fraction of a second and without memory.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-import torch
-from transformers import PreTrainedModel, SequenceFeatureExtractor
+from utils.core import cli, lazy
+from utils.models import model_folder
 
-from utils.core import cli
-from utils.models import encoders, latency, model_folder
+with lazy.imported_on_first_use():
+    import numpy as np
+    import torch
 
+    from utils.models import architectures, encoders, latency
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, SequenceFeatureExtractor
+
+MEGABYTE = 1e6
 DEFAULT_CLIP_SECONDS = 5.0  # as 01_data_processing.py cuts where it is not told otherwise
 
 
@@ -62,7 +71,7 @@ class SizeCounter:
 
     def __init__(self, model: PreTrainedModel, extractor: SequenceFeatureExtractor):
         self._class, self._config = type(model), copy.deepcopy(model.config)
-        window_s = encoders.longest_clip_seconds(extractor, model.config)
+        window_s = architectures.longest_clip_seconds(extractor, model.config)
         trained_s = getattr(model.config, "clip_seconds", None)
         if window_s < float("inf"):
             clip_s, self.clip = window_s, f"{window_s:g} s, the window of the model"
@@ -115,8 +124,10 @@ def size_table(sizes: Mapping[str, ModelSize]) -> str:
             "parameters": f"{size.n_parameters:,}",
             "GMACs a clip": f"{size.macs_per_clip / 1e9:.4g}",
             "front end": f"{size.macs_front_end / size.macs_per_clip:.1%}",
-            "MB on disk": f"{size.weights_bytes / latency.MEGABYTE:.1f}",
+            "MB on disk": f"{size.weights_bytes / MEGABYTE:.1f}",
         }
         for name, size in sizes.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index").to_string(max_colwidth=None)
+    cells = [["", *next(iter(rows.values()))], *([name, *row.values()] for name, row in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join([name.ljust(widths[0]), *map(str.rjust, row, widths[1:])]) for name, *row in cells)

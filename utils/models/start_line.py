@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from utils.core import runs
 from utils.data.clips import Clips
-from utils.models import encoders
+from utils.models import architectures, encoders
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def log_start(asked: str, device: str, models: Mapping[str, PreTrainedModel], cl
 def describe_model(model: PreTrainedModel) -> str:
     """Return architecture, number of blocks and number of parameters: ``wav2vec2, 12 blocks, 94.6 M parameters``."""
     words = [model.config.model_type]
-    if encoders.has_blocks(model.config):
+    if architectures.has_blocks(model.config):
         n_blocks = model.config.num_hidden_layers
         words.append(f"{n_blocks} block{'s' * (n_blocks != 1)}")
     words.append(f"{encoders.count_parameters(model) / 1e6:.3g} M parameters")

@@ -30,18 +30,14 @@ from utils.core.files import BROKEN, read_json, write_text
 from utils.core.workers import available_cpus
 from utils.data.clips import Clips, read_clips
 from utils.figures import plots
-from utils.models import encoders, memory, model_folder, training_history
+from utils.models import encoders, loading, memory, training_history
 from utils.models.augmentation import augment_audio, batch_generator, mask_spectrogram
 from utils.models.start_line import log_start
+from utils.models.training_arguments import CHECKPOINTS_NAME, MODEL_NAME, TENSORBOARD_NAME
 from utils.scores.evaluation import macro_f1
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS_NAME = "checkpoints"
-TENSORBOARD_NAME = "tensorboard"
-MODEL_NAME = "model"
-SCRATCH = (CHECKPOINTS_NAME, TENSORBOARD_NAME)
-OUTPUTS = (f"{MODEL_NAME}/*", "metrics.csv", "training_curves.*")
 CURVE_COLUMNS = ["epoch", "step", "train_loss", "eval_loss", "eval_accuracy", "eval_macro_f1", "learning_rate"]
 
 
@@ -98,17 +94,17 @@ def curves_fail_in_silence() -> Iterator[None]:
 @denormals_flushed()
 @curves_fail_in_silence()
 def train_in_run_folder(
-    stage: str,
+    run: runs.Run,
     args: argparse.Namespace,
     inputs: dict[str, runs.Input],
     build: Callable[[Clips], tuple[PreTrainedModel, SequenceFeatureExtractor]],
 ) -> None:
-    """Train a classifier on the clips of ``data_dir`` and leave a run folder: what stages 02 and 06 share.
+    """Train a classifier on the clips of ``data_dir``: what stages 02 and 06 share.
 
     Parameters
     ----------
-    stage : str
-        Name of the script without its suffix.
+    run : runs.Run
+        As `training_arguments.open_run_folder` opens it.
     args : argparse.Namespace
         With the flags of `cli.add_data_arguments`, `cli.add_common_arguments` and those of `training_arguments`;
         ``augment`` as `training_arguments.augmentations` returns it.
@@ -117,30 +113,25 @@ def train_in_run_folder(
     build : callable
         Takes the training clips; returns the model and its feature extractor. Random weights are seeded.
     """
-    device = runs.resolve_device(args.device)
-    neutral = {"dataloader_num_workers", "resume"}
-    with runs.open_run(
-        stage, args, inputs, outputs=OUTPUTS, result_neutral=neutral, scratch=SCRATCH, defer_signals=True
-    ) as run:
-        run.device = runs.device_name(device)
-        train_clips, val_clips = (
-            read_clips(args.data_dir, split, args.max_clips_per_class, args.seed) for split in ("train", "val")
-        )
-        runs.seed_everything(args.seed)
-        model, extractor = build(train_clips)
-        data = inputs["data_dir"]
-        name = inputs["base_model"].path if "base_model" in inputs else "from scratch"
-        later = {"val": val_clips.table["recording_id"]}
-        later["test"] = training_history.recordings_of_split(args.data_dir, "test")
-        training_history.warn_of_known_recordings(model, name, data, later)
-        encoders.configure_for_training(model, train_clips, args.augment, data.sha256)
-        training_history.note_training(model, data.sha256, train_clips, val_clips)
-        log_start(args.device, device, {name: model}, {"train": train_clips, "val": val_clips})
-        settings = TrainingSettings(
-            **{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingSettings)}
-        )
-        with run.timed("training"):
-            train(model, extractor, train_clips, val_clips, settings, run, device, resume=args.resume == "auto")
+    device = run.choose_device(args.device)
+    train_clips, val_clips = (
+        read_clips(args.data_dir, split, args.max_clips_per_class, args.seed) for split in ("train", "val")
+    )
+    runs.seed_everything(args.seed)
+    model, extractor = build(train_clips)
+    data = inputs["data_dir"]
+    name = inputs["base_model"].path if "base_model" in inputs else "from scratch"
+    later = {"val": val_clips.table["recording_id"]}
+    later["test"] = training_history.recordings_of_split(args.data_dir, "test")
+    training_history.warn_of_known_recordings(model, name, data, later)
+    encoders.configure_for_training(model, train_clips, args.augment, data.sha256)
+    training_history.note_training(model, data.sha256, train_clips, val_clips)
+    log_start(args.device, device, {name: model}, {"train": train_clips, "val": val_clips})
+    settings = TrainingSettings(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingSettings)}
+    )
+    with run.timed("training"):
+        train(model, extractor, train_clips, val_clips, settings, run, device, resume=args.resume == "auto")
 
 
 def train(
@@ -183,7 +174,7 @@ def train(
     """
     if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UsageError(f"--gradient_checkpointing: a {model.config.model_type} model cannot do that; leave it out")
-    model_folder.quiet_transformers()  # `tiny` and a CNN were not loaded
+    loading.quiet_transformers()  # `tiny` and a CNN were not loaded
     checkpoints = run.output_dir / CHECKPOINTS_NAME
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)

@@ -1,11 +1,15 @@
-"""The flags of a training, which stages 02 and 06 share. Nothing heavy is loaded to parse them."""
+"""The flags and the run folder of a training, which stages 02 and 06 share. Nothing heavy is loaded to parse them."""
 
 import argparse
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
-from utils.core import cli
+from utils.core import cli, runs
 from utils.core.errors import UsageError
 
+CHECKPOINTS_NAME = "checkpoints"
+TENSORBOARD_NAME = "tensorboard"
+MODEL_NAME = "model"
 AUGMENTATIONS = ("roll", "gain", "noise", "mixup", "specaugment")
 
 
@@ -49,6 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that read clips (default: none on a CPU, up to 8 on a GPU)",
     )
     add("--resume", choices=["auto", "never"], default="auto", help="go on from the last checkpoint of a stopped run")
+
+
+def open_run_folder(
+    stage: str, args: argparse.Namespace, inputs: dict[str, runs.Input]
+) -> AbstractContextManager[runs.Run]:
+    """Open the run folder of a training; see `runs.open_run`."""
+    return runs.open_run(
+        stage,
+        args,
+        inputs,
+        outputs=(f"{MODEL_NAME}/*", "metrics.csv", "training_curves.*"),
+        result_neutral={"dataloader_num_workers", "resume"},
+        scratch=(CHECKPOINTS_NAME, TENSORBOARD_NAME),
+        defer_signals=True,
+    )
 
 
 def augmentations(names: Sequence[str]) -> tuple[str, ...]:

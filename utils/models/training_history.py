@@ -5,6 +5,8 @@ lists all recordings of all its trainings, by their sound and by their name, and
 Names catch what was decoded in another way, as by another ``--channel``.
 """
 
+from __future__ import annotations
+
 import csv
 import json
 import logging
@@ -12,13 +14,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-
-from transformers import PreTrainedConfig, PreTrainedModel
+from typing import TYPE_CHECKING
 
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.core.files import write_text
-from utils.data.clips import Clips
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from utils.data.clips import Clips
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,18 @@
 """``best.json``: the subsets of a model's blocks that a sweep chose. 05 writes it; 07 and the studies read it."""
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.core import cli, runs
+from utils.core import cli, lazy, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import name_of, read_json, write_json
 from utils.core.text import some
-from utils.models import encoders
+
+with lazy.imported_on_first_use():
+    from utils.models import encoders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -59,7 +63,7 @@ def read_best(path: Path, redo: str) -> dict:
     return best
 
 
-def layers_to_keep(path: Path, model: runs.Input, config: "PreTrainedConfig", n_layers: int | None) -> list[int]:
+def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_layers: int | None) -> list[int]:
     """Return the layers to keep that a sweep found best.
 
     Parameters
@@ -119,7 +123,7 @@ def _describe_data(source: dict) -> str:
     return f"{clips} of {folder} ({data})" if isinstance(folder, str) else f"{clips} ({data})"
 
 
-def _warn_of_choice(path: Path, best: dict, config: "PreTrainedConfig") -> None:
+def _warn_of_choice(path: Path, best: dict, config: PreTrainedConfig) -> None:
     """Warn where layers were chosen by clips that the model has learned from, or that later score it."""
     trained_on, swept_on = getattr(config, "data_sha256", None), best.get("data_sha256")
     if None not in (trained_on, swept_on) and trained_on != swept_on:

@@ -15,7 +15,7 @@ from utils.core import cli, runs
 from utils.core.errors import InputError
 from utils.core.files import sha256_of_file
 from utils.data.clips import Clips
-from utils.models import encoders, training, training_arguments
+from utils.models import architectures, encoders, training, training_arguments
 from utils.models.encoder_parts import EncoderParts
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
@@ -24,7 +24,6 @@ from utils.scores.evaluation import macro_f1
 
 log = logging.getLogger(__name__)
 
-PARTS = ("head", "last", "all")
 # A head on fixed features bears ten times the rate of a whole encoder (the default of 02_finetuning.py).
 HEAD_RATE_FACTOR = 10.0
 
@@ -175,12 +174,12 @@ def heal(
 
 def freeze_all_but_last(model: PreTrainedModel) -> None:
     """Let only the head, the last block, and a norm between the two learn."""
-    architecture = encoders.architecture_of(model.config)
-    blocks = encoders.blocks_of(model)
+    architecture = architectures.architecture_of(model.config)
+    blocks = architectures.blocks_of(model)
     encoders.freeze(model, feature_encoder=True, layers=list(range(len(blocks) - 1)))
     model.requires_grad_(False)
     learning = [model.get_submodule(name) for name in architecture.head] + list(blocks[-1:])
-    norm = encoders.final_norm_of(model)
+    norm = architectures.final_norm_of(model)
     if norm is not None:
         learning.append(norm)
     for module in learning:
@@ -216,7 +215,7 @@ def fit_head(
         If the loss becomes NaN or infinite.
     """
     head = EncoderParts(model).head
-    modules = [model.get_submodule(name) for name in encoders.architecture_of(model.config).head]
+    modules = [model.get_submodule(name) for name in architectures.architecture_of(model.config).head]
     parameters = [parameter for module in modules for parameter in module.parameters()]
     learning_rate = settings.learning_rate * HEAD_RATE_FACTOR
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=settings.weight_decay)

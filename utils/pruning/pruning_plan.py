@@ -1,24 +1,32 @@
 """What a pruning sweep is to do with a model: its strategies, and the subsets of blocks that they propose."""
 
+from __future__ import annotations
+
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
-
-from utils.core import cli
+from utils.core import cli, lazy
 from utils.core.errors import UsageError
-from utils.models import encoders
-from utils.models.encoder_parts import EncoderParts
+from utils.models import architectures
 from utils.pruning import layer_selection
 from utils.pruning.layer_selection import Candidate, Evaluate, Evidence, Keep
+
+with lazy.imported_on_first_use():
+    from utils.models import encoder_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
 EXHAUSTIVE = "exhaustive"
 STRATEGIES = (*layer_selection.RULES, *layer_selection.SEARCHES)
 MOST_SUBSETS = 4096
+# What healing trains: the head, the head and the last block, or all.
+HEAL_PARTS = ("head", "last", "all")
 
 
 @dataclass(frozen=True)
@@ -127,8 +135,8 @@ def make_plan(
     InputError
         If the model has no blocks.
     """
-    n_layers = EncoderParts(model).n_layers
-    needed = encoders.architecture_of(model.config).protected
+    n_layers = encoder_parts.EncoderParts(model).n_layers
+    needed = architectures.architecture_of(model.config).protected
     if remove_first_block and needed:
         raise UsageError(
             f"--remove_first_block: block {min(needed)} of a {model.config.model_type} model holds the relative "

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor
 from utils.core import cli
 from utils.core.files import BROKEN, read_json, write_json, write_text
 from utils.data.clips import Clips
-from utils.models import encoders, latency
+from utils.models import architectures, encoders, latency
 from utils.pruning.layer_selection import Candidate, Keep
 from utils.pruning.subset_scores import SubsetScores
 from utils.scores import evaluation
@@ -182,7 +182,7 @@ class PruningTable:
 
 def count_parameters(model: PreTrainedModel, keeps: Iterable[Keep]) -> dict[Keep, int]:
     """Return the exact number of parameters of the model that keeps some blocks alone, of each kept list."""
-    of_block = [encoders.count_parameters(block) for block in encoders.blocks_of(model)]
+    of_block = [encoders.count_parameters(block) for block in architectures.blocks_of(model)]
     if getattr(model.config, "use_weighted_layer_sum", False):
         of_block = [n + 1 for n in of_block]  # the weight of its output in the sum
     besides = encoders.count_parameters(model) - sum(of_block)

@@ -14,7 +14,7 @@ import numpy as np
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.core.files import name_of, read_json, write_json
-from utils.data.clips import SPLITS
+from utils.data.splits import SPLITS
 from utils.pruning.layer_selection import (
     FIRST_BLOCK,
     METRICS,

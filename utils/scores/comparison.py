@@ -1,17 +1,22 @@
 """Compare models clip by clip, from what stage 03 left of each: differences, their intervals and p values."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
-from utils.core import runs
+from utils.core import lazy, runs
 from utils.core.errors import InputError
 from utils.core.files import sha256_of_lines
 from utils.core.text import printable, some
-from utils.scores import evaluation, predictions, summary
+from utils.scores import predictions, summary
+
+with lazy.imported_on_first_use():
+    import pandas as pd
+
+    from utils.scores import evaluation
 
 # Of a folder, in bytes; file systems take 255.
 LONGEST_NAME = 120

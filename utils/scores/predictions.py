@@ -1,26 +1,33 @@
 """``predictions.parquet``: what a model says of each clip. 03 writes it, and comparisons read it."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from utils.core import lazy
 from utils.core.errors import InputError
 from utils.core.files import atomic_path
-from utils.data.clips import Clips
 from utils.scores import summary
+
+with lazy.imported_on_first_use():
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from utils.data.clips import Clips
 
 AGAIN = f"run {summary.STAGE}.py again with --overwrite"
 NAME = "predictions.parquet"
 SCHEMA_VERSION = 1
 COLUMNS = {
-    "clip_id": pa.types.is_string,
-    "label_id": pa.types.is_integer,
-    "predicted_id": pa.types.is_integer,
-    "group": pa.types.is_string,
+    "clip_id": "string",
+    "label_id": "integer",
+    "predicted_id": "integer",
+    "group": "string",
 }
 
 
@@ -70,8 +77,8 @@ def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str] | None]:
         raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
     odd = [
         f"{name} ({table[name].type}, {table[name].null_count} missing)"
-        for name, is_type in COLUMNS.items()
-        if not is_type(table[name].type) or table[name].null_count
+        for name, kind in COLUMNS.items()
+        if not getattr(pa.types, f"is_{kind}")(table[name].type) or table[name].null_count
     ]
     if odd:
         raise InputError(f"{path} has {', '.join(odd)}; expected text or whole numbers, none of them missing; {AGAIN}")

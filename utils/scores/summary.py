@@ -1,19 +1,24 @@
 """``summary.csv`` and ``summary.png`` of a results folder: rebuilt from the folders in it, never appended to."""
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
-
-from utils.core import runs
+from utils.core import lazy, runs
 from utils.core.errors import InputError, OutputExistsError
 from utils.core.files import write_text
 from utils.core.text import printable
-from utils.data.clips import UNIT_NOT_NOTED
-from utils.figures.plots import summary_figure
+from utils.data.splits import UNIT_NOT_NOTED
+
+with lazy.imported_on_first_use():
+    import pandas as pd
+
+    from utils.figures import plots
+
 
 log = logging.getLogger(__name__)
 
@@ -190,9 +195,19 @@ def rebuild_summary(results_dir: Path) -> pd.DataFrame:
             return pd.DataFrame(columns=METRICS_COLUMNS)
         summary = pd.concat(tables, ignore_index=True)
         write_metrics(csv_path, summary)
-        summary_figure(summary, results_dir / SUMMARY_NAME, int(_is_doubtful(summary).sum()))
+        plots.summary_figure(summary, results_dir / SUMMARY_NAME, int(_is_doubtful(summary).sum()))
         log.info("%s and .png: rebuilt from %d results", csv_path, len(summary))
     return summary
+
+
+def holds(folder: Path) -> bool:
+    """Tell whether the summary beside a result has its row, to the letter, and a figure."""
+    results_dir = Path(folder).resolve().parent
+    with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
+        row = (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()[1]
+        in_summary = row in (results_dir / f"{SUMMARY_NAME}.csv").read_text(encoding="utf-8").splitlines()
+        return in_summary and (results_dir / f"{SUMMARY_NAME}.png").is_file()
+    return False
 
 
 def _metrics_of(folder: Path) -> pd.DataFrame | None:

@@ -1,0 +1,279 @@
+"""All that depends on an architecture: where a model type keeps its parts, what it hears, how it pools. The only list.
+
+Another encoder of the shape of wav2vec 2.0 is one entry of `ARCHITECTURES`; one with a window or a pooling of its own
+is a subclass. A model type that is not listed is refused. Nothing heavy is loaded here: help texts name the list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from utils.core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
+
+# Of Whisper's window: crop it to the clips, or compute it in full.
+WINDOWS = CLIP_WINDOW, FULL_WINDOW = ("clip", "full")
+# The networks of `bird_cnn`, which have no blocks: the names that stage 06 offers, and their model types.
+CNNS = {"melspectrogram": "melspectrogram_cnn", "waveform": "waveform_cnn"}
+CNN_HEAD = ("classifier",)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An encoder that hears clips of any length and pools its frames. Parts are paths from the whole model.
+
+    Attributes
+    ----------
+    name : str
+        What the field calls it.
+    blocks : str
+        The list of transformer blocks.
+    feature_encoder : tuple of str
+        The convolutions (or patch embedding) in front.
+    final_norm : str, optional
+        The norm between the last block and the head. Default: there is none, whatever the config says.
+    head : tuple of str
+        What a base model has not and fine-tuning adds, first module first.
+    stable_norm_only : bool
+        True where only models with ``do_stable_layer_norm`` apply the final norm there, and others before the blocks.
+    can_sum_layers : bool
+        True where the model can pool a weighted sum of all its layers (``use_weighted_layer_sum``).
+    sums_normed : bool
+        True where that sum takes the last layer after the final norm. Other models take it before, so that the norm
+        does nothing. Seen in transformers 5.23.0: the encoder's ``capture_outputs`` says so, and the key
+        ``tie_last_hidden_states`` of a config overrules it.
+    protected : frozenset of int
+        Blocks that hold what the others need; they go only if all go.
+    """
+
+    name: str
+    blocks: str
+    feature_encoder: tuple[str, ...]
+    final_norm: str | None = None
+    head: tuple[str, ...] = ("projector", "classifier")
+    stable_norm_only: bool = False
+    can_sum_layers: bool = True
+    sums_normed: bool = False
+    protected: frozenset[int] = frozenset()
+
+    can_crop_window = False
+
+    def longest_clip_seconds(self, extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
+        """Return the longest clip, in seconds, that a model hears whole; infinite where it has no window."""
+        return float("inf")
+
+    def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
+        """Return the fewest samples of which a model makes a frame: what its convolutions see at once."""
+        n_samples = 1
+        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+            n_samples = (n_samples - 1) * stride + kernel
+        return n_samples
+
+    def pooled(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the mean over all frames, shape (batch, hidden_size)."""
+        return hidden_states.mean(dim=1)
+
+    def hears(
+        self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, n_samples: int, n_frames: int
+    ) -> list[bool]:
+        """Tell of each frame whether it hears the clip, and not the silence that a window is filled up with."""
+        return [True] * n_frames
+
+    def extractor_settings(self, config: dict[str, Any]) -> str:
+        """Return the arguments that its feature extractor most likely had, for a folder that has lost it."""
+        return "do_normalize=True"
+
+
+class Whisper(Architecture):
+    """Hears a window, 30 s as published, whose rest is silence. Its positions are sinusoids that begin at the start."""
+
+    can_crop_window = True
+
+    def longest_clip_seconds(self, extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
+        """Return the length of the window."""
+        return float(extractor.chunk_length)
+
+    def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
+        """Return 1: what is shorter than the window is padded."""
+        return 1
+
+    def hears(
+        self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, n_samples: int, n_frames: int
+    ) -> list[bool]:
+        """Tell of each frame whether it begins within the clip."""
+        n_heard = -(-n_samples // (extractor.hop_length * self._stride(model)))
+        return [frame < n_heard for frame in range(n_frames)]
+
+    def extractor_settings(self, config: dict[str, Any]) -> str:
+        """Return the number of bands and the seconds of the window."""
+        seconds = config.get("max_source_positions", 1500) // 50
+        return f"feature_size={config.get('num_mel_bins', 80)}, chunk_length={seconds}"
+
+    def crop(
+        self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, seconds: int
+    ) -> SequenceFeatureExtractor:
+        """Give a model a shorter window, in place: the first rows of its positions are those of the shorter one."""
+        from torch import nn
+
+        extractor = type(extractor).from_dict({**extractor.to_dict(), "chunk_length": seconds})
+        encoder, n_positions = model.encoder, extractor.nb_max_frames // self._stride(model)
+        first = encoder.embed_positions.weight.detach()[:n_positions].clone()
+        encoder.embed_positions = nn.Embedding.from_pretrained(first, freeze=True)
+        encoder.max_source_positions = model.config.max_source_positions = n_positions
+        return extractor
+
+    def _stride(self, model: PreTrainedModel) -> int:
+        return model.encoder.conv1.stride[0] * model.encoder.conv2.stride[0]
+
+
+class SpectrogramTransformer(Architecture):
+    """AST: patches of a spectrogram of fixed length, whose positions were learned, and two class tokens before them."""
+
+    n_tokens = 2
+    frame_s, shift_s = 0.025, 0.010  # of the Kaldi filter bank in its feature extractor
+
+    def longest_clip_seconds(self, extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
+        """Return the length of the spectrogram."""
+        return (config.max_length - 1) * self.shift_s + self.frame_s
+
+    def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
+        """Return one frame of its filter bank, at 16 kHz."""
+        return round(self.frame_s * 16_000)
+
+    def pooled(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the mean of the class tokens, shape (batch, hidden_size)."""
+        return hidden_states[:, : self.n_tokens].mean(dim=1)
+
+    def hears(
+        self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, n_samples: int, n_frames: int
+    ) -> list[bool]:
+        """Tell of each token whether it is a patch that begins within the clip; patches overlap."""
+        config, rate = model.config, extractor.sampling_rate
+        n_mel_frames = 1 + max(0, n_samples - round(self.frame_s * rate)) // round(self.shift_s * rate)
+        starts = range(0, config.max_length - config.patch_size + 1, config.time_stride)
+        n_bands = (n_frames - self.n_tokens) // len(starts)  # tokens run through time first, then to the next band
+        return [False] * self.n_tokens + [start < n_mel_frames for start in starts] * n_bands
+
+    def extractor_settings(self, config: dict[str, Any]) -> str:
+        """Return the number of bands and of frames."""
+        return f"num_mel_bins={config.get('num_mel_bins', 128)}, max_length={config.get('max_length', 1024)}"
+
+
+def _like_wav2vec2(name: str, prefix: str, **differences: Any) -> Architecture:
+    """Return the entry of a model that keeps its parts where wav2vec 2.0 does, below a name of its own."""
+    norm = {"final_norm": f"{prefix}.encoder.layer_norm", "stable_norm_only": True}
+    return Architecture(name, f"{prefix}.encoder.layers", (f"{prefix}.feature_extractor",), **{**norm, **differences})
+
+
+ARCHITECTURES = {
+    "wav2vec2": _like_wav2vec2("wav2vec2", "wav2vec2"),
+    "hubert": _like_wav2vec2("HuBERT", "hubert"),
+    # Block 0 of WavLM owns the embedding of relative positions that all blocks add to their attention.
+    "wavlm": _like_wav2vec2("WavLM", "wavlm", protected=frozenset({0})),
+    # Its encoder norms before the blocks alone, and does not read do_stable_layer_norm.
+    "data2vec-audio": _like_wav2vec2("data2vec-audio", "data2vec_audio", final_norm=None, stable_norm_only=False),
+    "unispeech-sat": _like_wav2vec2("UniSpeech-SAT", "unispeech_sat"),
+    "whisper": Whisper(
+        "Whisper",
+        "encoder.layers",
+        ("encoder.conv1", "encoder.conv2"),
+        final_norm="encoder.layer_norm",
+        sums_normed=True,
+    ),
+    "audio-spectrogram-transformer": SpectrogramTransformer(
+        "AST",
+        "audio_spectrogram_transformer.layers",
+        ("audio_spectrogram_transformer.embeddings.patch_embeddings",),
+        final_norm="audio_spectrogram_transformer.layernorm",
+        head=("classifier",),
+        can_sum_layers=False,
+    ),
+}
+# What help texts and messages name.
+NAMES = ", ".join(architecture.name for architecture in ARCHITECTURES.values())
+
+
+def check_known(model_type: str) -> None:
+    """Refuse a model type that no stage takes.
+
+    Raises
+    ------
+    InputError
+    """
+    if model_type not in ARCHITECTURES and model_type not in CNNS.values():
+        raise _unknown(model_type)
+
+
+def architecture_of(config: PreTrainedConfig) -> Architecture:
+    """Return where the model type of `config` keeps its parts.
+
+    Raises
+    ------
+    InputError
+        If it is not a transformer encoder that this project knows.
+    """
+    try:
+        return ARCHITECTURES[config.model_type]
+    except KeyError:
+        raise _unknown(config.model_type) from None
+
+
+def _unknown(model_type: str) -> InputError:
+    return InputError(
+        f"a {model_type!r} model has no transformer blocks that this project knows; it knows those of {NAMES}"
+    )
+
+
+def has_blocks(config: PreTrainedConfig) -> bool:
+    """Tell whether a model is made of transformer blocks; the CNNs of stage 06 are not.
+
+    Raises
+    ------
+    InputError
+        If this project does not know the model type.
+    """
+    check_known(config.model_type)
+    return config.model_type in ARCHITECTURES
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the transformer blocks of a model, first to last."""
+    return model.get_submodule(architecture_of(model.config).blocks)
+
+
+def sums_layers(config: PreTrainedConfig) -> bool:
+    """Tell whether a model pools a weighted sum of all its layers."""
+    return architecture_of(config).can_sum_layers and getattr(config, "use_weighted_layer_sum", False)
+
+
+def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
+    """Return the norm that changes the logits between the last block and the head; None where there is none."""
+    config, architecture = model.config, architecture_of(model.config)
+    if architecture.final_norm is None:
+        return None
+    if architecture.stable_norm_only and not getattr(config, "do_stable_layer_norm", False):
+        return None
+    overruled = getattr(config, "tie_last_hidden_states", None)
+    if sums_layers(config) and not (architecture.sums_normed if overruled is None else overruled):
+        return None
+    return model.get_submodule(architecture.final_norm)
+
+
+def longest_clip_seconds(extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
+    """Return the longest clip, in seconds, that a model hears whole; infinite where it has no window.
+
+    Feature extractors with a fixed window cut what is longer, without a word.
+    """
+    if not has_blocks(config):
+        return float("inf")
+    return architecture_of(config).longest_clip_seconds(extractor, config)
+
+
+def shortest_clip_samples(config: PreTrainedConfig) -> int:
+    """Return the fewest samples of which a model makes a frame."""
+    return architecture_of(config).shortest_clip_samples(config) if has_blocks(config) else 1
