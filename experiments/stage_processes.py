@@ -16,12 +16,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = [
-    "utils.figures.analysis_plots",
-    "utils.models.latency",
     "utils.data.preparation",
-    "utils.pruning.pruning_plan",
+    "utils.figures.analysis_plots",
+    "utils.figures.pruning_plots",
+    "utils.layers.convexity",
+    "utils.layers.probes",
+    "utils.models.training",
+    "utils.pruning.healing",
+    "utils.pruning.pruning_table",
 ]
-IMPORTED += ["utils.figures.pruning_plots", "utils.scores.summary", "utils.models.training"]
 CONTEXT = multiprocessing.get_context("forkserver")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def leave_at_once(number: int, frame: object) -> None:
+def _leave(number: int, frame: object) -> None:
     """End a program that has not begun: there is nothing to close, and no traceback to show."""
     os.write(2, b"stopped by SIGINT: run the same command again to go on\n")
     os._exit(75)
@@ -21,4 +21,4 @@ def leave_at_once(number: int, frame: object) -> None:
 _program = getattr(sys.modules.get("__main__"), "__file__", None)
 _is_ours = _program and Path(__file__).resolve().parent.parent in Path(_program).resolve().parents[:2]
 if _is_ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, leave_at_once)
+    signal.signal(signal.SIGINT, _leave)

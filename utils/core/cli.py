@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import utils
 from utils.core import runs, streams
 from utils.core.errors import AlreadyComplete, InputError, Interrupted, StageError, UsageError, advice_on
 
@@ -220,7 +219,7 @@ def run_stage(
     """
     if argv is None:
         _in_utf8_mode()
-        if signal.getsignal(signal.SIGINT) is utils.leave_at_once:
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # until now `utils` has left at once
             signal.signal(signal.SIGINT, signal.default_int_handler)
     with streams.lasting_streams():
         return _run_stage(parser, run, argv)
