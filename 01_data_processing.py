@@ -70,7 +70,7 @@ def shard(text: str) -> Shard:
     if match and len(match[2]) > len(str(shards.MOST_SHARDS)):
         raise argparse.ArgumentTypeError(f"{text!r} asks for too many shards; there can be {shards.MOST_SHARDS:,}")
     if not match or len(match[1]) > len(match[2]) or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shard such as 3/8; the first of 8 is 1/8, the last 8/8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard such as 3/8; the first of 8 is 1/8, the last 8/8")
     return Shard(int(match[1]), int(match[2]))
 
 
@@ -78,7 +78,7 @@ def number_of_shards(text: str) -> int:
     """Parse the 8 of ``3/8``: what no job can have been a share of is refused before all shards are looked for."""
     match = re.fullmatch(r"0*([1-9]\d*)", text, flags=re.ASCII)
     if not match or len(match[1]) > len(str(shards.MOST_SHARDS)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of shards; expected 1 to {shards.MOST_SHARDS}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of shards; expected 1 to {shards.MOST_SHARDS}")
     return int(match[1])
 
 
@@ -86,7 +86,7 @@ def channel(text: str) -> str:
     """Parse ``mean``, ``left``, ``right``, ``best`` or ``3``."""
     if text not in audio.CHANNELS and not re.fullmatch(r"[1-9]\d{0,2}", text, flags=re.ASCII):
         names = ", ".join(audio.CHANNELS)
-        raise argparse.ArgumentTypeError(f"{text!r} is no channel; expected {names} or a number; the first is 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a channel; expected {names} or a number; the first is 1")
     return text
 
 

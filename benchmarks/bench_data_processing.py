@@ -232,13 +232,13 @@ def report(args: argparse.Namespace, scratch: Path) -> None:
         for way, measure in ways.items():
             throughput[way].append(measure())
     ours, *others = ways
-    print(f"\n{'way':<26}{'s of sound / s':>16}{'01 is so many times as fast':>30}{'goal':>8}")
+    print(f"\n{'way':<26}{'s of sound / s':>16}{'speed-up of 01':>16}{'goal':>8}")
     goals = dict(zip(others, ["0.85", "", "4"], strict=True))
     for way, values in throughput.items():
         line = f"{way:<26}{statistics.median(values):>16.0f}"
         if way != ours:
             ratio = statistics.median(a / b for a, b in zip(throughput[ours], values, strict=True))
-            line += f"{ratio:>30.2f}{goals[way]:>8}"
+            line += f"{ratio:>16.2f}{goals[way]:>8}"
         print(line)
 
     hour = scratch / "hour"

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(args: argparse.Namespace, path: Path) -> None:
     n, n_pairs = args.n_clips, args.n_layers * (args.n_layers + 1) // 2
     print(f"{args.n_layers} layers of {n} clips in {args.dimensions} dimensions, {path.stat().st_size / 1e9:.1f} GB")
-    columns = f"{'clips':>8}{'pairs':>7}{'s':>9}{'CPU s':>9}{'peak GB':>9}{'CKA is so many times as fast':>32}"
+    columns = f"{'clips':>8}{'pairs':>7}{'s':>9}{'CPU s':>9}{'peak GB':>9}{'speed-up of CKA':>17}"
     print(f"\n{'way':<24}{columns}")
     clips = dict.fromkeys(WAYS, n)
     clips["n x n, one pair"] = clips["n x n, one pair, HKH"] = min(n, args.gram_clips)

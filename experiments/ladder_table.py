@@ -158,7 +158,7 @@ def rules(whole: dict[str, str], results_dir: Path) -> list[str]:
     """Return the lines of a table of the rules: a line a rule, best first, accuracies as means over the seeds."""
     tables = [read_sweep(results_dir, name)[1].assign(seed=seed) for seed, name in whole.items()]
     rows = pd.concat(tables, ignore_index=True)
-    # A rule may well propose to keep all blocks, which is no subset.
+    # A rule may well propose to keep all blocks, which is not a subset.
     rows = rows[~rows["strategy"].isin([FULL, *SEARCHES]) & (rows["n_layers"] < rows["n_layers"].max())]
     # The random subsets of a size, or the subsets that an iterative rule passes, count as one.
     by_size = rows.groupby(["strategy", "seed", "n_layers"])["report_accuracy"].mean()

@@ -571,7 +571,7 @@ def test_names_that_are_no_unicode(raw_dir):
     name = os.fsdecode(b"Crow/K\xf6nig.wav")
     write(raw_dir / "Crow" / "temporary.wav", song(1, 16000, seed=80), 16000).rename(raw_dir / name)
     assert run(raw_dir) == 0
-    assert list(skipped(raw_dir).values()) == ["its name is no valid UTF-8: rename it"]
+    assert list(skipped(raw_dir).values()) == ["its name is not valid UTF-8: rename it"]
 
 
 # --------------------------------------------------------------------------------------- labels of another level

@@ -446,8 +446,8 @@ def test_real_recordings(shared_dir, tmp_path):
     assert (table.groupby(recordists.dropna()).split.nunique() == 1).all()
 
 
-def test_the_lines_of_the_readme_load_the_splits_as_splits(processed, tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documented_lines_load_the_splits_as_splits(processed, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "recordings.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"(    from datasets import DatasetDict.*?)\n\n[A-Z]", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "processed_data").symlink_to(processed)

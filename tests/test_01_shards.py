@@ -494,7 +494,7 @@ def test_overwrite_keeps_the_old_result_until_the_shards_are_there(root, caplog)
 @pytest.mark.parametrize("value", ["0", "-1", "1000000", "99999999", "1e3", "x", "٣", ""])
 def test_no_such_number_of_shards(root, capsys, value):
     assert run(root, f"--merge_shards={value}") == 2
-    assert "is no number of shards; expected 1 to 999999" in capsys.readouterr().err
+    assert "is not a number of shards; expected 1 to 999999" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["1/1000000", "1/99999999", "99999999/1000000", f"1/{'9' * 5000}"])
@@ -521,7 +521,7 @@ def test_very_many_missing_shards_are_counted_and_not_named(root, caplog, monkey
 @pytest.mark.parametrize("value", ["4/3", "0/3", "x", "3", "1/0", "/8", "1/2/3", "1.5/3", "٣/٨", " 1/2", ""])
 def test_no_such_shard(root, capsys, value):
     assert run(root, "--shard", value) == 2
-    assert "is no shard such as 3/8; the first of 8 is 1/8, the last 8/8" in capsys.readouterr().err
+    assert "is not a shard such as 3/8; the first of 8 is 1/8, the last 8/8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

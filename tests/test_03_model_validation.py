@@ -465,7 +465,7 @@ def test_summary_of_nothing_is_not_written(tmp_path):
 def test_a_users_own_summary_is_left_alone(run_dir, data_dir, tmp_path, capfd):
     (tmp_path / "summary.csv").write_text("year,birds\n2020,7\n")
     assert main(run_dir, data_dir, tmp_path / "result") == 4
-    assert "is no summary of validation results" in capfd.readouterr().err
+    assert "is not a summary of validation results" in capfd.readouterr().err
     assert (tmp_path / "summary.csv").read_text() == "year,birds\n2020,7\n"
 
 
@@ -483,7 +483,10 @@ def test_text_that_looks_like_a_missing_value_stays_text(results_dir):
         ("", "cannot be read"),
         ("model_name\nx\n", "no column model_dir"),
         (",".join(summary.METRICS_COLUMNS) + "\n", "no row"),
-        (",".join(summary.METRICS_COLUMNS) + "\n" + "x," * (len(summary.METRICS_COLUMNS) - 1) + "x\n", "is no number"),
+        (
+            ",".join(summary.METRICS_COLUMNS) + "\n" + "x," * (len(summary.METRICS_COLUMNS) - 1) + "x\n",
+            "is not a number",
+        ),
     ],
 )
 def test_metrics_of_another_form_are_refused(tmp_path, text, words):

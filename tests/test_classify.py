@@ -85,17 +85,17 @@ def model_dirs(data):
     return {name: data / name / "runs" / "whole" / "model" for name in models}
 
 
-def readme_lines() -> str:
-    """Return the lines of Python by which the README classifies a file."""
-    text = (ROOT / "README.md").read_text()
+def documented_lines() -> str:
+    """Return the lines of Python by which docs/models.md classifies a file."""
+    text = (ROOT / "docs" / "models.md").read_text()
     block = re.search(r"\nIn Python:\n\n((?:    .*\n|\n)+)", text)[1]
     return textwrap.dedent(block)
 
 
 @pytest.fixture(scope="module")
 def heard(data, model_dirs):
-    """Run the lines of the README in a fresh interpreter, in folders that hold a model and recordings alone."""
-    (data / "lines.py").write_text(readme_lines())
+    """Run the documented lines in a fresh interpreter, in folders that hold a model and recordings alone."""
+    (data / "lines.py").write_text(documented_lines())
     (data / "run.py").write_text(
         textwrap.dedent("""
         import importlib.util, os, pickle, shutil, sys

@@ -338,10 +338,11 @@ def test_what_later_stages_cannot_take_is_refused_by_all_before_a_folder_is_made
         assert not (tmp_path / stage).exists()
 
 
-def test_readme_and_help_name_what_the_code_takes(capsys):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    words = " ".join(text.split()).split("Stage 02 takes ")[1].split(" by hub name or folder")[0]
-    assert words.replace(" and ", ", ") == architectures.NAMES
+def test_documents_and_help_name_what_the_code_takes(capsys):
+    for document, before in (("README.md", "Encoders: "), ("docs/models.md", "Stage 02 takes ")):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        words = " ".join(text.split()).split(before)[1].split(", by name on the hub or as a folder")[0]
+        assert words.replace(" and ", ", ") == architectures.NAMES
     with pytest.raises(SystemExit):
         load_stage("02_finetuning").build_parser().parse_args(["--help"])
     assert "WavLM" in " ".join(capsys.readouterr().out.split("--base_model BASE_MODEL")[-1].split())

@@ -1,4 +1,4 @@
-"""Labels that are no species, and those that other programs read as missing."""
+"""Labels that are not species, and those that other programs read as missing."""
 
 import io
 

@@ -113,7 +113,7 @@ def test_hidden_files_and_other_files_are_ignored(tmp_path, caplog):
         files, skipped = find_recordings(tmp_path)
     assert len(files) == 2
     assert skipped == []
-    assert "4 files are no audio and are ignored (2 .csv, " in caplog.text
+    assert "4 files are not audio and are ignored (2 .csv, " in caplog.text
 
 
 def test_audio_that_cannot_be_decoded_is_reported(tmp_path):
@@ -322,7 +322,7 @@ def test_names_that_are_no_text_are_reported(tmp_path):
         (tmp_path / "Jay" / os.fsdecode(b"\xff.wav")).touch()
     except OSError:
         pytest.skip("this file system takes only names in UTF-8")
-    assert reasons_of(tmp_path) == {"Jay/�.wav": "its name is no valid UTF-8: rename it"}
+    assert reasons_of(tmp_path) == {"Jay/�.wav": "its name is not valid UTF-8: rename it"}
 
 
 @pytest.mark.parametrize("name", ["a b.wav", 'say "rook".wav', "-rook.wav", "Grünspecht ♂.wav", "it's, a; bird.wav"])

@@ -165,7 +165,7 @@ def parse_layer_list(text: str, n_layers: int) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part, flags=re.ASCII)
         if not match:
-            raise UsageError(f"layer list {text!r}: {part!r} is no layer or range like 0-3; {layers_of_model}")
+            raise UsageError(f"layer list {text!r}: {part!r} is not a layer or range like 0-3; {layers_of_model}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise UsageError(f"layer list {text!r}: the range {part.strip()!r} runs backwards; {layers_of_model}")

@@ -2,7 +2,7 @@
 
 A stage does all its work inside ``with open_run(...) as run:``. The folder's ``run.json`` says
 ``running`` from the first moment, and ``complete``, ``interrupted`` or ``failed`` at the end. A folder
-without a complete ``run.json`` is no result, and no later stage reads it.
+without a complete ``run.json`` is not a result, and no later stage reads it.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def folder_input(path: Path, stages: Iterable[str] = ()) -> Input:
         raise InputError(f"{path}: no such folder; expected the output of {wanted}")
     record = read_record(path)
     if record is None:
-        raise InputError(f"{path} has no {RECORD_NAME}, so it is no output of {wanted}; run that first")
+        raise InputError(f"{path} has no {RECORD_NAME}, so it is not an output of {wanted}; run that first")
     if stages and record["stage"] not in stages:
         raise InputError(f"{path} was made by {record['stage']}.py; expected the output of {wanted}")
     if record["status"] != "complete":
@@ -152,7 +152,7 @@ class Run:
     stop_signal : str or None
         Name of the signal that asked the stage to stop, where it was opened with ``defer_signals``.
     scratch : set of str
-        Top-level names in the folder that are no outputs (work in progress, logs of other tools).
+        Top-level names in the folder that are not outputs (work in progress, logs of other tools).
     is_ending : bool
         True once the stage has stopped or failed, and only its record is still to be written: signals no longer
         count. With several processes, the one that ends first has torchrun send SIGTERM to the others.
@@ -222,7 +222,7 @@ def open_run(
         Top-level names that ``--overwrite`` leaves: the stage itself tells whether they are still good. It replaces
         these files and never writes into them.
     disposable : iterable of str
-        Patterns of files that are no result: a run that left nothing else is taken over with other arguments.
+        Patterns of files that are not a result: a run that left nothing else is taken over with other arguments.
     defer_signals : bool
         False: SIGTERM, SIGINT and SIGUSR2 raise `Interrupted` at once. True: the first one, and what comes within
         `REPEAT_S` of it, only sets ``Run.stop_signal``, and the stage must end itself soon by raising `Interrupted`.

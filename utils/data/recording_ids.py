@@ -182,7 +182,7 @@ def _by_numbers(bases: dict[int, str]) -> dict[int, str]:
 
 
 def _names_one_recording(stem: str) -> bool:
-    """Say whether a name ends with a date and time, or with a long number that is no date: it is one recording's."""
+    """Say whether a name ends with a date and time, or with a long number that is not a date: it is one recording's."""
     name = posixpath.basename(stem)
     if MOMENT.search(name):
         return True

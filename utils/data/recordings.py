@@ -88,7 +88,7 @@ def find_recordings(
     `label_level` must decide; see `folder_levels.find_label_level`. Audio above the species' folders has no label
     and is skipped. The label is the folder's name, in Unicode's composed form, without a trailing ``sound(s)``,
     ``audio`` or ``recording(s)`` (``Andean Guan_sound`` is ``Andean Guan``). Recordists are unknown. Hidden files and
-    files that are no audio are ignored; symbolic links are followed, each folder is read once.
+    files that are not audio are ignored; symbolic links are followed, each folder is read once.
 
     **With metadata** only the files that it names are read; see `metadata.read_rows` for its columns and
     `_Finder` for how a file is found.
@@ -280,7 +280,7 @@ def _from_folders(raw_dir: Path, label_level: int | None) -> tuple[list[SourceFi
     paths, skipped, ignored = _walk(raw_dir)
     if ignored:
         counts = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in ignored.most_common(5))
-        log.info("%s: %d files are no audio and are ignored (%s)", raw_dir, ignored.total(), counts)
+        log.info("%s: %d files are not audio and are ignored (%s)", raw_dir, ignored.total(), counts)
     if not paths and not skipped:
         raise InputError(
             f"{raw_dir} holds no audio ({ignored.total()} other files); "
@@ -361,7 +361,7 @@ def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
             elif not entry.is_file():
                 skipped.append(_skip(path, "neither a file nor a folder"))
             elif not _is_text(path):
-                skipped.append(_skip(path, "its name is no valid UTF-8: rename it"))
+                skipped.append(_skip(path, "its name is not valid UTF-8: rename it"))
             else:
                 paths.append(path)
     return sorted(paths), skipped, ignored

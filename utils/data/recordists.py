@@ -22,7 +22,7 @@ ACCENTS = re.compile("[\u0300-\u036f]")
 SHORTEST_NEAR = 8  # characters of a name that may be another with a letter changed: shorter ones are alike by chance
 MOST_ALIKE = 50  # names that share a word and are compared with each other
 NAMED = 10
-NOT_TURNED = {"jr", "sr", "ii", "iii", "iv", "phd", "dr", "md", "msc"}  # "Smith, Jr." is no first name
+NOT_TURNED = {"jr", "sr", "ii", "iii", "iv", "phd", "dr", "md", "msc"}  # "Smith, Jr." is not a first name
 
 UNKNOWN_WORDS = frozenset(
     {

@@ -162,7 +162,7 @@ class Merge:
             try:
                 record = runs.read_record(folder)
             except InputError as error:
-                text = f"its {runs.RECORD_NAME} cannot be used ({error.__cause__ or 'it is no run record'})"
+                text = f"its {runs.RECORD_NAME} cannot be used ({error.__cause__ or 'it is not a run record'})"
                 faults[number] = Fault(text, overwrite=True)
                 continue
             if record is None:

@@ -207,7 +207,7 @@ def _admit(raw_dir: Path, settings: dict, overwrite: bool) -> None:
         shutil.rmtree(raw_dir)
         raw_dir.mkdir()
     elif any(raw_dir.iterdir()):
-        raise OutputExistsError(f"{raw_dir} holds files that are no synthetic birds; choose another folder")
+        raise OutputExistsError(f"{raw_dir} holds files that are not synthetic birds; choose another folder")
     write_json(settings_path, settings)
 
 

@@ -59,7 +59,7 @@ def read(path: str | Path, rate_hz: int, channel: str = "mean") -> np.ndarray:
             raise ValueError(f"{path} holds several streams of sound: convert it to WAV")
         channels = file.read(dtype="float32", always_2d=True)
     if not np.isfinite(channels).all():
-        raise ValueError(f"{path} holds samples that are no numbers")
+        raise ValueError(f"{path} holds samples that are not numbers")
     index = choose_channel(channels, channel)
     audio = channels.mean(axis=1) if index is None else channels[:, index]
     peak = np.abs(audio).max(initial=0)

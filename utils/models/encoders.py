@@ -227,7 +227,7 @@ def _sum_as_when_made(config: PreTrainedConfig) -> None:
     stable = architecture_of(config).stable_norm_only and getattr(config, "do_stable_layer_norm", False)
     if not stable or getattr(config, "tie_last_hidden_states", None) is not None:
         return
-    with contextlib.suppress(TypeError, InvalidVersion):  # None, or a text that is no version
+    with contextlib.suppress(TypeError, InvalidVersion):  # None, or a text that is not a version
         if Version(config.transformers_version) < SUMS_BEFORE_NORM:
             config.tie_last_hidden_states = True
             log.info(

@@ -136,7 +136,7 @@ def open_folder(name: str, path: Path) -> ModelFolder:
         that the weights cannot be of.
     """
     if not (path / CONFIG_NAME).is_file():
-        raise InputError(f"{name} has no {CONFIG_NAME}, so it is no whole model folder; {WANTED}")
+        raise InputError(f"{name} has no {CONFIG_NAME}, so it is not a whole model folder; {WANTED}")
     config = _read_json(name, path / CONFIG_NAME)
     if config.get("model_type") is None:
         found = some([repr(key) for key in config], 3) or "nothing"
@@ -161,7 +161,7 @@ def _extractor_advice(name: str, path: Path, config: dict) -> str:
 
     known = architectures.ARCHITECTURES.get(str(config.get("model_type")))
     if "clip_seconds" in config or known is None:  # trained here, with settings that nobody should guess
-        return f"so it is no whole model folder; {ADVICE}"
+        return f"so it is not a whole model folder; {ADVICE}"
     extractor = FEATURE_EXTRACTOR_MAPPING_NAMES[config["model_type"]]
     settings = known.extractor_settings(config)
     is_local = Path(name).is_dir()

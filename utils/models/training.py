@@ -308,7 +308,7 @@ def uses_bf16(mixed_precision: str, device: str) -> bool:
     Weights, gradients and the optimizer's state stay float32. One of AMD's cores with AVX-512 BF16 trains two to three
     times as fast with it. Intel's execute the same instructions at half the rate and take nearly twice as long as in
     float32. Those with AMX would be as fast as AMD's, but there oneDNN, up to its version 3.14, multiplies what lies
-    beyond the end of a row by zero: where that is no finite number, the product is NaN
+    beyond the end of a row by zero: where that is not a finite number, the product is NaN
     (https://github.com/uxlfoundation/oneDNN/issues/5717), and a training is lost now and then.
     """
     if mixed_precision != "auto":

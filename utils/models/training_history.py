@@ -72,7 +72,7 @@ def read_history(folder: Path) -> History:
             raise ValueError(f"schema_version {content['schema_version']!r}, expected {SCHEMA_VERSION}")
         lists = {name: content[name] for name in ("data_sha256", *ROLES)}
         if not all(isinstance(item, str) for items in lists.values() for item in [*items]):
-            raise ValueError("a digest that is no text")
+            raise ValueError("a digest that is not a text")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}); copy the whole model folder again"

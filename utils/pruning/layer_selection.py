@@ -87,6 +87,10 @@ class Rule:
     removals: Callable[["_Task"], Iterable[Collection[int]]]
     several: bool = False
 
+    def __post_init__(self):
+        if unknown := set(self.needs) - set(METRICS):
+            raise ValueError(f"a rule needs {', '.join(sorted(unknown))}, which METRICS has no metric of 04 for")
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -420,7 +424,7 @@ def _nearest_ends(distance_of: Callable[[Evidence], np.ndarray]) -> Callable[[_T
 def _convexity_peak(task: _Task) -> Iterator[Sequence[int]]:
     convexity = np.asarray(task.evidence.convexity, dtype=np.float64)
     best = convexity[np.isfinite(convexity)].max()
-    # Comparisons with NaN are false, and an infinity is no measurement.
+    # Comparisons with NaN are false, and an infinity is not a measurement.
     peak = int(np.argmax(np.isfinite(convexity) & (convexity >= best - task.convexity_tolerance)))
     yield [block for block in task.removable if block >= peak]
 

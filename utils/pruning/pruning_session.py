@@ -67,7 +67,7 @@ class PruningSession:
                 return self._step(command)
         except UsageError as error:
             return f"not possible: {error}"
-        return f"{command!r} is no command\n{HELP}"
+        return f"{command!r} is not a command\n{HELP}"
 
     def show(self) -> str:
         """Return the grid of blocks, and how large the model is now."""

@@ -98,7 +98,7 @@ class PruningTable:
             Columns `COLUMNS`. ``kept_layers`` counts in the model that is swept, ``kept_layers_base`` in its base
             model. ``seconds`` is the time of the walks that ran the subset, on either split, each divided evenly
             over its subsets: what several strategies propose was run once, and says so in every row.
-            ``relative_accuracy`` is a share of the whole model's, ``report_difference`` less the whole model's,
+            ``relative_accuracy`` is a share of the whole model's, ```report_difference`` minus the whole model's,
             with a paired 95 % interval.
         """
         keeps = {candidate.keep for candidate in self.candidates}
@@ -324,7 +324,7 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
 def is_shown(keep: Keep, whole: Keep, margin: float, on_search: SubsetScores) -> bool:
     """Tell whether the interval, too, of a subset's difference from the whole model is no worse than the margin."""
     _, low, high = on_search.difference(keep, on_search.predicted(whole))
-    # Where all of a few groups differ alike the bootstrap gives no width, and that is no certainty.
+    # Where all of a few groups differ alike the bootstrap gives no width, and that shows nothing.
     has_width = high > low or on_search.n_groups >= evaluation.FEW_GROUPS
     return has_width and low >= -margin - ROUNDING
 

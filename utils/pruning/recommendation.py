@@ -144,7 +144,7 @@ def evidence_from_recommendation(value: object) -> Evidence:
             numbers[name] = np.array(_from_json(values), dtype=np.float64)
         except (TypeError, ValueError, OverflowError, RecursionError):
             raise InputError(
-                f"recommendation.json: evidence {name} is no array of numbers or null of the shape "
+                f"recommendation.json: evidence {name} is not an array of numbers or null of the shape "
                 f"{shape_of(name, n_layers)}; {advice}"
             ) from None
     evidence = Evidence(**numbers)
@@ -166,7 +166,7 @@ def analysis_input(analysis_dir: Path) -> runs.Input:
     if record is None or record["stage"] != ANALYSIS_STAGE or record["status"] != "complete":
         found = f"it is of {record['stage']}.py, {record['status']}" if record else "it has no run.json"
         raise InputError(
-            f"--analysis_dir {analysis_dir} is no complete output of {ANALYSIS_STAGE}.py: {found}; run that first"
+            f"--analysis_dir {analysis_dir} is not a complete output of {ANALYSIS_STAGE}.py: {found}; run that first"
         )
     outputs = [output for output in record["outputs"] if output["path"] == NAME]
     if not outputs:

@@ -374,7 +374,7 @@ def sign_flip_p_values(
     """Return how often two models that are alike would differ as much as these do: two-sided p values.
 
     If they are alike, each group could as well have had their answers exchanged. That flips the sign of the
-    group's share in the difference of accuracies, and does the like for macro F1, which is no sum over
+    group's share in the difference of accuracies, and does the like for macro F1, which is not a sum over
     groups. Groups that both answer alike change nothing; all ways to exchange the other ones are counted
     where there are no more than `n_draws`, else as many are drawn, and the one that was seen is counted with
     them, so that p is never 0. Sources: Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses",

@@ -123,7 +123,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} has {found}; run 03_model_validation.py again with --overwrite")
     text = [name for name in numbers if not pd.api.types.is_numeric_dtype(rows[name])]
     if text:
-        raise InputError(f"{path}: {text[0]} is no number; run 03_model_validation.py again with --overwrite")
+        raise InputError(f"{path}: {text[0]} is not a number; run 03_model_validation.py again with --overwrite")
     return rows
 
 
@@ -179,7 +179,7 @@ def rebuild_summary(results_dir: Path) -> pd.DataFrame:
     with _turn(results_dir):
         if csv_path.is_file() and not csv_path.read_bytes().startswith(f"{METRICS_COLUMNS[0]},".encode()):
             raise OutputExistsError(
-                f"{csv_path} is no summary of validation results, so it is left alone; choose an --output_dir in "
+                f"{csv_path} is not a summary of validation results, so it is left alone; choose an --output_dir in "
                 "another folder, or move that file away"
             )
         tables = []
@@ -211,7 +211,7 @@ def holds(folder: Path) -> bool:
 
 
 def _metrics_of(folder: Path) -> pd.DataFrame | None:
-    """Return the row of a folder; None if it is no result, or not yet. Runs of stage 02 have a metrics.csv too."""
+    """Return the row of a folder; None if it is not a result, or not yet. Runs of stage 02 have a metrics.csv too."""
     record = runs.read_record(folder)
     if record is None or record["stage"] != STAGE or record["status"] == "running":
         return None
