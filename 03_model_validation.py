@@ -32,7 +32,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.core import cli, lazy, runs
+from utils.core import cli, lazy, names, runs
 from utils.core.errors import AlreadyComplete, UsageError
 from utils.core.files import write_text
 from utils.core.text import some
@@ -45,17 +45,15 @@ with lazy.imported_on_first_use():
     import pandas as pd
 
     from utils.data import clips
-    from utils.figures import plots
     from utils.models import encoder_window, encoders, latency, predict, start_line, training_history
-    from utils.scores import evaluation
+    from utils.scores import drawing, evaluation
 
 log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>"
-COMPARISON_NAME = "comparison"
 OUTPUTS = (
     *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv"),
-    *("confusion_matrix.*", "reliability.*", f"{COMPARISON_NAME}.*"),
+    *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*"),
 )
 
 
@@ -89,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         compare(args)
         return
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
-        args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(cli.model_name(args.model_dir))
+        args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / names.of_model(args.model_dir)
     try:
         validate(args)
     except AlreadyComplete:
@@ -103,8 +101,8 @@ def show_results(output_dir: Path) -> None:
     """Rebuild the summary of all results beside this one; log it, and where the figures are."""
     if not runs.is_first_process():
         return
-    results_dir = output_dir.resolve().parent
-    table = summary.summary_table(summary.rebuild_summary(results_dir))
+    results_dir = names.root_of(output_dir)
+    table = summary.summary_table(summary.rebuild_summary(results_dir, [names.of_folder(output_dir)]))
     log.info("all results in %s:\n%s", results_dir, table)
     log.info("their figure: %s", results_dir / f"{summary.SUMMARY_NAME}.png")
     runs.log_figures(output_dir)
@@ -112,13 +110,15 @@ def show_results(output_dir: Path) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Compare the models of results folders, every two of them, and leave a folder with the table and the figure."""
-    names = [folder.resolve().name for folder in args.compare]
-    if len(set(names)) < max(2, len(names)):
-        raise UsageError(f"--compare takes two or more results folders, each of another name; found {', '.join(names)}")
+    compared = [names.of_folder(folder) for folder in args.compare]
+    if len(set(compared)) < max(2, len(compared)):
+        raise UsageError(
+            f"--compare takes two or more results folders, each of another name; found {', '.join(compared)}"
+        )
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
-        args.output_dir = args.compare[0].resolve().parent / comparison.folder_name(names)
+        args.output_dir = names.root_of(args.compare[0]) / comparison.folder_name(compared)
     inputs = {
-        f"compare {name}": comparison.results_input(folder) for name, folder in zip(names, args.compare, strict=True)
+        f"compare {name}": comparison.results_input(folder) for name, folder in zip(compared, args.compare, strict=True)
     }
     models = [comparison.read_scored(folder) for folder in args.compare]
     for model in models[1:]:
@@ -130,14 +130,15 @@ def compare(args: argparse.Namespace) -> None:
         )
         log.info(
             "%d models: %s; %s clips, split by %s; %s",
-            *(len(models), ", ".join(names), f"{len(first.predictions):,}", first.metrics["kept_together"], levels),
+            *(len(models), ", ".join(compared), f"{len(first.predictions):,}", first.metrics["kept_together"], levels),
         )
         table = comparison.comparison_table(models, args.seed)
-        write_text(args.output_dir / f"{COMPARISON_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
-        plots.comparison_figure(table, args.output_dir / COMPARISON_NAME)
+        path = args.output_dir / f"{comparison.COMPARISON_NAME}.csv"
+        write_text(path, table.to_csv(index=False, float_format="%.6g"))
+        drawing.draw_comparison(args.output_dir)
         evaluation.warn_of_few_groups(first.metrics["split"], first.predictions["group"].nunique())
         this_run.metrics = {
-            "n_models": len(names),
+            "n_models": len(compared),
             "n_pairs": len(table),
             "kept_together": first.metrics["kept_together"],
         }
@@ -183,7 +184,7 @@ def validate(args: argparse.Namespace) -> None:
         with this_run.timed("scores"):
             scores = evaluation.score_all(table, logits, args.seed)
         row = {
-            "model_name": args.output_dir.resolve().name,
+            "model_name": names.of_folder(args.output_dir),
             "model_dir": str(args.model_dir),
             "split": args.split,
             "n_clips": len(table),
@@ -208,12 +209,13 @@ def validate(args: argparse.Namespace) -> None:
         with this_run.timed("writing"):
             write_results(args.output_dir, split_clips, logits)
             summary.write_metrics(args.output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
+            drawing.draw_result(args.output_dir)
         log_scores(row, n_groups=table["group"].nunique())
         evaluation.warn_of_few_groups(args.split, table["group"].nunique())
 
 
 def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray) -> None:
-    """Write all that is told apart by clip or class: predictions, report, confusion matrix, calibration."""
+    """Write all that is told apart by clip or class: predictions, report, confusion matrix."""
     label_ids, labels = split_clips.table["label_id"].to_numpy(), split_clips.labels
     report = evaluation.per_class_report(label_ids, logits.argmax(axis=1), labels)
     missing = report.loc[report["support"] == 0, "label"]
@@ -225,9 +227,6 @@ def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray
     predictions.write_predictions(output_dir, split_clips, logits)
     write_text(output_dir / "classification_report.csv", report.to_csv(index=False))
     write_text(output_dir / "confusion_matrix.csv", confusion.to_csv())
-    plots.confusion_figure(confusion, output_dir / "confusion_matrix")
-    bins = evaluation.calibration(label_ids, logits)
-    plots.reliability_figure(bins, evaluation.expected_calibration_error(bins), output_dir / "reliability")
 
 
 def log_scores(row: dict, n_groups: int) -> None:

@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.core import cli, lazy, runs
+from utils.core import cli, lazy, names, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import write_text
 from utils.data import splits
@@ -48,8 +48,7 @@ with lazy.imported_on_first_use():
     import pandas as pd
 
     from utils.data import clips
-    from utils.figures import analysis_plots
-    from utils.layers import euclidean_convexity, hidden_states
+    from utils.layers import drawing, euclidean_convexity, hidden_states
     from utils.models import encoder_parts, encoder_window, encoders, predict, start_line, training_history
     from utils.pruning import layer_selection
     from utils.scores import evaluation
@@ -103,10 +102,10 @@ def run(args: argparse.Namespace) -> None:
     """Leave a folder of results."""
     args.metrics = chosen_metrics(args.metrics, between_models=args.compare_to is not None)
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
-        name = cli.model_name(args.model_dir)
+        name = names.of_model(args.model_dir)
         if args.compare_to is not None:
-            name += f"-and-{cli.model_name(args.compare_to)}"
-        args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(name)
+            name = names.both(name, names.of_model(args.compare_to))
+        args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
     inputs = {"model_dir": model_folder.any_model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
     if args.compare_to is not None:
         inputs["compare_to"] = model_folder.any_model_input(args.compare_to, "--compare_to")
@@ -181,23 +180,18 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     heard = hear(args, inputs, this_run, device)
     if not runs.is_first_process():
         return
-    draw = Figures(args)
-    found = measure_classes(args, heard, draw, this_run, device)
+    tables = Tables(args.output_dir)
+    found = measure_classes(args, heard, tables, this_run, device)
     similarities = measure_similarities(args, this_run, heard.hidden.pooled, None)
-    draw.similarities(similarities)
+    tables.write_similarities(similarities)
     knn = similarities.get("mutual_knn")
     cosine = analysis.mean_over_clips(heard.hidden.cosine) if "block_influence" in args.metrics else None
     if knn or cosine is not None:
         found["influence"] = analysis.influence(cosine, knn and knn.matrix)
-        found["knn_null"] = 1 - float(knn.null[0, 0]) if knn else None
-        draw.table("block_influence", found["influence"])
-        analysis_plots.influence_figure(found["influence"], args.output_dir / "block_influence", found["knn_null"])
+        tables.write("block_influence", found["influence"])
     angle = analysis.mean_over_clips(heard.hidden.angle) if "angular_distance" in args.metrics else None
     if angle is not None:
-        draw.table("angular_distance", analysis.angular_distance_table(angle))
-        found["angular_distance"] = analysis_plots.distances_by_length(angle)
-        analysis_plots.angular_distance_figure(found["angular_distance"], args.output_dir / "angular_distance")
-    analysis_plots.overview_figure(args.output_dir / "overview", similarity=draw.maps(similarities), **found)
+        tables.write("angular_distance", analysis.angular_distance_table(angle))
 
     def measured(table: str, column: str) -> np.ndarray | None:
         return found[table][column].to_numpy() if column in found.get(table, ()) else None
@@ -214,6 +208,7 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     source |= {"data_sha256": inputs["data_dir"].sha256, "split": args.split}
     n_layers, boundaries = encoder_parts.EncoderParts(heard.model).n_layers, analysis.two_block_boundaries(similarities)
     recommendation.write_recommendation(args.output_dir, source, n_layers, evidence, protected, args.seed, boundaries)
+    drawing.draw_analysis(args.output_dir, this_run.metrics)
 
 
 def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> Heard:
@@ -222,7 +217,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     model, extractor, fine_tuned = load(args.model_dir, split_clips, device)
     start_line.log_start(args.device, device, {args.model_dir: model}, {args.split: split_clips})
     evaluation.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
-    this_run.metrics["kept_together"] = split_clips.kept_together
+    this_run.metrics |= metrics_of(split_clips)
     cross_validated = args.split in ("train", ALL_SPLITS)
     if fine_tuned and cross_validated:
         log.warning(
@@ -250,9 +245,9 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
 
 
 def measure_classes(
-    args: argparse.Namespace, heard: Heard, draw: Figures, this_run: runs.Run, device: str
+    args: argparse.Namespace, heard: Heard, tables: Tables, this_run: runs.Run, device: str
 ) -> dict[str, pd.DataFrame]:
-    """Measure, write and draw what every layer knows of the classes; return the tables by layer."""
+    """Measure and write what every layer knows of the classes; return the tables by layer."""
     found = {}
     if "graph_convexity" in args.metrics:
         with this_run.timed("graph_convexity"):
@@ -260,7 +255,7 @@ def measure_classes(
                 heard.hidden, heard.clips.labels, args.num_neighbors, args.num_pairs, args.seed
             )
         found["convexity"] = layers
-        draw.convexity("graph_convexity", layers, classes)
+        tables.write_convexity("graph_convexity", layers, classes)
         best = layers.loc[layers["convexity"].idxmax()]
         if not best["mostly_direct"]:  # else a warning has just said that it says nothing
             log.info(
@@ -274,12 +269,11 @@ def measure_classes(
                 *(args.num_segments, args.num_points, args.seed, device),
             )
         found["euclidean_convexity"] = layers
-        draw.convexity("euclidean_convexity", layers, classes)
+        tables.write_convexity("euclidean_convexity", layers, classes)
     if "probe" in args.metrics:
         with this_run.timed("probe"):
             found["probe"] = analysis.probe(heard.hidden, heard.train, args.seed)
-        draw.table("probe", found["probe"])
-        analysis_plots.probe_figure(found["probe"], args.output_dir / "probe")
+        tables.write("probe", found["probe"])
         best = found["probe"].loc[found["probe"]["accuracy"].idxmax()]
         log.info(
             "a linear probe does best on layer %d: accuracy %.3f [%.3f, %.3f]",
@@ -291,6 +285,7 @@ def measure_classes(
 def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> None:
     """Compare all layers of one model with all layers of another."""
     split_clips = read_split(args, args.split)
+    this_run.metrics |= metrics_of(split_clips)
     states = []
     for flag, stem in (("model_dir", STATES), ("compare_to", OTHER_STATES)):
         model, extractor, _ = load(getattr(args, flag), split_clips, device)
@@ -304,12 +299,23 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     if not runs.is_first_process():
         return
     similarities = measure_similarities(args, this_run, *states)
-    Figures(args).similarities(similarities)
+    Tables(args.output_dir).write_similarities(similarities)
+    drawing.draw_analysis(args.output_dir, this_run.metrics)
 
 
 def read_split(args: argparse.Namespace, split: str) -> clips.Clips:
     """Return the clips of a split, or of all."""
     return clips.read_clips(args.data_dir, None if split == ALL_SPLITS else split, args.max_clips_per_class, args.seed)
+
+
+def metrics_of(split_clips: clips.Clips) -> dict:
+    """Return what ``run.json`` tells of the clips."""
+    table = split_clips.table
+    return {
+        "kept_together": split_clips.kept_together,
+        "n_clips": len(table),
+        "n_groups": int(table["group"].nunique()),
+    }
 
 
 def load(model_dir: str, split_clips: clips.Clips, device: str) -> tuple:
@@ -353,51 +359,30 @@ def measure_similarities(
     return similarities
 
 
-class Figures:
-    """Writes tables and figures into the output folder."""
+class Tables:
+    """Writes tables into the output folder; `drawing.draw_analysis` draws them."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.folder, self.per_class = args.output_dir, args.per_class
-        self.models = None
-        if args.compare_to is not None:
-            self.models = cli.model_name(args.model_dir), cli.model_name(args.compare_to)
+    def __init__(self, folder: Path):
+        self.folder = folder
 
-    def table(self, name: str, table: pd.DataFrame, **options) -> None:
+    def write(self, name: str, table: pd.DataFrame, **options) -> None:
         """Write a CSV."""
         write_text(self.folder / f"{name}.csv", table.to_csv(**{"index": False, **options}))
 
-    def convexity(self, name: str, layers: pd.DataFrame, classes: pd.DataFrame) -> None:
-        """Write convexity by layer, and by layer and class; draw the first, and on request the second."""
-        self.table(name, layers)
-        self.table(f"{name}_per_class", classes)
-        words = name.replace("_", " ").replace("euclidean", "Euclidean")
-        analysis_plots.convexity_figure(layers, self.folder / name, ylabel=words)
-        if self.per_class:
-            analysis_plots.class_convexity_figure(classes, self.folder / f"{name}_per_class", ylabel=words)
+    def write_convexity(self, name: str, layers: pd.DataFrame, classes: pd.DataFrame) -> None:
+        """Write convexity by layer, and by layer and class."""
+        self.write(name, layers)
+        self.write(f"{name}_per_class", classes)
 
-    def similarities(self, similarities: dict[str, analysis.LayerSimilarity]) -> None:
-        """Write every matrix and its null level; draw them on one scale."""
-        maps = self.maps(similarities)
-        if not maps:
-            return
-        lowest = analysis_plots.lowest_similarity(maps)
+    def write_similarities(self, similarities: dict[str, analysis.LayerSimilarity]) -> None:
+        """Write every matrix and its null level, with the range of that over the pairs of layers."""
+        nulls = []
         for metric, found in similarities.items():
-            frame = pd.DataFrame(found.matrix).rename_axis(index="layer")
-            self.table(metric, frame, index=True)
-            name = analysis.SIMILARITIES[metric].title
-            analysis_plots.similarity_figure({name: maps[name]}, self.folder / metric, self.models, lowest)
-        nulls = [{"metric": metric, "null": pd.DataFrame(s.null).stack().mean()} for metric, s in similarities.items()]
-        self.table("null_levels", pd.DataFrame(nulls))
-
-    def maps(self, similarities: dict[str, analysis.LayerSimilarity]) -> dict[str, analysis_plots.Similarity]:
-        """Return the matrices as the figures take them; a boundary only where it shows more than distance does."""
-        maps = {}
-        for metric, found in similarities.items():
-            blocks = found.blocks
-            shown = blocks is not None and blocks.contrast > blocks.contrast_of_distance_alone
-            boundary = blocks.boundary if shown else None
-            maps[analysis.SIMILARITIES[metric].title] = analysis_plots.Similarity(found.matrix, found.null, boundary)
-        return maps
+            self.write(metric, pd.DataFrame(found.matrix).rename_axis(index="layer"), index=True)
+            null = pd.DataFrame(found.null).stack()
+            nulls.append({"metric": metric, "null": null.mean(), "null_low": null.min(), "null_high": null.max()})
+        if nulls:
+            self.write("null_levels", pd.DataFrame(nulls))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ Subsets that begin alike share what they have in common, so that all 2,048 subse
 end and 2,048 blocks a clip. Stopped at any moment, the same command goes on from there.
 
 Writes <output_dir>/pruning.csv (grows with the strategies), best.json (for 07_manual_pruning.py --from), log.txt
-and run.json; pruning.pdf/.png (blocks kept and removed beside their scores) for all strategies and for each,
+and run.json; pruning.pdf/.png (blocks kept and removed beside their scores),
 strategies.pdf/.png (accuracy by size) and pareto.pdf/.png (against parameters and latency); with --heal also
 healing.csv and healed/model. Layers count from 0 in the model given.
 """
@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.core import cli, lazy, runs
+from utils.core import cli, lazy, names, runs
 from utils.core.errors import AlreadyComplete, UsageError
 from utils.data import splits
 from utils.models import model_folder
@@ -44,9 +44,8 @@ with lazy.imported_on_first_use():
     import pandas as pd
 
     from utils.data import clips
-    from utils.figures import pruning_plots
     from utils.models import encoder_parts, encoders, start_line, training_history
-    from utils.pruning import healing, layer_evidence, layer_selection, pruning_table, subset_scores
+    from utils.pruning import drawing, healing, layer_evidence, layer_selection, pruning_table, subset_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, SequenceFeatureExtractor
@@ -55,11 +54,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(Path(__file__).stem)
 
-DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>-pruning"
+DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>.sweep"
 SCRATCH = ".sweep"
 HEALED = "healed"
 OUTPUTS = (
-    *("pruning*.csv", "pruning*.pdf", "pruning*.png", "strategies.*", "pareto.*"),
+    *("pruning.csv", "pruning.pdf", "pruning.png", "strategies.*", "pareto.*"),
     *(best.NAME, "healing.csv", f"{HEALED}/model/*"),
 )
 NUM_NEIGHBORS = 10
@@ -125,7 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Leave a folder of results, and the summary of all results beside it."""
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
-        args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(f"{cli.model_name(args.model_dir)}-pruning")
+        name = names.variant_of(names.of_model(args.model_dir), names.SWEEP)
+        args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
     if args.search_split == args.report_split:
         raise UsageError(
             f"--search_split and --report_split are both {args.report_split}: a subset that was chosen by its score on "
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
     except AlreadyComplete:
         runs.log_figures(args.output_dir)
         raise
-    summary.rebuild_summary(args.output_dir.resolve().parent)  # in which this result has no row
+    summary.rebuild_summary(names.root_of(args.output_dir))  # in which this result has no row
     runs.log_figures(args.output_dir)
 
 
@@ -252,10 +252,10 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         table.measure_costs(asked.extractor, asked.search_clips, asked.device, scratch / "costs.json")
     with this_run.timed("report"):
         on_report.run(finalists)
-        rows = table.write()
+        table.write()
     this_run.metrics = write_choices(asked, choices, on_search, on_report)
     with this_run.timed("figures"):
-        draw(rows, args.output_dir, args.margin, table.has_doubtful_latencies)
+        drawing.draw_sweep(args.output_dir)
     if args.heal:
         choices.log_healing(to_heal, asked.heal_keep is not None, args.margin, on_search)
         with this_run.timed("healing"):
@@ -282,11 +282,12 @@ def write_choices(
         "kept_together": asked.report_clips.kept_together,
         "search_split": args.search_split,
         "report_split": args.report_split,
+        "n_of_splits": {scores.split: [scores.n_clips, scores.n_groups] for scores in (on_search, on_report)},
         "margin": args.margin,
     }
     written = best.write_best(args.output_dir, swept, choices.scored(on_search, on_report))
-    names = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
-    return {name: written[name] for name in names}
+    told = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
+    return {name: written[name] for name in told}
 
 
 def heal(
@@ -322,16 +323,6 @@ def parse_heal_keep(args: argparse.Namespace, model: PreTrainedModel) -> Keep | 
     if not keep:
         raise UsageError("--heal_keep none: without a layer there is no encoder to heal")
     return tuple(keep)
-
-
-def draw(table: pd.DataFrame, output_dir: Path, margin: float, latency_is_doubtful: bool) -> None:
-    """Draw the grid of kept and removed blocks, of each strategy and of all; accuracy by depth; Pareto fronts."""
-    pruning_plots.kept_grids_figure(table, output_dir / "pruning")
-    for strategy in table["strategy"].unique():
-        if strategy != pruning_table.FULL:
-            pruning_plots.strategy_figure(table, strategy, output_dir / f"pruning_{strategy}")
-    pruning_plots.strategies_figure(table, output_dir / "strategies", margin)
-    pruning_plots.pareto_figure(table, output_dir / "pareto", latency_is_doubtful=latency_is_doubtful)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.core import cli, lazy, replacing, runs
+from utils.core import cli, lazy, names, replacing, runs
 from utils.core.errors import UsageError
 from utils.models import model_folder
 from utils.pruning import best
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(Path(__file__).stem)
 
-DEFAULT_OUTPUT_DIR = "runs/<name of the model's run>-pruned"
+DEFAULT_OUTPUT_DIR = "runs/<name of the model's run>.pruned"
 OUTPUTS = ("model/*", "[0-9]*-blocks/model/*")
 
 
@@ -80,7 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Print the sizes before and after, and leave the pruned models."""
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
-        args.output_dir = Path(DEFAULT_OUTPUT_DIR).with_name(f"{cli.model_name(Path(args.model_dir))}-pruned")
+        name = names.variant_of(names.of_model(args.model_dir), names.PRUNED)
+        args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
     best_path = vars(args)["from"]
     asked = args.ladder or best_path is not None or args.keep_layers is not None or args.drop_layers is not None
     check_arguments(args, best_path, asked)

@@ -21,17 +21,22 @@ VALIDATE_ARGS ?=
 ANALYSE_ARGS  ?=
 PRUNE_ARGS    ?=
 
-DATA_DIR     = $(OUT_DIR)/processed_data/$(NAME)
-RUN_DIR      = $(OUT_DIR)/runs/$(NAME)
-RESULTS_DIR  = $(OUT_DIR)/validation_results/$(NAME)
-ANALYSIS_DIR = $(OUT_DIR)/analysis_results/$(NAME)
+# Names as utils/core/names.py tells. Of a model that is pruned before it is fine-tuned, say so:
+# TRAIN_ARGS="--keep_layers 0-5" MODEL=wav2vec2-base.blocks-0-5
+MODEL        ?= $(notdir $(BASE_MODEL:/=))
+DATA_SET     = $(NAME)$(if $(filter-out recordist,$(SPLIT_BY)),.by-$(SPLIT_BY))
+DATA_DIR     = $(OUT_DIR)/processed_data/$(DATA_SET)
+RUN_DIR      = $(OUT_DIR)/runs/$(DATA_SET)/$(MODEL)/seed-$(SEED)
+RESULTS_DIR  = $(OUT_DIR)/validation_results/$(DATA_SET)/$(MODEL)/seed-$(SEED)
+SWEEP_DIR    = $(OUT_DIR)/validation_results/$(DATA_SET)/$(MODEL).sweep/seed-$(SEED)
+ANALYSIS_DIR = $(OUT_DIR)/analysis_results/$(DATA_SET)/$(MODEL)/seed-$(SEED)
 # Of each drill, in each stage.
 TRIES       ?= 10
 # Recordings and models of the study, and how many of its steps run at a time.
 SHARED      ?= ../shared
 JOBS        ?= 2
 
-.PHONY: venv demo test pipeline study study-birds20 study-birds25 lint bench drills clean
+.PHONY: venv demo test pipeline study study-birds20 study-birds25 figures lint bench drills clean
 
 venv: $(VENV)/installed
 
@@ -50,10 +55,11 @@ demo: venv
 	    DATA_ARGS="--min_recordings 5 --clip_seconds 3" \
 	    TRAIN_ARGS="--num_train_epochs 12 --learning_rate 2e-3 --augment roll gain --mixed_precision no" \
 	    PRUNE_ARGS="--heal 5"
-	$(PY) 07_manual_pruning.py --model_dir demo/runs/demo --from demo/validation_results/demo-pruning/best.json \
-	    --n_layers 2 --output_dir demo/runs/demo-2-layers
-	$(PY) 03_model_validation.py --model_dir demo/runs/demo-2-layers --data_dir demo/processed_data/demo \
-	    --output_dir demo/validation_results/demo-2-layers
+	$(PY) 07_manual_pruning.py --model_dir demo/runs/demo/tiny/seed-$(SEED) --n_layers 2 \
+	    --from demo/validation_results/demo/tiny.sweep/seed-$(SEED)/best.json \
+	    --output_dir demo/runs/demo/tiny.after-2/seed-$(SEED)
+	$(PY) 03_model_validation.py --model_dir demo/runs/demo/tiny.after-2/seed-$(SEED) \
+	    --data_dir demo/processed_data/demo --output_dir demo/validation_results/demo/tiny.after-2/seed-$(SEED)
 
 FINETUNE = $(PY) 02_finetuning.py --base_model "$(BASE_MODEL)" --data_dir "$(DATA_DIR)" --seed $(SEED) \
     --output_dir "$(RUN_DIR)" $(COMMON_ARGS) $(TRAIN_ARGS)
@@ -69,7 +75,7 @@ pipeline: venv
 	$(FINETUNE)
 	$(PY) 03_model_validation.py $(OF_THE_RUN) --output_dir "$(RESULTS_DIR)" $(COMMON_ARGS) $(VALIDATE_ARGS)
 	$(PY) 04_analysis.py $(OF_THE_RUN) --output_dir "$(ANALYSIS_DIR)" $(COMMON_ARGS) $(ANALYSE_ARGS)
-	$(PY) 05_pruning.py $(OF_THE_RUN) --output_dir "$(RESULTS_DIR)-pruning" $(COMMON_ARGS) $(PRUNE_ARGS)
+	$(PY) 05_pruning.py $(OF_THE_RUN) --output_dir "$(SWEEP_DIR)" $(COMMON_ARGS) $(PRUNE_ARGS)
 
 # The study: two data sets, each with the base model cut to every depth before fine-tuning and after it, a smaller
 # encoder, two CNNs, and what other splits would have claimed. Goes on where it was stopped; some hours on two cores.
@@ -85,6 +91,13 @@ study-birds20 study-birds25: study-%: venv
 	    --other_models whisper-tiny=$(SHARED)/models/whisper-tiny-en-encoder \
 	    --data_args="--min_recordings 5" --train_args="--per_device_train_batch_size 4 --early_stopping_patience 10 \
 	    --augment roll gain specaugment $(RECIPE)" --jobs $(JOBS) --output_dir study
+
+# All figures of the results that came with the code; most of them are not in git.
+figures: venv
+	$(PY) -m experiments.figures
+	$(PY) -m experiments.study_table --name birds25 birds20 >/dev/null
+	$(PY) -m experiments.ladder_table --name birds25 --model whisper-base >/dev/null
+	$(PY) -m experiments.ladder_table --name birds20 --model whisper-base >/dev/null
 
 test: venv
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal

@@ -34,7 +34,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.stage_processes import start_stage
-from utils.core import cli, replacing, runs
+from utils.core import cli, records, replacing, runs
 from utils.core.errors import InputError, StageError, UsageError
 from utils.core.files import sha256_of_file
 from utils.data import synthetic
@@ -401,8 +401,9 @@ def damaged_output(world: World, stage: Stage, folder: Path) -> None:
 
 
 def damage_one(world: World, folder: Path, damage: Callable) -> str:
-    """Damage one of the outputs in a folder, each as likely; return its name."""
-    outputs = [o for o in runs.read_record(folder)["outputs"] if o["bytes"]]
+    """Damage one of the outputs in a folder, each as likely but for the figures; return its name."""
+    listed = runs.read_record(folder)["outputs"]
+    outputs = [o for o in listed if o["bytes"] and not o["path"].endswith(records.FIGURE_SUFFIXES)]
     name = world.rng.choice(outputs)["path"]
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(damage(data, world.rng))

@@ -1,14 +1,13 @@
 """Compare pruning before and after fine-tuning, from what experiments.study left: tables in Markdown, and a figure.
 
-    python -m experiments.ladder_table --results_dir validation_results --name birds
+    python -m experiments.ladder_table --name birds25 --model whisper-base      # the results that came with the code
 
-Before: the models <name>-<kept layers>-<seed>, each fine-tuned with the blocks it has. After: the best subset
-of every size of the whole model <name>-<all layers>-<seed>, chosen on val (best.json of its -pruning folder),
-and its random subsets. All scores are on test clips. A difference is that to the whole model of the same seed;
-its 95 % interval is from a paired bootstrap over the groups of all seeds together, a group with its clips of
-every seed in which it is tested. The second table has the rules that need no search, after fine-tuning: how
-accurate what they keep is, and how much more so than the random subsets of the same sizes, for each seed; none where a
-rule removes no block.
+Before: the models <name>/<model>.blocks-<layers>/seed-<n>, each fine-tuned with the blocks it has. After: the best
+subset of every size of the one with all blocks, chosen on val (best.json of its sweep), and its random subsets.
+All scores are on test clips. A difference is that to the whole model of the same seed; its 95 % interval is from a
+paired bootstrap over the groups of all seeds together, a group with its clips of every seed in which it is tested.
+The second table has the rules that need no search, after fine-tuning: how accurate what they keep is, and how much
+more so than the random subsets of the same sizes, for each seed; none where a rule removes no block.
 """
 
 import argparse
@@ -21,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import study_table
-from utils.core import cli
+from utils.core import cli, names
 from utils.core.errors import InputError
 from utils.figures import plots
 from utils.pruning import best
@@ -35,23 +34,23 @@ RANDOM = "random"
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
-    parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
-    parser.add_argument("--name", default="birds", help="what the names of its results begin with")
-    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    parser.add_argument("--name", required=True, help="data set")
+    parser.add_argument("--model", required=True, help="short name of the base model")
+    study_table.add_arguments(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table, and draw the figure <results_dir>/<name>-ladder."""
-    before = fine_tuned(args.results_dir, args.name)
+    """Print the table, and draw the figure <results_dir>/<name>/<model>.ladder."""
+    before = fine_tuned(args.results_dir, args.name, args.model)
     after = pd.concat(
         [swept(args.results_dir, whole, seed) for seed, whole in whole_models(before).items()], ignore_index=True
     )
     print("\n".join([*markdown(before, after, args.results_dir), "", *rules(whole_models(before), args.results_dir)]))
-    draw(before, after, args.results_dir / f"{args.name}-ladder")
+    draw(before, after, args.results_dir, args.name, args.model)
 
 
-def fine_tuned(results_dir: Path, name: str) -> pd.DataFrame:
+def fine_tuned(results_dir: Path, name: str, model: str) -> pd.DataFrame:
     """Return the rows of the models that were pruned before fine-tuning, with their ``seed`` by name.
 
     Raises
@@ -60,13 +59,13 @@ def fine_tuned(results_dir: Path, name: str) -> pd.DataFrame:
         If there is none.
     """
     rows = study_table.read_rows(results_dir, name)
-    rows = rows[rows["model"] == rows["kept_layers"]]
+    rows = rows[rows["model"] == f"{model}." + rows["kept_layers"].map(names.blocks)]
     if rows.empty:
-        raise InputError(f"{results_dir} has no model {name}-<kept layers>-<seed>; run experiments.study")
+        raise InputError(f"{results_dir} has no {name}/{model}.blocks-<layers>/seed-<n>; run experiments.study")
     return rows.sort_values(["n_layers", "seed"], ignore_index=True)
 
 
-def whole_models(before: pd.DataFrame) -> dict[str, str]:
+def whole_models(before: pd.DataFrame) -> dict[int, str]:
     """Return the name of the model with the most layers of every seed."""
     return before.sort_values("n_layers").groupby("seed")["model_name"].last().to_dict()
 
@@ -79,7 +78,7 @@ def read_sweep(results_dir: Path, whole: str) -> tuple[dict, pd.DataFrame]:
     InputError
         If the sweep of the model is missing.
     """
-    folder = results_dir / f"{whole}-pruning"
+    folder = results_dir / names.variant_of(whole, names.SWEEP)
     chosen = best.read_best(folder / best.NAME, f"run 05_pruning.py on {whole}")["by_depth"]
     try:
         return chosen, pd.read_csv(folder / "pruning.csv")
@@ -87,7 +86,7 @@ def read_sweep(results_dir: Path, whole: str) -> tuple[dict, pd.DataFrame]:
         raise InputError(f"{folder} cannot be read ({error}); run 05_pruning.py on {whole}") from error
 
 
-def swept(results_dir: Path, whole: str, seed: str) -> pd.DataFrame:
+def swept(results_dir: Path, whole: str, seed: int) -> pd.DataFrame:
     """Return, of one whole model, the subset chosen at every size and the mean of the random ones.
 
     Returns
@@ -154,9 +153,9 @@ def markdown(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path) -> li
     return lines
 
 
-def rules(whole: dict[str, str], results_dir: Path) -> list[str]:
+def rules(whole: dict[int, str], results_dir: Path) -> list[str]:
     """Return the lines of a table of the rules: a line a rule, best first, accuracies as means over the seeds."""
-    tables = [read_sweep(results_dir, name)[1].assign(seed=seed) for seed, name in whole.items()]
+    tables = [read_sweep(results_dir, model)[1].assign(seed=seed) for seed, model in whole.items()]
     rows = pd.concat(tables, ignore_index=True)
     # A rule may well propose to keep all blocks, which is not a subset.
     rows = rows[~rows["strategy"].isin([FULL, *SEARCHES]) & (rows["n_layers"] < rows["n_layers"].max())]
@@ -180,8 +179,13 @@ def rules(whole: dict[str, str], results_dir: Path) -> list[str]:
     return lines
 
 
-def draw(before: pd.DataFrame, after: pd.DataFrame, path: Path) -> None:
+def draw(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path, name: str, model: str) -> None:
     """Draw accuracy against the number of blocks kept: each seed as a point, means as lines."""
+    scored = [comparison.read_scored(results_dir / whole) for whole in whole_models(before).values()]
+    clips = pd.concat([one.predictions for one in scored])
+    title = (
+        f"{model} on {name}: {len(clips):,} test clips of {len(scored)} seeds in {clips['group'].nunique():,} groups"
+    )
     with plots.style():
         fig = Figure(figsize=(4.8, 3.8), layout="constrained")
         axes = fig.subplots()
@@ -201,7 +205,8 @@ def draw(before: pd.DataFrame, after: pd.DataFrame, path: Path) -> None:
         axes.set(xlabel="blocks kept", ylabel="accuracy of test clips", ylim=(0, None))
         axes.set_xticks(sorted(before["n_layers"].unique()))
         axes.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
-        plots.save_figure(fig, path)
+        fig.suptitle(plots.drawable(title), x=0.01, ha="left", fontsize=9)
+        plots.save_figure(fig, results_dir / name / f"{model}.ladder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

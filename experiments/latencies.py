@@ -1,25 +1,25 @@
 """Time all models of a study side by side, in one process on one machine: what their rows in summary.csv are not.
 
-    python -m experiments.latencies --runs_dir runs --name birds20 --data_dir processed_data/birds20-1
+    python -m experiments.latencies --results_dir study/validation_results --runs_dir study/runs --name birds20 \\
+        --data_dir study/processed_data/birds20/seed-1
 
-Takes one seed's runs <name>-<model>-<seed>: weights change nothing in the time that a model takes. In every round each
-model is timed in turn on the same clip, so that what else the machine does reaches all; the latency is the median over
-the rounds, and their range stands beside it. What else ran meanwhile is recorded, and where the times cannot be trusted
-latency_doubt says why. Writes <results_dir>/<name>-latency.csv, which experiments.study_table reads.
+Takes one seed's runs <name>/<model>/seed-<n>: weights change nothing in the time that a model takes. In every round
+each model is timed in turn on the same clip, so that what else the machine does reaches all; the latency is the
+median over the rounds, and their range stands beside it. What else ran meanwhile is recorded, and where the times
+cannot be trusted latency_doubt says why. Writes <results_dir>/<name>/latency.csv, which experiments.study_table reads.
 """
 
 import argparse
 import dataclasses
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from experiments.study_table import OF_LEAK
-from utils.core import cli, runs
+from experiments import study_table
+from utils.core import cli, names, runs
 from utils.core.errors import InputError
 from utils.core.files import write_text
 from utils.data import clips
@@ -35,10 +35,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs")
-    parser.add_argument("--name", default="birds", help="what the names of its runs begin with")
+    parser.add_argument("--name", required=True, help="data set")
     parser.add_argument("--seed", type=cli.non_negative_int, default=1, help="seed whose models are timed")
     parser.add_argument("--data_dir", type=Path, required=True, help="output folder of 01: its first test clip is used")
-    parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder to write to")
+    parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
     parser.add_argument(
         "--seconds", type=cli.positive_float, default=5.0, help="of each model in all rounds, of 20 to 100 passes"
     )
@@ -49,11 +49,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Time the models; write the table and print it."""
-    pattern = re.compile(rf"{re.escape(args.name)}-(.+)-{args.seed}")
-    found = {m[1]: path for path in sorted(args.runs_dir.glob("*")) if (m := pattern.fullmatch(path.name))}
-    folders = {name: path for name, path in found.items() if not OF_LEAK.search(name)}
+    found = {path: names.parse(path.relative_to(args.runs_dir).as_posix()) for path in args.runs_dir.glob("*/*/*")}
+    wanted = (args.name, names.DEFAULT_SPLIT, "seed", args.seed)
+    folders = {
+        name.full_model: path
+        for path, name in sorted(found.items())
+        if name is not None and (name.data_set, name.split_by, name.part, name.number) == wanted
+    }
     if not folders:
-        raise InputError(f"{args.runs_dir} has no run {args.name}-<model>-{args.seed}; run make study")
+        raise InputError(f"{args.runs_dir} has no run {args.name}/<model>/seed-{args.seed}; run make study")
     device = runs.resolve_device(args.device)
     data = clips.read_clips(args.data_dir, "test")
     models = {name: encoders.load_model(folder, device) for name, folder in folders.items()}
@@ -70,7 +74,9 @@ def run(args: argparse.Namespace) -> None:
         for name, found in times.items()
     ]
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("latency_ms", ignore_index=True)
-    write_text(args.results_dir / f"{args.name}-latency.csv", table.to_csv(index=False, float_format="%.6g"))
+    path = args.results_dir / args.name / study_table.LATENCIES_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, table.to_csv(index=False, float_format="%.6g"))
     print(table.to_string(index=False, float_format="%.1f"))
 
 

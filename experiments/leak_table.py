@@ -1,45 +1,42 @@
 """Print what three ways of splitting claim for the same model: a table of `make study`, in Markdown.
 
-    python -m experiments.leak_table --summary validation_results/summary.csv --name birds
+    python -m experiments.leak_table --name birds25 --model whisper-base.blocks-0-1
 
-Reads the rows that experiments.study left: <name>-<seed> by recordist, <name>-recording-<seed>, <name>-clip-<seed>. An
-interval is that of one seed's test clips.
+Reads the rows that experiments.study left: <name>/<model>/seed-<n> by recordist, <name>.by-recording/<model>/seed-<n>,
+<name>.by-clip/<model>/seed-<n>. An interval is that of one seed's test clips.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
+from experiments import study_table
 from utils.core import cli
 from utils.core.errors import InputError
 from utils.data.splits import SPLIT_BY
-from utils.scores import summary
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
-    parser.add_argument("--summary", type=Path, default=Path("validation_results/summary.csv"), help="table to read")
-    parser.add_argument("--name", default="birds", help="what the names of its results begin with")
-    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    parser.add_argument("--name", required=True, help="data set")
+    parser.add_argument("--model", required=True, help="model with its variant, such as whisper-base.blocks-0-1")
+    study_table.add_arguments(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the table."""
-    rows = summary.read_metrics(args.summary)
+    rows = study_table.read_rows(args.results_dir, args.name).sort_values("seed")
     lines = ["| split by | test clips | accuracy | mean | macro F1 | mean |", "|---|---|---|---|---|---|"]
     for split_by in SPLIT_BY:
-        name = args.name if split_by == SPLIT_BY[0] else f"{args.name}-{split_by}"
-        own = rows[rows["model_name"].str.fullmatch(rf"{re.escape(name)}-\d+")]
+        own = rows[rows["model"] == study_table.label(args.model, split_by)]
         if len(own):
             lines.append(table_line(split_by, own))
     if len(lines) == 2:
-        raise InputError(f"{args.summary} has no row {args.name}-<seed>; run experiments.study")
+        raise InputError(f"{args.results_dir} has no {args.name}/{args.model}/seed-<n>; run experiments.study")
     print("\n".join(lines))
 
 

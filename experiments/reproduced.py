@@ -1,7 +1,7 @@
 """Compare a study that was made again with the one that is committed: are its models as accurate?
 
     make study-birds20
-    python -m experiments.reproduced --name birds20      # study/validation_results against validation_results
+    python -m experiments.reproduced --name birds20      # study/validation_results, validation_results/published
 
 Takes every model and every other split of a study, with the seeds that both have, and the scores of the test clips of
 these seeds together. A score is reproduced if it lies within the 95 % interval of the committed one, which is from a
@@ -27,9 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     add = parser.add_argument
-    add("--name", required=True, help="what the names of its results begin with")
+    add("--name", required=True, help="data set")
     add("--results_dir", type=Path, default=Path("study/validation_results"), help="results of the study made again")
-    add("--committed_dir", type=Path, default=Path("validation_results"), help="results to compare them with")
+    add("--committed_dir", type=Path, default=study_table.RESULTS_DIR, help="results to compare them with")
     add("--log_level", choices=["info", "warning"], default="info", help="least level to print")
     return parser
 

@@ -6,18 +6,20 @@
 
 For every seed, all on the same clips, each seed with a split of its own by recordist:
 
-<base>-<layers>        the base model with its first blocks only, fine-tuned: pruning before (02)
-<base>-after-<n>       the whole one, pruned without retraining to the best n blocks by val: pruning after (05, 07)
-<other>                other encoders, fine-tuned whole (02)
-cnn-<architecture>     the CNN baselines (06)
-<base>-<layers>-<way>  one of the first, trained and tested on clips that were split in another way: what that claims
+<base>.blocks-<layers>  the base model with its first blocks only, fine-tuned: pruning before (02)
+<base>.after-<n>        the whole one, pruned without retraining to the best n blocks by val: pruning after (05, 07)
+<other>                 other encoders, fine-tuned whole (02)
+cnn-<architecture>      the CNN baselines (06)
+
+and one of the first once more, on clips that were split in another way, <name>.by-<way>: what that claims.
 
 Every step is a stage with its command, run --jobs at a time, a share of the CPUs each. Stopped or killed, the same
 command goes on where it was: a finished step has nothing to do, a half-done one resumes. A step that fails lets those
 that run end, and no other start.
 
-Writes <output_dir>/processed_data/, runs/ and validation_results/ with a folder <name>-<model>-<seed> for each model,
-logs/ with what its steps print; then the tables of experiments.leak_table, ladder_table, latencies and study_table.
+Writes <output_dir>/processed_data/<name>/seed-<n>, runs/<name>/<model>/seed-<n> and the same in validation_results/,
+as utils/core/names.py tells, and logs/ with what its steps print; then the tables of experiments.leak_table,
+ladder_table, latencies and study_table.
 """
 
 import argparse
@@ -37,8 +39,9 @@ from pathlib import Path
 
 from experiments import ladder_table, latencies, leak_table, study_table
 from experiments.stage_processes import start_stage
-from utils.core import cli, runs
+from utils.core import cli, names, runs
 from utils.core.errors import InputError, Interrupted, UsageError
+from utils.core.names import Name
 from utils.core.workers import available_cpus
 from utils.data.splits import SPLIT_BY
 from utils.models import encoders
@@ -70,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     add = parser.add_argument
-    add("--name", required=True, help="what the names of all results begin with")
+    add("--name", required=True, help="short name of the data set")
     add("--raw_dir", type=Path, required=True, help="recordings, as stage 01 takes them")
     add("--metadata", type=Path, default=None, help="table of the recordings, as stage 01 takes it")
     add("--base_model", type=_named, required=True, metavar="NAME=MODEL", help="encoder to prune, and its short name")
@@ -135,56 +138,58 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
     """
     base, base_model = args.base_model
 
-    def path(kind: str, name: str) -> str:
-        return str(args.output_dir / kind / f"{args.name}-{name}")
+    def path(kind: str, name: Name | str) -> str:
+        return str(args.output_dir / kind / str(name))
 
-    def on(data: str, seed: int) -> tuple[str, ...]:
-        return ("--data_dir", path("processed_data", data), "--seed", str(seed))
+    def on_data_of(name: Name) -> tuple[str, ...]:
+        return ("--data_dir", path("processed_data", name.data), "--seed", str(name.number))
 
-    def prepared(seed: int, split_by: str, data: str) -> Job:
+    def prepared(name: Name) -> Job:
         words = ["--raw_dir", str(args.raw_dir), *(["--metadata", str(args.metadata)] if args.metadata else [])]
-        words += ["--split_by", split_by, "--seed", str(seed), *args.data_args]
-        return Job(data, ((PREPARE, *words, "--output_dir", path("processed_data", data)),))
+        words += ["--split_by", name.split_by, "--seed", str(name.number), *args.data_args]
+        return Job(name.data, ((PREPARE, *words, "--output_dir", path("processed_data", name.data)),))
 
-    def validation(name: str, data: str, seed: int) -> tuple[str, ...]:
-        words = ("--model_dir", path("runs", name), *on(data, seed))
+    def validation(name: Name) -> tuple[str, ...]:
+        words = ("--model_dir", path("runs", name), *on_data_of(name))
         return (VALIDATE, *words, "--output_dir", path("validation_results", name))
 
-    def trained(name: str, data: str, seed: int, script: str, *words: str) -> Job:
-        training = (script, *words, *on(data, seed), "--output_dir", path("runs", name))
-        return Job(name, (training, validation(name, data, seed)))
+    def trained(name: Name, script: str, *words: str) -> Job:
+        training = (script, *words, *on_data_of(name), "--output_dir", path("runs", name))
+        return Job(str(name), (training, validation(name)))
 
-    def fine_tuned(name: str, data: str, seed: int, model: str, *words: str) -> Job:
-        return trained(name, data, seed, TRAIN, "--base_model", model, *words, *args.train_args)
+    def fine_tuned(name: Name, model: str, *words: str) -> Job:
+        return trained(name, TRAIN, "--base_model", model, *words, *args.train_args)
 
-    def rung(name: str, data: str, seed: int, keep: str) -> Job:
-        return fine_tuned(name, data, seed, base_model, "--keep_layers", keep)
+    def rung(of_base: Name, keep: str) -> Job:
+        return fine_tuned(of_base.variant(names.blocks(keep)), base_model, "--keep_layers", keep)
 
-    def pruned(seed: int) -> Job:
-        whole = f"{base}-{rungs[-1]}-{seed}"
-        sweep_dir, words = path("validation_results", f"{whole}-pruning"), ("--model_dir", path("runs", whole))
-        steps = [(SWEEP, *words, *on(str(seed), seed), "--output_dir", sweep_dir)]
+    def pruned(of_base: Name) -> Job:
+        whole = of_base.variant(names.blocks(rungs[-1]))
+        swept, words = whole.variant(names.SWEEP), ("--model_dir", path("runs", whole))
+        sweep_dir = path("validation_results", swept)
+        steps = [(SWEEP, *words, *on_data_of(whole), "--output_dir", sweep_dir)]
         for n in range(1, len(rungs) - 1):
-            name = f"{base}-after-{n}-{seed}"
+            name = of_base.variant(names.after(n))
             choice = ("--from", f"{sweep_dir}/best.json", "--n_layers", str(n))
             steps.append((PRUNE, *words, *choice, "--output_dir", path("runs", name)))
-            steps.append(validation(name, str(seed), seed))
-        return Job(f"{whole}-pruning", tuple(steps))
+            steps.append(validation(name))
+        return Job(str(swept), tuple(steps))
 
     preparing, training, pruning = [], [], []
     for seed in args.seeds:
-        preparing.append(prepared(seed, SPLIT_BY[0], str(seed)))
-        training += [rung(f"{base}-{keep}-{seed}", str(seed), seed, keep) for keep in rungs]
+        of_base = Name(args.name, base, seed)
+        preparing.append(prepared(of_base))
+        training += [rung(of_base, keep) for keep in rungs]
         for name, model in args.other_models:
-            training.append(fine_tuned(f"{name}-{seed}", str(seed), seed, model))
+            training.append(fine_tuned(Name(args.name, name, seed), model))
         for architecture in args.architectures:
             words = ("--architecture", architecture, *args.cnn_args)
-            training.append(trained(f"cnn-{architecture}-{seed}", str(seed), seed, TRAIN_CNN, *words))
+            training.append(trained(Name(args.name, f"cnn-{architecture}", seed), TRAIN_CNN, *words))
         for split_by in args.splits:
-            data = f"{split_by}-{seed}"
-            preparing.append(prepared(seed, split_by, data))
-            training.append(rung(f"{base}-{claim_layers}-{data}", data, seed, claim_layers))
-        pruning.append(pruned(seed))
+            other = Name(args.name, base, seed, split_by=split_by)
+            preparing.append(prepared(other))
+            training.append(rung(other, claim_layers))
+        pruning.append(pruned(of_base))
     return [preparing, training, pruning]
 
 
@@ -218,7 +223,7 @@ def run_jobs(jobs: Sequence[Job], n_at_once: int, logs_dir: Path) -> None:
 
     def start(job: Job, number: int, since_s: float) -> None:
         script, *words = job.steps[number]
-        process = start_stage(script, words, logs_dir / f"{job.name}.txt", prepare=stop_with_parent)
+        process = start_stage(script, words, log_of(job, logs_dir), prepare=stop_with_parent)
         running[process] = (job, number, since_s)
         if stopped_by:  # while it was starting
             process.terminate()
@@ -259,8 +264,15 @@ def stop_with_parent() -> None:
     threading.Thread(target=stop, daemon=True).start()
 
 
+def log_of(job: Job, logs_dir: Path) -> Path:
+    """Return the file for what a job's steps print, in a folder that is there."""
+    path = logs_dir / f"{job.name}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def _told(job: Job, number: int, exit_code: int, logs_dir: Path) -> str:
-    printed = logs_dir / f"{job.name}.txt"
+    printed = log_of(job, logs_dir)
     lines = printed.read_text(encoding="utf-8").strip().splitlines()
     last = lines[-1] if lines else "it printed nothing"
     return f"{job.name}: {job.steps[number][0]} ended with exit code {exit_code}: {last} (all of it is in {printed})"
@@ -268,20 +280,21 @@ def _told(job: Job, number: int, exit_code: int, logs_dir: Path) -> str:
 
 def make_tables(args: argparse.Namespace, claim_layers: str) -> None:
     """Print the tables of the study and draw its figures; latencies are taken once."""
-    results_dir, base = args.output_dir / "validation_results", f"{args.name}-{args.base_model[0]}"
-    seed = str(args.seeds[0])
+    results_dir, first = args.output_dir / "validation_results", Name(args.name, args.base_model[0], args.seeds[0])
+    of_study = ("--results_dir", results_dir, "--name", args.name)
 
     def make(script, *words: str | Path) -> None:
         script.run(script.build_parser().parse_args([str(word) for word in words]))
 
     if args.splits:
-        make(leak_table, "--summary", results_dir / "summary.csv", "--name", f"{base}-{claim_layers}")
-    make(ladder_table, "--results_dir", results_dir, "--name", base)
-    if not (results_dir / f"{args.name}-latency.csv").exists():
-        data_dir = args.output_dir / "processed_data" / f"{args.name}-{seed}"
-        words = ("--runs_dir", args.output_dir / "runs", "--data_dir", data_dir, "--seed", seed)
-        make(latencies, "--results_dir", results_dir, "--name", args.name, *words)
-    make(study_table, "--results_dir", results_dir, "--name", args.name)
+        make(leak_table, *of_study, "--model", first.variant(names.blocks(claim_layers)).full_model)
+    make(ladder_table, *of_study, "--model", first.model)
+    if not (results_dir / args.name / study_table.LATENCIES_NAME).exists():
+        data_dir = args.output_dir / "processed_data" / first.data
+        make(
+            latencies, *of_study, "--runs_dir", args.output_dir / "runs", "--data_dir", data_dir, "--seed", first.number
+        )
+    make(study_table, *of_study)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

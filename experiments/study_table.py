@@ -1,21 +1,21 @@
 """Compare all models of a study over all its seeds: a table in Markdown and CSV, a figure, and the answers.
 
-    python -m experiments.study_table --results_dir validation_results --name birds20
-    python -m experiments.study_table --name birds25 birds20     # and their models side by side
+    python -m experiments.study_table --name birds20                            # the results that came with the code
+    python -m experiments.study_table --name birds25 birds20                    # and their models side by side
+    python -m experiments.study_table --results_dir study/validation_results --name birds20
 
-Takes the results <name>-<model>-<seed> that `make study` left. Scores are on the test clips of all seeds
+Takes the results <name>/<model>/seed-<n> that `make study` left. Scores are on the test clips of all seeds
 together; 95 % intervals are from a bootstrap over groups, a group with its clips of every seed in which it is
 tested. A difference is that to the most accurate model, clip by clip. What other splits left,
-<name>-<model>-clip-<seed> and so on, stands apart: it tells what another split would have claimed. Latencies are those
-of <name>-latency.csv, measured side by side by experiments.latencies; where it is missing, those that stage 03 measured
-one after the other.
+<name>.by-clip/<model>/seed-<n> and so on, stands apart: it tells what another split would have claimed. Latencies are
+those of <name>/latency.csv, measured side by side by experiments.latencies; where it is missing, those that stage 03
+measured one after the other.
 
-Writes <results_dir>/<name>-study.csv, .pdf and .png.
+Writes <results_dir>/<name>/study.csv, .pdf and .png.
 """
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,27 +24,31 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.core import cli
+from utils.core import cli, names
 from utils.core.errors import InputError
 from utils.core.files import write_text
-from utils.data.splits import SPLIT_BY
 from utils.figures import plots
 from utils.scores import comparison, evaluation, summary
 
 log = logging.getLogger(__name__)
 
 MARGIN = 0.02
-# A model of the study once more, by the way of splitting.
-OF_LEAK = re.compile(rf"-(?:{'|'.join(SPLIT_BY)})$")
+RESULTS_DIR = Path("validation_results", names.PUBLISHED)
+TABLE_NAME, LATENCIES_NAME = "study", "latency.csv"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
-    parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
-    parser.add_argument("--name", nargs="+", default=["birds"], help="what the names of its results begin with")
-    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    parser.add_argument("--name", nargs="+", required=True, help="data set, or several")
+    add_arguments(parser)
     return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--results_dir --log_level``, which the tables of a study share."""
+    parser.add_argument("--results_dir", type=Path, default=RESULTS_DIR, help="folder of all results")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,22 +61,24 @@ def run(args: argparse.Namespace) -> None:
 def report(results_dir: Path, name: str) -> pd.DataFrame:
     """Print the table and the answers of one study; write and return the table, and draw the figure."""
     rows = read_rows(results_dir, name)
-    of_leak = rows["model"].str.contains(OF_LEAK)
+    of_leak = rows["split_by"] != names.DEFAULT_SPLIT
     table = study(rows[~of_leak], results_dir)
-    latencies = results_dir / f"{name}-latency.csv"
+    latencies = results_dir / name / LATENCIES_NAME
     if latencies.exists():
         measured = side_by_side(latencies, table["model"])
         for name_here, name_there in (("latency_ms_median", "latency_ms"), ("latency_doubt", "latency_doubt")):
             table[name_here] = table["model"].map(measured[name_there])
     claims = pooled_scores(rows[of_leak], read_seeds(rows[of_leak], results_dir))
-    write_text(results_dir / f"{name}-study.csv", table.to_csv(index=False, float_format="%.6g"))
-    draw(table, results_dir / f"{name}-study")
+    write_text(results_dir / name / f"{TABLE_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
+    draw(table, results_dir / name / TABLE_NAME, name)
     print("\n".join([*markdown(table), "", *answers(table, claims)]))
     return table
 
 
 def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
-    """Return the rows of ``summary.csv`` that belong to a study, with the columns ``model`` and ``seed``.
+    """Return the rows of ``summary.csv`` that belong to a study, with the columns ``model, split_by, seed``.
+
+    A ``model`` is told by `label`.
 
     Raises
     ------
@@ -80,11 +86,21 @@ def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
         If there are none.
     """
     rows = summary.read_metrics(results_dir / f"{summary.SUMMARY_NAME}.csv")
-    parts = rows["model_name"].str.extract(rf"^{re.escape(name)}-(.+)-(\d+)$")
-    rows = rows.assign(model=parts[0], seed=parts[1])[parts[0].notna()]
+    parsed = rows["model_name"].map(names.parse)
+    is_own = parsed.map(lambda one: one is not None and (one.data_set, one.part) == (name, "seed"))
+    rows, parsed = rows[is_own], parsed[is_own]
     if rows.empty:
-        raise InputError(f"{results_dir} has no result {name}-<model>-<seed>; run make study, or run experiments.study")
-    return rows
+        raise InputError(f"{results_dir} has no result {name}/<model>/seed-<n>; run make study, or experiments.study")
+    return rows.assign(
+        model=[label(one.full_model, one.split_by) for one in parsed],
+        split_by=[one.split_by for one in parsed],
+        seed=[one.number for one in parsed],
+    )
+
+
+def label(model: str, split_by: str) -> str:
+    """Return what a model is called in the tables: the same model stands once a way of splitting."""
+    return model if split_by == names.DEFAULT_SPLIT else f"{model} by {split_by}"
 
 
 def side_by_side(path: Path, models: pd.Series) -> pd.DataFrame:
@@ -160,7 +176,7 @@ def study(rows: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
     rows = rows[rows["model"].map(seeds) == seeds.max()]
     scored = read_seeds(rows, results_dir)
     table = pooled_scores(rows, scored).sort_values(
-        ["accuracy", "n_parameters"], ascending=[False, True], ignore_index=True
+        ["accuracy", "n_parameters", "macro_f1"], ascending=[False, True, False], ignore_index=True
     )
     best = scored[table["model"].iloc[0]]
     differences = [
@@ -250,7 +266,7 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
         return lines
     by_model = pd.concat([table, claims]).set_index("model")
     for claimed in claims["model"]:
-        model, _, split = claimed.rpartition("-")
+        model, _, split = claimed.rpartition(" by ")
         line = f"what a split by {split} claims of {model}: {score(by_model.loc[claimed], 'accuracy')}"
         if model in by_model.index:
             line += f"; it has {score(by_model.loc[model], 'accuracy')}"
@@ -258,7 +274,7 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
     return lines
 
 
-def draw(table: pd.DataFrame, path: Path) -> None:
+def draw(table: pd.DataFrame, path: Path, name: str) -> None:
     """Draw accuracy with its interval against parameters and latency: one point a model, numbered as in the table."""
     with plots.style():
         fig = Figure(figsize=(9.5, 3.8), layout="constrained")
@@ -287,6 +303,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         key = "\n".join(f"{place + 1}  {plots.shorten(model)}" for place, model in table["model"].items())
         panels[1].text(1.04, 1, key, transform=panels[1].transAxes, va="top", fontsize=7, linespacing=1.5)
         panels[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(plots.KINDS), fontsize=7.5)
+        first = table.iloc[0]
+        clips = f"{first['n_clips']:,} test clips of {first['n_seeds']} seeds in {first['n_groups']:,} groups"
+        fig.suptitle(plots.drawable(f"{name}: {clips}"), x=0.01, ha="left", fontsize=10)
         plots.save_figure(fig, path)
 
 

@@ -34,4 +34,4 @@
 source jobs/stage.sh || exit 2
 
 run_on_gpu 05_pruning.py "${PRUNE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
-    --output_dir "$RESULTS_DIR-pruning" "$@"
+    --output_dir "$(variant_of "$RESULTS_DIR" sweep)" "$@"

@@ -34,4 +34,4 @@
 source jobs/stage.sh || exit 2
 
 run_on_gpus 06_cnn.py "${CNN_ARGS:-}" --architecture melspectrogram --data_dir "$DATA_DIR" --seed "$SEED" \
-    --output_dir "$RUN_DIR-cnn" "$@"
+    --output_dir "$(folder_of runs cnn)" "$@"

@@ -31,8 +31,8 @@
 
 source jobs/stage.sh || exit 2
 
-flags=(--model_dir "$RUN_DIR" --seed "$SEED" --output_dir "$RUN_DIR-pruned")
+flags=(--model_dir "$RUN_DIR" --seed "$SEED" --output_dir "$(variant_of "$RUN_DIR" pruned)")
 if ! names_layers; then
-    flags+=(--from "$RESULTS_DIR-pruning/best.json")
+    flags+=(--from "$(variant_of "$RESULTS_DIR" sweep)/best.json")
 fi
 run_stage 07_manual_pruning.py "${KEEP_ARGS:-}" "${flags[@]}" "$@"

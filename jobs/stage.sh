@@ -8,11 +8,28 @@ if [[ -f jobs/site.sh ]]; then
 fi
 set -euo pipefail
 
-# The names, the folders and the defaults are those of `make pipeline`.
+# The names, the folders and the defaults are those of `make pipeline`, names as utils/core/names.py tells.
 : "${NAME:=birds}" "${SEED:=42}" "${SPLIT_BY:=recordist}" "${BASE_MODEL:=facebook/wav2vec2-base}" "${OUT_DIR:=.}"
-in_out_dir=$OUT_DIR/
-: "${DATA_DIR:=${in_out_dir#./}processed_data/$NAME}" "${RUN_DIR:=${in_out_dir#./}runs/$NAME}"
-: "${RESULTS_DIR:=${in_out_dir#./}validation_results/$NAME}" "${ANALYSIS_DIR:=${in_out_dir#./}analysis_results/$NAME}"
+: "${MODEL:=$(basename "$BASE_MODEL")}"
+data_set=$NAME in_out_dir=$OUT_DIR/
+[[ $SPLIT_BY == recordist ]] || data_set+=.by-$SPLIT_BY
+
+# folder_of KIND MODEL: where a run or a result of this kind lies.
+folder_of() {
+    echo "${in_out_dir#./}$1/$data_set/$2/seed-$SEED"
+}
+
+# variant_of FOLDER VARIANT: where lies what is made of that run, wherever the user has put it.
+variant_of() {
+    if [[ $1 =~ ^(.+)/((seed|fold)-[0-9]+)$ ]]; then
+        echo "${BASH_REMATCH[1]}.$2/${BASH_REMATCH[2]}"
+    else
+        echo "$1.$2"
+    fi
+}
+
+: "${DATA_DIR:=${in_out_dir#./}processed_data/$data_set}" "${RUN_DIR:=$(folder_of runs "$MODEL")}"
+: "${RESULTS_DIR:=$(folder_of validation_results "$MODEL")}" "${ANALYSIS_DIR:=$(folder_of analysis_results "$MODEL")}"
 : "${PYTHON:=.venv/bin/python}" "${NUM_GPUS:=1}" "${MAX_ATTEMPTS:=20}"
 
 # fail MESSAGE CODE

@@ -14,7 +14,7 @@ Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn. A
   --dry_run        print the commands; submit nothing, write nothing
   --email ADDRESS  let the batch system write to ADDRESS when a job ends (default: no e-mail)
 
-What to do, from the environment, as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY BASE_MODEL OUT_DIR
+What to do, from the environment, as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY BASE_MODEL MODEL OUT_DIR
 DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR, and flags of the stages: COMMON_ARGS (all) DATA_ARGS (01) TRAIN_ARGS (02) VALIDATE_ARGS (03)
 ANALYSE_ARGS (04) PRUNE_ARGS (05) CNN_ARGS (06) KEEP_ARGS (07). SHARDS=N does 01 as an array of N jobs and a merge.
 
@@ -119,19 +119,19 @@ plan() {
             ;;
         07)
             if has 02; then waits_for+=(02); fi
-            names_layers || reads 05 "$RESULTS_DIR-pruning/best.json"
+            names_layers || reads 05 "$(variant_of "$RESULTS_DIR" sweep)/best.json"
             ;;
         03-pruned)
             [[ ${KEEP_ARGS:-} != *--ladder* ]] ||
                 fail "step 03-pruned scores one model, and KEEP_ARGS=$KEEP_ARGS makes many: name the other steps" 2
             reads 01 "$DATA_DIR"
-            reads 07 "$RUN_DIR-pruned"
-            variables+=("RUN_DIR=$RUN_DIR-pruned" "RESULTS_DIR=$RESULTS_DIR-pruned")
+            reads 07 "$(variant_of "$RUN_DIR" pruned)"
+            variables+=("RUN_DIR=$(variant_of "$RUN_DIR" pruned)" "RESULTS_DIR=$(variant_of "$RESULTS_DIR" pruned)")
             ;;
         03-cnn)
             reads 01 "$DATA_DIR"
-            reads 06 "$RUN_DIR-cnn"
-            variables+=("RUN_DIR=$RUN_DIR-cnn" "RESULTS_DIR=$RESULTS_DIR-cnn")
+            reads 06 "$(folder_of runs cnn)"
+            variables+=("RUN_DIR=$(folder_of runs cnn)" "RESULTS_DIR=$(folder_of validation_results cnn)")
             ;;
     esac
     case $stage in

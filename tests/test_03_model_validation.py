@@ -15,6 +15,7 @@ import sklearn.metrics as reference
 import torch
 from datasets import load_dataset
 
+from experiments import figures
 from tests.data import LABELS, write_processed
 from tests.stages import load_stage
 from utils.core import runs
@@ -277,6 +278,28 @@ def test_one_group_gives_scores_without_intervals(tmp_path, caplog):
 
 
 # -------------------------------------------------------------------------------------- existing output
+
+
+@pytest.mark.drawn
+def test_figures_are_drawn_again_from_what_is_left(run_dir, data_dir, tmp_path, capsys):
+    results_dir = tmp_path / "validation_results"
+    output_dir = results_dir / "birds" / "w2v" / "seed-1"
+    assert main(run_dir, data_dir, output_dir) == 0
+    assert main(run_dir, data_dir, results_dir / "other") == 0
+    compared = ["--compare", str(output_dir), str(results_dir / "other")]
+    assert stage.main(compared) == 0
+    drawn = {path: path.read_bytes() for suffix in ("pdf", "png") for path in results_dir.rglob(f"*.{suffix}")}
+    comparison_dir = results_dir / "comparison-birds.w2v.seed-1-other"
+    assert {output_dir / "reliability.png", comparison_dir / "comparison.png", results_dir / "summary.png"} <= set(
+        drawn
+    )
+    for path in drawn:
+        path.unlink()
+    assert main(run_dir, data_dir, output_dir) == 0 and stage.main(compared) == 0, "no figure is missed"
+    assert "nothing to do" in capsys.readouterr().err
+    (output_dir / "confusion_matrix.csv").unlink()  # as of the results that came with the code
+    assert figures.main([str(results_dir)]) == 0
+    assert {path: path.read_bytes() for path in drawn} == drawn
 
 
 def test_existing_output_is_skipped_refused_or_replaced(run_dir, data_dir, tmp_path, capfd):

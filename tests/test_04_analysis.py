@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from experiments import figures
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import load_stage
 from utils.data import clips
@@ -66,6 +68,17 @@ def test_layers_whose_pairs_are_mostly_neighbours_are_named(num_neighbors, model
 
 def tables_of(output_dir):
     return {path.name: path.read_bytes() for path in output_dir.glob("*.csv")}
+
+
+def test_figures_are_drawn_again_from_the_tables(analysed, tmp_path):
+    again = shutil.copytree(analysed, tmp_path / analysed.name)
+    for path in [*again.glob("*.p*"), *again.glob("hidden_states*")]:
+        path.unlink()
+    assert figures.main([str(again)]) == 0
+    names = {path.name for path in analysed.glob("*.p*")}
+    assert {path.name for path in again.glob("*.p*")} == names and "overview.pdf" in names
+    for name in names:
+        assert (again / name).read_bytes() == (analysed / name).read_bytes(), name
 
 
 def test_every_metric_has_its_table_and_figure(analysed):

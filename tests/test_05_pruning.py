@@ -15,20 +15,23 @@ import pytest
 import torch
 from transformers import AutoModelForAudioClassification
 
+from experiments import figures
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import load_stage
 from utils.core import runs
 from utils.core.cli import parse_layer_list
 from utils.core.files import write_json
 from utils.data import clips
+from utils.figures import pruning_plots
 from utils.models import architectures, encoders, latency, model_folder, predict, training
-from utils.pruning import healing, layer_selection, layer_sweep, pruning_plan, recommendation, subset_scores
+from utils.pruning import drawing, healing, layer_selection, layer_sweep, pruning_plan, recommendation, subset_scores
 from utils.pruning.layer_selection import Candidate
 from utils.pruning.pruning_table import COLUMNS, choose, log_answer
 from utils.pruning.subset_scores import SubsetScores
 from utils.scores import evaluation, summary
 
 stage = load_stage("05_pruning")
+DRAW_SWEEP = drawing.draw_sweep
 CHEAP = ("--strategies", "forward", "greedy", "exhaustive")
 UNTIMED = [name for name in COLUMNS if not name.startswith(("seconds", "latency", "load", "cpu"))]
 
@@ -38,7 +41,7 @@ def quick():
     """Time every model a few times only, and draw no figure: neither is looked at but in one test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "MAX_PASSES", 1)
-        patch.setattr(stage, "draw", lambda *_: None)
+        patch.setattr(stage.drawing, "draw_sweep", lambda *_: None)
         yield
 
 
@@ -218,13 +221,18 @@ def test_the_answer_is_in_the_log(data_dir, run_dir, tmp_path):
 
 def test_figures_are_drawn_from_a_real_table(result, data_dir, run_dir, tmp_path, caplog):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "draw", load_stage("05_pruning").draw)
+        patch.setattr(stage.drawing, "draw_sweep", DRAW_SWEEP)
         assert main(run_dir, data_dir, tmp_path / "out", "--strategies", "single") == 0
-    names = ("pruning", "pruning_single", "strategies", "pareto")
-    figures = {f"{name}{suffix}" for name in names for suffix in (".pdf", ".png")}
-    assert {path.name for path in (tmp_path / "out").iterdir()} - figures == {path.name for path in result.iterdir()}
+    names = ("pruning", "strategies", "pareto")
+    of_sweep = {f"{name}{suffix}" for name in names for suffix in (".pdf", ".png")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} - of_sweep == {path.name for path in result.iterdir()}
+    drawn = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.p*")}
+    for path in drawn:
+        path.unlink()
+    assert figures.main([str(tmp_path / "out")]) == 0
+    assert {path: path.read_bytes() for path in drawn} == drawn
     assert [text for text in caplog.messages if "figures: " in text] == [
-        f"{len(figures) // 2} figures: {tmp_path / 'out' / '*.png'}"
+        f"{len(of_sweep) // 2} figures: {tmp_path / 'out' / '*.png'}"
     ]
 
 
@@ -243,7 +251,7 @@ def test_default_folder_is_named_after_the_run(data_dir, run_dir, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     words = ["--model_dir", run_dir / "model", "--data_dir", data_dir, "--device", "cpu", *CHEAP]
     assert stage.main([str(word) for word in words]) == 0
-    assert (tmp_path / "validation_results" / "birds-pruning" / "pruning.csv").is_file()
+    assert (tmp_path / "validation_results" / "birds.sweep" / "pruning.csv").is_file()
 
 
 def test_a_model_that_was_pruned_before_keeps_its_numbers_of_the_base_model(data_dir, tmp_path):
@@ -494,7 +502,10 @@ def test_the_front_is_by_operations_where_times_are_doubtful(doubt, data_dir, ru
         }
 
     monkeypatch.setattr(latency, "measure_in_turn", measured)
-    monkeypatch.setattr(stage, "draw", lambda *words: doubtful.append(words[-1]))
+    monkeypatch.setattr(stage.drawing, "draw_sweep", DRAW_SWEEP)
+    for name in ("kept_grids_figure", "strategies_figure"):
+        monkeypatch.setattr(pruning_plots, name, lambda *_: None)
+    monkeypatch.setattr(pruning_plots, "pareto_figure", lambda *words: doubtful.append(bool(words[3])))
     assert main(run_dir, data_dir, tmp_path / "out", "--strategies", "backward") == 0
     assert doubtful == [doubt != "no"]
     assert table_of(tmp_path / "out")["latency_doubt"].tolist() == ["no", "no", "no", doubt]

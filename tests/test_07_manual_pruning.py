@@ -178,7 +178,7 @@ def test_the_same_command_again_has_nothing_to_do(run_dir, tmp_path, capsys):
 def test_output_dir_is_named_after_the_run(run_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main("--model_dir", run_dir / "model", "--keep_layers", "0") == 0
-    assert (tmp_path / "runs" / "birds-pruned" / "model").is_dir()
+    assert (tmp_path / "runs" / "birds.pruned" / "model").is_dir()
 
 
 def test_dry_run_prints_the_same_and_writes_nothing(run_dir, tmp_path, monkeypatch, capsys):
@@ -407,7 +407,7 @@ def test_a_best_json_of_another_training_says_which_file_is_wanted(run_dir, tmp_
     words = (
         r"swept on clips of 3 s of processed_data/short \(sha256 aaaaaaaaaaaa…\); --model_dir .* was trained on clips "
         r"of 0.5 s \(a data set that is not noted\); expected what 05_pruning.py found for this very model, by default "
-        r"validation_results/birds-pruning/best.json"
+        r"validation_results/birds.sweep/best.json"
     )
     refuse(capfd, 3, words, tmp_path / "no", "--model_dir", run_dir, "--from", best)
 
@@ -622,7 +622,7 @@ def test_session_may_end_in_a_dry_run_or_a_copy(run_dir, tmp_path, monkeypatch, 
     assert code == 0 and "after" in out and list(tmp_path.iterdir()) == []
     code, out = typed(monkeypatch, capsys, ["ok\n"], "--model_dir", run_dir)
     assert code == 0 and "a copy of the whole model" in out
-    assert same(weights("runs/birds-pruned/model"), weights(run_dir / "model"))
+    assert same(weights("runs/birds.pruned/model"), weights(run_dir / "model"))
 
 
 def session_of(name):

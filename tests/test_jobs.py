@@ -67,13 +67,19 @@ ARGUMENTS = {
 VARIABLES = {"01": "DATA", "02": "TRAIN", "03": "VALIDATE", "04": "ANALYSE", "05": "PRUNE", "07": "KEEP"}
 INPUTS = {
     "01": "--raw_dir raw --metadata raw/metadata.csv --output_dir processed_data/study",
-    "02": "--data_dir processed_data/study --base_model tiny --output_dir runs/study",
-    "03": "--data_dir processed_data/study --model_dir runs/study --output_dir validation_results/study",
-    "04": "--data_dir processed_data/study --model_dir runs/study --output_dir analysis_results/study",
-    "05": "--data_dir processed_data/study --model_dir runs/study --output_dir validation_results/study-pruning",
-    "07": "--model_dir runs/study --from validation_results/study-pruning/best.json --output_dir runs/study-pruned",
-    "03-pruned": "--data_dir processed_data/study --model_dir runs/study-pruned "
-    "--output_dir validation_results/study-pruned",
+    "02": "--data_dir processed_data/study --base_model tiny --output_dir runs/study/tiny/seed-42",
+    **{
+        stage: f"--data_dir processed_data/study --model_dir runs/study/tiny/seed-42 --output_dir {output_dir}"
+        for stage, output_dir in {
+            "03": "validation_results/study/tiny/seed-42",
+            "04": "analysis_results/study/tiny/seed-42",
+            "05": "validation_results/study/tiny.sweep/seed-42",
+        }.items()
+    },
+    "07": "--model_dir runs/study/tiny/seed-42 --from validation_results/study/tiny.sweep/seed-42/best.json "
+    "--output_dir runs/study/tiny.pruned/seed-42",
+    "03-pruned": "--data_dir processed_data/study --model_dir runs/study/tiny.pruned/seed-42 "
+    "--output_dir validation_results/study/tiny.pruned/seed-42",
 }
 SCRIPTS = {path.name[:2]: path.stem for path in ROOT.glob("0*.py")}
 
@@ -95,7 +101,7 @@ def test_the_demo_through_lsf_ends_with_the_same_results(recordings, by_hand, wa
     """One job a stage; 02 is told to stop at its wall-time, and goes back into the queue once."""
     folder, cluster = checkout(tmp_path / "study"), Cluster(tmp_path / "lsf")
     (folder / "raw").symlink_to(recordings)
-    cluster.wall_time_after["study-02"] = folder / "runs" / "study" / "metrics.csv"
+    cluster.wall_time_after["study-02"] = folder / "runs/study/tiny/seed-42/metrics.csv"
     answer = submit(
         cluster,
         folder,
@@ -113,7 +119,7 @@ def test_the_demo_through_lsf_ends_with_the_same_results(recordings, by_hand, wa
     assert cluster.mail == []
     assert len((folder / "logs" / "02.102.0.starts").read_text().splitlines()) == 2
 
-    record = json.loads((folder / "runs" / "study" / "run.json").read_text())
+    record = json.loads((folder / "runs/study/tiny/seed-42/run.json").read_text())
     assert (record["status"], record["attempts"], record["lsf"]["job_id"]) == ("complete", 2, "102")
     assert record["lsf"]["queue"] == "gpua100"
     n_compared = 0
@@ -304,8 +310,8 @@ def test_what_is_asked_of_lsf_can_be_changed(site):
     assert call_of["study-02"][:5] == ["-m", "jobs.launch", "--nproc_per_node", "4", "02_finetuning.py"]
     assert call_of["study-04"][:5] == ["-m", "jobs.launch", "--nproc_per_node", "2", "04_analysis.py"]
     assert call_of["study-03"][0] == "03_model_validation.py" and call_of["study-06"][0] == "06_cnn.py"
-    assert call_of["study-03-cnn"][1:5] == ["--device", "cuda", "--model_dir", "runs/study-cnn"]
-    assert call_of["study-03-pruned"][-2:] == ["--output_dir", "validation_results/study-pruned"]
+    assert call_of["study-03-cnn"][1:5] == ["--device", "cuda", "--model_dir", "runs/study/cnn/seed-42"]
+    assert call_of["study-03-pruned"][-2:] == ["--output_dir", "validation_results/study/wav2vec2-base.pruned/seed-42"]
 
 
 def test_the_array_of_01(site):
@@ -364,8 +370,8 @@ def test_answer_of_submit(site):
         ([], {"RAW_DIR": "none"}, 3, "RAW_DIR=none: no such folder"),
         ([], {"METADATA": "none.csv"}, 3, "METADATA=none.csv: no such file"),
         (["02"], {}, 3, "step 02 reads processed_data/study, which is not there"),
-        (["01", "03"], {}, 3, "step 03 reads runs/study, which is not there"),
-        (["01", "02", "07"], {}, 3, "step 07 reads validation_results/study-pruning/best.json"),
+        (["01", "03"], {}, 3, "step 03 reads runs/study/wav2vec2-base/seed-42, which is not there"),
+        (["01", "02", "07"], {}, 3, "step 07 reads validation_results/study/wav2vec2-base.sweep/seed-42/best.json"),
         ([], {"KEEP_ARGS": "--ladder"}, 2, "step 03-pruned scores one model"),
         ([], {"WALLTIME": "0:10"}, 2, "more than the 10 minutes before the end"),
         ([], {"WALLTIME_04": "a day"}, 2, "WALLTIME=a day for step 04: expected [hours:]minutes"),
@@ -408,20 +414,26 @@ def test_jobs_without_lsf(site):
     assert site.run_job("06", CNN_ARGS="--architecture waveform", NUM_GPUS="2").returncode == 0
     assert site.run_job("07").returncode == 0
     assert site.run_job("07", KEEP_ARGS="--keep_layers 0-1").returncode == 0
+    assert site.run_job("07", KEEP_ARGS="--keep_layers 0", RUN_DIR="runs/half").returncode == 0
+    assert site.run_job("03", SPLIT_BY="clip", SEED="1", BASE_MODEL="../models/tiny/").returncode == 0
     in_data, out = "--data_dir processed_data/study", "--seed 42 --output_dir"
+    whole, pruned = (f"runs/study/wav2vec2-base{variant}/seed-42" for variant in ("", ".pruned"))
+    prune = f"07_manual_pruning.py --model_dir {whole} {out} {pruned}"
     assert [shlex.join(call) for call in site.calls] == [
         f"01_data_processing.py --raw_dir 'my birds' --split_by recordist {out} processed_data/x "
         "--metadata 'my birds/a.csv'",
-        f"02_finetuning.py --base_model facebook/wav2vec2-base {in_data} {out} runs/study --resume never "
-        "--augment roll gain --seed '*'",
+        f"02_finetuning.py --base_model facebook/wav2vec2-base {in_data} {out} runs/study/wav2vec2-base/seed-42 "
+        "--resume never --augment roll gain --seed '*'",
         f"03_model_validation.py --model_dir 'my model' --data_dir d {out} results",
-        f"05_pruning.py --model_dir demo/runs/study --data_dir demo/processed_data/study {out} "
-        "demo/validation_results/study-pruning",
-        f"-m jobs.launch --nproc_per_node 2 06_cnn.py --architecture melspectrogram {in_data} {out} runs/study-cnn "
-        "--architecture waveform",
-        f"07_manual_pruning.py --model_dir runs/study {out} runs/study-pruned "
-        "--from validation_results/study-pruning/best.json",
-        f"07_manual_pruning.py --model_dir runs/study {out} runs/study-pruned --keep_layers 0-1",
+        f"05_pruning.py --model_dir demo/runs/study/wav2vec2-base/seed-42 --data_dir demo/processed_data/study {out} "
+        "demo/validation_results/study/wav2vec2-base.sweep/seed-42",
+        f"-m jobs.launch --nproc_per_node 2 06_cnn.py --architecture melspectrogram {in_data} {out} "
+        "runs/study/cnn/seed-42 --architecture waveform",
+        f"{prune} --from validation_results/study/wav2vec2-base.sweep/seed-42/best.json",
+        f"{prune} --keep_layers 0-1",
+        f"07_manual_pruning.py --model_dir runs/half {out} runs/half.pruned --keep_layers 0",
+        "03_model_validation.py --model_dir runs/study.by-clip/tiny/seed-1 --data_dir processed_data/study.by-clip "
+        "--seed 1 --output_dir validation_results/study.by-clip/tiny/seed-1",
     ]
     assert not (site.folder / "logs").exists()
 
@@ -481,7 +493,7 @@ def test_two_processes_stop_at_the_wall_time_with_a_checkpoint(tmp_path):
     environment = os.environ | {"PYTHON": sys.executable, "NAME": "study", "NUM_GPUS": "2", "BASE_MODEL": "tiny"}
     environment["TRAIN_ARGS"] = "--device cpu --num_train_epochs 200 --early_stopping_patience 200"
     job = subprocess.Popen([folder / "jobs" / "02.sh"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-    run_dir = folder / "runs" / "study"
+    run_dir = folder / "runs/study/tiny/seed-42"
     while job.poll() is None and not (run_dir / "metrics.csv").exists():
         time.sleep(0.02)
     lsf.signal_all(job.pid, signal.SIGUSR2)

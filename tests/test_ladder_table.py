@@ -29,9 +29,11 @@ def ladder(tmp_path_factory):
             predicted_ids = np.where(np.arange(N_CLIPS) < right[number], label_ids, (label_ids + 1) % 4)
             values = {"kept_layers": keep, "n_layers": n_layers, "n_classes": 4, "data_sha256": seed}
             cost = {"n_parameters": 1_000_000 * (n_layers + 1), "latency_ms_median": 10 + 5 * n_layers}
-            write_result(results_dir, f"birds-{keep}-{seed}", predicted_ids, label_ids, groups, **values, **cost)
-        folder = results_dir / f"birds-0-1-{seed}-pruning"
-        folder.mkdir()
+            write_result(
+                results_dir, f"birds/base.blocks-{keep}/seed-{seed}", predicted_ids, label_ids, groups, **values, **cost
+            )
+        folder = results_dir / "birds" / "base.blocks-0-1.sweep" / f"seed-{seed}"
+        folder.mkdir(parents=True)
         full = RIGHT[2][number] / N_CLIPS
         rows = [
             ("full", 2, full),
@@ -46,14 +48,14 @@ def ladder(tmp_path_factory):
         table.to_csv(folder / "pruning.csv", index=False)
         chosen = {"by_depth": {"1": {"keep": [1], "report_accuracy": full - 0.05}}}
         best.write_best(folder, {"model_sha256": "0", "model_dir": "runs/birds"}, chosen)
-    write_result(results_dir, "other-0-1-1", [0], [0], ["g"], kept_layers="0-1")
-    write_result(results_dir, "birds-0-1-recordist-1", [0], [0], ["g"], kept_layers="0-1")
+    write_result(results_dir, "other/base.blocks-0-1/seed-1", [0], [0], ["g"], kept_layers="0-1")
+    write_result(results_dir, "birds.by-clip/base.blocks-0-1/seed-1", [0], [0], ["g"], kept_layers="0-1")
     summary.rebuild_summary(results_dir)
     return results_dir
 
 
 def main(results_dir, name="birds"):
-    return ladder_table.main(["--results_dir", str(results_dir), "--name", name])
+    return ladder_table.main(["--results_dir", str(results_dir), "--name", name, "--model", "base"])
 
 
 def test_tables_and_figure(ladder, capsys):
@@ -82,25 +84,25 @@ def test_tables_and_figure(ladder, capsys):
         "| random | 0.40 |  |  |",
         "| backward | 0.35 | -0.050, -0.050 | **-0.050** |",
     ]
-    assert {path.name for path in ladder.glob("birds-ladder.*")} == {"birds-ladder.pdf", "birds-ladder.png"}
+    assert {path.name for path in ladder.glob("birds/base.ladder.*")} == {"base.ladder.pdf", "base.ladder.png"}
 
 
 def test_what_is_missing_is_named(ladder, tmp_path, caplog):
     assert main(ladder, name="wetland") == 3
-    assert "run experiments.study" in caplog.text
+    assert "or experiments.study" in caplog.text
     copy = tmp_path / "copy"
     shutil.copytree(ladder, copy)
-    (copy / "birds-0-1-2-pruning" / "best.json").unlink()
+    (copy / "birds" / "base.blocks-0-1.sweep" / "seed-2" / "best.json").unlink()
     assert main(copy) == 3
-    assert "run 05_pruning.py on birds-0-1-2" in caplog.text
+    assert "run 05_pruning.py on birds/base.blocks-0-1/seed-2" in caplog.text
 
 
 def test_models_of_other_clips_are_not_compared(ladder, tmp_path, caplog):
     copy = tmp_path / "copy"
     shutil.copytree(ladder, copy)
-    shutil.rmtree(copy / "birds-0-2")
+    shutil.rmtree(copy / "birds" / "base.blocks-0" / "seed-2")
     values = {"kept_layers": "0", "n_layers": 1, "n_classes": 4, "data_sha256": "2"}
-    write_result(copy, "birds-0-2", [0, 1], [0, 1], ["g0", "g1"], **values)
+    write_result(copy, "birds/base.blocks-0/seed-2", [0, 1], [0, 1], ["g0", "g1"], **values)
     summary.rebuild_summary(copy)
     assert main(copy) == 3
     assert "were scored on different clips" in caplog.text

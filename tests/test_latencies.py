@@ -13,14 +13,16 @@ from utils.models import encoders, latency
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("latencies")
-    (folder / "runs").mkdir()
     torch.manual_seed(0)
     for name, keep in (("whole", [0, 1]), ("none", [])):
         model, extractor = small_model("wav2vec2")
         encoders.prune_model(model, keep)
         for seed in (1, 2):
-            encoders.save_model(model, extractor, folder / "runs" / f"birds-{name}-{seed}")
-    (folder / "runs" / "birds-whole-clip-2").mkdir()  # by another split: the same model once more
+            (folder / "runs" / "birds" / name).mkdir(parents=True, exist_ok=True)
+            encoders.save_model(model, extractor, folder / "runs" / "birds" / name / f"seed-{seed}")
+    (folder / "runs" / "birds.by-clip" / "whole" / "seed-2").mkdir(
+        parents=True
+    )  # by another split: the same model once more
     (folder / "results").mkdir()
     return folder, write_processed(folder / "data")
 
@@ -32,7 +34,7 @@ def main(folder, data_dir, *more):
 
 def test_each_model_of_one_seed_has_a_row(folders, capsys):
     assert main(*folders, "--name", "birds", "--seed", 2) == 0
-    table = pd.read_csv(folders[0] / "results" / "birds-latency.csv")
+    table = pd.read_csv(folders[0] / "results" / "birds" / "latency.csv")
     assert list(table.columns) == latencies.COLUMNS
     assert sorted(table["model"]) == ["none", "whole"]
     assert table["latency_ms"].is_monotonic_increasing and (table["n_rounds"] == latency.N_ROUNDS).all()
@@ -44,7 +46,7 @@ def test_each_model_of_one_seed_has_a_row(folders, capsys):
 
 def test_no_such_runs(folders, caplog):
     assert main(*folders, "--name", "wetland") == 3
-    assert "has no run wetland-<model>-1" in caplog.text
+    assert "has no run wetland/<model>/seed-1" in caplog.text
 
 
 def test_times_under_load_are_judged_by_ratio_and_order():

@@ -20,16 +20,22 @@ def write_summary(path, rows: dict[str, tuple[float, float]]) -> None:
     summary.write_metrics(path, pd.DataFrame(frame))
 
 
+def main(results_dir, name="birds"):
+    return leak_table.main(["--results_dir", str(results_dir), "--name", name, "--model", "base.blocks-0-1"])
+
+
 def test_table(tmp_path, capsys):
     rows = {
-        "birds-clip-1": (0.7, 0.6),
-        "birds-1": (0.3, 0.25),
-        "birds-2": (0.4, 0.35),
-        "birds-2-again": (0.9, 0.9),
-        "other-1": (0.9, 0.9),
+        "birds.by-clip/base.blocks-0-1/seed-1": (0.7, 0.6),
+        "birds/base.blocks-0-1/seed-1": (0.3, 0.25),
+        "birds/base.blocks-0-1/seed-2": (0.4, 0.35),
+        "birds/base.blocks-0/seed-1": (0.9, 0.9),
+        "birds/base.blocks-0-1/seed-2-again": (0.9, 0.9),
+        "other/base.blocks-0-1/seed-1": (0.9, 0.9),
+        "birds": (0.9, 0.9),
     }
     write_summary(tmp_path / "summary.csv", rows)
-    assert leak_table.main(["--summary", str(tmp_path / "summary.csv"), "--name", "birds"]) == 0
+    assert main(tmp_path) == 0
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| recordist | 50, 50 | 0.30 [0.20, 0.40]<br>0.40 [0.30, 0.50] | **0.35** "
         "| 0.25 [0.05, 0.45]<br>0.35 [0.15, 0.55] | **0.30** |",
@@ -38,7 +44,9 @@ def test_table(tmp_path, capsys):
 
 
 def test_no_such_name_or_table(tmp_path, caplog):
-    write_summary(tmp_path / "summary.csv", {"birds-clip-1": (0.7, 0.6)})
-    assert leak_table.main(["--summary", str(tmp_path / "summary.csv"), "--name", "wetland"]) == 3
-    assert "run experiments.study" in caplog.text
-    assert leak_table.main(["--summary", str(tmp_path / "none.csv")]) == 3
+    write_summary(tmp_path / "summary.csv", {"birds.by-clip/base/seed-1": (0.7, 0.6)})
+    assert main(tmp_path, name="wetland") == 3
+    assert "has no result wetland/<model>/seed-<n>" in caplog.text
+    assert main(tmp_path) == 3
+    assert "has no birds/base.blocks-0-1/seed-<n>; run experiments.study" in caplog.text
+    assert main(tmp_path / "none") == 3

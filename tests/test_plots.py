@@ -1,5 +1,7 @@
 """Figures: deterministic files, labels that do not overlap, nothing of the user's settings changed."""
 
+import re
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -31,6 +33,7 @@ def summary(n_models, n_sets=1):
             "data_sha256": [str(i % n_sets) for i in range(n_models)],
             "split": "test",
             "n_clips": [300 + i % n_sets for i in range(n_models)],
+            "n_recordings": 90,
             "n_classes": 20,
             "accuracy": accuracy,
             "accuracy_low": accuracy - 0.05,
@@ -181,16 +184,23 @@ def test_of_many_labels_without_a_confusion_the_figure_says_so(drawn):
     assert drawn[0].get_suptitle() == "No confusion among 61 labels: all 183 clips are right"
 
 
-def test_more_models_than_a_picture_can_hold(drawn):
-    table = summary(2500, 3)  # a line each would be 100,000 pixels, and Matplotlib draws 65,536
-    plots.summary_figure(table, "unused")
-    names = drawn[0].axes[0]
-    best = table[table["n_clips"] == 301].sort_values("accuracy", ascending=False)["model_name"].head(66)
-    assert set(best) <= {text.get_text() for text in names.get_yticklabels()}
-    assert [text.get_text() for text in names.texts][1] == "301 test clips, 20 classes: the best 66 of 833 models"
-    assert drawn[0].get_size_inches()[1] < 60
-    plots.summary_figure(summary(900, 300), "unused")
-    assert len(drawn[1].axes[0].texts) == plots.MOST_ROWS
+def test_of_many_models_the_best_and_those_asked_for_are_drawn(drawn):
+    table = summary(100, 3).sort_values("accuracy", ascending=False, ignore_index=True)
+    table["model_name"] = [f"birds.by-clip/m{i}.blocks-0/seed-1" for i in range(100)]
+    asked = list(table["model_name"][[3, 98]])
+    plots.summary_figure(table, "unused", asked=asked)
+    rows = drawn[0].axes[0]
+    shown = {f"m{i}.blocks-0, seed 1" for i in [*range(15), 98]}
+    assert {text.get_text() for text in rows.get_yticklabels()} == shown
+    assert drawn[0].get_suptitle() == "16 of 100 models: the 15 most accurate and 1 asked for; summary.csv has all"
+    headings = [text.get_text() for text in rows.texts]
+    assert any(
+        re.fullmatch(r"birds.by-clip, 30\d test clips of 90 recordings, 20 classes: \d+ of 33 models", text)
+        for text in headings
+    )
+    assert drawn[0].get_size_inches()[1] < 8
+    plots.summary_figure(table.head(15), "unused")
+    assert drawn[1].get_suptitle() == "all 15 models"
 
 
 def test_more_pairs_than_a_picture_can_hold(drawn):
@@ -214,11 +224,32 @@ def test_counts_stay_in_their_cells(drawn, largest):
     assert widest < axes.get_window_extent().width / 20
 
 
-@pytest.mark.parametrize("label", ["Price $5 and $6", "two\nlines", "Zoë's 鳥", "x" * 300])
-def test_any_label_can_be_drawn(tmp_path, label):
+@pytest.mark.parametrize(
+    "label",
+    ["Price $5 and $6", "two\nlines", "Zoë's 鳥", "大山雀", "コマドリ", "붉은머리오목눈이", "\ue000\x07🐦", "x" * 300],
+)
+@pytest.mark.filterwarnings("error:Glyph")
+def test_any_label_can_be_drawn_without_boxes(tmp_path, label):
     table = pd.DataFrame([[1, 0], [0, 1]], index=[label, "b"], columns=[label, "b"])
     plots.confusion_figure(table, tmp_path / "figure")
     assert (tmp_path / "figure.png").stat().st_size < 500_000
+
+
+def test_characters_that_the_font_has_not_are_spelt_in_latin_letters():
+    assert plots.drawable("大山雀 Parus, Zoë, Дрозд") == "DaShanQue Parus, Zoë, Дрозд"
+    assert plots.shorten("コマドリ") == "komadori"
+    assert plots.drawable("\ue000") == r"\ue000"
+
+
+def test_captions():
+    splits = {"val": (30, 9), "test": (None, None)}
+    name = "birds.by-clip/w2v.blocks-0.sweep/seed-1"
+    assert plots.caption(name, "x", splits) == (
+        "w2v.blocks-0, seed 1, on birds.by-clip; val: 30 clips in 9 groups; test"
+    )
+    assert plots.caption("麻雀", "processed_data/wetland/seed-3", {"test": (1000, 1)}) == (
+        "MaQue, on wetland; test: 1,000 clips in 1 groups"
+    )
 
 
 def test_shorten_keeps_both_ends():
@@ -230,7 +261,7 @@ def test_shorten_keeps_both_ends():
     assert short.endswith("_seed_7")
 
 
-@pytest.mark.parametrize(("n_models", "n_sets"), [(1, 1), (30, 3), (9, 9)])
+@pytest.mark.parametrize(("n_models", "n_sets"), [(1, 1), (15, 3), (9, 9)])
 def test_names_in_the_summary_do_not_overlap(drawn, n_models, n_sets):
     table = summary(n_models, n_sets)
     plots.summary_figure(table, "unused")
@@ -269,7 +300,7 @@ def test_summary_marks_what_a_model_is(drawn):
 
 def test_summary_says_how_many_latencies_are_doubtful(drawn):
     for n_doubtful in (0, 2):
-        plots.summary_figure(summary(3), "unused", n_doubtful)
+        plots.summary_figure(summary(3), "unused", pd.Series(np.arange(3) < n_doubtful))
     certain, doubtful = (figure.axes[2].get_xlabel() for figure in drawn)
     assert certain.startswith("latency of one clip (ms)\n")
     assert doubtful.startswith("latency of one clip (ms), 2 of 3 doubtful\n")

@@ -81,12 +81,11 @@ def kept_cells(axes):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda path: pruning_plots.strategy_figure(SMALL, "greedy", path, title="greedy of a model"),
         lambda path: pruning_plots.kept_grids_figure(SMALL, path, title="a model"),
         lambda path: pruning_plots.strategies_figure(SMALL, path, margin=0.02, title="a model"),
         lambda path: pruning_plots.pareto_figure(SMALL, path, title="a model"),
     ],
-    ids=["strategy", "kept_grids", "strategies", "pareto"],
+    ids=["kept_grids", "strategies", "pareto"],
 )
 def test_same_content_gives_the_same_bytes(tmp_path, draw):
     check_same_bytes(draw, tmp_path)
@@ -95,43 +94,40 @@ def test_same_content_gives_the_same_bytes(tmp_path, draw):
 def test_a_table_that_was_read_again_gives_the_same_figure(tmp_path):
     table = pd.DataFrame([row("full", [0, 1], 2, 0.8, 0.7), row("single", [0], 2, 0.6)])
     table.to_csv(tmp_path / "pruning.csv", index=False)
-    pruning_plots.strategy_figure(table, "single", tmp_path / "from_memory")
-    pruning_plots.strategy_figure(pd.read_csv(tmp_path / "pruning.csv"), "single", tmp_path / "from_file")
+    pruning_plots.kept_grids_figure(table, tmp_path / "from_memory")
+    pruning_plots.kept_grids_figure(pd.read_csv(tmp_path / "pruning.csv"), tmp_path / "from_file")
     assert (tmp_path / "from_memory.png").read_bytes() == (tmp_path / "from_file.png").read_bytes()
 
 
-# ---------------------------------------------------------------------------------------- one strategy
+# ------------------------------------------------------------------------------------- kept and removed
 
 
 def test_grid_and_scores_agree_with_the_table(drawn):
-    pruning_plots.strategy_figure(SMALL, "greedy", "unused")
-    grid, scores = drawn[0].axes
-    # By depth, and within it the better on the search split first.
-    assert kept_cells(grid) == {(0, 0), (0, 2), (1, 0), (1, 1), (2, 0)}
+    pruning_plots.kept_grids_figure(SMALL, "unused")
+    grid, scores = drawn[0].axes[:2]
+    # Of each depth the best on val.
+    assert kept_cells(grid) == {(0, 0), (0, 2), (1, 0)}
     assert [(label.get_position()[1], label.get_text()) for label in grid.get_yticklabels()] == [
         (0, "removed 1"),
-        (2, "2"),
+        (1, "2"),
     ]
     curves = lines(scores)
-    np.testing.assert_allclose(curves["search split"].get_data(), [[0.78, 0.7, 0.5], [0, 1, 2]])
-    np.testing.assert_allclose(curves["report split, 95 % interval"].get_data(), [[0.6, 0.72, np.nan], [0, 1, 2]])
-    assert set(curves["full model, search split"].get_xdata()) == {0.8}
-    assert set(curves["full model, report split"].get_xdata()) == {0.75}
+    np.testing.assert_allclose(curves["val (chosen here)"].get_data(), [[0.78, 0.5], [0, 1]])
+    np.testing.assert_allclose(curves["test (reported), 95 % interval"].get_data(), [[0.6, np.nan], [0, 1]])
+    assert set(curves["full model, val (chosen here)"].get_xdata()) == {0.8}
+    assert set(curves["full model, test (reported)"].get_xdata()) == {0.75}
     ends = [path.vertices[:, 0] for path in scores.collections[0].get_paths()]
-    np.testing.assert_allclose(ends[:2], [[0.56, 0.63], [0.68, 0.75]])
+    np.testing.assert_allclose(ends[:1], [[0.56, 0.63]])
     assert grid.get_ylim() == scores.get_ylim()
 
 
-@pytest.mark.parametrize(("n_candidates", "n_rows"), [(8, 40), (9, 5)])
-def test_long_tables_show_the_best_of_each_depth_and_say_so(drawn, n_candidates, n_rows):
-    table = sweep(6, ["exhaustive"], n_candidates)
-    pruning_plots.strategy_figure(table, "exhaustive", "unused")
+def test_long_tables_show_the_best_of_each_depth_and_say_so(drawn):
+    table = sweep(6, ["exhaustive"], 9)
+    pruning_plots.kept_grids_figure(table, "unused")
     grid, scores = drawn[0].axes
-    shown = lines(scores)["search split"].get_xdata()
-    assert len(shown) == n_rows
-    assert ("the best of each depth, of 45 candidates" in grid.texts[0].get_text()) == (n_rows == 5)
     best = table[table["strategy"] == "exhaustive"].groupby("n_removed")["search_accuracy"].max()
-    assert set(best) <= set(shown)
+    assert lines(scores)["val (chosen here)"].get_xdata().tolist() == best.tolist()
+    assert grid.texts[0].get_text() == "exhaustive (45 candidates)"
 
 
 def test_best_of_each_depth_breaks_ties_by_macro_f1_and_then_by_order():
@@ -147,29 +143,18 @@ def test_best_of_each_depth_breaks_ties_by_macro_f1_and_then_by_order():
     assert list(pruning_plots.best_of_each_depth(rows)["kept_layers"]) == ["0,2", "0"]
 
 
-@pytest.mark.parametrize(("n_blocks", "n_candidates"), [(4, 1), (24, 1), (5, 10)])
-def test_texts_of_a_strategy_do_not_overlap(drawn, n_blocks, n_candidates):
-    pruning_plots.strategy_figure(sweep(n_blocks, ["greedy"], n_candidates), "greedy", "unused", title="long " * 9)
-    assert no_overlap(drawn[0])
-
-
 def test_candidates_without_a_number_are_hatched(drawn):
     table = SMALL.copy()
-    table.loc[1, "search_accuracy"] = np.nan
-    pruning_plots.strategy_figure(table, "greedy", "unused")
+    table.loc[3, "search_accuracy"] = np.nan
+    pruning_plots.kept_grids_figure(table, "unused")
     scores = drawn[0].axes[1]
     assert [patch.get_y() + patch.get_height() / 2 for patch in scores.patches if patch.get_hatch()] == [1]
-    assert "no number" in [text.get_text() for text in scores.get_legend().get_texts()]
-
-
-def test_a_strategy_without_candidates_is_refused():
-    with pytest.raises(ValueError, match="no candidates of strategy 'beam'"):
-        pruning_plots.strategy_figure(SMALL, "beam", "unused")
+    assert "no number" in [text.get_text() for text in drawn[0].legends[0].get_texts()]
 
 
 def test_a_list_of_another_model_is_refused():
     with pytest.raises(UsageError, match="there is no layer 7"):
-        pruning_plots.strategy_figure(SMALL.replace("0,2", "0,7"), "greedy", "unused")
+        pruning_plots.kept_grids_figure(SMALL.replace("0,2", "0,7"), "unused")
 
 
 # -------------------------------------------------------------------------------------- all strategies
@@ -251,10 +236,10 @@ def test_pareto_draws_front_report_and_full_model(drawn):
     parameters = [(7_087_872 * n + 9_523_107) / 1e6 for n in (1, 2, 3)]
     for axes, costs in ((by_parameters, parameters), (by_latency, [120, 140, 160])):
         curves = lines(axes)
-        np.testing.assert_allclose(curves["Pareto front, search split"].get_data(), [costs, [0.5, 0.78, 0.8]])
-        reported = curves["members of the front, report split, 95 % interval"]
+        np.testing.assert_allclose(curves["Pareto front, val (chosen here)"].get_data(), [costs, [0.5, 0.78, 0.8]])
+        reported = curves["members of the front, test (reported), 95 % interval"]
         np.testing.assert_allclose(reported.get_data(), [costs, [np.nan, 0.6, 0.75]])
-        np.testing.assert_allclose(curves["full model, search split"].get_data(), [[costs[2]], [0.8]])
+        np.testing.assert_allclose(curves["full model, val (chosen here)"].get_data(), [[costs[2]], [0.8]])
         assert [text.get_text() for text in axes.texts] == ["0", "0,2", "0-2"]
 
 
@@ -268,7 +253,7 @@ def test_pareto_draws_operations_where_latencies_are_doubtful(drawn):
     pruning_plots.pareto_figure(SMALL.assign(gmacs_per_clip=SMALL["n_layers"]), "unused", latency_is_doubtful=True)
     _, by_operations = drawn[0].axes
     assert by_operations.get_xlabel() == "multiply-accumulates of one clip (billions)"
-    np.testing.assert_allclose(lines(by_operations)["Pareto front, search split"].get_data()[0], [1, 2, 3])
+    np.testing.assert_allclose(lines(by_operations)["Pareto front, val (chosen here)"].get_data()[0], [1, 2, 3])
 
 
 @pytest.mark.parametrize("n_members", [1, 24, 100])
@@ -297,7 +282,6 @@ def test_the_smallest_models_are_drawn(drawn, n_blocks, scores):
     table = sweep(n_blocks, ["greedy", "random"])
     if scores == "nan":
         table[[column for column in table if "accuracy" in column or "f1" in column]] = np.nan
-    pruning_plots.strategy_figure(table, table["strategy"].iloc[-1], "unused")
     pruning_plots.kept_grids_figure(table, "unused")
     pruning_plots.strategies_figure(table, "unused", margin=0.02)
     pruning_plots.pareto_figure(table, "unused")
@@ -307,7 +291,6 @@ def test_the_smallest_models_are_drawn(drawn, n_blocks, scores):
 
 def test_a_table_without_the_full_model_is_drawn(drawn):
     table = SMALL[SMALL["n_removed"] > 0]
-    pruning_plots.strategy_figure(table, "greedy", "unused")
     pruning_plots.kept_grids_figure(table, "unused")
     pruning_plots.strategies_figure(table, "unused", margin=0.02)
     pruning_plots.pareto_figure(table, "unused")

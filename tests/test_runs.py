@@ -510,6 +510,19 @@ def test_damaged_output_is_not_taken_for_done(tmp_path):
     write_run(out, overwrite=True)
 
 
+def test_a_figure_may_be_missing_or_drawn_again(tmp_path):
+    out = tmp_path / "out"
+    with open_run(out):
+        for name in ("result.txt", "figure.pdf", "figure.png"):
+            (out / name).write_text(name)
+    digest = runs.folder_input(out).sha256
+    (out / "figure.pdf").unlink()
+    (out / "figure.png").write_text("drawn again")
+    with pytest.raises(AlreadyComplete):
+        write_run(out)
+    assert runs.folder_input(out).sha256 == digest
+
+
 def test_failure_is_recorded_and_the_next_attempt_goes_on(tmp_path):
     out = tmp_path / "out"
     for n, (error, status, code) in enumerate(

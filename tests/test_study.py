@@ -19,7 +19,7 @@ from utils.data import synthetic
 from utils.models import encoders
 
 QUICK = "--num_train_epochs 1 --augment none --learning_rate 1e-3"
-MODELS = {"small-none-1", "small-0-1", "small-0-1-1", "small-0-clip-1", "cnn-melspectrogram-1", "small-after-1-1"}
+MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0-1", "small.after-1", "cnn-melspectrogram"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def words(tmp_path_factory):
 def records(output_dir: Path) -> dict[str, dict]:
     return {
         str(path.parent.relative_to(output_dir)): json.loads(path.read_text(encoding="utf-8"))
-        for path in output_dir.glob("*/*/run.json")
+        for path in output_dir.glob("*/**/run.json")
     }
 
 
@@ -76,19 +76,20 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
     assert len(started) == 6 and "stopped by SIGTERM" in caplog.text
     before = records(tmp_path / "study")
     complete = {name for name, record in before.items() if record["status"] == "complete"}
-    assert {"processed_data/birds-1", "processed_data/birds-clip-1"} <= complete
-    assert not any((tmp_path / "study" / "validation_results").glob("birds-study.*"))
+    assert {"processed_data/birds/seed-1", "processed_data/birds.by-clip/seed-1"} <= complete
+    assert not any((tmp_path / "study" / "validation_results").glob("birds/study.*"))
 
     assert study.main(command) == 0
     after = records(tmp_path / "study")
-    results = {f"validation_results/birds-{model}" for model in MODELS}
-    assert results | {"validation_results/birds-small-0-1-1-pruning"} <= after.keys()
+    results = {f"validation_results/birds/{model}/seed-1" for model in [*MODELS, "small.blocks-0-1.sweep"]}
+    assert results | {"validation_results/birds.by-clip/small.blocks-0/seed-1"} <= after.keys()
+    assert {name.replace("validation_results", "runs") for name in results if "sweep" not in name} <= after.keys()
     assert {record["status"] for record in after.values()} == {"complete"}
     assert all(after[name] == before[name] for name in complete), "what was done is not done again"
-    table = pd.read_csv(tmp_path / "study" / "validation_results" / "birds-study.csv").set_index("model")
-    assert set(table.index) == {name.removesuffix("-1") for name in MODELS - {"small-0-clip-1"}}
+    table = pd.read_csv(tmp_path / "study" / "validation_results" / "birds" / "study.csv").set_index("model")
+    assert set(table.index) == MODELS
     for model in table.index:
-        scored = pd.read_csv(tmp_path / "study" / "validation_results" / f"birds-{model}-1" / "metrics.csv")
+        scored = pd.read_csv(tmp_path / "study" / "validation_results" / "birds" / model / "seed-1" / "metrics.csv")
         assert table.loc[model, "accuracy"] == pytest.approx(scored["accuracy"].item(), abs=1e-5)
     assert table["kind"].value_counts().to_dict() == {"pruned before": 2, "whole": 1, "pruned after": 1, "CNN": 1}
     printed = capsys.readouterr().out
@@ -96,7 +97,7 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
         "| clip |",
         "| rule, by number of blocks kept |",
         "best accuracy: ",
-        "what a split by clip claims of small-0",
+        "what a split by clip claims of small.blocks-0: ",
     ):
         assert line in printed
 
@@ -165,6 +166,7 @@ def test_help_shows_its_defaults():
         (("--seeds", "1", "1"), "each seed counts once"),
         (("--base_model", "tiny"), "'tiny' is not a short name and a model"),
         (("--other_models", "a/b=tiny"), "'a/b=tiny' is not a short name and a model"),
+        (("--name", "birds.by-clip"), "no result can be called 'birds.by-clip/small/seed-1'"),
         (("--splits", "recordist"), "invalid choice: 'recordist'"),
     ],
 )

@@ -31,15 +31,16 @@ def results_dir(tmp_path_factory):
         "whole": ("whole", 12, 50e6, 90.0, (48, 50)),
         "half": ("pruned before", 6, 25e6, 50.0, (48, 49)),
         "cnn": ("CNN", 0, 1e6, 9.0, (30, 32)),
-        "half-clip": ("pruned before", 6, 25e6, 50.0, (58, 60)),
+        "half by clip": ("pruned before", 6, 25e6, 50.0, (58, 60)),
     }
     for model, (kind, n_layers, n_parameters, latency, n_right) in models.items():
+        model, _, split = model.partition(" by ")
+        data_set = f"birds.by-{split}" if split else "birds"
         for seed, n in enumerate(n_right):
-            split = "clip" if model.endswith("clip") else "recordist"
             values = {"kind": kind, "n_layers": n_layers, "n_parameters": int(n_parameters), "gmacs_per_clip": 2.0}
             values |= {"latency_ms_median": latency, "data_sha256": f"{split}{seed}"}
             answers = answers_of(n, seed)
-            write_result(results_dir, f"birds-{model}-{seed}", answers, LABEL_IDS, GROUPS, **values)
+            write_result(results_dir, f"{data_set}/{model}/seed-{seed}", answers, LABEL_IDS, GROUPS, **values)
     summary.rebuild_summary(results_dir)
     return results_dir
 
@@ -51,7 +52,7 @@ def main(results_dir, name="birds"):
 @pytest.mark.drawn
 def test_table_pools_the_seeds(results_dir, capsys):
     assert main(results_dir) == 0
-    table = pd.read_csv(results_dir / "birds-study.csv").set_index("model")
+    table = pd.read_csv(results_dir / "birds" / "study.csv").set_index("model")
     assert list(table.index) == ["whole", "half", "cnn"]  # best first, and no split by clip among them
     label_ids, groups = np.tile(LABEL_IDS, 2), np.array(GROUPS * 2)
     pooled = {
@@ -69,7 +70,7 @@ def test_table_pools_the_seeds(results_dir, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:5]] == ["whole", "half", "cnn"]
     assert [line.split("|")[4].strip() for line in lines[2:5]] == ["12", "6", ""]
-    assert {path.suffix for path in results_dir.glob("birds-study.*")} == {".csv", ".pdf", ".png"}
+    assert {path.suffix for path in results_dir.glob("birds/study.*")} == {".csv", ".pdf", ".png"}
 
 
 def test_studies_side_by_side_have_the_models_that_both_have(results_dir, tmp_path, capsys):
@@ -77,7 +78,7 @@ def test_studies_side_by_side_have_the_models_that_both_have(results_dir, tmp_pa
     shutil.copytree(results_dir, copy)
     for seed in (0, 1):  # a second study, in which the CNN wins
         for model, n_right in {"cnn": 54, "whole": 42, "other": 40}.items():
-            write_result(copy, f"ducks-{model}-{seed}", answers_of(n_right, seed), LABEL_IDS, GROUPS, kind="CNN")
+            write_result(copy, f"ducks/{model}/seed-{seed}", answers_of(n_right, seed), LABEL_IDS, GROUPS, kind="CNN")
     summary.rebuild_summary(copy)
     assert study_table.main(["--results_dir", str(copy), "--name", "birds", "ducks"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -98,7 +99,7 @@ def test_answers_keep_to_what_is_shown(results_dir, capsys):
     assert "25.0 M parameters, 50 ms; to the best -0.008 [" in fastest
     assert claim.startswith("what a split by clip claims of half: 0.983 [")
     assert "]; it has 0.808 [" in claim
-    row = pd.read_csv(results_dir / "birds-study.csv").set_index("model").loc["half"]
+    row = pd.read_csv(results_dir / "birds" / "study.csv").set_index("model").loc["half"]
     assert smallest.endswith("the interval is not") == (row["difference_low"] < -0.02)
 
 
@@ -114,13 +115,13 @@ def test_latencies_measured_side_by_side_replace_those_of_stage_03(results_dir, 
     shutil.copytree(results_dir, copy)
     latencies = pd.DataFrame({"model": ["cnn", "half", "whole"], "latency_ms": [3.0, 44.0, 33.0]})
     latencies["latency_doubt"] = ["no", "load order", "no"]
-    latencies.to_csv(copy / "birds-latency.csv", index=False)
+    latencies.to_csv(copy / "birds" / "latency.csv", index=False)
     assert main(copy) == 0
-    table = pd.read_csv(copy / "birds-study.csv").set_index("model")
+    table = pd.read_csv(copy / "birds" / "study.csv").set_index("model")
     assert table["latency_ms_median"].to_dict() == {"whole": 33.0, "half": 44.0, "cnn": 3.0}
     printed = capsys.readouterr().out
     assert "fastest within 0.02 of it: whole" in printed and "| 44? |" in printed and "| 33 |" in printed
-    latencies[1:].to_csv(copy / "birds-latency.csv", index=False)
+    latencies[1:].to_csv(copy / "birds" / "latency.csv", index=False)
     assert main(copy) == 3
     assert "has no latency of cnn" in caplog.text
 
@@ -128,7 +129,7 @@ def test_latencies_measured_side_by_side_replace_those_of_stage_03(results_dir, 
 def test_model_without_all_seeds_is_left_out(results_dir, tmp_path, caplog, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(results_dir, copy)
-    shutil.rmtree(copy / "birds-whole-1")
+    shutil.rmtree(copy / "birds" / "whole" / "seed-1")
     summary.rebuild_summary(copy)
     assert main(copy) == 0
     assert "whole is left out: it has 1 of 2 seeds" in caplog.text
@@ -137,7 +138,7 @@ def test_model_without_all_seeds_is_left_out(results_dir, tmp_path, caplog, caps
 
 def test_without_other_splits_there_is_no_claim(results_dir, tmp_path, capsys):
     copy = tmp_path / "copy"
-    shutil.copytree(results_dir, copy, ignore=shutil.ignore_patterns("birds-half-clip-*"))
+    shutil.copytree(results_dir, copy, ignore=shutil.ignore_patterns("birds.by-clip"))
     summary.rebuild_summary(copy)
     assert main(copy) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("fastest within 0.02 of it: half")
@@ -148,8 +149,8 @@ def test_no_such_study_or_other_clips(results_dir, tmp_path, caplog):
     assert "run make study" in caplog.text
     copy = tmp_path / "copy"
     shutil.copytree(results_dir, copy)
-    shutil.rmtree(copy / "birds-cnn-1")
-    write_result(copy, "birds-cnn-1", [0, 1], [0, 1], ["g0", "g1"], data_sha256="recordist1", kind="CNN")
+    shutil.rmtree(copy / "birds" / "cnn" / "seed-1")
+    write_result(copy, "birds/cnn/seed-1", [0, 1], [0, 1], ["g0", "g1"], data_sha256="recordist1", kind="CNN")
     summary.rebuild_summary(copy)
     assert main(copy) == 3
     assert "were scored on different clips" in caplog.text

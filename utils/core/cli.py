@@ -189,12 +189,6 @@ def format_layer_list(layers: Sequence[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges) or "none"
 
 
-def model_name(model_dir: Path) -> str:
-    """Return the name that results of a model go by: that of its run folder, or of the model folder by itself."""
-    folder = Path(model_dir).resolve()
-    return folder.parent.name if folder.name == "model" else folder.name
-
-
 def run_stage(
     parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
 ) -> int:

@@ -14,6 +14,7 @@ SCHEMA_VERSION = 1
 RECORD_NAME = "run.json"
 LOG_NAME = "log.txt"
 LOCK_NAME = ".lock"
+FIGURE_SUFFIXES = (".pdf", ".png")
 STATUSES = ("running", "complete", "interrupted", "failed")
 # While a result makes room, and until the new one is complete; see `replacing`.
 MOVING_NAME = ".replacing"
@@ -111,9 +112,13 @@ def check_outputs(folder: Path, record: dict) -> None:
 
 
 def find_damage(folder: Path, outputs: Sequence[dict]) -> str | None:
-    """Say which of the `outputs` of a ``run.json`` is first missing or other than recorded; None if all are whole."""
+    """Say which of the `outputs` of a ``run.json`` is first missing or other than recorded; None if all are whole.
+
+    Figures are not looked at: they are drawn from the others, and can be drawn again.
+    """
     if not outputs:
         return f"{Path(folder) / RECORD_NAME} lists no outputs, so nothing in the folder can be checked"
+    outputs = [output for output in outputs if not output["path"].endswith(FIGURE_SUFFIXES)]
     for output in outputs:
         path = Path(folder) / output["path"]
         if not path.is_file():

@@ -368,6 +368,7 @@ def similarity_figure(
     path: Path,
     models: tuple[str, str] | None = None,
     lowest: float | None = None,
+    title: str | None = None,
 ) -> None:
     """Draw similarity matrices of hidden layers beside each other, all on one colour scale.
 
@@ -382,6 +383,8 @@ def similarity_figure(
     lowest : float or None
         Similarity at which the scale begins, to give figures of several calls the same scale; by default
         `lowest_similarity`. It ends at 1.
+    title : str or None
+        Model and clips.
     """
     lowest = lowest_similarity(maps) if lowest is None else lowest
     with style():
@@ -389,7 +392,14 @@ def similarity_figure(
         for axes, (name, similarity) in zip(panels, maps.items(), strict=True):
             draw_similarity(axes, similarity, lowest, models)
             axes.set_title(name, loc="left")
+        _write_above(panels[0], title)
         save_figure(fig, path)
+
+
+def _write_above(axes: Axes, title: str | None) -> None:
+    """Write what a figure is of above the title of its first panel."""
+    if title:
+        axes.annotate(title, (0, 1), (0, 24), "axes fraction", "offset points", fontsize=11)
 
 
 def _panels(n_columns: int, with_bar: Sequence[bool], inches: float) -> tuple[Figure, list[Axes]]:
@@ -704,6 +714,5 @@ def overview_figure(
         for letter, axes, panel in zip(string.ascii_lowercase, places, panels, strict=False):
             panel.draw(axes)
             axes.set_title(f"{letter}  {panel.name}", loc="left")
-        if title:
-            places[0].annotate(title, (0, 1), (0, 24), "axes fraction", "offset points", fontsize=11)
+        _write_above(places[0], title)
         save_figure(fig, path)

@@ -1,20 +1,24 @@
 """Figures: one style, colour-blind safe and legible in black and white, saved as PDF and PNG."""
 
 import contextlib
+import functools
 import io
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from anyascii import anyascii
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from utils.core import names
 from utils.core.files import atomic_path
+from utils.core.text import printable
 
 # Okabe & Ito 2008, in an order of falling contrast on white; told apart in grey by their markers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -52,7 +56,8 @@ CELL_INCHES = 0.17
 LEAST_ROWS = 12
 MATRIX_UP_TO = 60  # labels; beyond them a matrix is larger than a screen, and with 300 it took 6 GB to draw
 WORST_CONFUSIONS = 40
-MOST_ROWS = 200  # of a figure with a line a model or a pair; Matplotlib draws no picture of more than 65,536 pixels
+BEST_SHOWN = 15
+MOST_ROWS = 200  # of a figure with a line a pair; Matplotlib draws no picture of more than 65,536 pixels
 
 
 @contextlib.contextmanager
@@ -79,16 +84,52 @@ def save_figure(fig: Figure, path: Path, suffixes: Sequence[str] = (".pdf", ".pn
     path = Path(path)
     for suffix in suffixes:
         drawn = io.BytesIO()  # on a full disk Matplotlib's writer of PDFs hides the error behind one of its own
-        with warnings.catch_warnings():
-            # A character that the font has not is drawn as a box; the CSV beside the figure has it.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            fig.savefig(drawn, format=suffix[1:], metadata=undated[suffix])
+        fig.savefig(drawn, format=suffix[1:], metadata=undated[suffix])
         with atomic_path(path.with_name(path.name + suffix)) as partial:
             partial.write_bytes(drawn.getbuffer())
 
 
+@functools.cache
+def _drawn_characters() -> frozenset[int]:
+    font = font_manager.get_font(font_manager.findfont(STYLE["font.family"], fallback_to_default=False))
+    return frozenset({*font.get_charmap(), ord("\n")})
+
+
+def drawable(text: str) -> str:
+    r"""Return a text whose characters the font has; others in Latin letters, or escaped: the CSV has them as they are.
+
+    ``大山雀`` becomes ``DaShanQue``, a character that has no such spelling ``\ue000``.
+    """
+    known = _drawn_characters()
+    return "".join(c if ord(c) in known else printable(anyascii(c)) or ascii(c)[1:-1] for c in text)
+
+
+def caption(name: str, data_dir: Path, splits: Mapping[str, tuple[int | None, int | None]]) -> str:
+    """Return the line that says what a figure is of: a model, its data set and split, its clips and groups.
+
+    Parameters
+    ----------
+    name : str
+        Of the run or the result; see `names.of_folder`.
+    data_dir : Path
+        Of the clips; names the data set where `name` does not follow the layout.
+    splits : mapping of str to (int or None, int or None)
+        Numbers of clips and groups by split; None where an early version has not left them.
+    """
+    parsed = names.parse(name)
+    model, data_set = name, names.of_data(data_dir)
+    if parsed is not None:
+        model, data_set = f"{parsed.without(names.SWEEP).full_model}, {parsed.part} {parsed.number}", parsed.data_folder
+    texts = [
+        split if None in (n_clips, n_groups) else f"{split}: {n_clips:,} clips in {n_groups:,} groups"
+        for split, (n_clips, n_groups) in splits.items()
+    ]
+    return drawable(f"{model}, on {data_set}; {'; '.join(texts)}")
+
+
 def shorten(label: str, longest: int = LONGEST_LABEL) -> str:
-    """Return a label, its middle left out if it is longer than `longest` characters."""
+    """Return a label that can be drawn, its middle left out if it is longer than `longest` characters."""
+    label = drawable(label)
     if len(label) <= longest:
         return label
     head = longest // 2
@@ -98,7 +139,7 @@ def shorten(label: str, longest: int = LONGEST_LABEL) -> str:
 # --------------------------------------------------------------------------------------- one evaluation
 
 
-def confusion_figure(counts: pd.DataFrame, path: Path) -> None:
+def confusion_figure(counts: pd.DataFrame, path: Path, title: str | None = None) -> None:
     """Draw a confusion matrix; of more than 60 labels, the most frequent confusions.
 
     Parameters
@@ -107,13 +148,15 @@ def confusion_figure(counts: pd.DataFrame, path: Path) -> None:
         Index: true labels; columns: predicted ones; see `evaluation.confusion_table`.
     path : Path
         Name without suffix.
+    title : str or None
+        Such as a `caption`.
     """
     draw = _confusion_matrix if len(counts) <= MATRIX_UP_TO else _worst_confusions
     with style():
-        save_figure(draw(counts), path)
+        save_figure(draw(counts, title), path)
 
 
-def _confusion_matrix(counts: pd.DataFrame) -> Figure:
+def _confusion_matrix(counts: pd.DataFrame, title: str | None) -> Figure:
     """Return a row a true label, coloured by the share of the row's clips.
 
     The figure grows with the classes, so that labels stay legible at 100 % zoom; up to 25 classes the
@@ -145,6 +188,8 @@ def _confusion_matrix(counts: pd.DataFrame) -> Figure:
     axes.tick_params(which="minor", length=0)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    if title:
+        axes.set_title(title, loc="left")
     if with_numbers:
         for row, column in np.argwhere(values > 0):
             dark = shares[row, column] > 0.3  # where the square root has passed half of the colours
@@ -167,7 +212,7 @@ def _confusion_matrix(counts: pd.DataFrame) -> Figure:
     return fig
 
 
-def _worst_confusions(counts: pd.DataFrame) -> Figure:
+def _worst_confusions(counts: pd.DataFrame, above: str | None) -> Figure:
     """Return a bar a pair of a true and another predicted label: those of the most clips, then of the largest share."""
     values = counts.to_numpy()
     n_of_label, n_wrong = values.sum(axis=1), values.sum() - np.trace(values)
@@ -195,11 +240,11 @@ def _worst_confusions(counts: pd.DataFrame) -> Figure:
     if n_wrong:
         share = f"{n_clips.sum() / n_wrong:.0%} of the {n_wrong:,} wrong clips"
         title = f"The {len(order)} most frequent confusions of {n_pairs:,} among {len(counts):,} labels: {share}"
-    fig.suptitle(title, x=0.01, ha="left", fontsize=10)
+    fig.suptitle("\n".join(filter(None, [above, title])), x=0.01, ha="left", fontsize=10)
     return fig
 
 
-def reliability_figure(bins: pd.DataFrame, expected_error: float, path: Path) -> None:
+def reliability_figure(bins: pd.DataFrame, expected_error: float, path: Path, title: str | None = None) -> None:
     """Draw accuracy against confidence, and below it how many clips have that confidence.
 
     Parameters
@@ -210,6 +255,8 @@ def reliability_figure(bins: pd.DataFrame, expected_error: float, path: Path) ->
         The expected calibration error, for the title.
     path : Path
         Without suffix.
+    title : str or None
+        Such as a `caption`.
     """
     filled = bins[bins["n_clips"] > 0]
     with style():
@@ -233,7 +280,9 @@ def reliability_figure(bins: pd.DataFrame, expected_error: float, path: Path) ->
             label="model",
         )
         top.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="accuracy")
-        top.set_title(f"expected calibration error {expected_error:.3f}", loc="left", pad=20)
+        error = f"expected calibration error {expected_error:.3f}"
+        above = title.replace("; ", "\n") if title else None
+        top.set_title("\n".join(filter(None, [above, error])), loc="left", pad=20)
         top.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=3, fontsize=7.5, columnspacing=1.2)
         bottom.bar(
             bins["above"],
@@ -254,7 +303,7 @@ def reliability_figure(bins: pd.DataFrame, expected_error: float, path: Path) ->
 # -------------------------------------------------------------------------------------------- training
 
 
-def training_curves(metrics: pd.DataFrame, path: Path) -> None:
+def training_curves(metrics: pd.DataFrame, path: Path, title: str | None = None) -> None:
     """Draw losses, validation scores and learning rate by epoch; save a PNG.
 
     Parameters
@@ -264,6 +313,8 @@ def training_curves(metrics: pd.DataFrame, path: Path) -> None:
         learning_rate``; NaN where there is no number.
     path : Path
         Name without suffix.
+    title : str or None
+        Such as a `caption`.
     """
     epoch = metrics["epoch"]
     marker = {"marker": "o", "markersize": 3} if len(metrics) <= 50 else {}
@@ -295,6 +346,8 @@ def training_curves(metrics: pd.DataFrame, path: Path) -> None:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         losses.legend()
         scores.legend(fontsize=7)
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=10)
         fig.tight_layout()
         save_figure(fig, path, suffixes=(".png",))
 
@@ -302,13 +355,15 @@ def training_curves(metrics: pd.DataFrame, path: Path) -> None:
 # --------------------------------------------------------------------------------------------- summary
 
 
-def summary_figure(summary: pd.DataFrame, path: Path, n_doubtful: int = 0) -> None:
-    """Draw the accuracy of all models with its interval, and against their size and latency; save a PNG.
+def summary_figure(
+    summary: pd.DataFrame, path: Path, is_doubtful: pd.Series | None = None, asked: Sequence[str] = ()
+) -> None:
+    """Draw the accuracy of the best models with its interval, and against their size and latency; save a PNG.
 
+    Of more than 15 models the 15 most accurate and those that are asked for are drawn; the title says of how many.
     Left a line a model, best first, so that no two names overlap. The marker tells what a model is: a
     CNN, whole, or pruned before or after fine-tuning. Models that were scored on different clips stand in
-    blocks of their own, with a colour and a filling each: their scores do not compare. Of more than
-    200 models the best of each block are drawn.
+    blocks of their own, with a colour and a filling each: their scores do not compare.
 
     Parameters
     ----------
@@ -316,57 +371,57 @@ def summary_figure(summary: pd.DataFrame, path: Path, n_doubtful: int = 0) -> No
         A row a model, with the columns of ``metrics.csv``.
     path : Path
         Name without suffix.
-    n_doubtful : int
-        How many of the latencies were measured where something disturbed them; the label of their axis says so.
+    is_doubtful : Series of bool or None
+        Of each row, whether something disturbed the measuring of its latency; the label of the axis counts them.
+    asked : sequence of str
+        Models that are drawn in any case.
     """
+    n_models, of_clips = len(summary), ["data_sha256", "split", "n_clips"]
+    n_of_set = summary.groupby(of_clips, dropna=False)["model_name"].transform("size")
+    summary = summary.assign(n_of_set=n_of_set).sort_values(["accuracy", "model_name"], ascending=[False, True])
+    summary = summary[(np.arange(n_models) < BEST_SHOWN) | summary["model_name"].isin(asked)]
+    n_doubtful = 0 if is_doubtful is None else is_doubtful[summary.index].sum()
     doubt = f", {n_doubtful} of {len(summary)} doubtful" if n_doubtful else ""
-    summary = summary.sort_values(["accuracy", "model_name"], ascending=[False, True])
-    clip_sets = [models for _, models in summary.groupby(["data_sha256", "split", "n_clips"], dropna=False)]
+    clip_sets = [models for _, models in summary.groupby(of_clips, dropna=False)]
     clip_sets.sort(key=lambda models: models["model_name"].min())  # their digests mean nothing to a reader
-    n_models = [len(models) for models in clip_sets]
-    if len(summary) > MOST_ROWS:
-        clip_sets = clip_sets[:MOST_ROWS]
-        clip_sets = [models.head(MOST_ROWS // len(clip_sets)) for models in clip_sets]
-        summary = pd.concat(clip_sets)
     n_rows = len(summary) + len(clip_sets)
     limits = _score_limits(summary)
     with style():
         fig = Figure(figsize=(9.5, 1.2 + 0.2 * max(n_rows, LEAST_ROWS)), layout="constrained")
         grid = fig.add_gridspec(2, 2, width_ratios=(3, 2))
-        names = fig.add_subplot(grid[:, 0])
+        lines = fig.add_subplot(grid[:, 0])
         by_size, by_latency = fig.add_subplot(grid[0, 1]), fig.add_subplot(grid[1, 1])
         row, ticks = 0, {}
-        for number, (models, n) in enumerate(zip(clip_sets, n_models, strict=False)):
+        for number, models in enumerate(clip_sets):
             look = {
                 "color": COLOURS[number % len(COLOURS)],
                 "fillstyle": FILLS[number % len(FILLS)],
                 "linestyle": "none",
             }
             low, high, accuracy = models["accuracy_low"], models["accuracy_high"], models["accuracy"]
-            first = models.iloc[0]
-            names.text(
+            lines.text(
                 0.01,
                 row,
-                f"{first['n_clips']} {first['split']} clips, {first['n_classes']} classes"
-                + (f": the best {len(models)} of {n} models" if n > len(models) else ""),
-                transform=names.get_yaxis_transform(),
+                _clips_of(models),
+                transform=lines.get_yaxis_transform(),
                 va="center",
+                fontsize=7.5,
                 color=look["color"],
             )
             here = row + 1 + np.arange(len(models))
-            names.hlines(here, low, high, color=look["color"])
+            lines.hlines(here, low, high, color=look["color"])
             for kind, marker in KINDS.items():
                 chosen = (models["kind"] == kind).to_numpy()
-                names.plot(accuracy[chosen], here[chosen], marker=marker, markersize=5, **look)
+                lines.plot(accuracy[chosen], here[chosen], marker=marker, markersize=5, **look)
                 for axes, column in ((by_size, "n_parameters"), (by_latency, "latency_ms_median")):
                     axes.plot(models[column][chosen], accuracy[chosen], marker=marker, markersize=4.5, **look)
-            ticks.update(zip(here, models["model_name"], strict=True))
+            ticks.update(zip(here, map(_in_its_set, models["model_name"]), strict=True))
             row += 1 + len(models)
             for axes, column in ((by_size, "n_parameters"), (by_latency, "latency_ms_median")):
                 axes.vlines(models[column], low, high, color=look["color"], linewidth=1, alpha=0.4)
-        names.set_yticks(list(ticks), [shorten(name) for name in ticks.values()])
-        names.tick_params(axis="y", length=0)
-        names.set(
+        lines.set_yticks(list(ticks), [shorten(name) for name in ticks.values()])
+        lines.tick_params(axis="y", length=0)
+        lines.set(
             xlim=limits, ylim=(max(n_rows, LEAST_ROWS) - 0.4, -0.6), xlabel="accuracy of clips, with its 95 % interval"
         )
         for axes, column, unit in ((by_size, "n_parameters", 1e6), (by_latency, "latency_ms_median", 1.0)):
@@ -382,7 +437,31 @@ def summary_figure(summary: pd.DataFrame, path: Path, n_doubtful: int = 0) -> No
         by_size.set_xlabel("parameters (millions)")
         devices = sorted(set(summary["device"].astype(str)))
         by_latency.set_xlabel(f"latency of one clip (ms){doubt}\n" + shorten(" and ".join(devices), 50))
+        fig.suptitle(_shown(len(summary), n_models), x=0.01, ha="left", fontsize=10)
         save_figure(fig, path, suffixes=(".png",))
+
+
+def _shown(n_shown: int, n_models: int) -> str:
+    if n_shown == n_models:
+        return f"all {n_models:,} models"
+    added = f" and {n_shown - BEST_SHOWN:,} asked for" if n_shown > BEST_SHOWN else ""
+    return f"{n_shown:,} of {n_models:,} models: the {BEST_SHOWN} most accurate{added}; summary.csv has all"
+
+
+def _in_its_set(name: str) -> str:
+    """Return the name of a result without the data set, which stands above it."""
+    parsed = names.parse(name)
+    return name if parsed is None else f"{parsed.full_model}, {parsed.part} {parsed.number}"
+
+
+def _clips_of(models: pd.DataFrame) -> str:
+    """Say which clips models were scored on."""
+    first = models.iloc[0]
+    parsed = [names.parse(name) for name in models["model_name"]]
+    data_sets = sorted({f"{name.data_folder}, " for name in parsed if name is not None})
+    shown = f": {len(models):,} of {first['n_of_set']:,} models" if first["n_of_set"] > len(models) else ""
+    clips = f"{first['n_clips']:,} {first['split']} clips of {first['n_recordings']:,} recordings"
+    return drawable(f"{''.join(data_sets)}{clips}, {first['n_classes']} classes{shown}")
 
 
 def _score_limits(summary: pd.DataFrame) -> tuple[float, float]:
@@ -405,7 +484,7 @@ def set_log_axis(axes: Axes, values: pd.Series, unit: float) -> None:
 # ------------------------------------------------------------------------------------------ comparison
 
 
-def comparison_figure(table: pd.DataFrame, path: Path) -> None:
+def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None) -> None:
     """Draw the difference of every pair of models with its interval, in accuracy and in macro F1.
 
     A filled marker has an adjusted p value under 0.05. Of more than 200 pairs those with the smallest p
@@ -417,6 +496,8 @@ def comparison_figure(table: pd.DataFrame, path: Path) -> None:
         As from `comparison.comparison_table`.
     path : Path
         Name without suffix.
+    title : str or None
+        Which clips the models were scored on.
     """
     n_pairs = len(table)
     if n_pairs > MOST_ROWS:
@@ -425,7 +506,7 @@ def comparison_figure(table: pd.DataFrame, path: Path) -> None:
     with style():
         fig = Figure(figsize=(9.5, 1.1 + 0.24 * max(len(table), 3)), layout="constrained")
         panels = fig.subplots(1, 2, sharey=True)
-        for number, (axes, (name, title)) in enumerate(
+        for number, (axes, (name, score)) in enumerate(
             zip(panels, {"accuracy": "accuracy", "macro_f1": "macro F1"}.items(), strict=True)
         ):
             axes.axvline(0, color="black", linewidth=0.8)
@@ -442,7 +523,7 @@ def comparison_figure(table: pd.DataFrame, path: Path) -> None:
                     markerfacecolor=fill,
                     label=label if chosen.any() else None,
                 )
-            axes.set_xlabel(f"difference in {title} [95 %]")
+            axes.set_xlabel(f"difference in {score} [95 %]")
             axes.grid(axis="y", visible=False)
             axes.legend(
                 title="adjusted (Holm)", fontsize=7, title_fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=2
@@ -452,6 +533,6 @@ def comparison_figure(table: pd.DataFrame, path: Path) -> None:
         )
         panels[0].tick_params(axis="y", length=0)
         panels[0].set_ylim(max(len(table), 3) - 0.4, -0.6)
-        if n_pairs > len(table):
-            fig.suptitle(f"The {len(table)} pairs of {n_pairs:,} with the smallest p values", x=0.01, ha="left")
+        some = f"The {len(table)} pairs of {n_pairs:,} with the smallest p values" if n_pairs > len(table) else None
+        fig.suptitle("\n".join(filter(None, [title, some])), x=0.01, ha="left")
         save_figure(fig, path)

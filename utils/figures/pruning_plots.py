@@ -1,11 +1,11 @@
-"""Figures of 05_pruning.py: which blocks a strategy keeps and what that scores, all strategies, Pareto fronts.
+"""Figures of 05_pruning.py: which blocks each strategy keeps and what that scores, accuracy by size, Pareto fronts.
 
 All figures read the table that 05 writes as ``pruning.csv``: a row a candidate, ``strategy, n_removed,
 kept_layers, n_layers, n_parameters, search_accuracy, search_macro_f1, report_accuracy, report_accuracy_low,
 report_accuracy_high``, and where measured ``latency_ms_median``. A row that was not reported has NaN in the
 report's columns, and no mark. Rows with ``n_removed`` 0 are the full model.
 
-Where one candidate of a depth is shown, it is the best on the search split, on the report split too: to
+Where one candidate of a depth is shown, it is the best on the search split (val), on the report split (test) too: to
 pick by the report would be to select on the clips that the report is about.
 """
 
@@ -25,7 +25,6 @@ from utils.core.cli import parse_layer_list
 from utils.figures.analysis_plots import MISSING, count_along
 from utils.figures.plots import COLOURS, GREY, MARKERS, save_figure, shorten, style
 
-ROWS_UP_TO = 40
 CELL_INCHES = 0.17
 TICK_INCHES = 0.12
 PAGE_INCHES = 11.69  # width of A4, landscape
@@ -33,60 +32,18 @@ SMALL_GRID_INCHES = 1.65
 LABEL_INCHES = 0.13
 LONGEST_LIST = 28
 MARKER_POINTS = 4.0
+# Where subsets are chosen, and where those are reported.
+SPLITS = ("val", "test")
 SEARCH = {"color": COLOURS[0], "marker": "o"}
 REPORT = {"color": COLOURS[1], "marker": "s"}
 
 
-# ---------------------------------------------------------------------------------------- one strategy
+def split_labels(splits: tuple[str, str]) -> tuple[str, str]:
+    """Return what the clips of the choice and of the report are called in all figures."""
+    return f"{splits[0]} (chosen here)", f"{splits[1]} (reported)"
 
 
-def strategy_figure(table: pd.DataFrame, strategy: str, path: Path, title: str | None = None) -> None:
-    """Draw the kept and removed blocks of a strategy's candidates, and beside each row its scores.
-
-    Rows are sorted by the number of removed blocks, then by accuracy on the search split. Of more than 40
-    candidates only the best of each depth is drawn, and the title says so.
-
-    Parameters
-    ----------
-    table : DataFrame
-        All rows of ``pruning.csv``, among which the full model is looked for.
-    strategy : str
-        Whose candidates to draw.
-    path : Path
-        Name without suffix.
-    title : str or None
-        The strategy's name by default.
-
-    Raises
-    ------
-    ValueError
-        If the strategy has no row.
-    """
-    rows = table[table["strategy"] == strategy]
-    if rows.empty:
-        raise ValueError(f"no candidates of strategy {strategy!r}")
-    title = title or strategy
-    if len(rows) > ROWS_UP_TO:
-        title += f"\nthe best of each depth, of {len(rows):,} candidates"
-        rows = best_of_each_depth(rows)
-    n_blocks = _n_blocks(table)
-    with style():
-        fig = Figure()
-        page = _Inches(fig, (n_blocks * CELL_INCHES + 0.15 + 2.8, len(rows) * CELL_INCHES))
-        grid = page.axes(0, 0, n_blocks * CELL_INCHES, len(rows) * CELL_INCHES)
-        scores = page.axes(n_blocks * CELL_INCHES + 0.15, 0, 2.8, len(rows) * CELL_INCHES)
-        rows = _sorted(rows)
-        draw_kept_grid(grid, rows, n_blocks)
-        draw_scores(scores, rows, full_model(table))
-        legend = scores.legend(
-            *_legend_of_all([scores]), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=7.5, borderaxespad=0.2
-        )
-        n_legend_rows = ceil(len(legend.get_texts()) / 2)
-        # On the grid's left edge, above the legend, whatever the width of the grid.
-        grid.annotate(
-            title, (0, 1), (0, 8 + 13 * n_legend_rows), "axes fraction", "offset points", fontsize=10, va="bottom"
-        )
-        save_figure(fig, path)
+# ---------------------------------------------------------------------------------------- kept and removed
 
 
 class _Inches:
@@ -140,7 +97,7 @@ def draw_kept_grid(axes: Axes, rows: pd.DataFrame, n_blocks: int) -> None:
     axes : Axes
         Of about the proportions of the grid.
     rows : DataFrame
-        Rows of ``pruning.csv``, drawn from the top in their order.
+        Rows of ``pruning.csv``, one a depth, drawn from the top in their order.
     n_blocks : int
         Number of columns.
     """
@@ -158,12 +115,8 @@ def draw_kept_grid(axes: Axes, rows: pd.DataFrame, n_blocks: int) -> None:
     axes.tick_params(length=0)
     count_along(axes.xaxis, 0, n_blocks - 1)
     depths = rows["n_removed"].to_numpy()
-    first = np.flatnonzero(np.diff(depths, prepend=-1) != 0)
-    labelled = _apart(first, TICK_INCHES / _row_inches(axes, rows))
+    labelled = _apart(np.arange(len(rows)), TICK_INCHES / _row_inches(axes, rows))
     axes.set_yticks(labelled, ["removed "[: 8 * (row == 0)] + f"{depths[row]:.0f}" for row in labelled])
-    if len(first) < len(rows):
-        for row in first[1:]:
-            axes.axhline(row - 0.5, color=GREY, linewidth=0.5)
 
 
 def _apart(rows: np.ndarray, gap: float) -> list[int]:
@@ -179,7 +132,7 @@ def _row_inches(axes: Axes, rows: pd.DataFrame) -> float:
     return axes.get_position().height * axes.figure.get_figheight() / len(rows)
 
 
-def draw_scores(axes: Axes, rows: pd.DataFrame, full: pd.Series | None) -> None:
+def draw_scores(axes: Axes, rows: pd.DataFrame, full: pd.Series | None, splits: tuple[str, str] = SPLITS) -> None:
     """Draw the accuracies of candidates, aligned with the rows of `draw_kept_grid`.
 
     Parameters
@@ -189,19 +142,22 @@ def draw_scores(axes: Axes, rows: pd.DataFrame, full: pd.Series | None) -> None:
         Rows of ``pruning.csv``.
     full : Series or None
         The full model's row; its accuracies are vertical lines.
+    splits : tuple of two str
+        Whose clips the choice and the report are of.
     """
+    chosen, reported = split_labels(splits)
     places = np.arange(len(rows))
     size = min(MARKER_POINTS, 0.5 * 72 * _row_inches(axes, rows))
     search, report = rows["search_accuracy"], rows["report_accuracy"]
     if full is not None:
-        _draw_level(axes.axvline, full["search_accuracy"], SEARCH["color"], "--", "full model, search split")
-        _draw_level(axes.axvline, full["report_accuracy"], REPORT["color"], "-.", "full model, report split")
+        _draw_level(axes.axvline, full["search_accuracy"], SEARCH["color"], "--", f"full model, {chosen}")
+        _draw_level(axes.axvline, full["report_accuracy"], REPORT["color"], "-.", f"full model, {reported}")
     if report.notna().any():
         axes.hlines(
             places, rows["report_accuracy_low"], rows["report_accuracy_high"], color=REPORT["color"], linewidth=1
         )
-        axes.plot(report, places, linestyle="none", markersize=size, label="report split, 95 % interval", **REPORT)
-    axes.plot(search, places, linestyle="none", markersize=size, label="search split", **SEARCH)
+        axes.plot(report, places, linestyle="none", markersize=size, label=f"{reported}, 95 % interval", **REPORT)
+    axes.plot(search, places, linestyle="none", markersize=size, label=chosen, **SEARCH)
     for row in places[search.isna()]:
         axes.axhspan(row - 0.4, row + 0.4, zorder=0.5, label="no number", **MISSING)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy")
@@ -244,7 +200,9 @@ def _limits(rows: pd.DataFrame, full: pd.Series | None) -> tuple[float, float]:
 # -------------------------------------------------------------------------------------- all strategies
 
 
-def kept_grids_figure(table: pd.DataFrame, path: Path, title: str | None = None) -> None:
+def kept_grids_figure(
+    table: pd.DataFrame, path: Path, title: str | None = None, splits: tuple[str, str] = SPLITS
+) -> None:
     """Draw for every strategy the best candidate of each depth, kept and removed blocks beside the scores.
 
     All panels have the same scale of accuracy.
@@ -256,6 +214,8 @@ def kept_grids_figure(table: pd.DataFrame, path: Path, title: str | None = None)
     path : Path
         Name without suffix.
     title : str or None
+    splits : tuple of two str
+        As for `draw_scores`.
     """
     best = {strategy: best_of_each_depth(table[table["strategy"] == strategy]) for strategy in _strategies(table)}
     n_blocks, full = _n_blocks(table), full_model(table)
@@ -276,7 +236,7 @@ def kept_grids_figure(table: pd.DataFrame, path: Path, title: str | None = None)
                 grid = page.axes(*place, grid_width, len(rows) * cell)
                 scores = page.axes(place[0] + grid_width + 0.1, place[1], score_width, len(rows) * cell)
                 draw_kept_grid(grid, rows, n_blocks)
-                draw_scores(scores, rows, full)
+                draw_scores(scores, rows, full, splits)
                 scores.set_xticks(_few_ticks(*limits))
                 scores.set_xlim(limits)
                 n_candidates = (table["strategy"] == strategy).sum()
@@ -293,7 +253,7 @@ def kept_grids_figure(table: pd.DataFrame, path: Path, title: str | None = None)
             bbox_to_anchor=(0, top),
             borderaxespad=0,
             ncols=2,
-            title="the best candidate of each depth on the search split",
+            title=f"the best candidate of each depth: {split_labels(splits)[0]}",
             alignment="left",
         )
         if title:
@@ -307,7 +267,13 @@ def _few_ticks(low: float, high: float) -> list[float]:
     return ticks if len(ticks) <= 4 else ticks[::2]
 
 
-def strategies_figure(table: pd.DataFrame, path: Path, margin: float | None = None, title: str | None = None) -> None:
+def strategies_figure(
+    table: pd.DataFrame,
+    path: Path,
+    margin: float | None = None,
+    title: str | None = None,
+    splits: tuple[str, str] = SPLITS,
+) -> None:
     """Draw accuracy against the number of kept blocks for all strategies, on the search and the report split.
 
     A line joins the best candidates of each depth. The control, all strategies whose name begins with
@@ -328,7 +294,7 @@ def strategies_figure(table: pd.DataFrame, path: Path, margin: float | None = No
         fig = Figure(figsize=(10.2, 3.9), layout="constrained")
         panels = fig.subplots(1, 2, sharey=True)
         for axes, split in zip(panels, ("search", "report"), strict=True):
-            draw_strategies(axes, table, split, margin)
+            draw_strategies(axes, table, split, margin, splits)
         panels[1].set_ylabel("")
         fig.legend(*_legend_of_all(panels[::-1]), loc="outside right upper", fontsize=7.5)
         if title:
@@ -336,9 +302,11 @@ def strategies_figure(table: pd.DataFrame, path: Path, margin: float | None = No
         save_figure(fig, path)
 
 
-def draw_strategies(axes: Axes, table: pd.DataFrame, split: str, margin: float | None = None) -> None:
+def draw_strategies(
+    axes: Axes, table: pd.DataFrame, split: str, margin: float | None = None, splits: tuple[str, str] = SPLITS
+) -> None:
     """Draw one panel of `strategies_figure`; `split` is ``search`` or ``report``."""
-    column = f"{split}_accuracy"
+    column, name = f"{split}_accuracy", split_labels(splits)[split == "report"]
     n_blocks, full = _n_blocks(table), full_model(table)
     known = table[table[column].notna()]
     is_random = known["strategy"].str.startswith("random")
@@ -386,9 +354,9 @@ def draw_strategies(axes: Axes, table: pd.DataFrame, split: str, margin: float |
             label=strategy,
         )
     if known.empty:
-        axes.text(0.5, 0.5, f"no {split} accuracy", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.text(0.5, 0.5, f"no accuracy of {name}", transform=axes.transAxes, ha="center", va="center", color=GREY)
     axes.set(xlabel="blocks kept", ylabel="accuracy")
-    axes.set_title(f"{split} split", loc="left")
+    axes.set_title(name, loc="left")
     count_along(axes.xaxis, 0, n_blocks)
     axes.set_xlim(n_blocks - table["n_removed"].max() - 0.5, n_blocks + 0.5)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
@@ -424,7 +392,13 @@ COSTS = {
 }
 
 
-def pareto_figure(table: pd.DataFrame, path: Path, title: str | None = None, latency_is_doubtful: bool = False) -> None:
+def pareto_figure(
+    table: pd.DataFrame,
+    path: Path,
+    title: str | None = None,
+    latency_is_doubtful: bool = False,
+    splits: tuple[str, str] = SPLITS,
+) -> None:
     """Draw accuracy against parameters, and against latency where it was measured, with the Pareto fronts.
 
     The front is of the search split; what was reported of its members stands beside them.
@@ -447,7 +421,7 @@ def pareto_figure(table: pd.DataFrame, path: Path, title: str | None = None, lat
         longest = 0
         for number, column in enumerate(costs):
             axes = page.axes(4.9 * number, 0, 4.2, 3.2)
-            longest = max(longest, draw_pareto(axes, table, column))
+            longest = max(longest, draw_pareto(axes, table, column, splits))
         fig.legend(
             *_legend_of_all(fig.axes),
             loc="upper left",
@@ -460,7 +434,7 @@ def pareto_figure(table: pd.DataFrame, path: Path, title: str | None = None, lat
         save_figure(fig, path)
 
 
-def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str) -> int:
+def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str, splits: tuple[str, str] = SPLITS) -> int:
     """Draw one panel of `pareto_figure`, with the kept lists of the front above the axes.
 
     Parameters
@@ -471,6 +445,8 @@ def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str) -> int:
         ``pruning.csv``.
     cost_column : str
         A name in `COSTS`.
+    splits : tuple of two str
+        As for `draw_scores`.
 
     Returns
     -------
@@ -478,6 +454,7 @@ def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str) -> int:
         Length of the longest list, in characters.
     """
     xlabel, unit = COSTS[cost_column]
+    chosen, reported = split_labels(splits)
     front, full = pareto_front(table, cost_column, "search_accuracy"), full_model(table)
     axes.plot(
         table[cost_column] / unit,
@@ -487,7 +464,7 @@ def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str) -> int:
         markersize=3,
         color="#BFBFBF",
         markeredgewidth=0,
-        label="candidates, search split",
+        label=f"candidates, {chosen}",
     )
     costs = front[cost_column] / unit
     axes.plot(
@@ -495,11 +472,10 @@ def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str) -> int:
         front["search_accuracy"],
         drawstyle="steps-post",
         markersize=MARKER_POINTS,
-        label="Pareto front, search split",
+        label=f"Pareto front, {chosen}",
         **SEARCH,
     )
-    reported = front["report_accuracy"].notna()
-    if reported.any():
+    if front["report_accuracy"].notna().any():
         axes.vlines(
             costs, front["report_accuracy_low"], front["report_accuracy_high"], color=REPORT["color"], linewidth=1
         )
@@ -508,7 +484,7 @@ def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str) -> int:
             front["report_accuracy"],
             linestyle="none",
             markersize=MARKER_POINTS,
-            label="members of the front, report split, 95 % interval",
+            label=f"members of the front, {reported}, 95 % interval",
             **REPORT,
         )
     if full is not None:
@@ -520,7 +496,7 @@ def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str) -> int:
             markersize=11,
             markerfacecolor="white",
             markeredgecolor="black",
-            label="full model, search split",
+            label=f"full model, {chosen}",
         )
     _set_limits(axes, table, front, cost_column, unit)
     axes.set(xlabel=xlabel, ylabel="accuracy")

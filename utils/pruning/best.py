@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.core import cli, lazy, runs
+from utils.core import lazy, names, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import name_of, read_json, write_json
 from utils.core.text import some
@@ -84,7 +84,7 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
     UsageError
         If the sweep holds no subset of that depth.
     """
-    usual = Path("validation_results", f"{cli.model_name(Path(model.path))}-pruning", NAME)
+    usual = Path("validation_results", names.variant_of(names.of_model(model.path), names.SWEEP), NAME)
     redo = f"expected what 05_pruning.py found for this very model, by default {usual}; run it on this model"
     best = read_best(path, redo)
     if best["model_sha256"] != model.sha256:

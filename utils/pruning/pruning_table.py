@@ -23,7 +23,6 @@ from utils.models import architectures, encoders, latency
 from utils.pruning.layer_selection import Candidate, Keep
 from utils.pruning.subset_scores import SubsetScores
 from utils.scores import evaluation
-from utils.scores.summary import NO_DOUBT
 
 log = logging.getLogger(__name__)
 
@@ -173,11 +172,6 @@ class PruningTable:
         pruned = copy.deepcopy(self._model, memo={id(tensor): tensor for tensor in weights})
         encoders.prune_model(pruned, list(range(size)))
         return pruned
-
-    @property
-    def has_doubtful_latencies(self) -> bool:
-        """Whether the times of the models cannot be trusted; their multiply-accumulates can."""
-        return any(cost["latency_doubt"] != NO_DOUBT for cost in self._costs.values())
 
 
 def count_parameters(model: PreTrainedModel, keeps: Iterable[Keep]) -> dict[Keep, int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.core import lazy, runs
+from utils.core import lazy, names, runs
 from utils.core.errors import InputError
 from utils.core.files import sha256_of_lines
 from utils.core.text import printable, some
@@ -18,6 +18,7 @@ with lazy.imported_on_first_use():
 
     from utils.scores import evaluation
 
+COMPARISON_NAME = "comparison"
 # Of a folder, in bytes; file systems take 255.
 LONGEST_NAME = 120
 SCORES = ("accuracy", "macro_f1")
@@ -30,7 +31,7 @@ class Scored:
     Attributes
     ----------
     name : str
-        Of the results folder.
+        Of the result; see `names.of_folder`.
     predictions : DataFrame
         ``clip_id, label_id, predicted_id, group``; a row a clip.
     labels : list of str or None
@@ -66,7 +67,7 @@ def read_scored(folder: Path) -> Scored:
             f"{folder / predictions.NAME} has {len(table)} clips, {summary.METRICS_NAME} {metrics['n_clips']}; "
             f"{predictions.AGAIN}"
         )
-    return Scored(printable(folder.resolve().name), table, labels, metrics)
+    return Scored(printable(names.of_folder(folder)), table, labels, metrics)
 
 
 def check_same_clips(first: Scored, second: Scored) -> None:
@@ -91,16 +92,16 @@ def check_same_clips(first: Scored, second: Scored) -> None:
         )
 
 
-def folder_name(names: Sequence[str]) -> str:
+def folder_name(models: Sequence[str]) -> str:
     """Return the name of the folder that compares models of these names; each set of models has its own.
 
     Names that together are longer than `LONGEST_NAME` bytes are told by the first one, their number and a digest.
     """
-    name = "-".join(["comparison", *names])
+    name = "-".join([COMPARISON_NAME, *models]).replace("/", ".")
     if len(name.encode()) <= LONGEST_NAME:
         return name
-    first = names[0].encode()[: LONGEST_NAME // 2].decode(errors="ignore")
-    return f"comparison-{first}-and-{len(names) - 1}-more-{sha256_of_lines(names)[:8]}"
+    first = models[0].replace("/", ".").encode()[: LONGEST_NAME // 2].decode(errors="ignore")
+    return f"{COMPARISON_NAME}-{first}-and-{len(models) - 1}-more-{sha256_of_lines(models)[:8]}"
 
 
 def _labels_differ(first: Scored, second: Scored) -> str:

@@ -95,6 +95,11 @@ def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str] | None]:
     return predictions, labels
 
 
+def read_logits(folder: Path) -> np.ndarray:
+    """Return a model's outputs for each clip, in the order of `read_predictions`; shape (n_clips, n_classes)."""
+    return np.array(pq.read_table(folder / NAME, columns=["logits"])["logits"].to_pylist(), dtype=np.float32)
+
+
 def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
     """Return the labels that predictions are of, from the file's metadata or, of an early version, from its report."""
     version = metadata.get(b"schema_version", b"").decode(errors="replace")

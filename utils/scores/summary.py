@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from utils.core import lazy, runs
+from utils.core import lazy, names, runs
 from utils.core.errors import InputError, OutputExistsError
 from utils.core.files import write_text
 from utils.core.text import printable
@@ -153,16 +153,18 @@ def summary_table(summary: pd.DataFrame) -> str:
     return pd.DataFrame(shown).to_string(index=False)
 
 
-def rebuild_summary(results_dir: Path) -> pd.DataFrame:
-    """Write ``summary.csv`` and ``summary.png`` from the ``metrics.csv`` of every folder in `results_dir`.
+def rebuild_summary(results_dir: Path, asked: Sequence[str] = ()) -> pd.DataFrame:
+    """Write ``summary.csv`` and ``summary.png`` from the ``metrics.csv`` of every result below `results_dir`.
 
-    Only folders whose ``run.json`` is complete count, by name; a damaged one is left out with a
-    warning. Jobs that end at the same time take turns.
+    What came with the code, below ``published``, is left out. Only folders whose ``run.json`` is complete count, by
+    name; a damaged one is left out with a warning. Jobs that end at the same time take turns.
 
     Parameters
     ----------
     results_dir : Path
-        Folder of validation results.
+        Folder of validation results; see `names.root_of`.
+    asked : sequence of str
+        Names of results that the figure shows in any case.
 
     Returns
     -------
@@ -183,7 +185,7 @@ def rebuild_summary(results_dir: Path) -> pd.DataFrame:
                 "another folder, or move that file away"
             )
         tables = []
-        for folder in sorted(path for path in results_dir.iterdir() if path.is_dir()):
+        for folder in names.result_folders(results_dir):
             try:
                 table = _metrics_of(folder)
             except InputError as error:
@@ -195,14 +197,14 @@ def rebuild_summary(results_dir: Path) -> pd.DataFrame:
             return pd.DataFrame(columns=METRICS_COLUMNS)
         summary = pd.concat(tables, ignore_index=True)
         write_metrics(csv_path, summary)
-        plots.summary_figure(summary, results_dir / SUMMARY_NAME, int(_is_doubtful(summary).sum()))
+        plots.summary_figure(summary, results_dir / SUMMARY_NAME, _is_doubtful(summary), asked)
         log.info("%s and .png: rebuilt from %d results", csv_path, len(summary))
     return summary
 
 
 def holds(folder: Path) -> bool:
     """Tell whether the summary beside a result has its row, to the letter, and a figure."""
-    results_dir = Path(folder).resolve().parent
+    results_dir = names.root_of(folder)
     with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
         row = (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()[1]
         in_summary = row in (results_dir / f"{SUMMARY_NAME}.csv").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,88 @@
+"""Figures of an output folder of stage 04, drawn from its tables: by the stage, and whenever they are asked for."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.core import names, runs
+from utils.figures import analysis_plots, plots
+from utils.layers import analysis
+
+CONVEXITIES = {"graph_convexity": "graph convexity", "euclidean_convexity": "Euclidean convexity"}
+
+
+def draw_analysis(folder: Path, metrics: dict | None = None) -> None:
+    """Draw every table that the folder has, and what one model has of them on one page.
+
+    Parameters
+    ----------
+    folder : Path
+    metrics : dict or None
+        What the run knows of its clips; None reads it from ``run.json``, where it stands in the end.
+    """
+    record = runs.read_record(folder)
+    asked, told = record["arguments"], record.get("metrics", {}) if metrics is None else metrics
+    counts = told.get("n_clips"), told.get("n_groups")
+    model, other = (name and names.of_folder(name) for name in (asked["model_dir"], asked["compare_to"]))
+    title = plots.caption(f"{model} and {other}" if other else model, asked["data_dir"], {asked["split"]: counts})
+    found = {}
+    for name, words in CONVEXITIES.items():
+        if (table := _table(folder, name)) is not None:
+            found["convexity" if name == "graph_convexity" else name] = table
+            analysis_plots.convexity_figure(table, folder / name, words, title)
+            if asked["per_class"]:
+                classes = _table(folder, f"{name}_per_class")
+                analysis_plots.class_convexity_figure(classes, folder / f"{name}_per_class", words, title)
+    if (table := _table(folder, "probe")) is not None:
+        found["probe"] = table
+        analysis_plots.probe_figure(table, folder / "probe", title)
+    maps, nulls = _similarities(folder)
+    lowest = analysis_plots.lowest_similarity(maps) if maps else None
+    for name, one in maps.items():
+        models = (model, other) if other else None
+        analysis_plots.similarity_figure({analysis.SIMILARITIES[name].title: one}, folder / name, models, lowest, title)
+    if (table := _table(folder, "block_influence")) is not None:
+        knn_null = 1 - nulls["mutual_knn"] if "mutual_knn" in nulls else None
+        found |= {"influence": table, "knn_null": knn_null}
+        analysis_plots.influence_figure(table, folder / "block_influence", knn_null, title)
+    if (table := _table(folder, "angular_distance")) is not None:
+        found["angular_distance"] = _by_length(table)
+        analysis_plots.angular_distance_figure(found["angular_distance"], folder / "angular_distance", title)
+    if not other:
+        similarity = {analysis.SIMILARITIES[name].title: one for name, one in maps.items()}
+        analysis_plots.overview_figure(folder / "overview", similarity=similarity, title=title, **found)
+
+
+def _table(folder: Path, name: str) -> pd.DataFrame | None:
+    path = folder / f"{name}.csv"
+    return pd.read_csv(path, dtype={"label": str}, keep_default_na=False, na_values=[""]) if path.is_file() else None
+
+
+def _similarities(folder: Path) -> tuple[dict[str, analysis_plots.Similarity], dict[str, float]]:
+    """Return the matrices with their range of nulls, and the nulls; a boundary only if distance is not all."""
+    table = _table(folder, "null_levels")
+    if table is None:
+        return {}, {}
+    nulls = table.set_index("metric")
+    if "null_low" not in nulls:  # of an earlier version
+        nulls = nulls.assign(null_low=nulls["null"], null_high=nulls["null"])
+    recommendation = folder / "recommendation.json"
+    told = json.loads(recommendation.read_text(encoding="utf-8")) if recommendation.is_file() else {}
+    maps = {}
+    for name, row in nulls.iterrows():
+        matrix = pd.read_csv(folder / f"{name}.csv", index_col=0)
+        blocks = told.get("two_block_boundary", {}).get(name)
+        shown = blocks is not None and blocks["contrast"] > blocks["contrast_of_distance_alone"]
+        levels = row[["null_low", "null_high"]].to_numpy(dtype=float)
+        maps[name] = analysis_plots.Similarity(matrix, levels, blocks["boundary"] if shown else None)
+    return maps, nulls["null"].to_dict()
+
+
+def _by_length(table: pd.DataFrame) -> np.ndarray:
+    """Return the table of angular distances as `analysis_plots.distances_by_length` does."""
+    n_blocks = int(table["n_layers"].max()) if len(table) else 0
+    by_length = np.full((n_blocks, n_blocks), np.nan)
+    by_length[table["first_layer"], table["n_layers"] - 1] = table["angular_distance"]
+    return by_length

@@ -1,0 +1,42 @@
+"""Figures of a results folder of stage 03, drawn from its files: by the stage, and whenever they are asked for."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from utils.core import names, runs
+from utils.core.errors import InputError
+from utils.figures import plots
+from utils.scores import comparison, evaluation, predictions
+
+
+def draw_result(folder: Path) -> None:
+    """Draw ``confusion_matrix`` and ``reliability`` from ``predictions.parquet`` and ``metrics.csv``.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be read, or does not name its labels.
+    """
+    scored = comparison.read_scored(folder)
+    if scored.labels is None:
+        raise InputError(f"{folder / predictions.NAME} does not name its labels; {predictions.AGAIN}")
+    label_ids, predicted_ids = (scored.predictions[name].to_numpy() for name in ("label_id", "predicted_id"))
+    title = plots.caption(
+        names.of_folder(folder),
+        runs.read_record(folder)["arguments"]["data_dir"],
+        {scored.metrics["split"]: (len(label_ids), scored.predictions["group"].nunique())},
+    )
+    counts = evaluation.confusion_table(label_ids, predicted_ids, scored.labels)
+    plots.confusion_figure(counts, folder / "confusion_matrix", title)
+    bins = evaluation.calibration(label_ids, predictions.read_logits(folder))
+    plots.reliability_figure(bins, evaluation.expected_calibration_error(bins), folder / "reliability", title)
+
+
+def draw_comparison(folder: Path) -> None:
+    """Draw ``comparison`` from ``comparison.csv``."""
+    table = pd.read_csv(folder / f"{comparison.COMPARISON_NAME}.csv", dtype={"first": str, "second": str})
+    clips = f"{table['n_clips'].iloc[0]:,} clips in {table['n_groups'].iloc[0]:,} groups"
+    plots.comparison_figure(
+        table, folder / comparison.COMPARISON_NAME, f"{clips}, split by {table['kept_together'].iloc[0]}"
+    )
