@@ -250,8 +250,8 @@ def log_scores(row: dict, n_groups: int) -> None:
             row[f"recording_{name}"],
         )
     log.info(
-        "%d layers, %.1f M parameters, %.2f GMACs a clip (front end %.2f)",
-        row["n_layers"],
+        "%s%.1f M parameters, %.2f GMACs a clip (front end %.2f)",
+        "" if row["kind"] == summary.CNN else f"{row['n_layers']} layers, ",
         row["n_parameters"] / 1e6,
         row["gmacs_per_clip"],
         row["gmacs_front_end"],

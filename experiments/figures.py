@@ -82,8 +82,9 @@ def drawing_of(record: dict) -> Callable[[Path], None] | None:
 
 def draw_curves(folder: Path) -> None:
     """Draw ``training_curves`` from ``metrics.csv`` of a run."""
-    data_dir = records.read_record(folder)["arguments"]["data_dir"]
-    title = plots.caption(names.of_folder(folder), data_dir, {"val": (None, None)})
+    record = records.read_record(folder)
+    counts = (record.get("metrics", {}).get(name) for name in ("n_val_clips", "n_val_groups"))
+    title = plots.caption(names.of_folder(folder), record["arguments"]["data_dir"], {"val": tuple(counts)})
     plots.training_curves(pd.read_csv(folder / "metrics.csv"), folder / "training_curves", title)
 
 

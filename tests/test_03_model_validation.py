@@ -22,6 +22,7 @@ from utils.core import runs
 from utils.core.errors import InputError
 from utils.core.files import sha256_of_file
 from utils.data import clips
+from utils.figures import plots
 from utils.models import encoders, latency
 from utils.scores import comparison, evaluation, summary
 
@@ -194,10 +195,11 @@ def test_report_and_confusion_matrix_agree_with_the_predictions(result):
 
 @pytest.mark.drawn
 def test_scores_and_figures_are_the_same_every_time(result, run_dir, data_dir, tmp_path):
-    assert main(run_dir, data_dir, tmp_path / "again") == 0
+    again = tmp_path / result.name  # the figures name the result
+    assert main(run_dir, data_dir, again) == 0
     for name in ARTIFACTS - {"metrics.csv", "run.json", "log.txt", ".lock"}:
-        assert (tmp_path / "again" / name).read_bytes() == (result / name).read_bytes(), name
-    first, second = (pd.read_csv(folder / "metrics.csv").iloc[0] for folder in (result, tmp_path / "again"))
+        assert (again / name).read_bytes() == (result / name).read_bytes(), name
+    first, second = (pd.read_csv(folder / "metrics.csv").iloc[0] for folder in (result, again))
     scores = [name for name in summary.METRICS_COLUMNS if "accuracy" in name or "f1" in name or "macs" in name]
     assert first[scores].equals(second[scores])
 
@@ -701,7 +703,9 @@ def test_a_thousand_labels_are_a_table_and_a_small_figure(tmp_path, caplog):
     (tmp_path / "out").mkdir()
     logits = rng.standard_normal((900, 1000)).astype(np.float32)
     stage.write_results(tmp_path / "out", argparse.Namespace(table=table, labels=labels), logits)
-    assert pd.read_csv(tmp_path / "out" / "confusion_matrix.csv", index_col=0).shape == (1000, 1000)
+    confusion = pd.read_csv(tmp_path / "out" / "confusion_matrix.csv", index_col=0)
+    assert confusion.shape == (1000, 1000)
+    plots.confusion_figure(confusion, tmp_path / "out" / "confusion_matrix", title="a model")
     height, width, _ = matplotlib.image.imread(tmp_path / "out" / "confusion_matrix.png").shape
     assert max(height, width) < 2500  # a matrix would have 36,000
     named = next(message for message in caplog.messages if "have no clip here" in message)

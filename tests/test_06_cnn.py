@@ -15,6 +15,7 @@ from tests.data import CLIP_SECONDS, LABELS, write_processed
 from tests.stages import load_stage
 from utils.models import encoders, latency, training
 from utils.models.architectures import CNNS
+from utils.scores import summary
 
 stage = load_stage("06_cnn")
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -97,6 +98,8 @@ def test_stage_03_scores_it(architecture, trained, data_dir, tmp_path, monkeypat
     row = pd.read_csv(tmp_path / "cnn" / "metrics.csv", keep_default_na=False).iloc[0]
     assert row["accuracy"] > 0.9
     assert (row["n_layers"], row["kept_layers"]) == (0, "none")
+    assert "layers" not in (tmp_path / "cnn" / "log.txt").read_text()
+    assert "none" not in summary.summary_table(summary.read_metrics(tmp_path / "cnn" / "metrics.csv"))
     assert row["gmacs_per_clip"] > 0 and row["gmacs_front_end"] == 0
     assert 0 < row["latency_front_end_ms"] < row["latency_ms_median"]
     model, _ = encoders.load_model(trained / architecture, "cpu")

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor, Trainer, Tra
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from utils.core import runs
+from utils.core import names, runs
 from utils.core.errors import InputError, Interrupted, UsageError
 from utils.core.files import BROKEN, read_json, write_text
 from utils.core.workers import available_cpus
@@ -201,7 +201,7 @@ def train(
 
     _train_from(last, trainer, settings.early_stopping_patience)
     trainer.accelerator.wait_for_everyone()
-    _leave_results(trainer, extractor, run, val_clips.kept_together)
+    _leave_results(trainer, extractor, run, val_clips)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -235,7 +235,7 @@ def _train_from(last: Path | None, trainer: "ClassifierTrainer", patience: int) 
 
 
 def _leave_results(
-    trainer: "ClassifierTrainer", extractor: SequenceFeatureExtractor, run: runs.Run, kept_together: str
+    trainer: "ClassifierTrainer", extractor: SequenceFeatureExtractor, run: runs.Run, val_clips: Clips
 ) -> None:
     """Write the curves; unless a signal has ended the training, draw them and save the best model.
 
@@ -256,12 +256,15 @@ def _leave_results(
     best = curves.loc[curves["eval_macro_f1"].idxmax()]
     run.metrics.update({"n_epochs": len(curves), "best_epoch": float(best["epoch"]), "bf16": trainer.args.bf16})
     run.metrics.update({name: float(best[name]) for name in ("eval_loss", "eval_accuracy", "eval_macro_f1")})
-    run.metrics["kept_together"] = kept_together
+    n_clips, n_groups = len(val_clips.table), int(val_clips.table["group"].nunique())
+    run.metrics |= {"kept_together": val_clips.kept_together, "n_val_clips": n_clips, "n_val_groups": n_groups}
     log.info(
         "best epoch %g: val accuracy %.3f, macro F1 %.3f", best["epoch"], *best[["eval_accuracy", "eval_macro_f1"]]
     )
     if writes:
-        plots.training_curves(curves, run.output_dir / "training_curves")
+        of_val = {"val": (n_clips, n_groups)}
+        title = plots.caption(names.of_folder(run.output_dir), val_clips.data_dir, of_val)
+        plots.training_curves(curves, run.output_dir / "training_curves", title)
         shutil.rmtree(run.output_dir / MODEL_NAME, ignore_errors=True)
         encoders.save_model(trainer.accelerator.unwrap_model(trainer.model), extractor, run.output_dir / MODEL_NAME)
         # Optimizer states are three times the size of the model and of no use to a finished run.

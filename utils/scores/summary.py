@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 STAGE = "03_model_validation"
 METRICS_NAME = "metrics.csv"
 SUMMARY_NAME = "summary"
+CNN = "CNN"  # in kind; it has no layers to count
 NO_DOUBT = "no"  # in latency_doubt, which see in latency.Latency
 # A row of metrics.csv, and so of summary.csv.
 METRICS_COLUMNS = (
@@ -144,7 +145,7 @@ def summary_table(summary: pd.DataFrame) -> str:
         "model": summary["model_name"],
         "split": summary["split"],
         "split by": summary["kept_together"],
-        "layers": summary["kept_layers"],
+        "layers": summary["kept_layers"].where(summary["kind"] != CNN, ""),
         "accuracy [95 %]": with_interval("accuracy"),
         "macro F1 [95 %]": with_interval("macro_f1"),
         "M parameters": (summary["n_parameters"] / 1e6).map("{:.1f}".format),
