@@ -70,6 +70,7 @@ def tables_of(output_dir):
     return {path.name: path.read_bytes() for path in output_dir.glob("*.csv")}
 
 
+@pytest.mark.drawn
 def test_figures_are_drawn_again_from_the_tables(analysed, tmp_path):
     again = shutil.copytree(analysed, tmp_path / analysed.name)
     for path in [*again.glob("*.p*"), *again.glob("hidden_states*")]:

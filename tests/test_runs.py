@@ -511,16 +511,14 @@ def test_damaged_output_is_not_taken_for_done(tmp_path):
 
 
 def test_a_figure_may_be_missing_or_drawn_again(tmp_path):
-    out = tmp_path / "out"
-    with open_run(out):
-        for name in ("result.txt", "figure.pdf", "figure.png"):
-            (out / name).write_text(name)
-    digest = runs.folder_input(out).sha256
-    (out / "figure.pdf").unlink()
-    (out / "figure.png").write_text("drawn again")
-    with pytest.raises(AlreadyComplete):
-        write_run(out)
-    assert runs.folder_input(out).sha256 == digest
+    for name in ("table.csv", "figure.pdf", "figure.png"):
+        (tmp_path / name).write_text(name)
+    outputs = [{"path": p.name, "bytes": p.stat().st_size, "sha256": sha256_of_file(p)} for p in tmp_path.iterdir()]
+    (tmp_path / "figure.pdf").unlink()
+    (tmp_path / "figure.png").write_text("drawn again")
+    assert runs.find_damage(tmp_path, outputs) is None
+    (tmp_path / "table.csv").write_text("drawn again")
+    assert "table.csv has 11 bytes" in runs.find_damage(tmp_path, outputs)
 
 
 def test_failure_is_recorded_and_the_next_attempt_goes_on(tmp_path):
