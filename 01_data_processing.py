@@ -133,10 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what is left of a recording after its last whole clip: pad repeats it to a whole clip",
     )
     parser.add_argument(
-        "--min_seconds",
-        type=cli.non_negative_float,
-        default=0.1,
-        help="leave out recordings shorter than this, in s",
+        "--min_seconds", type=cli.non_negative_float, default=0.1, help="leave out recordings shorter than this, in s"
     )
     parser.add_argument(
         "--min_remainder_seconds",

@@ -716,11 +716,7 @@ def _package_versions() -> dict[str, str]:
 
 
 def _lsf_job() -> dict:
-    return {
-        "job_id": os.environ.get("LSB_JOBID"),
-        "queue": os.environ.get("LSB_QUEUE"),
-        "host": socket.gethostname(),
-    }
+    return {"job_id": os.environ.get("LSB_JOBID"), "queue": os.environ.get("LSB_QUEUE"), "host": socket.gethostname()}
 
 
 @contextlib.contextmanager

@@ -35,8 +35,7 @@ def fit_and_predict(train_states: np.ndarray, train_label_ids: np.ndarray, state
     ndarray of int, shape (n_clips,)
     """
     probe = make_pipeline(
-        StandardScaler(),
-        LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=MAX_ITERATIONS),
+        StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=MAX_ITERATIONS)
     )
     with warnings.catch_warnings():
         # A probe after a thousand steps predicts what it would after ten thousand.

@@ -18,11 +18,7 @@ MOST_WORKERS = 4
 
 
 def predict(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
-    clips: Clips,
-    batch_size: int,
-    device: str,
+    model: PreTrainedModel, extractor: SequenceFeatureExtractor, clips: Clips, batch_size: int, device: str
 ) -> np.ndarray:
     """Return the logits of all clips, in their order.
 

@@ -280,10 +280,7 @@ def beam(
 
 
 def exhaustive(
-    n_layers: int,
-    evaluate: Evaluate,
-    protected: AbstractSet[int] = FIRST_BLOCK,
-    sizes: Collection[int] | None = None,
+    n_layers: int, evaluate: Evaluate, protected: AbstractSet[int] = FIRST_BLOCK, sizes: Collection[int] | None = None
 ) -> list[Candidate]:
     """Evaluate every kept list of the asked sizes and return the best of each.
 

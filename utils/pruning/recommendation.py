@@ -91,10 +91,7 @@ def recommendation(n_layers: int, evidence: Evidence, protected: AbstractSet[int
     for name, rule in RULES.items():
         missing = missing_evidence(name, evidence)
         if missing:
-            not_measured[name] = {
-                "needs": list(rule.needs),
-                "metrics": [METRICS[need] for need in missing],
-            }
+            not_measured[name] = {"needs": list(rule.needs), "metrics": [METRICS[need] for need in missing]}
             continue
         keep: dict[str, list] = {}
         for candidate in candidates(name, n_layers, evidence, protected, seed):

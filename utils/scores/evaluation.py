@@ -224,11 +224,7 @@ def resample_weights(n_groups: int, n_resamples: int, seed: int) -> Iterator[np.
 
 
 def bootstrap_scores(
-    label_ids: np.ndarray,
-    predicted_ids: np.ndarray,
-    groups: np.ndarray,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
+    label_ids: np.ndarray, predicted_ids: np.ndarray, groups: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Return accuracy and macro F1 of resamples in which whole groups are drawn with replacement.
 
@@ -285,11 +281,7 @@ def _scores_of_counts(n_true: np.ndarray, n_predicted: np.ndarray, n_hits: np.nd
 
 
 def bootstrap_intervals(
-    label_ids: np.ndarray,
-    predicted_ids: np.ndarray,
-    groups: np.ndarray,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
+    label_ids: np.ndarray, predicted_ids: np.ndarray, groups: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """Return 95 % percentile intervals of accuracy and macro F1; see `bootstrap_scores`.
 
