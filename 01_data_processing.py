@@ -30,10 +30,21 @@ from typing import NamedTuple
 
 from utils.core import cli, replacing, runs, workers
 from utils.core.errors import AlreadyComplete, UsageError
-from utils.data import audio, clips, label_names, preparation, recordings, recordists, shards, splits, spool
+from utils.data import (
+    audio,
+    clips,
+    label_names,
+    preparation,
+    recordings,
+    recordings_table,
+    recordists,
+    shards,
+    splits,
+    spool,
+)
 
 STAGE = Path(__file__).stem
-OUTPUTS = ("clips-*.parquet", "label_mappings.json", "recordings.csv", "split_report.csv", "skipped.csv")
+OUTPUTS = (clips.PART_NAMES, clips.LABELS_NAME, recordings_table.NAME, "split_report.csv", "skipped.csv")
 OUTPUTS += (preparation.SIMILAR_NAME,)
 SHARD_OUTPUTS = (f"{shards.SPOOL_NAME}/*", shards.LISTING_NAME, shards.DECODED_NAME)
 SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
@@ -401,7 +412,7 @@ def process(
         )
     labels = sorted({r.file.label for r in recorded})
     clips.write_labels(args.output_dir, labels)
-    n_recordings = preparation.write_recordings(args.output_dir, args.sample_rate, recorded, stretches)
+    n_recordings = recordings_table.write_recordings(args.output_dir, args.sample_rate, recorded, stretches)
     preparation.write_split_report(args.output_dir, clip_format.clip_samples, stretches)
     preparation.warn_of_formulas(recorded, skipped)
 

@@ -224,7 +224,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         )
         for split, split_clips in ((args.search_split, asked.search_clips), (args.report_split, asked.report_clips))
     )
-    table = pruning_table.PruningTable(args.output_dir / "pruning.csv", asked.model, on_search, on_report)
+    table = pruning_table.PruningTable(args.output_dir / pruning_table.CSV_NAME, asked.model, on_search, on_report)
 
     # What the rules propose is scored in one walk, with all subsets if the search is exhaustive.
     with this_run.timed("rules"):

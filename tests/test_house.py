@@ -29,6 +29,26 @@ def test_a_wing_imports_only_wings_to_its_left():
     assert not wrong, wrong
 
 
+def test_a_file_format_has_one_room():
+    """The name of a file stands in the room that writes and reads it, and nowhere else."""
+    rooms = {
+        "run.json": "core/records",
+        "label_mappings.json": "data/clips",
+        "clips-*.parquet": "data/clips",
+        "recordings.csv": "data/recordings_table",
+        "training_recordings.json": "models/training_history",
+        "predictions.parquet": "scores/predictions",
+        "recommendation.json": "pruning/recommendation",
+        "pruning.csv": "pruning/pruning_table",
+        "best.json": "pruning/best",
+    }
+    for path in [*(ROOT / "utils").rglob("*.py"), *ROOT.glob("0*.py")]:
+        room = path.relative_to(ROOT / "utils").with_suffix("").as_posix() if "utils" in path.parts else path.name
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in rooms:
+                assert rooms[node.value] == room, f"{path}:{node.lineno} names {node.value}"
+
+
 def test_only_scripts_start_from_the_outside():
     """No room of the house reaches out to the stages, experiments, benchmarks or tests."""
     for path in (ROOT / "utils").rglob("*.py"):

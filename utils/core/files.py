@@ -1,13 +1,16 @@
 """Writing files whole or not at all, and knowing them again by their checksum."""
 
+import csv
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.core.errors import InputError
+from utils.core.text import printable
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -45,6 +48,14 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a CSV, atomically, without control characters."""
+    text = io.StringIO()
+    cells = [[printable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    csv.writer(text, lineterminator="\n").writerows([columns, *cells])
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, value: object) -> None:

@@ -26,6 +26,7 @@ with lazy.imported_on_first_use():
 SCHEMA_VERSION = 1
 CLIPS_PER_ROW_GROUP = 4
 LABELS_NAME = "label_mappings.json"
+PART_NAMES = "clips-*.parquet"
 DATA_STAGE = "01_data_processing"
 AGAIN = f"run {DATA_STAGE}.py again with --overwrite"
 # Samples: the 25 ms at 16 kHz of which wav2vec 2.0, its kin and AST make their first frame. No stage takes less.
@@ -290,9 +291,9 @@ def read_clips(
         If a part is missing, damaged or of another schema, or no clip is left.
     """
     data_dir = Path(data_dir)
-    paths = sorted(data_dir.glob("clips-*.parquet"))
+    paths = sorted(data_dir.glob(PART_NAMES))
     if not paths:
-        raise InputError(f"{data_dir} has no clips-*.parquet; run {DATA_STAGE}.py first")
+        raise InputError(f"{data_dir} has no {PART_NAMES}; run {DATA_STAGE}.py first")
     tables, formats = [], {}
     for number, path in enumerate(paths):
         if path.name != part_name(number):

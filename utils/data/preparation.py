@@ -4,8 +4,6 @@ Decoding and writing are done by worker processes (`spool`); what is left out, c
 depends on the recordings and the settings alone, never on who decoded what first.
 """
 
-import csv
-import io
 import itertools
 import logging
 import os
@@ -21,7 +19,7 @@ import pyarrow as pa
 
 from utils.core import runs, workers
 from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
-from utils.core.files import read_json, sha256_of_lines, write_json, write_text
+from utils.core.files import read_json, sha256_of_lines, write_csv, write_json
 from utils.core.text import formulas, printable, some
 from utils.data import audio, clips, sources, spool
 from utils.data.recordings import Skipped, SourceFile
@@ -410,7 +408,7 @@ def write_parts(
     plan = {"sha256": sha256_of_lines(itertools.chain(versions, content))}
     plan_path = output_dir / SCRATCH_NAME / PLAN_NAME
     if not _is_planned(plan_path, plan):
-        for path in output_dir.glob("clips-*.parquet"):
+        for path in output_dir.glob(clips.PART_NAMES):
             path.unlink()
         write_json(plan_path, plan)
     missing = [task for task in tasks if not task.path.exists()]
@@ -431,14 +429,6 @@ def _is_planned(path: Path, plan: dict) -> bool:
 # -------------------------------------------------------------------------------------------------- tables
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write a CSV, atomically, without control characters."""
-    text = io.StringIO()
-    cells = [[printable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    csv.writer(text, lineterminator="\n").writerows([columns, *cells])
-    write_text(path, text.getvalue())
-
-
 def write_skipped(output_dir: Path, skipped: Sequence[Skipped]) -> None:
     """Write ``skipped.csv``: every file that gives no clip, and why."""
     write_csv(output_dir / "skipped.csv", ["file", "reason"], [[skip.file, skip.reason] for skip in skipped])
@@ -455,50 +445,6 @@ def warn_of_formulas(recorded: Sequence[Recorded], skipped: Sequence[Skipped]) -
             "formulas when it opens a CSV; rename them, or import these columns as text: %s",
             *(len(found), printable(some(found, 5))),
         )
-
-
-def write_recordings(
-    output_dir: Path, sample_rate_hz: int, recorded: Sequence[Recorded], stretches: Sequence[spool.Stretch]
-) -> int:
-    """Write ``recordings.csv``, a row a recording; return the number of rows.
-
-    ``sha256`` is that of the decoded PCM, or of the list of them where a recording has several files.
-    Split by clip, a recording can have several groups, then none is named, and several splits.
-    """
-    parts = defaultdict(list)
-    for r, stretch in zip(recorded, stretches, strict=True):
-        parts[r.file.recording_id].append((r, stretch))
-    rows = []
-    for recording_id, own in parts.items():
-        sounds = [r.sound for r, _ in own]
-        groups = {group for _, stretch in own for group in stretch.groups}
-        splits = {name for _, stretch in own for name in stretch.splits}
-        rates = sorted({sound.source_rate_hz for sound in sounds})
-        checksums = [sound.sha256 for sound in sounds]
-        rows.append(
-            [
-                recording_id,
-                own[0][0].file.label,
-                "|".join(sorted({r.file.recordist for r, _ in own if r.file.recordist is not None})),
-                "|".join(sorted({r.file.licence for r, _ in own if r.file.licence is not None})),
-                groups.pop() if len(groups) == 1 else "",
-                "|".join(name for name in SPLITS if name in splits),
-                round(sum(sound.n_samples for sound in sounds) / sample_rate_hz, 6),
-                sum(len(stretch) for _, stretch in own),
-                len(own),
-                "|".join(map(str, rates)),
-                "|".join(sorted({sound.channel for sound in sounds})),
-                *(sounds[0].start.time, sounds[0].start.source),
-                checksums[0] if len(checksums) == 1 else sha256_of_lines(checksums),
-            ]
-        )
-    columns = ["recording_id", "label", "recordist", "licence", "group", "split", "duration_s", "n_clips", "n_files"]
-    write_csv(
-        output_dir / "recordings.csv",
-        [*columns, "sample_rate_hz", "channel", "recorded_at", "recorded_at_from", "sha256"],
-        rows,
-    )
-    return len(rows)
 
 
 def write_similar_recordists(output_dir: Path, recorded: Sequence[Recorded]) -> None:

@@ -7,7 +7,6 @@ Names catch what was decoded in another way, as by another ``--channel``.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.core.files import write_text
+from utils.data.recordings_table import read_recordings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -159,7 +159,7 @@ def warn_of_known_recordings(
 
 def recordings_of_split(data_dir: Path, split: str) -> list[str]:
     """Return the ids of the recordings of a split, from ``recordings.csv``; none where there is no such file."""
-    return [row["recording_id"] for row in _rows(data_dir) if split in row.get("split", "").split("|")]
+    return [row["recording_id"] for row in read_recordings(data_dir) if split in row.get("split", "").split("|")]
 
 
 def _with(digests: Iterable[str], last: str) -> list[str]:
@@ -180,13 +180,4 @@ def _keys(recording_id: str, sounds: Mapping[str, str]) -> frozenset[str]:
 
 
 def _sounds(data_dir: Path) -> dict[str, str]:
-    return {row["recording_id"]: row.get("sha256", "") for row in _rows(data_dir)}
-
-
-def _rows(data_dir: Path) -> list[dict[str, str]]:
-    path = data_dir / "recordings.csv"
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if row.get("recording_id") is not None]
+    return {row["recording_id"]: row.get("sha256", "") for row in read_recordings(data_dir)}

@@ -26,6 +26,7 @@ from utils.scores import evaluation
 
 log = logging.getLogger(__name__)
 
+CSV_NAME = "pruning.csv"
 FULL = "full"
 COLUMNS = (
     "strategy",
