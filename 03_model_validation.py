@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -157,7 +158,8 @@ def validate(args: argparse.Namespace) -> None:
     with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS) as this_run:
         device = this_run.choose_device(args.device)
         split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed)
-        model, extractor = encoders.load_model(args.model_dir, device)
+        loaded = encoders.load_model(args.model_dir, device)
+        model, extractor = loaded
         encoders.check_matches(model, extractor, split_clips)
         start_line.log_start(args.device, device, {str(args.model_dir): model}, {args.split: split_clips})
         known = training_history.warn_of_known_recordings(
@@ -168,17 +170,10 @@ def validate(args: argparse.Namespace) -> None:
 
         # Before the predictions, whose batches would leave their memory with the process. The others wait.
         with this_run.timed("cost"):
-            cost, *_ = runs.from_all_processes(
-                lambda: (
-                    latency.measure_cost(
-                        model, extractor, split_clips.audio(0), split_clips.sample_rate_hz, args.batch_size, device
-                    )
-                    if runs.is_first_process()
-                    else None
-                )
-            )
+            measure = functools.partial(latency.measure_cost, loaded, split_clips.audio(0), split_clips.sample_rate_hz)
+            cost, *_ = runs.from_all_processes(lambda: measure(args.batch_size) if runs.is_first_process() else None)
         with this_run.timed("prediction"):
-            logits = predict.predict(model, extractor, split_clips, args.batch_size, device)
+            logits = predict.predict(loaded, split_clips, args.batch_size)
         if not runs.is_first_process():
             return
         with this_run.timed("scores"):

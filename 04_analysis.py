@@ -33,7 +33,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from utils.core import cli, lazy, names, runs
 from utils.core.errors import InputError, UsageError
@@ -49,12 +49,9 @@ with lazy.imported_on_first_use():
 
     from utils.data import clips
     from utils.layers import drawing, euclidean_convexity, hidden_states
-    from utils.models import encoder_parts, encoder_window, encoders, predict, start_line, training_history
+    from utils.models import encoder_parts, encoder_window, encoders, loading, predict, start_line, training_history
     from utils.pruning import layer_selection
     from utils.scores import evaluation
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -156,8 +153,7 @@ class Heard(NamedTuple):
 
     Attributes
     ----------
-    model : PreTrainedModel
-    extractor : SequenceFeatureExtractor
+    loaded : LoadedModel
     clips : Clips
     hidden : HiddenStates
         Of the clips.
@@ -167,8 +163,7 @@ class Heard(NamedTuple):
         Of the clips, where Euclidean convexity needs them.
     """
 
-    model: PreTrainedModel
-    extractor: SequenceFeatureExtractor
+    loaded: loading.LoadedModel
     clips: clips.Clips
     hidden: hidden_states.HiddenStates
     train: hidden_states.HiddenStates | None
@@ -181,7 +176,7 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     if not runs.is_first_process():
         return
     tables = Tables(args.output_dir)
-    found = measure_classes(args, heard, tables, this_run, device)
+    found = measure_classes(args, heard, tables, this_run)
     similarities = measure_similarities(args, this_run, heard.hidden.pooled, None)
     tables.write_similarities(similarities)
     knn = similarities.get("mutual_knn")
@@ -203,10 +198,11 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
         cka=similarities["cka"].matrix if "cka" in similarities else None,
         convexity=measured("convexity", "convexity"),
     )
-    protected = architectures.architecture_of(heard.model.config).protected | layer_selection.FIRST_BLOCK
+    protected = architectures.architecture_of(heard.loaded.model.config).protected | layer_selection.FIRST_BLOCK
     source = {"model_dir": args.model_dir, "model_sha256": inputs["model_dir"].sha256}
     source |= {"data_sha256": inputs["data_dir"].sha256, "split": args.split}
-    n_layers, boundaries = encoder_parts.EncoderParts(heard.model).n_layers, analysis.two_block_boundaries(similarities)
+    n_layers = encoder_parts.EncoderParts(heard.loaded.model).n_layers
+    boundaries = analysis.two_block_boundaries(similarities)
     recommendation.write_recommendation(args.output_dir, source, n_layers, evidence, protected, args.seed, boundaries)
     drawing.draw_analysis(args.output_dir, this_run.metrics)
 
@@ -214,7 +210,8 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
 def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> Heard:
     """Run all clips that are needed through the model."""
     split_clips = read_split(args, args.split)
-    model, extractor, fine_tuned = load(args.model_dir, split_clips, device)
+    loaded, fine_tuned = load(args.model_dir, split_clips, device)
+    model = loaded.model
     start_line.log_start(args.device, device, {args.model_dir: model}, {args.split: split_clips})
     evaluation.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     this_run.metrics |= metrics_of(split_clips)
@@ -230,22 +227,22 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
             model, args.model_dir, inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
         )
     key = {"model": inputs["model_dir"].sha256, "data": inputs["data_dir"].sha256}
-    extraction = (args.batch_size, device, args.output_dir)
+    extraction = (args.batch_size, args.output_dir)
     with this_run.timed("hidden_states"):
-        hidden = hidden_states.extract(model, extractor, split_clips, *extraction, STATES, key)
+        hidden = hidden_states.extract(loaded, split_clips, *extraction, STATES, key)
     train = None
     if "probe" in args.metrics and not cross_validated:
         with this_run.timed("hidden_states_train"):
-            train = hidden_states.extract(model, extractor, read_split(args, "train"), *extraction, TRAIN_STATES, key)
+            train = hidden_states.extract(loaded, read_split(args, "train"), *extraction, TRAIN_STATES, key)
     logits = None
     if "euclidean_convexity" in args.metrics:
         require_head(fine_tuned, model, split_clips)
-        logits = predict.predict(model, extractor, split_clips, args.batch_size, device)
-    return Heard(model, extractor, split_clips, hidden, train, logits)
+        logits = predict.predict(loaded, split_clips, args.batch_size)
+    return Heard(loaded, split_clips, hidden, train, logits)
 
 
 def measure_classes(
-    args: argparse.Namespace, heard: Heard, tables: Tables, this_run: runs.Run, device: str
+    args: argparse.Namespace, heard: Heard, tables: Tables, this_run: runs.Run
 ) -> dict[str, pd.DataFrame]:
     """Measure and write what every layer knows of the classes; return the tables by layer."""
     found = {}
@@ -265,8 +262,7 @@ def measure_classes(
     if heard.logits is not None:
         with this_run.timed("euclidean_convexity"):
             layers, classes = euclidean_convexity.euclidean_convexity(
-                *(heard.model, heard.extractor, heard.clips, heard.logits),
-                *(args.num_segments, args.num_points, args.seed, device),
+                heard.loaded, heard.clips, heard.logits, args.num_segments, args.num_points, args.seed
             )
         found["euclidean_convexity"] = layers
         tables.write_convexity("euclidean_convexity", layers, classes)
@@ -288,13 +284,11 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     this_run.metrics |= metrics_of(split_clips)
     states = []
     for flag, stem in (("model_dir", STATES), ("compare_to", OTHER_STATES)):
-        model, extractor, _ = load(getattr(args, flag), split_clips, device)
-        start_line.log_start(args.device, device, {getattr(args, flag): model}, {args.split: split_clips})
+        loaded, _ = load(getattr(args, flag), split_clips, device)
+        start_line.log_start(args.device, device, {getattr(args, flag): loaded.model}, {args.split: split_clips})
         key = {"model": inputs[flag].sha256, "data": inputs["data_dir"].sha256}
         with this_run.timed(stem):
-            hidden = hidden_states.extract(
-                model, extractor, split_clips, args.batch_size, device, args.output_dir, stem, key
-            )
+            hidden = hidden_states.extract(loaded, split_clips, args.batch_size, args.output_dir, stem, key)
         states.append(hidden.pooled)
     if not runs.is_first_process():
         return
@@ -318,7 +312,7 @@ def metrics_of(split_clips: clips.Clips) -> dict:
     }
 
 
-def load(model_dir: str, split_clips: clips.Clips, device: str) -> tuple:
+def load(model_dir: str, split_clips: clips.Clips, device: str) -> tuple[loading.LoadedModel, bool]:
     """Load a model; say whether it is a classifier (True) or a base model with a new head."""
     runs.seed_everything(0)  # a new head is not looked at, but it should not differ from run to run
     model, extractor, fine_tuned = encoders.load_any_model(model_dir, device)
@@ -327,7 +321,7 @@ def load(model_dir: str, split_clips: clips.Clips, device: str) -> tuple:
     window = architectures.FULL_WINDOW if fine_tuned else architectures.CLIP_WINDOW
     extractor = encoder_window.fit_window(model, extractor, split_clips.clip_seconds, window, str(model_dir))
     encoder_parts.check_parts(model, extractor, split_clips, device)
-    return model, extractor, fine_tuned
+    return loading.LoadedModel(model, extractor), fine_tuned
 
 
 def require_head(fine_tuned: bool, model, split_clips: clips.Clips) -> None:

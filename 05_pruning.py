@@ -48,8 +48,9 @@ with lazy.imported_on_first_use():
     from utils.pruning import drawing, healing, layer_evidence, layer_selection, pruning_table, subset_scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, SequenceFeatureExtractor
+    from transformers import PreTrainedModel
 
+    from utils.models.loading import LoadedModel
     from utils.pruning.layer_selection import Evidence, Keep
 
 log = logging.getLogger(Path(__file__).stem)
@@ -151,10 +152,7 @@ class Sweep(NamedTuple):
     ----------
     args : argparse.Namespace
     inputs : dict of str to Input
-    device : str
-        ``cpu`` or ``cuda``.
-    model : PreTrainedModel
-    extractor : SequenceFeatureExtractor
+    loaded : LoadedModel
     train_clips, search_clips, report_clips : Clips
     plan : pruning_plan.Plan
     evidence : Evidence
@@ -165,9 +163,7 @@ class Sweep(NamedTuple):
 
     args: argparse.Namespace
     inputs: dict[str, runs.Input]
-    device: str
-    model: PreTrainedModel
-    extractor: SequenceFeatureExtractor
+    loaded: LoadedModel
     train_clips: clips.Clips
     search_clips: clips.Clips
     report_clips: clips.Clips
@@ -182,7 +178,8 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
     evidence = layer_selection.Evidence()
     if args.analysis_dir is not None:
         evidence = recommendation.read_evidence(args.analysis_dir, inputs["model_dir"], args.report_split)
-    model, extractor = encoders.load_model(args.model_dir, device)
+    loaded = encoders.load_model(args.model_dir, device)
+    model, extractor = loaded
     train_clips, search_clips, report_clips = (
         clips.read_clips(args.data_dir, split, args.max_clips_per_class, args.seed)
         for split in ("train", args.search_split, args.report_split)
@@ -196,15 +193,15 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
     plan = pruning_plan.make_plan(
         *(model, args.strategies, args.sizes, args.beam_width, args.iterative, args.remove_first_block, args.seed)
     )
-    of_model = model, extractor, train_clips, search_clips, report_clips
-    return Sweep(args, inputs, device, *of_model, plan, evidence, parse_heal_keep(args, model))
+    heal_keep = parse_heal_keep(args, model)
+    return Sweep(args, inputs, loaded, train_clips, search_clips, report_clips, plan, evidence, heal_keep)
 
 
 def sweep(asked: Sweep, this_run: runs.Run) -> None:
     """Score what the strategies propose, choose, and report."""
-    args, plan = asked.args, asked.plan
+    args, loaded, plan = asked.args, asked.loaded, asked.plan
     start_line.log_start(
-        *(args.device, asked.device, {str(args.model_dir): asked.model}),
+        *(args.device, loaded.device, {str(args.model_dir): loaded.model}),
         {"train": asked.train_clips, args.search_split: asked.search_clips, args.report_split: asked.report_clips},
     )
     scratch = args.output_dir / SCRATCH
@@ -213,18 +210,15 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
 
     def measure(keep: Keep, needs: Sequence[str]) -> Evidence:
         return layer_evidence.evidence_of_subset(
-            *(asked.model, asked.extractor, asked.train_clips, keep, needs, NUM_NEIGHBORS, NUM_PAIRS, args.seed),
-            *(args.batch_size, asked.device, scratch, key),
+            *(loaded, asked.train_clips, keep, needs, NUM_NEIGHBORS, NUM_PAIRS, args.seed),
+            *(args.batch_size, scratch, key),
         )
 
     on_search, on_report = (
-        subset_scores.SubsetScores(
-            *(asked.model, asked.extractor, split_clips, split, args.batch_size, asked.device),
-            *(scratch, key, args.seed),
-        )
+        subset_scores.SubsetScores(loaded, split_clips, split, args.batch_size, scratch, key, args.seed)
         for split, split_clips in ((args.search_split, asked.search_clips), (args.report_split, asked.report_clips))
     )
-    table = pruning_table.PruningTable(args.output_dir / pruning_table.CSV_NAME, asked.model, on_search, on_report)
+    table = pruning_table.PruningTable(args.output_dir / pruning_table.CSV_NAME, loaded, on_search, on_report)
 
     # What the rules propose is scored in one walk, with all subsets if the search is exhaustive.
     with this_run.timed("rules"):
@@ -249,7 +243,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         on_search.run([to_heal])
         finalists.add(to_heal)
     with this_run.timed("costs"):
-        table.measure_costs(asked.extractor, asked.search_clips, asked.device, scratch / "costs.json")
+        table.measure_costs(asked.search_clips, scratch / "costs.json")
     with this_run.timed("report"):
         on_report.run(finalists)
         table.write()
@@ -294,15 +288,15 @@ def heal(
     asked: Sweep, keep: Keep, on_search: subset_scores.SubsetScores, on_report: subset_scores.SubsetScores
 ) -> None:
     """Leave a healed model, and the row of ``healing.csv`` that compares it with the same subset before."""
-    args, model, work_dir = asked.args, asked.model, asked.args.output_dir / SCRATCH / HEALED
+    args, loaded, work_dir = asked.args, asked.loaded, asked.args.output_dir / SCRATCH / HEALED
     healed_dir = args.output_dir / HEALED / "model"
-    training_history.note_training(model, asked.inputs["data_dir"].sha256, asked.train_clips, asked.search_clips)
+    training_history.note_training(loaded.model, asked.inputs["data_dir"].sha256, asked.train_clips, asked.search_clips)
     healing.heal_subset(
-        *(model, asked.extractor, keep, healed_dir, args.heal_part, asked.train_clips, asked.search_clips),
-        *(healing.settings_for(args.heal, args.seed), work_dir, args.batch_size, asked.device),
+        *(loaded, keep, healed_dir, args.heal_part, asked.train_clips, asked.search_clips),
+        *(healing.settings_for(args.heal, args.seed), work_dir, args.batch_size),
     )
     row = {"part": args.heal_part, "epochs": args.heal, "kept_layers": cli.format_layer_list(keep)}
-    row |= healing.compare(healed_dir, keep, {"search": on_search, "report": on_report}, asked.device)
+    row |= healing.compare(healed_dir, keep, {"search": on_search, "report": on_report}, loaded.device)
     pruning_table.write_rows(args.output_dir / "healing.csv", pd.DataFrame([row]))
 
 

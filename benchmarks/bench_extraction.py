@@ -19,6 +19,7 @@ import torch
 from benchmarks.noise import new_model, noise_clips
 from utils.layers import hidden_states
 from utils.models import predict
+from utils.models.loading import LoadedModel
 
 CLIP_SECONDS = 5.0
 
@@ -29,18 +30,18 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4, help="clips at once (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default: 5)")
     args = parser.parse_args()
-    model, extractor = new_model()
+    loaded = LoadedModel(*new_model())
     with tempfile.TemporaryDirectory() as scratch:
         data = noise_clips(Path(scratch) / "clips", args.n_clips, CLIP_SECONDS)
 
         def bare() -> None:
             with torch.inference_mode():
-                for inputs in predict.input_batches(model, extractor, data, args.batch_size, "cpu", desc="bare"):
-                    model(**inputs)
+                for inputs in predict.input_batches(loaded, data, args.batch_size, desc="bare"):
+                    loaded.model(**inputs)
 
         def collected(number: int) -> None:
             key = {"round": number}
-            hidden_states.extract(model, extractor, data, args.batch_size, "cpu", Path(scratch), "states", key)
+            hidden_states.extract(loaded, data, args.batch_size, Path(scratch), "states", key)
 
         bare()
         seconds: dict[str, list[float]] = {"bare": [], "collected": []}

@@ -36,6 +36,7 @@ from utils.data.clips import Clips
 from utils.models import onednn
 from utils.models.encoder_parts import EncoderParts
 from utils.models.encoders import prepare, prune_model
+from utils.models.loading import LoadedModel
 from utils.models.predict import predict
 from utils.pruning.layer_selection import all_subsets, candidates
 from utils.pruning.layer_sweep import predict_subsets, trie_cost
@@ -86,14 +87,14 @@ def measure(
     order = rng.permutation(len(parts))
     for number in range(args.rounds):
         part = parts[order[number % len(parts)]]
-        arguments = {"batch_size": args.batch_size, "device": "cpu"}
-        shared.append(seconds_of(lambda p=part, a=arguments: predict_subsets(model, extractor, clips, p, **a)))
+        loaded = LoadedModel(model, extractor)
+        shared.append(seconds_of(lambda p=part, m=loaded: predict_subsets(m, clips, p, args.batch_size)))
         for keep in evenly(keeps, args.sample, rng):
-            pruned = copy.deepcopy(model, dict(weights))  # shares the weights
-            prune_model(pruned, list(keep))
+            pruned = LoadedModel(copy.deepcopy(model, dict(weights)), extractor)  # shares the weights
+            prune_model(pruned.model, list(keep))
             for faster, seconds in alone.items():
-                with onednn.linear_layers(pruned, "cpu") if faster else contextlib.nullcontext():
-                    seconds.append(seconds_of(lambda p=pruned: predict(p, extractor, clips, args.batch_size, "cpu")))
+                with onednn.linear_layers(pruned.model, "cpu") if faster else contextlib.nullcontext():
+                    seconds.append(seconds_of(lambda p=pruned: predict(p, clips, args.batch_size)))
     return {
         "shared": statistics.mean(shared) * len(parts),
         "one at a time": statistics.mean(alone[True]) * len(keeps),
@@ -104,7 +105,7 @@ def measure(
 def report_ratios(clips: Clips, args: argparse.Namespace) -> None:
     model, extractor = new_model()
     small_model, _ = new_model(6)
-    predict(small_model, extractor, clips, args.batch_size, "cpu")  # warms up
+    predict(LoadedModel(small_model, extractor), clips, args.batch_size)  # warms up
     classic = {candidate.keep for rule in CLASSIC for candidate in candidates(rule, 12)}
     sweeps = {
         "classic sweeps": (model, [sorted(classic)]),

@@ -20,6 +20,7 @@ from transformers import (
 
 from utils.core import runs
 from utils.data import clips
+from utils.models.loading import LoadedModel
 
 LABELS = ["Blackbird", "Crow", "Great Tit"]
 CLIP_SECONDS = 0.5
@@ -94,7 +95,7 @@ def small_model(name: str, labels: list[str] | None = None, **options):
     labels = labels or LABELS
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    return AutoModelForAudioClassification.from_config(config).eval(), small_extractor(name)
+    return LoadedModel(AutoModelForAudioClassification.from_config(config).eval(), small_extractor(name))
 
 
 def tone_clip(class_id: int, rng: np.random.Generator, n_samples: int, sample_rate_hz: int) -> np.ndarray:

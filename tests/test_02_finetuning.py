@@ -144,9 +144,9 @@ def test_a_model_that_returns_its_layers_is_trained_and_scored_by_its_logits(nam
     AutoModelForAudioClassification.from_config(config).save_pretrained(tmp_path / "base")
     small_extractor(name).save_pretrained(tmp_path / "base")
     assert stage.main(words(data_dir, tmp_path / "run", epochs=1, base_model=tmp_path / "base")) == 0
-    model, extractor = encoders.load_model(tmp_path / "run", "cpu")
+    loaded = encoders.load_model(tmp_path / "run", "cpu")
     val = read_clips(data_dir, "val")
-    predicted = predict.predict(model, extractor, val, 8, "cpu").argmax(axis=1)
+    predicted = predict.predict(loaded, val, 8).argmax(axis=1)
     curves = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert curves["eval_accuracy"][0] == pytest.approx((predicted == val.table["label_id"]).mean(), abs=0.06)
 

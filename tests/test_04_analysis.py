@@ -19,6 +19,7 @@ from utils.layers.euclidean_convexity import euclidean_convexity
 from utils.layers.probes import fit_and_predict
 from utils.models import architectures, encoders, model_folder, predict
 from utils.models.encoder_parts import EncoderParts
+from utils.models.loading import LoadedModel
 from utils.pruning import layer_selection, recommendation
 
 stage = load_stage("04_analysis")
@@ -261,8 +262,8 @@ def test_euclidean_convexity_agrees_with_a_walk_through_the_whole_model(name, da
     torch.manual_seed(1)
     model, extractor = small_model(name)
     data = clips.read_clips(data_dir, "test")
-    logits = predict.predict(model, extractor, data, 8, "cpu")
-    layers, _ = euclidean_convexity(model, extractor, data, logits, 3, 4, 0, "cpu")
+    logits = predict.predict(LoadedModel(model, extractor), data, 8)
+    layers, _ = euclidean_convexity(LoadedModel(model, extractor), data, logits, 3, 4, 0)
     predicted = logits.argmax(axis=1)
     pairs = sample_pairs(predicted, 3, np.random.default_rng(0))
     parts, block = EncoderParts(model), architectures.blocks_of(model)[0]

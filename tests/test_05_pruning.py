@@ -24,6 +24,7 @@ from utils.core.files import write_json
 from utils.data import clips
 from utils.figures import pruning_plots
 from utils.models import architectures, encoders, latency, model_folder, predict, training
+from utils.models.loading import LoadedModel
 from utils.pruning import drawing, healing, layer_selection, layer_sweep, pruning_plan, recommendation, subset_scores
 from utils.pruning.layer_selection import Candidate
 from utils.pruning.pruning_table import COLUMNS, choose, log_answer
@@ -71,7 +72,7 @@ def write_run(run_dir, data_dir, name="tiny", keep=None, labels=LABELS):
 def fit(model, extractor, data_dir, n_epochs):
     train, val = (clips.read_clips(data_dir, split) for split in ("train", "val"))
     settings = healing.settings_for(n_epochs, seed=0)
-    healing.heal(model, extractor, "head", train, val, settings, None, 16, "cpu")
+    healing.heal(LoadedModel(model, extractor), "head", train, val, settings, None, 16)
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +297,7 @@ def scores_of(data_dir, tmp_path, monkeypatch):
         val = clips.read_clips(data_dir, "val")
         label_ids = val.table["label_id"].to_numpy()
 
-        def predict(model, extractor, some, keeps, **_):
+        def predict(loaded, some, keeps, *_, **__):
             start = int(val.table.index[val.table["clip_id"] == some.table["clip_id"].iloc[0]][0])
             rows = []
             for keep in keeps:
@@ -307,8 +308,7 @@ def scores_of(data_dir, tmp_path, monkeypatch):
             return np.array(rows, dtype=np.int16)
 
         monkeypatch.setattr(layer_sweep, "predict_subsets", predict)
-        model, extractor = small_model("wav2vec2")
-        scores = SubsetScores(model, extractor, val, "val", 4, "cpu", tmp_path, {"model": "a"}, 0)
+        scores = SubsetScores(small_model("wav2vec2"), val, "val", 4, tmp_path, {"model": "a"}, 0)
         scores.run(n_wrong)
         return scores
 
@@ -409,11 +409,11 @@ class Recorder:
         self._predict = layer_sweep.predict_subsets
         monkeypatch.setattr(layer_sweep, "predict_subsets", self)
 
-    def __call__(self, model, extractor, some, keeps, **options):
+    def __call__(self, loaded, some, keeps, *words, **options):
         self.n_calls += 1
         if self.n_calls == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        predicted = self._predict(model, extractor, some, keeps, **options)
+        predicted = self._predict(loaded, some, keeps, *words, **options)
         self.done += [(keep, clip_id) for keep in keeps for clip_id in some.table["clip_id"]]
         return predicted
 
@@ -554,7 +554,7 @@ def test_healing_says_what_was_before_and_after(data_dir, run_dir, healed):
     for name, split in (("search", "val"), ("report", "test")):
         split_clips = clips.read_clips(data_dir, split)
         label_ids, groups = (split_clips.table[column].to_numpy() for column in ("label_id", "group"))
-        ids = [predict.predict(m, extractor, split_clips, 4, "cpu").argmax(axis=1) for m in (model, after)]
+        ids = [predict.predict(LoadedModel(m, extractor), split_clips, 4).argmax(axis=1) for m in (model, after)]
         for when, predicted in zip(("before", "after"), ids, strict=True):
             assert row[f"{name}_accuracy_{when}"] == pytest.approx((predicted == label_ids).mean(), abs=1e-5)
             assert row[f"{name}_macro_f1_{when}"] == pytest.approx(evaluation.macro_f1(label_ids, predicted), abs=1e-5)
@@ -570,7 +570,7 @@ def test_a_healed_head_leaves_the_encoder_and_is_that_of_full_forward_passes(dat
     before, extractor = encoders.load_model(run_dir, "cpu")
     encoders.prune_model(before, [0, 2])
     cached, full = copy.deepcopy(before), copy.deepcopy(before)
-    healing.heal(cached, extractor, "head", train, val, settings, None, 16, "cpu")
+    healing.heal(LoadedModel(cached, extractor), "head", train, val, settings, None, 16)
     inputs = encoders.prepare(extractor, [train.audio(i) for i in range(len(train))], 16_000, "input_values")
     label_ids = train.table["label_id"].to_numpy()
     head = [*full.projector.parameters(), *full.classifier.parameters()]
@@ -763,7 +763,7 @@ def test_the_whole_model_scores_as_by_itself_with_both_options(data_dir, tmp_pat
     encoders.save_model(model, extractor, tmp_path / "model")
     assert main(tmp_path / "model", data_dir, tmp_path / "out", "--strategies", "forward") == 0
     test = clips.read_clips(data_dir, "test")
-    predicted = predict.predict(model.eval(), extractor, test, 4, "cpu").argmax(axis=1)
+    predicted = predict.predict(LoadedModel(model.eval(), extractor), test, 4).argmax(axis=1)
     row = table_of(tmp_path / "out").iloc[0]
     assert row["report_accuracy"] == pytest.approx((predicted == test.table["label_id"]).mean(), abs=1e-6)
 

@@ -23,6 +23,7 @@ from tests.stages import ROOT, load_stage
 from utils.data import audio
 from utils.data.clips import read_clips
 from utils.models import classify, cnn, encoders, latency, predict
+from utils.models.loading import LoadedModel
 
 RATE_HZ = 16_000
 LABELS = ["robin", "wren"]
@@ -131,7 +132,7 @@ def heard(data, model_dirs):
 def test_the_lines_of_the_readme_give_what_stage_03_gives(name, data, model_dirs, heard, tmp_path, monkeypatch):
     clips = read_clips(data / "processed")
     model, extractor = encoders.load_model(model_dirs[name], "cpu")
-    logits = predict.predict(model, extractor, clips, 16, "cpu")
+    logits = predict.predict(LoadedModel(model, extractor), clips, 16)
     for recording, rows in clips.table.groupby("source_path"):
         if "long" in recording and name != "tiny":
             continue

@@ -12,6 +12,7 @@ from utils.core.errors import InputError
 from utils.data.clips import read_clips
 from utils.layers import hidden_states
 from utils.models import architectures, encoders, predict
+from utils.models.loading import LoadedModel
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,8 @@ def clips(tmp_path_factory):
 
 
 def extract(model, extractor, clips, folder, **more):
-    arguments = {"batch_size": 5, "device": "cpu", "folder": folder, "name": "states", "key": {"model": "a"}, **more}
-    return hidden_states.extract(model, extractor, clips, **arguments)
+    arguments = {"batch_size": 5, "folder": folder, "name": "states", "key": {"model": "a"}, **more}
+    return hidden_states.extract(LoadedModel(model, extractor), clips, **arguments)
 
 
 def contents(folder):

@@ -14,6 +14,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from tests.stages import ROOT
 from utils.models import encoders, latency
+from utils.models.loading import LoadedModel
 
 LABELS = ["crow", "finch", "jay"]
 RATE_HZ = 16_000
@@ -118,7 +119,7 @@ def test_cost_is_made_of_the_measured_times(tiny, script, quiet, monkeypatch):
     whole = 0.100 + 0.002 * np.arange(20)
     left = script([value for seconds in whole for value in (seconds, 0.040)] + [0.5] * 3)
     audio = np.random.default_rng(0).normal(size=2 * RATE_HZ).astype(np.float32)
-    cost = latency.measure_cost(model, extractor, audio, RATE_HZ, 4, "cpu")
+    cost = latency.measure_cost(LoadedModel(model, extractor), audio, RATE_HZ, 4)
     assert not list(left)
     of_rounds = np.median(whole.reshape(5, 4), axis=1)
     assert cost.n_repeats == 20

@@ -54,22 +54,22 @@ def clips(tmp_path_factory):
 
 
 def test_a_subset_is_measured_as_the_pruned_model_and_once(clips, tmp_path, monkeypatch):
-    model, extractor = small_model("wavlm")
+    loaded = small_model("wavlm")
 
     def measure(key):
         return layer_evidence.evidence_of_subset(
-            *(model, extractor, clips, (0, 2), ["block_influence", "cka"], 10, 100, 0, 4, "cpu", tmp_path, key)
+            *(loaded, clips, (0, 2), ["block_influence", "cka"], 10, 100, 0, 4, tmp_path, key)
         )
 
     found = measure({"model": "a"})
     assert [path.name for path in tmp_path.iterdir()] == ["block_influence+cka-0,2.npz"]
-    assert model.config.num_hidden_layers == 3
+    assert loaded.model.config.num_hidden_layers == 3
     with monkeypatch.context() as patch:
         patch.setattr(hidden_states, "extract", lambda *_: pytest.fail("measured twice"))
         again = measure({"model": "a"})
     np.testing.assert_array_equal(found.block_influence, again.block_influence)
-    encoders.prune_model(model, [0, 2])
-    states = hidden_states.extract(model, extractor, clips, 4, "cpu", tmp_path, "pruned", {})
+    encoders.prune_model(loaded.model, [0, 2])
+    states = hidden_states.extract(loaded, clips, 4, tmp_path, "pruned", {})
     expected = layer_evidence.measure_evidence(states, ["block_influence", "cka"], 10, 100, 3, 0)
     np.testing.assert_allclose(found.block_influence, expected.block_influence)
     np.testing.assert_allclose(found.cka, expected.cka)
@@ -77,8 +77,8 @@ def test_a_subset_is_measured_as_the_pruned_model_and_once(clips, tmp_path, monk
 
 @pytest.mark.parametrize("damage", ["key", "bytes"])
 def test_numbers_of_another_model_or_damaged_ones_are_measured_again(damage, clips, tmp_path):
-    model, extractor = small_model("wav2vec2")
-    arguments = (model, extractor, clips, (0, 1, 2), ["block_influence"], 10, 100, 0, 4, "cpu", tmp_path)
+    loaded = small_model("wav2vec2")
+    arguments = (loaded, clips, (0, 1, 2), ["block_influence"], 10, 100, 0, 4, tmp_path)
     first = layer_evidence.evidence_of_subset(*arguments, {"model": "a"})
     path = next(tmp_path.iterdir())
     if damage == "bytes":
@@ -86,7 +86,7 @@ def test_numbers_of_another_model_or_damaged_ones_are_measured_again(damage, cli
         again = layer_evidence.evidence_of_subset(*arguments, {"model": "a"})
         np.testing.assert_array_equal(first.block_influence, again.block_influence)
     else:
-        for parameter in model.parameters():
+        for parameter in loaded.model.parameters():
             parameter.data *= 1.5
         again = layer_evidence.evidence_of_subset(*arguments, {"model": "b"})
         assert not np.array_equal(first.block_influence, again.block_influence)

@@ -118,7 +118,7 @@ def test_a_training_without_memory_says_how_much_would_do(tmp_path, monkeypatch,
 
 
 def test_a_sweep_without_memory_says_how_much_would_do(tmp_path, monkeypatch):
-    model, extractor = small_model("wav2vec2")
+    loaded = small_model("wav2vec2")
     some = clips.read_clips(write_processed(tmp_path / "data"), "test")
 
     def logits(*args):
@@ -126,11 +126,11 @@ def test_a_sweep_without_memory_says_how_much_would_do(tmp_path, monkeypatch):
 
     read, n_reads = memory.used_bytes, []
     monkeypatch.setattr(memory, "used_bytes", lambda *args, **kwargs: n_reads.append(1) or read(*args, **kwargs))
-    layer_sweep.predict_subsets(model, extractor, some, [(0, 1)], batch_size=2, device="cpu")
+    layer_sweep.predict_subsets(loaded, some, [(0, 1)], batch_size=2)
     assert not n_reads  # it is read for the message alone
     monkeypatch.setattr(layer_sweep, "_logits", logits)
     with pytest.raises(InputError, match=r"with 16 clips at once .* [\d.]+ GB, with one .* GB; .*\(--batch_size\)"):
-        layer_sweep.predict_subsets(model, extractor, some, [(0, 1)], batch_size=16, device="cpu")
+        layer_sweep.predict_subsets(loaded, some, [(0, 1)], batch_size=16)
 
 
 def test_files_that_no_memory_was_left_for_are_not_called_damaged(tmp_path, monkeypatch):

@@ -86,9 +86,9 @@ def test_more_processes_than_batches_extract_the_same_states(data_dir, model_dir
 
 
 def test_what_stopped_processes_left_is_removed_by_one_alone(data_dir, model_dir, tmp_path):
-    model, extractor = encoders.load_model(model_dir, "cpu")
+    loaded = encoders.load_model(model_dir, "cpu")
     clips = read_clips(data_dir, "val")
     (tmp_path / "states-1-of-2.npy").write_bytes(b"half")
-    found = hidden_states.extract(model, extractor, clips, 4, "cpu", tmp_path, "states", {})
+    found = hidden_states.extract(loaded, clips, 4, tmp_path, "states", {})
     assert np.isfinite(found.pooled).all()
     assert {path.name for path in tmp_path.iterdir()} == set(hidden_states.file_names("states"))

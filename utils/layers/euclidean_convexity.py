@@ -5,26 +5,19 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from utils.core.runs import progress
 from utils.data.clips import Clips
 from utils.layers.convexity import euclidean_scores, pair_interval, sample_pairs
 from utils.models.encoder_parts import EncoderParts, State
 from utils.models.encoders import prepare
+from utils.models.loading import LoadedModel
 
 PAIRS_AT_ONCE = 4
 
 
 def euclidean_convexity(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
-    clips: Clips,
-    logits: np.ndarray,
-    num_pairs: int,
-    num_points: int,
-    seed: int,
-    device: str,
+    loaded: LoadedModel, clips: Clips, logits: np.ndarray, num_pairs: int, num_points: int, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score the segments between clips of a decision region, at every layer.
 
@@ -33,10 +26,8 @@ def euclidean_convexity(
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Fine-tuned model in evaluation mode, on `device`.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
+    loaded : LoadedModel
+        A fine-tuned model.
     clips : Clips
     logits : ndarray, shape (n_clips, n_classes)
         What the model says of the clips.
@@ -46,7 +37,6 @@ def euclidean_convexity(
         Points on each segment.
     seed : int
         Seed of the pairs.
-    device : str
 
     Returns
     -------
@@ -56,14 +46,14 @@ def euclidean_convexity(
     classes : DataFrame
         ``layer, label_id, label, n_clips, n_pairs, convexity``; classes of fewer than two clips are NaN.
     """
-    parts = EncoderParts(model)
+    parts = EncoderParts(loaded.model)
     predicted_ids = logits.argmax(axis=1)
     pairs = sample_pairs(predicted_ids, num_pairs, np.random.default_rng(seed))
     chunks = np.array_split(pairs, range(PAIRS_AT_ONCE, len(pairs), PAIRS_AT_ONCE)) if len(pairs) else []
     scores = [[] for _ in range(parts.n_layers + 1)]
     with torch.inference_mode():
         for chunk in progress(chunks, len(chunks), "Euclidean convexity", "batches of pairs"):
-            first, second = (_hidden_layers(parts, extractor, clips, ends, device) for ends in chunk.T)
+            first, second = (_hidden_layers(parts, loaded, clips, ends) for ends in chunk.T)
             class_ids = predicted_ids[chunk[:, 0]]
             for layer in range(parts.n_layers + 1):
                 predict_at = partial(_predict_between, parts, first[: layer + 1], second[: layer + 1])
@@ -82,12 +72,10 @@ def _predict_between(parts: EncoderParts, first: list[State], second: list[State
     return parts.logits(path, range(parts.n_layers)).argmax(dim=1).cpu().numpy()
 
 
-def _hidden_layers(
-    parts: EncoderParts, extractor: SequenceFeatureExtractor, clips: Clips, indices: np.ndarray, device: str
-) -> list[State]:
+def _hidden_layers(parts: EncoderParts, loaded: LoadedModel, clips: Clips, indices: np.ndarray) -> list[State]:
     audio = [clips.audio(index) for index in indices]
-    inputs = prepare(extractor, audio, clips.sample_rate_hz, parts.model.main_input_name)
-    return list(parts.hidden_layers({name: tensor.to(device) for name, tensor in inputs.items()}))
+    inputs = prepare(loaded.extractor, audio, clips.sample_rate_hz, loaded.model.main_input_name)
+    return list(parts.hidden_layers({name: tensor.to(loaded.device) for name, tensor in inputs.items()}))
 
 
 def _tables(

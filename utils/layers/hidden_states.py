@@ -26,9 +26,10 @@ with lazy.imported_on_first_use():
     from utils.models import encoder_parts, predict
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, SequenceFeatureExtractor
+    from transformers import PreTrainedModel
 
     from utils.data.clips import Clips
+    from utils.models.loading import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +64,7 @@ def file_names(name: str) -> list[str]:
     return [f"{name}.npy", f"{name}_frames.npy", f"{name}_clips.csv", f"{name}.json"]
 
 
-def extract(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
-    clips: Clips,
-    batch_size: int,
-    device: str,
-    folder: Path,
-    name: str,
-    key: dict,
-) -> HiddenStates:
+def extract(loaded: LoadedModel, clips: Clips, batch_size: int, folder: Path, name: str, key: dict) -> HiddenStates:
     """Run all clips through an encoder, or take what an earlier call with the same key left in the folder.
 
     Can be killed at any moment: the next call with the same key goes on from the last save, with the
@@ -81,7 +73,7 @@ def extract(
 
     Parameters
     ----------
-    model, extractor, clips, batch_size, device
+    loaded, clips, batch_size
         As for `predict.predict`.
     folder : Path
         Where ``<name>.npy`` (see `HiddenStates.pooled`), ``<name>_frames.npy`` (cosine and angle),
@@ -97,13 +89,14 @@ def extract(
     OSError
         If the disk has no room for the states; their size is reserved before the first pass.
     """
-    states = _States(model, clips, folder, name, {**key, "batch_size": batch_size, "device": device})
+    key = {**key, "batch_size": batch_size, "device": loaded.device}
+    states = _States(loaded.model, clips, folder, name, key)
     # Nobody changes the files before all have looked at them.
     done = runs.from_all_processes(lambda: states.n_done == len(clips))
     if runs.n_processes() == 1:
-        _extract_alone(model, extractor, batch_size, device, states)
+        _extract_alone(loaded, batch_size, states)
     elif not all(done):
-        _extract_together(model, extractor, batch_size, device, states)
+        _extract_together(loaded, batch_size, states)
     return states.load()
 
 
@@ -180,11 +173,9 @@ class _States:
             path.unlink()
 
 
-def _extract_alone(
-    model: PreTrainedModel, extractor: SequenceFeatureExtractor, batch_size: int, device: str, states: _States
-) -> None:
+def _extract_alone(loaded: LoadedModel, batch_size: int, states: _States) -> None:
     """Run all clips of `states` through the encoder that are not done yet."""
-    parts, clips, n_done = encoder_parts.EncoderParts(model), states.clips, states.n_done
+    parts, clips, n_done = encoder_parts.EncoderParts(loaded.model), states.clips, states.n_done
     if n_done is None:
         states.reserve()
         n_done = 0
@@ -195,11 +186,9 @@ def _extract_alone(
         saved_at = time.monotonic()
         n_samples = len(clips.audio(0))
         with torch.inference_mode():
-            for inputs in predict.input_batches(
-                model, extractor, clips, batch_size, device, desc="hidden states", first=n_done
-            ):
+            for inputs in predict.input_batches(loaded, clips, batch_size, desc="hidden states", first=n_done):
                 layers = [state.hidden_states for state in parts.hidden_layers(inputs)]
-                valid = encoder_parts.valid_frames(model, extractor, n_samples, layers[0].shape[1]).to(device)
+                valid = encoder_parts.valid_frames(*loaded, n_samples, layers[0].shape[1]).to(loaded.device)
                 if not valid.all():
                     layers = [layer[:, valid] for layer in layers]
                 rows = slice(n_done, n_done + len(layers[0]))
@@ -215,14 +204,12 @@ def _extract_alone(
         states.remove_shares()
 
 
-def _extract_together(
-    model: PreTrainedModel, extractor: SequenceFeatureExtractor, batch_size: int, device: str, states: _States
-) -> None:
+def _extract_together(loaded: LoadedModel, batch_size: int, states: _States) -> None:
     """Let every process run its share of the clips, each into files of its own; the first puts them together."""
     ranges = runs.from_all_processes(lambda: runs.own_share(len(states.clips), batch_size))
-    shares = [states.of_share(model, own, number, len(ranges)) for number, own in enumerate(ranges, start=1)]
+    shares = [states.of_share(loaded.model, own, number, len(ranges)) for number, own in enumerate(ranges, start=1)]
     own = shares[runs.process_number()]
-    runs.from_all_processes(lambda: _extract_alone(model, extractor, batch_size, device, own))
+    runs.from_all_processes(lambda: _extract_alone(loaded, batch_size, own))
     runs.from_all_processes(lambda: states.put_together(shares) if runs.is_first_process() else None)
 
 

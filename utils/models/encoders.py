@@ -248,7 +248,7 @@ def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.named_parameters() if name.startswith(head)]
 
 
-def load_model(model_dir: Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+def load_model(model_dir: Path, device: str) -> loading.LoadedModel:
     """Load a fine-tuned model in float32 and evaluation mode.
 
     Parameters
@@ -268,9 +268,7 @@ def load_model(model_dir: Path, device: str) -> tuple[PreTrainedModel, SequenceF
     return _whole_model(folder, loading.load(folder, _plain(loading.read_config(folder))), device)
 
 
-def _whole_model(
-    folder: model_folder.ModelFolder, loaded: loading.Loaded, device: str
-) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+def _whole_model(folder: model_folder.ModelFolder, loaded: loading.Loaded, device: str) -> loading.LoadedModel:
     """Check that a model's folder holds its weights, all and no others."""
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(getattr(loaded, kind))
@@ -279,7 +277,7 @@ def _whole_model(
                 f"{folder.name}: {len(names)} {kind} weights: {_some(names)}; "
                 "the weights do not belong to this config.json: run 02_finetuning.py again"
             )
-    return loaded.model.to(device).eval(), loaded.extractor
+    return loading.LoadedModel(loaded.model.to(device).eval(), loaded.extractor)
 
 
 def load_any_model(model: str | Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor, bool]:

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, SequenceFeatureExtractor
 from utils.core.workers import available_cpus
 from utils.models.architectures import has_blocks
 from utils.models.encoders import front_end_forward, prepare
+from utils.models.loading import LoadedModel
 from utils.scores.summary import NO_DOUBT
 
 log = logging.getLogger(__name__)
@@ -352,31 +353,25 @@ class Cost(Latency):
     dtype: str
 
 
-def measure_cost(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
-    audio: np.ndarray,
-    sample_rate_hz: int,
-    batch_size: int,
-    device: str,
-) -> Cost:
+def measure_cost(loaded: LoadedModel, audio: np.ndarray, sample_rate_hz: int, batch_size: int) -> Cost:
     """Time a model on one clip; count its operations and its memory.
 
     Parameters
     ----------
-    model, extractor, audio, sample_rate_hz, device
+    loaded : LoadedModel
+    audio, sample_rate_hz
         As for `measure_in_turn`.
     batch_size : int
         For the throughput.
     """
-    candidate = _Candidate(model, extractor, audio, sample_rate_hz, device)
+    candidate = _Candidate(*loaded, audio, sample_rate_hz, loaded.device)
     with torch.inference_mode():
-        peak_memory_mb = _peak_memory_mb(candidate.run, device)
-    latency = measure_in_turn({"": (model, extractor)}, audio, sample_rate_hz, device)[""]
+        peak_memory_mb = _peak_memory_mb(candidate.run, loaded.device)
+    latency = measure_in_turn({"": loaded}, audio, sample_rate_hz, loaded.device)[""]
     with torch.inference_mode():
         candidate.run(batch_size)
         batch_s = [_seconds(lambda: candidate.run(batch_size)) for _ in range(N_BATCHES)]
-    macs, macs_front_end = count_macs(model, candidate.inputs())
+    macs, macs_front_end = count_macs(loaded.model, candidate.inputs())
     return Cost(
         **dataclasses.asdict(latency),
         gmacs_per_clip=macs / 1e9,
@@ -385,7 +380,7 @@ def measure_cost(
         throughput_clips_per_s=batch_size / float(np.median(batch_s)),
         peak_memory_mb=peak_memory_mb,
         batch_size=batch_size,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
     )
 
 

@@ -41,6 +41,24 @@ log = logging.getLogger(__name__)
 LARGEST_HEAD = 10_000_000  # parameters
 
 
+class LoadedModel(NamedTuple):
+    """A model, in evaluation mode, and its feature extractor: what is handed on.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+    extractor : SequenceFeatureExtractor
+    """
+
+    model: PreTrainedModel
+    extractor: SequenceFeatureExtractor
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``: where the model is."""
+        return self.model.device.type
+
+
 class Loaded(NamedTuple):
     """What `load` returns; the names of weights are those of the model."""
 

@@ -6,36 +6,31 @@ from functools import partial
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
-from transformers import PreTrainedModel, SequenceFeatureExtractor
+from transformers import SequenceFeatureExtractor
 
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.core.workers import available_cpus
 from utils.data.clips import Clips
 from utils.models.encoders import prepare
+from utils.models.loading import LoadedModel
 
 MOST_WORKERS = 4
 
 
-def predict(
-    model: PreTrainedModel, extractor: SequenceFeatureExtractor, clips: Clips, batch_size: int, device: str
-) -> np.ndarray:
+def predict(loaded: LoadedModel, clips: Clips, batch_size: int) -> np.ndarray:
     """Return the logits of all clips, in their order.
 
     Processes that torchrun started share the clips, and all get all logits.
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Audio-classification model in evaluation mode, on `device`.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
+    loaded : LoadedModel
+        An audio classifier. For one on a GPU other processes read the clips and extract features.
     clips : Clips
         What to classify.
     batch_size : int
         Clips at once.
-    device : str
-        ``cpu`` or ``cuda``. For a GPU other processes read the clips and extract features.
 
     Returns
     -------
@@ -52,8 +47,8 @@ def predict(
     def predict_own() -> list[np.ndarray]:
         with torch.inference_mode():
             return [
-                model(**inputs).logits.float().cpu().numpy()
-                for inputs in input_batches(model, extractor, own, batch_size, device, desc="predicting")
+                loaded.model(**inputs).logits.float().cpu().numpy()
+                for inputs in input_batches(loaded, own, batch_size, desc="predicting")
             ]
 
     logits = np.concatenate([batch for batches in runs.from_all_processes(predict_own) for batch in batches])
@@ -68,11 +63,9 @@ def predict(
 
 
 def input_batches(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
+    loaded: LoadedModel,
     clips: Clips,
     batch_size: int,
-    device: str,
     desc: str,
     first: int = 0,
     among: tuple[int, int] | None = None,
@@ -81,7 +74,7 @@ def input_batches(
 
     Parameters
     ----------
-    model, extractor, clips, batch_size, device
+    loaded, clips, batch_size
         As for `predict`.
     desc : str
         What is done with them, for the log.
@@ -94,16 +87,16 @@ def input_batches(
     Yields
     ------
     dict of str to Tensor
-        On `device`.
+        On the model's device.
     """
-    collate = partial(_collate, extractor, clips.sample_rate_hz, model.main_input_name)
+    collate = partial(_collate, loaded.extractor, clips.sample_rate_hz, loaded.model.main_input_name)
     # On a CPU the model itself takes every core.
-    num_workers = 0 if device == "cpu" else min(MOST_WORKERS, available_cpus() - 1)
+    num_workers = 0 if loaded.device == "cpu" else min(MOST_WORKERS, available_cpus() - 1)
     wanted = Subset(clips, range(first, len(clips)))
     loader = DataLoader(wanted, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
     n_before, n_batches = (-(-n_clips // batch_size) for n_clips in among or (first, len(clips)))
     for inputs in runs.progress(loader, n_batches, desc, "batches", n_before):
-        yield {name: tensor.to(device) for name, tensor in inputs.items()}
+        yield {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
 
 
 def _collate(

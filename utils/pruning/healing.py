@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, SequenceFeatureExtractor
+from transformers import PreTrainedModel
 
 from utils.core import cli, runs
 from utils.core.errors import InputError
@@ -17,6 +17,7 @@ from utils.core.files import sha256_of_file
 from utils.data.clips import Clips
 from utils.models import architectures, encoders, training, training_arguments
 from utils.models.encoder_parts import EncoderParts
+from utils.models.loading import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
 from utils.pruning.subset_scores import SubsetScores
@@ -40,8 +41,7 @@ def settings_for(n_epochs: int, seed: int) -> training.TrainingSettings:
 
 
 def heal_subset(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
+    loaded: LoadedModel,
     keep: Keep,
     folder: Path,
     part: str,
@@ -50,19 +50,18 @@ def heal_subset(
     settings: training.TrainingSettings,
     work_dir: Path,
     batch_size: int,
-    device: str,
 ) -> None:
     """Prune a copy of a model, fine-tune it and save it, unless an earlier call has done so.
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Audio-classification model in evaluation mode; left as it is.
+    loaded : LoadedModel
+        An audio classifier; left as it is.
     keep : tuple of int
         Blocks to keep.
     folder : Path
         Model folder to write; the folder that it is in is replaced.
-    extractor, part, train_clips, val_clips, settings, work_dir, batch_size, device
+    part, train_clips, val_clips, settings, work_dir, batch_size
         As for `heal`.
     """
     if folder.is_dir():
@@ -70,11 +69,11 @@ def heal_subset(
         return
     shutil.rmtree(folder.parent, ignore_errors=True)  # left by a kill in the middle of a write
     folder.parent.mkdir()
-    pruned = copy.deepcopy(model)
-    encoders.prune_model(pruned, list(keep))
-    heal(pruned, extractor, part, train_clips, val_clips, settings, work_dir, batch_size, device)
-    encoders.save_model(pruned, extractor, folder)
-    encoders.log_without_classifier(pruned.config)
+    pruned = loaded._replace(model=copy.deepcopy(loaded.model))
+    encoders.prune_model(pruned.model, list(keep))
+    heal(pruned, part, train_clips, val_clips, settings, work_dir, batch_size)
+    encoders.save_model(*pruned, folder)
+    encoders.log_without_classifier(pruned.model.config)
 
 
 def compare(folder: Path, keep: Keep, before_on: dict[str, SubsetScores], device: str) -> dict[str, float]:
@@ -97,7 +96,7 @@ def compare(folder: Path, keep: Keep, before_on: dict[str, SubsetScores], device
         Of each split ``<name>_accuracy_before, …_after, <name>_macro_f1_before, …_after``, and
         ``<name>_difference`` in accuracy with its paired 95 % interval, ``…_low`` and ``…_high``.
     """
-    healed, _ = encoders.load_model(folder, device)
+    healed = encoders.load_model(folder, device)
     digest = sha256_of_file(folder / "model.safetensors")
     whole = tuple(range(len(keep)))
     row: dict[str, float] = {}
@@ -117,24 +116,20 @@ def compare(folder: Path, keep: Keep, before_on: dict[str, SubsetScores], device
 
 
 def heal(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
+    loaded: LoadedModel,
     part: str,
     train_clips: Clips,
     val_clips: Clips,
     settings: training.TrainingSettings,
     work_dir: Path,
     batch_size: int,
-    device: str,
 ) -> None:
     """Fine-tune a pruned model in place; keep the epoch with the best macro F1 on `val_clips`.
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Audio-classification model in evaluation mode, on `device`; left in evaluation mode.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
+    loaded : LoadedModel
+        An audio classifier; left in evaluation mode, where it was.
     part : {"head", "last", "all"}
         What learns. ``head``: the modules after the pooling, on pooled states that are computed once, with no
         augmentation. ``last``: these, the last block and a norm between the two. ``all``: everything.
@@ -146,20 +141,16 @@ def heal(
         Work in progress: a second call goes on from the checkpoints of a first that was stopped.
     batch_size : int
         Clips at once, of computing the pooled states.
-    device : str
-        ``cpu`` or ``cuda``.
 
     Raises
     ------
     InputError
         If the loss becomes NaN or infinite.
     """
+    model, device = loaded.model, loaded.device
     if part == "head":
         blocks = range(model.config.num_hidden_layers)
-        pooled = (
-            layer_sweep.pooled_states(model, extractor, clips, blocks, batch_size=batch_size, device=device)
-            for clips in (train_clips, val_clips)
-        )
+        pooled = (layer_sweep.pooled_states(loaded, clips, blocks, batch_size) for clips in (train_clips, val_clips))
         label_ids = (clips.table["label_id"].to_numpy() for clips in (train_clips, val_clips))
         fit_head(model, *pooled, *label_ids, training.class_weights(train_clips, settings.class_weights), settings)
         return
@@ -168,7 +159,7 @@ def heal(
         freeze_all_but_last(model)
     work_dir.mkdir(exist_ok=True)
     work = runs.Run(output_dir=work_dir, attempts=1)
-    training.train(model, extractor, train_clips, val_clips, settings, work, device, resume=True)
+    training.train(*loaded, train_clips, val_clips, settings, work, device, resume=True)
     model.requires_grad_(True).to(device).eval()
 
 

@@ -7,13 +7,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from utils.core import cli
 from utils.core.files import atomic_path
 from utils.data.clips import Clips
 from utils.layers import analysis, hidden_states, similarity
 from utils.models import encoders, memory
+from utils.models.loading import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Evidence, Keep
 
@@ -67,8 +67,7 @@ def measure_evidence(
 
 
 def evidence_of_subset(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
+    loaded: LoadedModel,
     clips: Clips,
     keep: Keep,
     needs: Collection[str],
@@ -76,7 +75,6 @@ def evidence_of_subset(
     num_pairs: int,
     seed: int,
     batch_size: int,
-    device: str,
     folder: Path,
     key: dict,
 ) -> Evidence:
@@ -87,7 +85,7 @@ def evidence_of_subset(
 
     Parameters
     ----------
-    model, extractor, clips, batch_size, device, folder, key
+    loaded, clips, batch_size, folder, key
         As for `hidden_states.extract`; the model is left as it is.
     keep : tuple of int
         Blocks to keep, ascending.
@@ -104,14 +102,14 @@ def evidence_of_subset(
     path = folder / f"{name}.npz"
     numbers = _read(path, key, needs)
     if numbers is None:
-        if len(keep) < model.config.num_hidden_layers:
-            model = copy.deepcopy(model)
-            encoders.prune_model(model, list(keep))
-        whole = [range(model.config.num_hidden_layers)]
+        if len(keep) < loaded.model.config.num_hidden_layers:
+            loaded = loaded._replace(model=copy.deepcopy(loaded.model))
+            encoders.prune_model(loaded.model, list(keep))
+        whole = [range(len(keep))]
         hidden = memory.advised(
-            lambda: hidden_states.extract(model, extractor, clips, batch_size, device, folder, name, key),
-            lambda: layer_sweep.memory_need(model, extractor, clips, whole, batch_size, device),
-            lambda: memory.used_bytes(device),
+            lambda: hidden_states.extract(loaded, clips, batch_size, folder, name, key),
+            lambda: layer_sweep.memory_need(loaded, clips, whole, batch_size),
+            lambda: memory.used_bytes(loaded.device),
         )
         evidence = measure_evidence(hidden, needs, num_neighbors, num_pairs, len(clips.labels), seed)
         numbers = {need: getattr(evidence, need) for need in needs}

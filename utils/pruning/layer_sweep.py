@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, SequenceFeatureExtractor
+from transformers import PreTrainedModel
 
 from utils.core import runs
 from utils.core.errors import InputError
@@ -22,6 +22,7 @@ from utils.data.clips import Clips
 from utils.models import memory, onednn, predict
 from utils.models.encoder_parts import EncoderParts, State
 from utils.models.encoders import check_keep, prepare
+from utils.models.loading import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +54,10 @@ def trie_cost(keeps: Sequence[Sequence[int]]) -> tuple[int, int]:
 
 
 def predict_subsets(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
+    loaded: LoadedModel,
     clips: Clips,
     keeps: Sequence[Sequence[int]],
-    *,
     batch_size: int,
-    device: str,
     among: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Return the classes that every pruned version of a model predicts.
@@ -69,7 +67,7 @@ def predict_subsets(
 
     Parameters
     ----------
-    model, extractor, clips, keeps, batch_size, device, among
+    loaded, clips, keeps, batch_size, among
         As for `logits_by_batch`.
 
     Returns
@@ -81,22 +79,20 @@ def predict_subsets(
     UsageError, InputError
         As `logits_by_batch`.
     """
-    dtype = np.promote_types(np.int16, np.min_scalar_type(-model.config.num_labels))
+    dtype = np.promote_types(np.int16, np.min_scalar_type(-loaded.model.config.num_labels))
     predicted_ids = np.empty((len(keeps), len(clips)), dtype)
     start = 0
-    for logits in logits_by_batch(model, extractor, clips, keeps, batch_size, device, among):
+    for logits in logits_by_batch(loaded, clips, keeps, batch_size, among):
         predicted_ids[:, start : start + logits.shape[1]] = logits.argmax(axis=2)
         start += logits.shape[1]
     return predicted_ids
 
 
 def logits_by_batch(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
+    loaded: LoadedModel,
     clips: Clips,
     keeps: Sequence[Sequence[int]],
     batch_size: int,
-    device: str,
     among: tuple[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield, batch by batch, the logits of every pruned version of a model: those that it would give by itself.
@@ -105,19 +101,15 @@ def logits_by_batch(
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Audio-classification model in evaluation mode, on `device`; it is not changed.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
+    loaded : LoadedModel
+        An audio classifier; it is not changed.
     clips : Clips
         What to classify.
     keeps : sequence of sequences of int
-        Blocks that each subset keeps, ascending, in the numbering of `model`; an empty list leaves the
+        Blocks that each subset keeps, ascending, in the numbering of the model; an empty list leaves the
         front end alone. Equal lists are evaluated once.
     batch_size : int
         Clips at once, at most.
-    device : str
-        ``cpu`` or ``cuda``.
     among : tuple of int, optional
         As for `predict.input_batches`.
 
@@ -133,33 +125,25 @@ def logits_by_batch(
     InputError
         If the model has no blocks, a logit is not finite, or the memory does not suffice.
     """
-    ordered = _checked(model, keeps)
+    ordered = _checked(loaded.model, keeps)
     if not ordered:
         return
-    parts = EncoderParts(model)
+    parts = EncoderParts(loaded.model)
     log.debug("%d subsets share %d block passes instead of %d", len(ordered), *trie_cost(ordered))
-    need = partial(memory_need, model, extractor, clips, ordered, batch_size, device)
+    need = partial(memory_need, loaded, clips, ordered, batch_size)
     row_of = {keep: row for row, keep in enumerate(ordered)}
     rows = [row_of[tuple(keep)] for keep in keeps]
     start = 0
-    for inputs in predict.input_batches(model, extractor, clips, batch_size, device, desc="sweeping", among=among):
+    for inputs in predict.input_batches(loaded, clips, batch_size, desc="sweeping", among=among):
         logits = memory.advised(
-            partial(_logits, parts, inputs, ordered, device), need, partial(memory.used_bytes, device)
+            partial(_logits, parts, inputs, ordered), need, partial(memory.used_bytes, loaded.device)
         )
         _check_finite(logits, ordered, clips, start, "logits")
         yield logits[rows]
         start += logits.shape[1]
 
 
-def pooled_states(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
-    clips: Clips,
-    keep: Sequence[int],
-    *,
-    batch_size: int,
-    device: str,
-) -> np.ndarray:
+def pooled_states(loaded: LoadedModel, clips: Clips, keep: Sequence[int], batch_size: int) -> np.ndarray:
     """Return what the head of a pruned model gets to see of every clip; always in float32.
 
     With these at hand a head is trained without running the encoder again:
@@ -167,10 +151,10 @@ def pooled_states(
 
     Parameters
     ----------
-    model, extractor, clips, batch_size, device
+    loaded, clips, batch_size
         As for `logits_by_batch`.
     keep : sequence of int
-        Blocks that are kept, ascending, in the numbering of `model`.
+        Blocks that are kept, ascending, in the numbering of the model.
 
     Returns
     -------
@@ -184,11 +168,11 @@ def pooled_states(
     InputError
         If the model has no blocks, or a state is not finite.
     """
-    parts = EncoderParts(model)
-    ordered = _checked(model, [keep])
+    parts = EncoderParts(loaded.model)
+    ordered = _checked(loaded.model, [keep])
     pooled = []
-    for inputs in predict.input_batches(model, extractor, clips, batch_size, device, desc="pooling"):
-        with torch.inference_mode(), onednn.linear_layers(model, device):
+    for inputs in predict.input_batches(loaded, clips, batch_size, desc="pooling"):
+        with torch.inference_mode(), onednn.linear_layers(loaded.model, loaded.device):
             pooled += [parts.pool(path, keep).cpu().numpy() for keep, path in _walk(parts, inputs, ordered)]
     states = np.concatenate(pooled)
     _check_finite(states[None], ordered, clips, 0, "pooled states")
@@ -210,9 +194,9 @@ def _checked(model: PreTrainedModel, keeps: Sequence[Sequence[int]]) -> list[Kee
     return ordered
 
 
-def _logits(parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str) -> np.ndarray:
+def _logits(parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep]) -> np.ndarray:
     leaves = runs.progress(_walk(parts, inputs, ordered), len(ordered), "this batch", "subsets")
-    with torch.inference_mode(), _computing(parts.model, device):
+    with torch.inference_mode(), _computing(parts.model):
         # All at once to the host: waiting for every leaf would leave a GPU idle.
         return torch.stack([parts.logits(path, keep).float() for keep, path in leaves]).cpu().numpy()
 
@@ -232,7 +216,8 @@ def _walk(
 
 
 @contextlib.contextmanager
-def _computing(model: PreTrainedModel, device: str) -> Iterator[None]:
+def _computing(model: PreTrainedModel) -> Iterator[None]:
+    device = model.device.type
     bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     with onednn.linear_layers(model, device), torch.autocast(device, torch.bfloat16, enabled=bf16):
         yield
@@ -253,14 +238,7 @@ def _check_finite(values: np.ndarray, ordered: list[Keep], clips: Clips, start: 
 # ---------------------------------------------------------------------------------------------- memory
 
 
-def memory_need(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
-    clips: Clips,
-    keeps: Sequence[Keep],
-    batch_size: int,
-    device: str,
-) -> str:
+def memory_need(loaded: LoadedModel, clips: Clips, keeps: Sequence[Keep], batch_size: int) -> str:
     """Return how much memory a walk needs, as the end of a message.
 
     What a clip takes is measured: the highest sum of all tensors alive while it runs through the deepest list with
@@ -269,13 +247,14 @@ def memory_need(
 
     Parameters
     ----------
-    model, extractor, clips, keeps, batch_size, device
+    loaded, clips, keeps, batch_size
         As for `logits_by_batch`.
     """
-    before, parts, deepest = memory.used_bytes(device, most=False), EncoderParts(model), max(keeps, key=len)
-    inputs = prepare(extractor, [clips[0]["audio"]], clips.sample_rate_hz, model.main_input_name)
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    with torch.no_grad(), _computing(model, device), memory.LiveBytes() as live:
+    model, parts, deepest = loaded.model, EncoderParts(loaded.model), max(keeps, key=len)
+    before = memory.used_bytes(loaded.device, most=False)
+    inputs = prepare(loaded.extractor, [clips[0]["audio"]], clips.sample_rate_hz, model.main_input_name)
+    inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
+    with torch.no_grad(), _computing(model), memory.LiveBytes() as live:
         _run(parts, inputs, deepest)
         cached = live.now  # such as weights that autocast keeps in bfloat16
         live.highest = live.now

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedModel, SequenceFeatureExtractor
+from transformers import PreTrainedModel
 
 from utils.core import cli
 from utils.core.files import BROKEN, read_json, write_json, write_text
 from utils.data.clips import Clips
 from utils.models import architectures, encoders, latency
+from utils.models.loading import LoadedModel
 from utils.pruning.layer_selection import Candidate, Keep
 from utils.pruning.subset_scores import SubsetScores
 from utils.scores import evaluation
@@ -68,7 +69,7 @@ class PruningTable:
     Parameters
     ----------
     path : Path
-    model : PreTrainedModel
+    loaded : LoadedModel
         The whole model.
     on_search, on_report : SubsetScores
         Candidates must have been run on the search split when they are added; on the report split they may be.
@@ -79,9 +80,10 @@ class PruningTable:
         The first is the whole model.
     """
 
-    def __init__(self, path: Path, model: PreTrainedModel, on_search: SubsetScores, on_report: SubsetScores):
+    def __init__(self, path: Path, loaded: LoadedModel, on_search: SubsetScores, on_report: SubsetScores):
         self.candidates: list[Candidate] = []
-        self._path, self._model, self._on_search, self._on_report = path, model, on_search, on_report
+        self._path, self._on_search, self._on_report = path, on_search, on_report
+        self._model, self._extractor = self._loaded = loaded
         self._costs: dict[int, dict] = {}
 
     def add(self, candidates: Iterable[Candidate]) -> None:
@@ -140,26 +142,23 @@ class PruningTable:
             "report_difference_high": difference_high,
         }
 
-    def measure_costs(self, extractor: SequenceFeatureExtractor, clips: Clips, device: str, path: Path) -> None:
+    def measure_costs(self, clips: Clips, path: Path) -> None:
         """Measure a model of each size in the table, as all blocks of a model cost the same; write the file.
 
         Parameters
         ----------
-        extractor : SequenceFeatureExtractor
-            The model's feature extractor.
         clips : Clips
             The first is timed.
-        device : str
-            ``cpu`` or ``cuda``.
         path : Path
             JSON file where the numbers are kept for a run that goes on from here.
         """
         sizes = sorted({len(candidate.keep) for candidate in self.candidates})
         self._costs = _read_costs(path)
         if set(self._costs) != set(sizes):
-            models = {size: (self._of_size(size), extractor) for size in sizes}
-            times = latency.measure_in_turn(models, clips.audio(0), clips.sample_rate_hz, device, LATENCY_BUDGET_S)
-            inputs = encoders.prepare(extractor, [clips.audio(0)], clips.sample_rate_hz, self._model.main_input_name)
+            models = {size: (self._of_size(size), self._extractor) for size in sizes}
+            clip, rate_hz, device = clips.audio(0), clips.sample_rate_hz, self._loaded.device
+            times = latency.measure_in_turn(models, clip, rate_hz, device, LATENCY_BUDGET_S)
+            inputs = encoders.prepare(self._extractor, [clip], rate_hz, self._model.main_input_name)
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             for size, (model, _) in models.items():
                 found = {name: value for name, value in dataclasses.asdict(times[size]).items() if name in COLUMNS}

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from utils.core.cli import format_layer_list
 from utils.core.files import atomic_path, sha256_of_lines
 from utils.data.clips import Clips
+from utils.models.loading import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
 from utils.scores import evaluation
@@ -31,7 +31,7 @@ class SubsetScores:
 
     Parameters
     ----------
-    model, extractor, clips, batch_size, device
+    loaded, clips, batch_size
         As for `layer_sweep.predict_subsets`.
     split : str
         Name of the split that `clips` are.
@@ -45,12 +45,10 @@ class SubsetScores:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        extractor: SequenceFeatureExtractor,
+        loaded: LoadedModel,
         clips: Clips,
         split: str,
         batch_size: int,
-        device: str,
         folder: Path,
         key: dict,
         seed: int,
@@ -58,12 +56,11 @@ class SubsetScores:
         self.split = split
         self.n_clips, self.n_groups = len(clips), clips.table["group"].nunique()
         self.kept_together = clips.kept_together
-        self._model, self._extractor, self._clips, self._key = model, extractor, clips, key
-        self._batch_size, self._device = batch_size, device
-        self._folder, self._seed = folder, seed
+        self._loaded, self._clips, self._batch_size = loaded, clips, batch_size
+        self._folder, self._key, self._seed = folder, key, seed
         self._label_ids, self._groups = (clips.table[name].to_numpy() for name in ("label_id", "group"))
         clip_ids = sha256_of_lines(clips.table["clip_id"])
-        self._stamp = json.dumps({**key, "batch_size": batch_size, "device": device, "clip_ids": clip_ids})
+        self._stamp = json.dumps({**key, "batch_size": batch_size, "device": loaded.device, "clip_ids": clip_ids})
         self._predicted: dict[Keep, np.ndarray] = {}
         self._seconds: dict[Keep, float] = {}
         self._scores: dict[Keep, tuple[float, float]] = {}
@@ -72,12 +69,10 @@ class SubsetScores:
             if walk is not None and walk.predicted.shape[1] == self.n_clips:
                 self._take(walk)
 
-    def of_other_model(self, model: PreTrainedModel, digest: str) -> "SubsetScores":
+    def of_other_model(self, loaded: LoadedModel, digest: str) -> "SubsetScores":
         """Return the scores of another model, known by the digest of its weights, on the same clips."""
-        return SubsetScores(
-            *(model, self._extractor, self._clips, self.split, self._batch_size, self._device),
-            *(self._folder, {**self._key, "model": digest}, self._seed),
-        )
+        key = {**self._key, "model": digest}
+        return SubsetScores(loaded, self._clips, self.split, self._batch_size, self._folder, key, self._seed)
 
     def run(self, keeps: Iterable[Keep]) -> None:
         """Run in one walk those of the subsets that have not been run.
@@ -102,14 +97,11 @@ class SubsetScores:
             start = time.monotonic()
             some = replace(self._clips, table=self._clips.table[n_done : n_done + n_at_once])
             predicted = layer_sweep.predict_subsets(
-                *(self._model, self._extractor, some, new),
-                batch_size=self._batch_size,
-                device=self._device,
-                among=(n_done, self.n_clips),
+                self._loaded, some, new, self._batch_size, among=(n_done, self.n_clips)
             )
             seconds = time.monotonic() - start
             walk = _Walk(new, np.concatenate([walk.predicted, predicted], axis=1), walk.seconds + seconds)
-            _write(path, self._stamp, walk, self._model.config.num_hidden_layers)
+            _write(path, self._stamp, walk, self._loaded.model.config.num_hidden_layers)
             # Whole batches, so that their limits do not depend on where a walk was stopped.
             n_at_once = self._batch_size * max(1, int(n_at_once / self._batch_size * SAVE_EVERY_S / max(seconds, 1e-3)))
         self._take(walk)
