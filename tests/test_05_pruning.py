@@ -152,7 +152,7 @@ def test_scores_are_those_of_each_saved_pruned_model_alone(name, data_dir, run_d
         encoders.save_model(pruned, extractor, tmp_path / text)
         alone, _ = encoders.load_model(tmp_path / text, "cpu")
         predicted[text] = {
-            split: predict.predict(alone, extractor, split_clips, 5, "cpu").argmax(axis=1)
+            split: predict.predict(LoadedModel(alone, extractor), split_clips, 5).argmax(axis=1)
             for split, split_clips in of_split.items()
         }
         assert set(table.loc[table["kept_layers"] == text, "n_parameters"]) == {encoders.count_parameters(alone)}

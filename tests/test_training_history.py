@@ -14,6 +14,7 @@ from utils.core import runs
 from utils.core.errors import InputError
 from utils.data import clips
 from utils.models import encoders, latency, training_history
+from utils.models.loading import LoadedModel
 from utils.pruning import healing
 
 OF_OTHER_DATA = "its folder does not list those recordings"
@@ -92,8 +93,8 @@ def test_the_history_of_all_trainings_is_saved_pruned_healed_and_loaded(data, tm
     settings = healing.settings_for(1, seed=0)
     (tmp_path / "work").mkdir()
     healing.heal_subset(
-        *(pruned, extractor, (0,), tmp_path / "healed" / "model", "head", train, val, settings, tmp_path / "work"),
-        *(8, "cpu"),
+        *(LoadedModel(pruned, extractor), (0,), tmp_path / "healed" / "model", "head", train, val, settings),
+        *(tmp_path / "work", 8),
     )
     healed, _ = encoders.load_model(tmp_path / "healed" / "model", "cpu")
     assert healed.config.trained_on == digests
