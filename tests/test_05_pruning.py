@@ -485,9 +485,9 @@ def test_kept_predictions_are_checked(damage, scores_of, tmp_path, monkeypatch):
         again = scores_of({whole: [0], (0,): [1, 2]})
         np.testing.assert_array_equal(first.predicted((0,)), again.predicted((0,)))
     else:
-        assert not first.of_other_model(small_model("wav2vec2")[0], "b").has(whole)
+        assert not first.of_other_model(small_model("wav2vec2"), "b").has(whole)
         monkeypatch.setattr(layer_sweep, "predict_subsets", lambda *_, **__: pytest.fail("run twice"))
-        assert first.of_other_model(small_model("wav2vec2")[0], "a").has(whole)
+        assert first.of_other_model(small_model("wav2vec2"), "a").has(whole)
 
 
 @pytest.mark.parametrize("doubt", ["no", "order"])
