@@ -23,9 +23,9 @@ from experiments import study_table
 from utils.core import cli, names
 from utils.core.errors import InputError
 from utils.figures import plots
-from utils.pruning import best
+from utils.pruning import best, pruning_table
 from utils.pruning.layer_selection import SEARCHES
-from utils.pruning.pruning_table import CSV_NAME, FULL
+from utils.pruning.pruning_table import FULL
 from utils.scores import comparison
 
 RANDOM = "random"
@@ -81,7 +81,7 @@ def read_sweep(results_dir: Path, whole: str) -> tuple[dict, pd.DataFrame]:
     folder = results_dir / names.variant_of(whole, names.SWEEP)
     chosen = best.read_best(folder / best.NAME, f"run 05_pruning.py on {whole}")["by_depth"]
     try:
-        return chosen, pd.read_csv(folder / CSV_NAME)
+        return chosen, pruning_table.read_rows(folder)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be read ({error}); run 05_pruning.py on {whole}") from error
 

@@ -38,12 +38,11 @@ def test_a_file_format_has_one_room():
         "recordings.csv": "data/recordings_table",
         "training_recordings.json": "models/training_history",
         "predictions.parquet": "scores/predictions",
-        "recommendation.json": "pruning/recommendation",
         "pruning.csv": "pruning/pruning_table",
         "best.json": "pruning/best",
     }
-    for path in [*(ROOT / "utils").rglob("*.py"), *ROOT.glob("0*.py")]:
-        room = path.relative_to(ROOT / "utils").with_suffix("").as_posix() if "utils" in path.parts else path.name
+    for path in (ROOT / "utils").rglob("*.py"):
+        room = path.relative_to(ROOT / "utils").with_suffix("").as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and node.value in rooms:
                 assert rooms[node.value] == room, f"{path}:{node.lineno} names {node.value}"

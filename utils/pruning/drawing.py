@@ -2,19 +2,15 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from utils.core import names, runs
 from utils.figures import plots, pruning_plots
-from utils.pruning import best
+from utils.pruning import best, pruning_table
 from utils.scores.summary import NO_DOUBT
 
 
 def draw_sweep(folder: Path) -> None:
     """Draw the grid of kept and removed blocks, accuracy by depth, and Pareto fronts."""
-    table = pd.read_csv(
-        folder / "pruning.csv", dtype={"kept_layers": str}, keep_default_na=False, na_values=["nan", ""]
-    )
+    table = pruning_table.read_rows(folder)
     chosen = best.read_best(folder / best.NAME, "run 05_pruning.py again with --overwrite")
     splits = chosen["search_split"], chosen["report_split"]
     counts = {split: chosen.get("n_of_splits", {}).get(split, (None, None)) for split in splits}

@@ -4,6 +4,8 @@ Every choice is made on the search split alone. Of two subsets of one size the b
 accuracy, then the higher search macro F1, then the earlier row of the table.
 """
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import logging
@@ -11,19 +13,25 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedModel
 
-from utils.core import cli
+from utils.core import cli, lazy
 from utils.core.files import BROKEN, read_json, write_json, write_text
-from utils.data.clips import Clips
-from utils.models import architectures, encoders, latency
-from utils.models.loading import LoadedModel
-from utils.pruning.layer_selection import Candidate, Keep
-from utils.pruning.subset_scores import SubsetScores
-from utils.scores import evaluation
+
+with lazy.imported_on_first_use():
+    from utils.models import architectures, encoders, latency
+    from utils.scores import evaluation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from utils.data.clips import Clips
+    from utils.models.loading import LoadedModel
+    from utils.pruning.layer_selection import Candidate, Keep
+    from utils.pruning.subset_scores import SubsetScores
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +189,11 @@ def count_parameters(model: PreTrainedModel, keeps: Iterable[Keep]) -> dict[Keep
         of_block = [n + 1 for n in of_block]  # the weight of its output in the sum
     besides = encoders.count_parameters(model) - sum(of_block)
     return {keep: besides + sum(of_block[block] for block in keep) for keep in keeps}
+
+
+def read_rows(folder: Path) -> pd.DataFrame:
+    """Read ``pruning.csv`` in a folder of results."""
+    return pd.read_csv(folder / CSV_NAME, dtype={"kept_layers": str}, keep_default_na=False, na_values=["nan", ""])
 
 
 def write_rows(path: Path, rows: pd.DataFrame) -> None:
