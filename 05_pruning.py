@@ -137,7 +137,9 @@ def run(args: argparse.Namespace) -> None:
         inputs["analysis_dir"] = recommendation.analysis_input(args.analysis_dir)
     try:
         with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, scratch=[SCRATCH]) as this_run:
-            sweep(check(args, inputs, this_run), this_run)
+            with this_run.checking():
+                asked = check(args, inputs, this_run)
+            sweep(asked, this_run)
     except AlreadyComplete:
         runs.log_figures(args.output_dir)
         raise

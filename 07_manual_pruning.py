@@ -205,8 +205,9 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
     stage = Path(__file__).stem
     with runs.open_run(stage, args, inputs, outputs=OUTPUTS, result_neutral={"dry_run"}) as this_run:
         this_run.device = runs.device_name("cpu")
-        source = source or Source(args)
-        keeps = layers_to_keep(args, inputs, source)
+        with this_run.checking():
+            source = source or Source(args)
+            keeps = layers_to_keep(args, inputs, source)
         start_line.log_start(args.device, "cpu", {args.model_dir: source.model}, {})
         with this_run.timed("writing"):
             # Down a ladder every model holds the next: the first layers of the first layers.

@@ -156,6 +156,8 @@ class Run:
     is_ending : bool
         True once the stage has stopped or failed, and only its record is still to be written: signals no longer
         count. With several processes, the one that ends first has torchrun send SIGTERM to the others.
+    is_checking : bool
+        True while the inputs are looked at, before anything is done; see `checking`.
     """
 
     output_dir: Path
@@ -166,12 +168,21 @@ class Run:
     stop_signal: str | None = None
     scratch: set[str] = field(default_factory=set)
     is_ending: bool = False
+    is_checking: bool = False
 
     def choose_device(self, asked: str) -> str:
         """Return ``cpu`` or ``cuda`` for the value of ``--device``, and note its name; see `resolve_device`."""
-        device = resolve_device(asked)
+        with self.checking():
+            device = resolve_device(asked)
         self.device = device_name(device)
         return device
+
+    @contextlib.contextmanager
+    def checking(self) -> Iterator[None]:
+        """Leave no new folder behind if an input turns out to be unfit within the block: nothing has been done yet."""
+        before, self.is_checking = self.is_checking, True
+        yield
+        self.is_checking = before
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -295,8 +306,9 @@ def _recorded(folder: "_Folder", run: Run, args: argparse.Namespace, defer_signa
                     replacing.discard(run.output_dir, folder.replaces)
                 elif status == "failed":
                     folder.give_up(record)
-    except UsageError:
-        folder.leave_no_trace()
+    except (UsageError, InputError) as error:
+        if run.is_checking or isinstance(error, UsageError):
+            folder.leave_no_trace()
         raise
 
 
