@@ -25,7 +25,17 @@ from utils.data import clips
 from utils.figures import pruning_plots
 from utils.models import architectures, encoders, latency, model_folder, predict, training
 from utils.models.loading import LoadedModel
-from utils.pruning import drawing, healing, layer_selection, layer_sweep, pruning_plan, recommendation, subset_scores
+from utils.pruning import (
+    drawing,
+    healing,
+    layer_evidence,
+    layer_selection,
+    layer_sweep,
+    pruning_plan,
+    pruning_table,
+    recommendation,
+    subset_scores,
+)
 from utils.pruning.layer_selection import Candidate
 from utils.pruning.pruning_table import COLUMNS, choose, log_answer
 from utils.pruning.subset_scores import SubsetScores
@@ -42,7 +52,7 @@ def quick():
     """Time every model a few times only, and draw no figure: neither is looked at but in one test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "MAX_PASSES", 1)
-        patch.setattr(stage.drawing, "draw_sweep", lambda *_: None)
+        patch.setattr(drawing, "draw_sweep", lambda *_: None)
         yield
 
 
@@ -222,7 +232,7 @@ def test_the_answer_is_in_the_log(data_dir, run_dir, tmp_path):
 
 def test_figures_are_drawn_from_a_real_table(result, data_dir, run_dir, tmp_path, caplog):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage.drawing, "draw_sweep", DRAW_SWEEP)
+        patch.setattr(drawing, "draw_sweep", DRAW_SWEEP)
         assert main(run_dir, data_dir, tmp_path / "out", "--strategies", "single") == 0
     names = ("pruning", "strategies", "pareto")
     of_sweep = {f"{name}{suffix}" for name in names for suffix in (".pdf", ".png")}
@@ -502,7 +512,7 @@ def test_the_front_is_by_operations_where_times_are_doubtful(doubt, data_dir, ru
         }
 
     monkeypatch.setattr(latency, "measure_in_turn", measured)
-    monkeypatch.setattr(stage.drawing, "draw_sweep", DRAW_SWEEP)
+    monkeypatch.setattr(drawing, "draw_sweep", DRAW_SWEEP)
     for name in ("kept_grids_figure", "strategies_figure"):
         monkeypatch.setattr(pruning_plots, name, lambda *_: None)
     monkeypatch.setattr(pruning_plots, "pareto_figure", lambda *words: doubtful.append(bool(words[3])))
@@ -623,7 +633,7 @@ def test_healing_trains_the_part_that_was_asked_for(name, part, learns, data_dir
 def test_healing_takes_the_chosen_subset_and_is_not_done_twice(data_dir, run_dir, tmp_path, monkeypatch):
     words = (*CHEAP, "--heal", 2, "--margin", 0.9)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "log_answer", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(pruning_table, "log_answer", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert main(run_dir, data_dir, tmp_path / "out", *words) == 75
     weights = (tmp_path / "out" / "healed" / "model" / "model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
@@ -655,7 +665,7 @@ INFLUENCE = {"block_influence": np.array([0.9, 0.3, 0.1, 0.2])}
 
 def test_rules_go_by_the_numbers_of_an_analysis(data_dir, run_dir, tmp_path, monkeypatch):
     folder = write_analysis(tmp_path / "analysis", run_dir, INFLUENCE)
-    monkeypatch.setattr(stage.layer_evidence, "evidence_of_subset", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(layer_evidence, "evidence_of_subset", lambda *_: pytest.fail("measured"))
     words = ("--strategies", "block_influence", "--analysis_dir", folder)
     assert main(run_dir, data_dir, tmp_path / "out", *words) == 0
     assert list(table_of(tmp_path / "out")["kept_layers"]) == ["0-3", "0-1,3", "0-1", "0"]

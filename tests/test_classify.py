@@ -194,7 +194,7 @@ def test_what_it_cannot_hear_as_stage_01_does_is_refused(data, model_dirs, tmp_p
     refused("peaks at .* times full scale", 10 * mono, subtype="FLOAT")
     refused("peaks at .* times full scale", 1e-4 * mono, subtype="PCM_24")
     refused("never crosses zero", mono + 0.6)
-    refused("no numbers", np.where(mono > 0.3, np.nan, mono), subtype="FLOAT")
+    refused("not numbers", np.where(mono > 0.3, np.nan, mono), subtype="FLOAT")
     refused(r"lasts 0\.05 s: too short", mono[:800])
     refused("lasts 0 s: too short", mono[:0])
 
