@@ -529,7 +529,11 @@ def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None)
                 title="adjusted (Holm)", fontsize=7, title_fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=2
             )
         panels[0].set_yticks(
-            rows, [f"{shorten(a, 32)} − {shorten(b, 32)}" for a, b in zip(table["first"], table["second"], strict=True)]
+            rows,
+            [
+                f"{shorten(_in_its_set(a), 32)} − {shorten(_in_its_set(b), 32)}"
+                for a, b in zip(table["first"], table["second"], strict=True)
+            ],
         )
         panels[0].tick_params(axis="y", length=0)
         panels[0].set_ylim(max(len(table), 3) - 0.4, -0.6)

@@ -159,8 +159,8 @@ def comparison_table(models: Sequence[Scored], seed: int) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row a pair: ``first, second, n_clips, n_groups, kept_together``, then for ``accuracy`` and ``macro_f1`` the
-        two scores, ``_difference`` (first less second) with its 95 % interval ``_low, _high``, the sign-flip
+        A row a pair: ``first, second, n_clips, n_groups, kept_together, split``, then for ``accuracy`` and ``macro_f1``
+        the two scores, ``_difference`` (first less second) with its 95 % interval ``_low, _high``, the sign-flip
         p value ``_p`` and the same adjusted for the number of rows, ``_p_holm``.
     """
     rows = []
@@ -173,6 +173,7 @@ def comparison_table(models: Sequence[Scored], seed: int) -> pd.DataFrame:
             "n_clips": len(first.predictions),
             "n_groups": first.predictions["group"].nunique(),
             "kept_together": first.metrics["kept_together"],
+            "split": first.metrics["split"],
         }
         for name in SCORES:
             row[f"{name}_first"], row[f"{name}_second"] = first.metrics[name], second.metrics[name]

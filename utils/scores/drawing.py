@@ -36,7 +36,9 @@ def draw_result(folder: Path) -> None:
 def draw_comparison(folder: Path) -> None:
     """Draw ``comparison`` from ``comparison.csv``."""
     table = pd.read_csv(folder / f"{comparison.COMPARISON_NAME}.csv", dtype={"first": str, "second": str})
-    clips = f"{table['n_clips'].iloc[0]:,} clips in {table['n_groups'].iloc[0]:,} groups"
-    plots.comparison_figure(
-        table, folder / comparison.COMPARISON_NAME, f"{clips}, split by {table['kept_together'].iloc[0]}"
-    )
+    first = table.iloc[0]
+    parsed = names.parse(first["first"])
+    data_set = f"{parsed.data_folder}; " if parsed else ""
+    clips = f"{first.get('split', 'not noted')}: {first['n_clips']:,} clips in {first['n_groups']:,} groups"
+    title = plots.drawable(f"{data_set}{clips}, split by {first['kept_together']}")
+    plots.comparison_figure(table, folder / comparison.COMPARISON_NAME, title)
