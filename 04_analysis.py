@@ -83,8 +83,18 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"what to measure (default: all but {', '.join(analysis.ON_REQUEST)}; with --compare_to: cka mutual_knn)",
     )
     add("--compare_to", default=None, help="another model, as --model_dir: compare its layers with those of the first")
-    add("--num_neighbors", type=cli.positive_int, default=10, help="neighbours of a clip in graphs and mutual kNN")
-    add("--num_pairs", type=cli.positive_int, default=5000, help="pairs of clips of each class in graph convexity")
+    add(
+        "--num_neighbors",
+        type=cli.positive_int,
+        default=analysis.NUM_NEIGHBORS,
+        help="neighbours of a clip in graphs and mutual kNN",
+    )
+    add(
+        "--num_pairs",
+        type=cli.positive_int,
+        default=analysis.NUM_PAIRS,
+        help="pairs of clips of each class in graph convexity",
+    )
     add("--num_segments", type=cli.positive_int, default=20, help="segments of each class in Euclidean convexity")
     add("--num_points", type=cli.positive_int, default=10, help="points on each of these segments")
     add("--per_class", action="store_true", help="also draw the convexity of every class")

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from utils.core import cli, lazy, names, runs
 from utils.core.errors import AlreadyComplete, UsageError
 from utils.data import splits
+from utils.layers import analysis
 from utils.models import model_folder
 from utils.pruning import best, pruning_plan, recommendation
 from utils.scores import summary
@@ -62,8 +63,6 @@ OUTPUTS = (
     *("pruning.csv", "pruning.pdf", "pruning.png", "strategies.*", "pareto.*"),
     *(best.NAME, "healing.csv", f"{HEALED}/model/*"),
 )
-NUM_NEIGHBORS = 10
-NUM_PAIRS = 5000
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -212,7 +211,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
 
     def measure(keep: Keep, needs: Sequence[str]) -> Evidence:
         return layer_evidence.evidence_of_subset(
-            *(loaded, asked.train_clips, keep, needs, NUM_NEIGHBORS, NUM_PAIRS, args.seed),
+            *(loaded, asked.train_clips, keep, needs, analysis.NUM_NEIGHBORS, analysis.NUM_PAIRS, args.seed),
             *(args.batch_size, scratch, key),
         )
 

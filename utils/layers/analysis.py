@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NUM_NEIGHBORS = 10  # of a clip, where nothing else is asked for
+NUM_PAIRS = 5000  # of clips of a class, likewise
 OF_CLASSES = ("graph_convexity", "euclidean_convexity", "probe")
 OF_FRAMES = ("block_influence", "angular_distance")
 

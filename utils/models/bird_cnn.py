@@ -351,8 +351,6 @@ class MelspectrogramCnn(Cnn):
 
 # -------------------------------------------------------------------------------------- registration
 
-MODEL_TYPES = (WaveformCnnConfig.model_type, MelspectrogramCnnConfig.model_type)
-
 
 def _register() -> None:
     """Make the Auto classes know the networks: a checkpoint holds no more than their names."""
