@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import logging
 from collections.abc import Iterator, Sequence
@@ -204,12 +205,13 @@ def rebuild_summary(results_dir: Path, asked: Sequence[str] = ()) -> pd.DataFram
 
 
 def holds(folder: Path) -> bool:
-    """Tell whether the summary beside a result has its row, to the letter, and a figure."""
+    """Tell whether the summary of all results has the row of this one, to the letter, no removed one, and a figure."""
     results_dir = names.root_of(folder)
     with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
         row = (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()[1]
-        in_summary = row in (results_dir / f"{SUMMARY_NAME}.csv").read_text(encoding="utf-8").splitlines()
-        return in_summary and (results_dir / f"{SUMMARY_NAME}.png").is_file()
+        rows = (results_dir / f"{SUMMARY_NAME}.csv").read_text(encoding="utf-8").splitlines()[1:]
+        are_there = all((results_dir / cells[0]).is_dir() for cells in csv.reader(rows))
+        return row in rows and are_there and (results_dir / f"{SUMMARY_NAME}.png").is_file()
     return False
 
 
