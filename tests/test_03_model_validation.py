@@ -429,7 +429,7 @@ def test_model_that_says_nan_is_refused(data_dir, tmp_path, capfd):
 )
 def test_usage_errors(words, capfd):
     assert stage.main(words) == 2
-    assert "usage:" in capfd.readouterr().err
+    assert "; see " in (text := capfd.readouterr().err) and text.endswith("--help\n")
 
 
 def test_help_shows_the_command_and_every_default(capfd):
