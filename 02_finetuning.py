@@ -5,13 +5,13 @@
     python 02_finetuning.py --base_model tiny --num_train_epochs 5 --output_dir runs/tiny     # in a minute on a CPU
     torchrun --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2                   # on four GPUs
 
-Takes the audio transformers that --base_model lists. Trains on the split `train`, keeps the checkpoint with
-the best macro F1 on `val`, and never reads `test`.
+--base_model lists the encoders. The stage trains on `train` and keeps the checkpoint with the best macro F1 on
+`val`. It never reads `test`.
 
-Stopped by SIGTERM, SIGINT or SIGUSR2 it saves a checkpoint and exits with 75; the same command goes on
-from there, and ends with the same weights as a run that was never stopped.
+SIGTERM, SIGINT or SIGUSR2 stops it: it saves a checkpoint and exits with 75. The same command continues from there
+and ends with the same weights as a run that was never stopped.
 
-Writes <output_dir>/model (loads with plain `from_pretrained`; `classify.py` in it classifies files), metrics.csv,
+Writes <output_dir>/model (plain `from_pretrained` loads it; `classify.py` in it classifies files), metrics.csv,
 training_curves.png, tensorboard/, log.txt and run.json.
 """
 

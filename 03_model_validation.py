@@ -6,21 +6,18 @@
     torchrun --nproc_per_node 4 03_model_validation.py --model_dir runs/wav2vec2        # on four GPUs
     python 03_model_validation.py --compare validation_results/a validation_results/b   # which of them is better?
 
-Takes the output of stage 02, or any folder of an audio-classification model with the labels of the data.
+Takes the output of stage 02, 06 or 07, or any folder of an audio-classification model with the labels of the data.
 
-Scores are of clips and of recordings (mean logits); 95 % intervals are from a bootstrap over the groups
-that the split keeps together, not over clips. Latency is of one clip, from audio in memory to logits,
-and the front end's share (all before the first block, which dropping blocks cannot make cheaper) stands
-beside it.
+Scores are of clips, and of recordings (mean logits). 95 % intervals are from a bootstrap over the groups that the split
+keeps together, not over clips. The latency is of one clip, from audio in memory to logits. The share of the front end
+stands beside it: all before the first block, which pruning cannot make cheaper.
 
-Writes <output_dir>/metrics.csv, classification_report.csv, confusion_matrix.csv/.pdf/.png,
-reliability.pdf/.png, predictions.parquet, log.txt and run.json, and rebuilds summary.csv and summary.png
-in the folder above from all results there.
+Writes <output_dir>/metrics.csv, classification_report.csv, confusion_matrix.csv/.pdf/.png, reliability.pdf/.png,
+predictions.parquet, log.txt and run.json. Rebuilds summary.csv and summary.png of all results of the folder.
 
---compare takes results that are there, of models scored on the same clips, and writes comparison.csv and
-comparison.pdf/.png, by default into comparison-<name>-<name>-… beside them: the difference of every pair, clip
-by clip, with an interval from the same draws of groups for both, a sign-flip p value, and that adjusted for
-the number of pairs (Holm).
+--compare takes results of models that were scored on the same clips. For each pair of models it measures the
+difference clip by clip: an interval from the same draws of groups for both, a sign-flip p value, and that value
+adjusted for the number of pairs (Holm). It writes comparison.csv and comparison.pdf/.png.
 """
 
 from __future__ import annotations
@@ -145,7 +142,7 @@ def compare(args: argparse.Namespace) -> None:
         }
         for _, row in table.iterrows():
             log.info(
-                "%s less %s: accuracy %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); macro F1 %+.3f [%+.3f, %+.3f]",
+                "%s minus %s: accuracy %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); macro F1 %+.3f [%+.3f, %+.3f]",
                 *(row[name] for name in ("first", "second", "accuracy_difference", "accuracy_low", "accuracy_high")),
                 *(row[name] for name in ("accuracy_p", "accuracy_p_holm")),
                 *(row[name] for name in ("macro_f1_difference", "macro_f1_low", "macro_f1_high")),

@@ -1,4 +1,4 @@
-"""Ask every layer of an audio encoder what it knows, and compare the layers with each other.
+"""Measure what each layer of an audio encoder knows, and compare the layers with each other.
 
     python 04_analysis.py --model_dir facebook/wav2vec2-base --split train --output_dir analysis_results/base
     python 04_analysis.py --model_dir runs/wav2vec2 --data_dir processed_data
@@ -6,24 +6,23 @@
     torchrun --nproc_per_node 4 04_analysis.py --model_dir runs/wav2vec2        # on four GPUs
     python 04_analysis.py --model_dir tiny --metrics block_influence cka        # in seconds on a CPU
 
-Takes the output of stage 02 or 07, a model folder, a base model's name on the hub, or tiny. Layer 0 is the
-input of the first block, layer l the output of block l - 1. A clip is the mean of its frames.
+Takes the output of stage 02 or 07, a model folder, the name of a base model on the hub, or tiny. Layer 0 is the input
+of block 0, layer l the output of block l - 1. A clip is the mean of its frames.
 
-graph_convexity     do shortest paths among a class's neighbours stay in the class? (T23, arXiv 2305.17154)
+graph_convexity     do shortest paths among the neighbours of a class stay in the class? (T23, arXiv 2305.17154)
 euclidean_convexity do straight lines between its clips? needs a model fine-tuned on this data; takes minutes
 probe               accuracy of a linear classifier on the layer: trained on train clips; with --split train
                     or all cross-validated over groups
 cka, cka_biased, cka_rbf, mutual_knn, cosine    similarity of all pairs of layers
 block_influence     how much a block turns a frame; beside it 1 - mutual kNN of its input and output
-angular_distance    angle between the input and the output of every run of blocks
+angular_distance    angle between the input and the output of each run of blocks
 
-Every metric stands beside its null level, what it would be if labels or clips were shuffled. With
---compare_to the layers of two models are compared, by metrics that do not depend on a model's axes.
+Each metric has a null level: its value if labels or clips were shuffled. --compare_to compares the layers of two
+models, by metrics that do not depend on the axes of a model.
 
 Writes into <output_dir> a CSV and a PDF and PNG of each metric, overview.pdf/.png, null_levels.csv,
-recommendation.json (layers to keep by each rule, with the numbers behind it: 05 reads it),
-hidden_states.npy with its clips, which the next run takes again if model and data are the same, log.txt
-and run.json.
+recommendation.json (layers to keep by each rule, with the numbers behind it; 05 reads it), log.txt and run.json, and
+hidden_states.npy with its clips, which the next run uses again if model and data are the same.
 """
 
 from __future__ import annotations

@@ -5,22 +5,25 @@
     python 05_pruning.py --model_dir runs/wav2vec2 --strategies exhaustive --sizes 6-8
     python 05_pruning.py --model_dir runs/tiny --heal 5                                 # in a minute on a CPU
 
-Every strategy proposes subsets of the blocks. All are scored on --search_split, where every choice is made;
-then the whole model, what the rules propose and the best that the searches find are scored on --report_split,
-once. What is measured for the rules comes from --analysis_dir, or from the clips of `train`.
+Every strategy proposes subsets of the blocks. All are scored on --search_split, and every choice is made there. Then
+the whole model, the proposals of the rules and the best subsets of the searches are scored on --report_split, once.
+The rules use the numbers of --analysis_dir, or measure on the clips of `train`.
 
-forward, backward, middle, single, alternate, simple_deep: by position; random: five draws of each size, which
-every rule must beat; block_influence, knn_block_influence: least influence first; angular_block, cka_block:
-adjacent blocks that change least; convexity_peak: all blocks after the layer of highest convexity; greedy,
-beam, exhaustive: searches for the best accuracy. Block 0 stays unless --remove_first_block is given.
+forward, backward, middle, single, alternate, simple_deep: by position
+random: five draws of each size, which every rule must beat
+block_influence, knn_block_influence: least influence first
+angular_block, cka_block: the adjacent blocks that change least
+convexity_peak: all blocks after the layer of highest convexity
+greedy, beam, exhaustive: searches for the best accuracy
 
-Subsets that begin alike share what they have in common, so that all 2,048 subsets of 12 blocks cost one front
-end and 2,048 blocks a clip. Stopped at any moment, the same command goes on from there.
+Block 0 stays unless --remove_first_block is given. Subsets with the same first blocks share their computation: all
+2,048 subsets of 12 blocks cost one front end and 2,048 blocks per clip. Stopped at any moment, the same command
+continues.
 
-Writes <output_dir>/pruning.csv (grows with the strategies), best.json (for 07_manual_pruning.py --from), log.txt
-and run.json; pruning.pdf/.png (blocks kept and removed beside their scores),
-strategies.pdf/.png (accuracy by size) and pareto.pdf/.png (against parameters and latency); with --heal also
-healing.csv and healed/model. Layers count from 0 in the model given.
+Writes <output_dir>/pruning.csv (grows with the strategies), best.json (for 07_manual_pruning.py --from), log.txt and
+run.json; pruning.pdf/.png (blocks kept and removed beside their scores), strategies.pdf/.png (accuracy by size) and
+pareto.pdf/.png (against parameters and latency); with --heal also healing.csv and healed/model. Layers count from 0 in
+the given model.
 """
 
 from __future__ import annotations

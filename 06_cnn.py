@@ -9,12 +9,12 @@ melspectrogram  a residual network of 1.2 M parameters on log-mel spectrograms, 
 waveform        two convolutions and two dense layers on the samples, as published: 32 x 2,322 features
                 before the first dense layer for 58,050 samples (3.63 s at 16 kHz), more for longer clips
 
-Trains as 02_finetuning.py does, with the same flags and the same run folder: keeps the checkpoint with the
-best macro F1 on `val`, never reads `test`, and goes on where it was stopped when the same command is given.
-03_model_validation.py scores it. It has no transformer blocks: 04, 05 and 07 refuse it.
+Trains like 02_finetuning.py, with the same flags and the same run folder. It keeps the checkpoint with the best macro
+F1 on `val` and never reads `test`. Stopped, the same command continues. 03_model_validation.py scores the model. It
+has no transformer blocks: 04, 05 and 07 refuse it.
 
-Writes <output_dir>/model (`classify.py` in it classifies files; loads with `from_pretrained` after
-`import bird_cnn`, which lies in it), metrics.csv, training_curves.png, tensorboard/, log.txt and run.json.
+Writes <output_dir>/model (`classify.py` in it classifies files; `from_pretrained` loads it after `import bird_cnn`,
+which lies in it), metrics.csv, training_curves.png, tensorboard/, log.txt and run.json.
 """
 
 from __future__ import annotations

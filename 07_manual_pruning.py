@@ -6,17 +6,17 @@
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --from validation_results/sweep/best.json --n_layers 6
     python 07_manual_pruning.py --model_dir tiny                                             # interactive
 
-Takes a fine-tuned model, whose head stays as it is, or a base model, which gets a new head drawn by --seed.
-Layers count from 0 in the model given; `kept_layers` in its config counts in the base model, however often
-it is pruned. With none of --keep_layers, --drop_layers, --ladder and --from, and a terminal, it asks for one
-step after the other and ends with the command that does the same.
+Takes a fine-tuned model, whose head stays as it is, or a base model, which gets a new head drawn by --seed. Layers
+count from 0 in the given model. `kept_layers` in its config counts in the base model, also after several prunings. Without
+--keep_layers, --drop_layers, --ladder and --from it asks on a terminal, step by step, and ends with the command that
+does the same.
 
-Prints blocks, parameters, multiply-accumulates of a clip, the front end's share of them (all before the
-first block, which dropping blocks cannot make cheaper) and the size of the weights, before and after.
+Prints blocks, parameters, multiply-accumulates of a clip, the share of the front end (all before the first block, which
+pruning cannot make cheaper) and the size of the weights, before and after.
 
-Writes <output_dir>/model (loads with plain `from_pretrained`), with --ladder <output_dir>/00-blocks/model,
-01-blocks/model … up to the whole model, and log.txt and run.json. All are a --model_dir of stages 03 to 05
-and a --base_model of stage 02. Works on the CPU.
+Writes <output_dir>/model (plain `from_pretrained` loads it), with --ladder <output_dir>/00-blocks/model,
+01-blocks/model … up to the whole model, and log.txt and run.json. Each is a --model_dir of stages 03 to 05 and a
+--base_model of stage 02. Works on the CPU.
 """
 
 from __future__ import annotations

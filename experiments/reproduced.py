@@ -47,7 +47,7 @@ def compare(results_dir: Path, committed_dir: Path, name: str) -> pd.DataFrame:
     DataFrame
         ``model, n_seeds``; for ``accuracy`` and ``macro_f1`` the score as committed with its interval ``_low, _high``,
         the other one ``_again``, and whether that is ``_within``; ``difference, difference_low, difference_high``, of
-        accuracy, again less committed, clip by clip, NaN where they had other data.
+        accuracy, again minus committed, clip by clip, NaN where they had other data.
 
     Raises
     ------

@@ -56,7 +56,7 @@ class _Layer:
         first = np.asarray(self._states[0], np.float64)
         total, squares = np.zeros(self.d), 0.0
         for clips in _slices(self.n_clips, max(1, BLOCK_BYTES // (8 * self.d))):
-            with np.errstate(invalid="ignore"):  # infinity less infinity, refused below
+            with np.errstate(invalid="ignore"):  # infinity minus infinity, refused below
                 deviations = np.asarray(self._states[clips], np.float64) - first
             total += deviations.sum(axis=0)
             squares += np.vdot(deviations, deviations)
@@ -411,7 +411,7 @@ def mutual_knn_chance(n_clips: int, k: int) -> float:
         If `k` is not 1 to n_clips - 1.
     """
     if not 1 <= k < n_clips:
-        raise InputError(f"{k} nearest neighbours of {n_clips} clips: expected 1 to the number of clips less 1")
+        raise InputError(f"{k} nearest neighbours of {n_clips} clips: expected 1 to the number of clips minus 1")
     return k / (n_clips - 1)
 
 
@@ -527,7 +527,7 @@ class TwoBlocks:
     boundary : int
         The first hidden layer of the second block; block ``boundary - 1`` of the model crosses it.
     contrast : float
-        Mean similarity within the blocks, without the diagonal, less the mean similarity between them.
+        Mean similarity within the blocks, without the diagonal, minus the mean similarity between them.
     contrast_of_distance_alone : float
         Largest contrast of the matrix in which each similarity is the mean of those at the same |i - j|.
     """

@@ -143,7 +143,7 @@ class SubsetScores:
         ]
 
     def difference(self, keep: Keep, other_predicted: np.ndarray) -> tuple[float, float, float]:
-        """Return the accuracy of a subset less that of other predictions, and the paired 95 % interval."""
+        """Return the accuracy of a subset minus that of other predictions, and the paired 95 % interval."""
         return evaluation.paired_difference(
             *(self._label_ids, self._predicted[keep], other_predicted, self._groups), seed=self._seed
         )["accuracy"]

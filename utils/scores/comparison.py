@@ -160,7 +160,7 @@ def comparison_table(models: Sequence[Scored], seed: int) -> pd.DataFrame:
     -------
     DataFrame
         A row a pair: ``first, second, n_clips, n_groups, kept_together, split``, then for ``accuracy`` and ``macro_f1``
-        the two scores, ``_difference`` (first less second) with its 95 % interval ``_low, _high``, the sign-flip
+        the two scores, ``_difference`` (first minus second) with its 95 % interval ``_low, _high``, the sign-flip
         p value ``_p`` and the same adjusted for the number of rows, ``_p_holm``.
     """
     rows = []

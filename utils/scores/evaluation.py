@@ -337,7 +337,7 @@ def paired_difference(
     Returns
     -------
     dict of str to (float, float, float)
-        First less second in ``accuracy`` and ``macro_f1``, then the lower and the upper end, which are NaN
+        First minus second in ``accuracy`` and ``macro_f1``, then the lower and the upper end, which are NaN
         if there is only one group to draw from.
     """
     label_ids, groups = np.asarray(label_ids), np.asarray(groups)
