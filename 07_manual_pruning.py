@@ -7,9 +7,9 @@
     python 07_manual_pruning.py --model_dir tiny                                             # interactive
 
 Takes a fine-tuned model, whose head stays as it is, or a base model, which gets a new head drawn by --seed. Layers
-count from 0 in the given model. `kept_layers` in its config counts in the base model, also after several prunings. Without
---keep_layers, --drop_layers, --ladder and --from it asks on a terminal, step by step, and ends with the command that
-does the same.
+count from 0 in the given model. `kept_layers` in its config counts in the base model, also after several prunings.
+Without --keep_layers, --drop_layers, --ladder and --from it asks on a terminal, step by step, and ends with the command
+that does the same.
 
 Prints blocks, parameters, multiply-accumulates of a clip, the share of the front end (all before the first block, which
 pruning cannot make cheaper) and the size of the weights, before and after.

@@ -244,6 +244,7 @@ def test_no_stage_loads_pytorch_before_its_threads_are_told_to_sleep(tmp_path):
         "            sys.exit('policy: ' + os.environ.get('OMP_WAIT_POLICY', 'none'))\n"
         "sys.meta_path.insert(0, Probe())\n"
         "runpy.run_path(sys.argv[1], run_name='imported')\n"
+        "import torch\n"  # as a stage does when it has something to do
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     scripts = [*sorted(ROOT.glob("0*.py")), ROOT / "experiments" / "latencies.py"]
@@ -256,8 +257,7 @@ def test_no_stage_loads_pytorch_before_its_threads_are_told_to_sleep(tmp_path):
     said = {
         path.name: process.communicate(timeout=120)[1].strip() for path, process in zip(scripts, running, strict=True)
     }
-    assert {name for name, text in said.items() if text not in ("policy: PASSIVE", "")} == set(), said
-    assert said["02_finetuning.py"] == "policy: PASSIVE"
+    assert set(said.values()) == {"policy: PASSIVE"}, said
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("active", "ACTIVE")])
