@@ -104,6 +104,14 @@ def drawable(text: str) -> str:
     return "".join(c if ord(c) in known else printable(anyascii(c)) or ascii(c)[1:-1] for c in text)
 
 
+def model_label(name: str) -> str:
+    """Return what a run or a result is called where the data set stands elsewhere."""
+    parsed = names.parse(name)
+    if parsed is None:
+        return name
+    return f"{parsed.without(names.SWEEP).full_model}, {parsed.part} {parsed.number}"
+
+
 def caption(name: str, data_dir: Path, splits: Mapping[str, tuple[int | None, int | None]]) -> str:
     """Return the line that says what a figure is of: a model, its data set and split, its clips and groups.
 
@@ -117,14 +125,12 @@ def caption(name: str, data_dir: Path, splits: Mapping[str, tuple[int | None, in
         Numbers of clips and groups by split; None where an early version has not left them.
     """
     parsed = names.parse(name)
-    model, data_set = name, names.of_data(data_dir)
-    if parsed is not None:
-        model, data_set = f"{parsed.without(names.SWEEP).full_model}, {parsed.part} {parsed.number}", parsed.data_folder
+    data_set = names.of_data(data_dir) if parsed is None else parsed.data_folder
     texts = [
         split if None in (n_clips, n_groups) else f"{split}: {n_clips:,} clips in {n_groups:,} groups"
         for split, (n_clips, n_groups) in splits.items()
     ]
-    return drawable(f"{model}, on {data_set}; {'; '.join(texts)}")
+    return drawable(f"{model_label(name)}, on {data_set}; {'; '.join(texts)}")
 
 
 def shorten(label: str, longest: int = LONGEST_LABEL) -> str:
@@ -415,7 +421,7 @@ def summary_figure(
                 lines.plot(accuracy[chosen], here[chosen], marker=marker, markersize=5, **look)
                 for axes, column in ((by_size, "n_parameters"), (by_latency, "latency_ms_median")):
                     axes.plot(models[column][chosen], accuracy[chosen], marker=marker, markersize=4.5, **look)
-            ticks.update(zip(here, map(_in_its_set, models["model_name"]), strict=True))
+            ticks.update(zip(here, map(model_label, models["model_name"]), strict=True))
             row += 1 + len(models)
             for axes, column in ((by_size, "n_parameters"), (by_latency, "latency_ms_median")):
                 axes.vlines(models[column], low, high, color=look["color"], linewidth=1, alpha=0.4)
@@ -446,12 +452,6 @@ def _shown(n_shown: int, n_models: int) -> str:
         return f"all {n_models:,} models"
     added = f" and {n_shown - BEST_SHOWN:,} asked for" if n_shown > BEST_SHOWN else ""
     return f"{n_shown:,} of {n_models:,} models: the {BEST_SHOWN} most accurate{added}; summary.csv has all"
-
-
-def _in_its_set(name: str) -> str:
-    """Return the name of a result without the data set, which stands above it."""
-    parsed = names.parse(name)
-    return name if parsed is None else f"{parsed.full_model}, {parsed.part} {parsed.number}"
 
 
 def _clips_of(models: pd.DataFrame) -> str:
@@ -531,7 +531,7 @@ def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None)
         panels[0].set_yticks(
             rows,
             [
-                f"{shorten(_in_its_set(a), 32)} − {shorten(_in_its_set(b), 32)}"
+                f"{shorten(model_label(a), 32)} − {shorten(model_label(b), 32)}"
                 for a, b in zip(table["first"], table["second"], strict=True)
             ],
         )

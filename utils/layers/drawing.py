@@ -26,7 +26,8 @@ def draw_analysis(folder: Path, metrics: dict | None = None) -> None:
     asked, told = record["arguments"], record.get("metrics", {}) if metrics is None else metrics
     counts = told.get("n_clips"), told.get("n_groups")
     model, other = (name and names.of_folder(name) for name in (asked["model_dir"], asked["compare_to"]))
-    title = plots.caption(f"{model} and {other}" if other else model, asked["data_dir"], {asked["split"]: counts})
+    models = (plots.model_label(model), plots.model_label(other)) if other else None
+    title = plots.caption(" and ".join(models or [model]), asked["data_dir"], {asked["split"]: counts})
     found = {}
     for name, words in CONVEXITIES.items():
         if (table := _table(folder, name)) is not None:
@@ -41,7 +42,6 @@ def draw_analysis(folder: Path, metrics: dict | None = None) -> None:
     maps, nulls = _similarities(folder)
     lowest = analysis_plots.lowest_similarity(maps) if maps else None
     for name, one in maps.items():
-        models = (model, other) if other else None
         analysis_plots.similarity_figure({analysis.SIMILARITIES[name].title: one}, folder / name, models, lowest, title)
     if (table := _table(folder, "block_influence")) is not None:
         knn_null = 1 - nulls["mutual_knn"] if "mutual_knn" in nulls else None
