@@ -22,6 +22,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.core import cli, lazy
 from utils.models import architectures, training_arguments
@@ -29,6 +30,9 @@ from utils.models import architectures, training_arguments
 with lazy.imported_on_first_use():
     from utils.data import clips
     from utils.models import encoder_window, encoders, model_folder, start_line, training
+
+if TYPE_CHECKING:
+    from utils.models.loaded_model import LoadedModel
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -71,11 +75,11 @@ def run(args: argparse.Namespace) -> None:
     args.augment = training_arguments.augmentations(args.augment)
     if vars(args).pop("check"):
         model_folder.any_model_input(args.base_model, "--base_model")
-        model, _ = load(args, labels=["a", "b"])
-        log.info("%s can be fine-tuned: %s", args.base_model, start_line.describe_model(model))
+        loaded = load(args, labels=["a", "b"])
+        log.info("%s can be fine-tuned: %s", args.base_model, start_line.describe_model(loaded.model))
         return
 
-    def build(train_clips: clips.Clips) -> tuple:
+    def build(train_clips: clips.Clips) -> LoadedModel:
         return load(args, train_clips.labels, train_clips)
 
     inputs = {
@@ -86,20 +90,19 @@ def run(args: argparse.Namespace) -> None:
         training.train_in_run_folder(this_run, args, inputs, build)
 
 
-def load(args: argparse.Namespace, labels: list[str], train_clips: clips.Clips | None = None) -> tuple:
-    """Return the model to train and its feature extractor, after checking that the clips, if there are any, suit it."""
-    model, extractor = encoders.load_base_model(args.base_model, labels)
+def load(args: argparse.Namespace, labels: list[str], train_clips: clips.Clips | None = None) -> LoadedModel:
+    """Return the model to train, after checking that the clips, if there are any, suit it."""
+    loaded = encoders.load_base_model(args.base_model, labels)
+    model = loaded.model
     if train_clips is not None:
-        encoders.check_base_matches(extractor, model.config, train_clips)
-        extractor = encoder_window.fit_window(
-            model, extractor, train_clips.clip_seconds, args.encoder_window, args.base_model
-        )
+        encoders.check_base_matches(loaded, train_clips)
+        loaded = encoder_window.fit_window(loaded, train_clips.clip_seconds, args.encoder_window, args.base_model)
     if args.keep_layers is not None:
         keep = cli.parse_layer_list(args.keep_layers, model.config.num_hidden_layers)
         encoders.prune_model(model, keep)
     frozen = cli.parse_layer_list(args.freeze_layers, model.config.num_hidden_layers)
     encoders.freeze(model, args.freeze_feature_encoder, frozen)
-    return model, extractor
+    return loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -156,13 +156,13 @@ def validate(args: argparse.Namespace) -> None:
         device = this_run.choose_device(args.device)
         split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed)
         loaded = encoders.load_model(args.model_dir, device)
-        model, extractor = loaded
-        encoders.check_matches(model, extractor, split_clips)
+        model = loaded.model
+        encoders.check_matches(loaded, split_clips)
         start_line.log_start(args.device, device, {str(args.model_dir): model}, {args.split: split_clips})
         known = training_history.warn_of_known_recordings(
             model, str(args.model_dir), inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
         )
-        encoder_window.warn_of_window(model, extractor, split_clips.clip_seconds, str(args.model_dir))
+        encoder_window.warn_of_window(loaded, split_clips.clip_seconds, str(args.model_dir))
         table, labels = split_clips.table, split_clips.labels
 
         # Before the predictions, whose batches would leave their memory with the process. The others wait.

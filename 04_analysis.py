@@ -32,7 +32,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from utils.core import cli, lazy, names, runs
 from utils.core.errors import InputError, UsageError
@@ -48,9 +48,12 @@ with lazy.imported_on_first_use():
 
     from utils.data import clips
     from utils.layers import drawing, euclidean_convexity, hidden_states
-    from utils.models import encoder_parts, encoder_window, encoders, loading, predict, start_line, training_history
+    from utils.models import encoder_parts, encoder_window, encoders, predict, start_line, training_history
     from utils.pruning import layer_selection
     from utils.scores import evaluation
+
+if TYPE_CHECKING:
+    from utils.models.loaded_model import LoadedModel
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -172,7 +175,7 @@ class Heard(NamedTuple):
         Of the clips, where Euclidean convexity needs them.
     """
 
-    loaded: loading.LoadedModel
+    loaded: LoadedModel
     clips: clips.Clips
     hidden: hidden_states.HiddenStates
     train: hidden_states.HiddenStates | None
@@ -207,11 +210,10 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
         cka=similarities["cka"].matrix if "cka" in similarities else None,
         convexity=measured("convexity", "convexity"),
     )
-    protected = architectures.architecture_of(heard.loaded.model.config).protected | layer_selection.FIRST_BLOCK
+    protected = architectures.architecture_of(heard.loaded.config).protected | layer_selection.FIRST_BLOCK
     source = {"model_dir": args.model_dir, "model_sha256": inputs["model_dir"].sha256}
     source |= {"data_sha256": inputs["data_dir"].sha256, "split": args.split}
-    n_layers = encoder_parts.EncoderParts(heard.loaded.model).n_layers
-    boundaries = analysis.two_block_boundaries(similarities)
+    n_layers, boundaries = heard.loaded.config.num_hidden_layers, analysis.two_block_boundaries(similarities)
     recommendation.write_recommendation(args.output_dir, source, n_layers, evidence, protected, args.seed, boundaries)
     drawing.draw_analysis(args.output_dir, this_run.metrics)
 
@@ -219,33 +221,35 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
 def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> Heard:
     """Run all clips that are needed through the model."""
     split_clips = read_split(args, args.split)
-    loaded, fine_tuned = load(args.model_dir, split_clips, device)
-    model = loaded.model
-    start_line.log_start(args.device, device, {args.model_dir: model}, {args.split: split_clips})
+    loaded = load(args.model_dir, split_clips, device)
+    start_line.log_start(args.device, device, {args.model_dir: loaded.model}, {args.split: split_clips})
     evaluation.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     this_run.metrics |= metrics_of(split_clips)
     cross_validated = args.split in ("train", ALL_SPLITS)
-    if fine_tuned and cross_validated:
+    if loaded.has_head and cross_validated:
         log.warning(
             "the model was fine-tuned, and --split %s holds clips that it may have been trained on: "
             "what is measured on them is better than on new ones",
             args.split,
         )
-    elif fine_tuned:
+    elif loaded.has_head:
         training_history.warn_of_known_recordings(
-            model, args.model_dir, inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
+            loaded.model, args.model_dir, inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
         )
     key = {"model": inputs["model_dir"].sha256, "data": inputs["data_dir"].sha256}
-    extraction = (args.batch_size, args.output_dir)
+
+    def extract(of_clips: clips.Clips, stem: str) -> hidden_states.HiddenStates:
+        return hidden_states.extract(loaded, of_clips, args.batch_size, args.output_dir, stem, key)
+
     with this_run.timed("hidden_states"):
-        hidden = hidden_states.extract(loaded, split_clips, *extraction, STATES, key)
+        hidden = extract(split_clips, STATES)
     train = None
     if "probe" in args.metrics and not cross_validated:
         with this_run.timed("hidden_states_train"):
-            train = hidden_states.extract(loaded, read_split(args, "train"), *extraction, TRAIN_STATES, key)
+            train = extract(read_split(args, "train"), TRAIN_STATES)
     logits = None
     if "euclidean_convexity" in args.metrics:
-        require_head(fine_tuned, model, split_clips)
+        require_head(loaded, split_clips)
         logits = predict.predict(loaded, split_clips, args.batch_size)
     return Heard(loaded, split_clips, hidden, train, logits)
 
@@ -293,7 +297,7 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     this_run.metrics |= metrics_of(split_clips)
     states = []
     for flag, stem in (("model_dir", STATES), ("compare_to", OTHER_STATES)):
-        loaded, _ = load(getattr(args, flag), split_clips, device)
+        loaded = load(getattr(args, flag), split_clips, device)
         start_line.log_start(args.device, device, {getattr(args, flag): loaded.model}, {args.split: split_clips})
         key = {"model": inputs[flag].sha256, "data": inputs["data_dir"].sha256}
         with this_run.timed(stem):
@@ -321,19 +325,19 @@ def metrics_of(split_clips: clips.Clips) -> dict:
     }
 
 
-def load(model_dir: str, split_clips: clips.Clips, device: str) -> tuple[loading.LoadedModel, bool]:
-    """Load a model; say whether it is a classifier (True) or a base model with a new head."""
+def load(model_dir: str, split_clips: clips.Clips, device: str) -> LoadedModel:
+    """Load a classifier, or a base model with a new head, and check that the clips suit it."""
     runs.seed_everything(0)  # a new head is not looked at, but it should not differ from run to run
-    model, extractor, fine_tuned = encoders.load_any_model(model_dir, device)
-    encoders.check_base_matches(extractor, model.config, split_clips)
+    loaded = encoders.load_any_model(model_dir, device)
+    encoders.check_base_matches(loaded, split_clips)
     # The encoder that 02_finetuning.py would train; a fine-tuned one stays as it is.
-    window = architectures.FULL_WINDOW if fine_tuned else architectures.CLIP_WINDOW
-    extractor = encoder_window.fit_window(model, extractor, split_clips.clip_seconds, window, str(model_dir))
-    encoder_parts.check_parts(model, extractor, split_clips, device)
-    return loading.LoadedModel(model, extractor), fine_tuned
+    window = architectures.FULL_WINDOW if loaded.has_head else architectures.CLIP_WINDOW
+    loaded = encoder_window.fit_window(loaded, split_clips.clip_seconds, window, str(model_dir))
+    encoder_parts.check_parts(loaded, split_clips)
+    return loaded
 
 
-def require_head(fine_tuned: bool, model, split_clips: clips.Clips) -> None:
+def require_head(loaded: LoadedModel, split_clips: clips.Clips) -> None:
     """Check that the model tells the classes of the data apart.
 
     Raises
@@ -341,7 +345,7 @@ def require_head(fine_tuned: bool, model, split_clips: clips.Clips) -> None:
     InputError
         If it is a base model, or was trained on other labels.
     """
-    if not fine_tuned or encoders.labels_of(model.config) != split_clips.labels:
+    if not loaded.has_head or loaded.labels != split_clips.labels:
         raise InputError(
             "euclidean_convexity asks the model what it takes a point for, and this one was not fine-tuned on the "
             f"labels of {split_clips.data_dir}: fine-tune it with 02_finetuning.py, or leave it out of --metrics"

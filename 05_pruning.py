@@ -52,9 +52,9 @@ with lazy.imported_on_first_use():
     from utils.pruning import drawing, healing, layer_evidence, layer_selection, pruning_table, subset_scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig
 
-    from utils.models.loading import LoadedModel
+    from utils.models.loaded_model import LoadedModel
     from utils.pruning.layer_selection import Evidence, Keep
 
 log = logging.getLogger(Path(__file__).stem)
@@ -183,21 +183,21 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
     if args.analysis_dir is not None:
         evidence = recommendation.read_evidence(args.analysis_dir, inputs["model_dir"], args.report_split)
     loaded = encoders.load_model(args.model_dir, device)
-    model, extractor = loaded
     train_clips, search_clips, report_clips = (
         clips.read_clips(args.data_dir, split, args.max_clips_per_class, args.seed)
         for split in ("train", args.search_split, args.report_split)
     )
-    encoders.check_matches(model, extractor, report_clips)
-    encoder_parts.check_parts(model, extractor, search_clips, device)
+    encoders.check_matches(loaded, report_clips)
+    encoder_parts.check_parts(loaded, search_clips)
     training_history.warn_of_known_recordings(
-        *(model, str(args.model_dir), inputs["data_dir"]),
+        *(loaded.model, str(args.model_dir), inputs["data_dir"]),
         {args.search_split: search_clips.table["recording_id"], args.report_split: report_clips.table["recording_id"]},
     )
     plan = pruning_plan.make_plan(
-        *(model, args.strategies, args.sizes, args.beam_width, args.iterative, args.remove_first_block, args.seed)
+        *(loaded.model, args.strategies, args.sizes, args.beam_width),
+        *(args.iterative, args.remove_first_block, args.seed),
     )
-    heal_keep = parse_heal_keep(args, model)
+    heal_keep = parse_heal_keep(args, loaded.config)
     return Sweep(args, inputs, loaded, train_clips, search_clips, report_clips, plan, evidence, heal_keep)
 
 
@@ -304,7 +304,7 @@ def heal(
     pruning_table.write_rows(args.output_dir / "healing.csv", pd.DataFrame([row]))
 
 
-def parse_heal_keep(args: argparse.Namespace, model: PreTrainedModel) -> Keep | None:
+def parse_heal_keep(args: argparse.Namespace, config: PreTrainedConfig) -> Keep | None:
     """Return the subset that the user wants healed; None leaves it to the sweep.
 
     Raises
@@ -316,8 +316,8 @@ def parse_heal_keep(args: argparse.Namespace, model: PreTrainedModel) -> Keep | 
         return None
     if not args.heal:
         raise UsageError("--heal_keep names what --heal trains: give the number of epochs by --heal")
-    keep = cli.parse_layer_list(args.heal_keep, model.config.num_hidden_layers)
-    encoders.check_keep(model.config, keep)
+    keep = cli.parse_layer_list(args.heal_keep, config.num_hidden_layers)
+    encoders.check_keep(config, keep)
     if not keep:
         raise UsageError("--heal_keep none: without a layer there is no encoder to heal")
     return tuple(keep)

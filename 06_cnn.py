@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.core import cli, lazy
 from utils.models import architectures, training_arguments
@@ -30,6 +31,9 @@ from utils.models import architectures, training_arguments
 with lazy.imported_on_first_use():
     from utils.data import clips
     from utils.models import cnn, training
+
+if TYPE_CHECKING:
+    from utils.models.loaded_model import LoadedModel
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     """Train and leave a run folder."""
     args.augment = training_arguments.augmentations(args.augment)
 
-    def build(train_clips: clips.Clips) -> tuple:
+    def build(train_clips: clips.Clips) -> LoadedModel:
         return cnn.build_cnn(
             args.architecture,
             train_clips.labels,

@@ -113,12 +113,12 @@ class Source:
 
     def __init__(self, args: argparse.Namespace):
         runs.seed_everything(args.seed)  # a base model's head is initialised here
-        self.model, self.extractor, has_head = encoders.load_any_model(args.model_dir, "cpu")
-        self.config = self.model.config
-        if not has_head:
+        self.loaded = encoders.load_any_model(args.model_dir, "cpu")
+        self.config = self.loaded.config
+        if not self.loaded.has_head:
             n_labels = self.config.num_labels
             log.info("%s has no classification head: a new one for %d labels, by --seed", args.model_dir, n_labels)
-        self.counter, self._output_dir = model_size.SizeCounter(self.model, self.extractor), args.output_dir
+        self.counter, self._output_dir = model_size.SizeCounter(self.loaded), args.output_dir
         self._whole = self.counter.size_of(list(range(self.config.num_hidden_layers)))
         folder = model_folder.resolve_model_dir(Path(args.model_dir))
         if folder.is_dir():
@@ -208,16 +208,16 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
         with this_run.checking():
             source = source or Source(args)
             keeps = layers_to_keep(args, inputs, source)
-        start_line.log_start(args.device, "cpu", {args.model_dir: source.model}, {})
+        start_line.log_start(args.device, "cpu", {args.model_dir: source.loaded.model}, {})
         with this_run.timed("writing"):
             # Down a ladder every model holds the next: the first layers of the first layers.
             for folder, keep in keeps.items():
-                encoders.prune_model(source.model, keep)
+                encoders.prune_model(source.loaded.model, keep)
                 if folder.is_dir():
                     log.info("%s is there already", folder)
                     continue
                 folder.parent.mkdir(exist_ok=True)
-                encoders.save_model(source.model, source.extractor, folder)
+                encoders.save_model(source.loaded, folder)
                 log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(source.config)))
             encoders.log_without_classifier(source.config)
         this_run.metrics["sizes"] = source.sizes(keeps)

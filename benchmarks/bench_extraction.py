@@ -19,7 +19,6 @@ import torch
 from benchmarks.noise import new_model, noise_clips
 from utils.layers import hidden_states
 from utils.models import predict
-from utils.models.loading import LoadedModel
 
 CLIP_SECONDS = 5.0
 
@@ -30,7 +29,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4, help="clips at once (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default: 5)")
     args = parser.parse_args()
-    loaded = LoadedModel(*new_model())
+    loaded = new_model()
     with tempfile.TemporaryDirectory() as scratch:
         data = noise_clips(Path(scratch) / "clips", args.n_clips, CLIP_SECONDS)
 

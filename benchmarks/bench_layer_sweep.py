@@ -18,8 +18,6 @@ Ratios are of sums over the rounds. Before them stands the front end's time in b
 
 import argparse
 import contextlib
-import copy
-import itertools
 import statistics
 import sys
 import tempfile
@@ -29,14 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from benchmarks.noise import SAMPLE_RATE_HZ, new_model, noise_clips
 from utils.data.clips import Clips
 from utils.models import onednn
 from utils.models.encoder_parts import EncoderParts
-from utils.models.encoders import prepare, prune_model
-from utils.models.loading import LoadedModel
+from utils.models.encoders import pruned_copy
+from utils.models.loaded_model import LoadedModel
 from utils.models.predict import predict
 from utils.pruning.layer_selection import all_subsets, candidates
 from utils.pruning.layer_sweep import predict_subsets, trie_cost
@@ -73,25 +70,18 @@ def evenly(keeps: Sequence[Keep], n: int, rng: np.random.Generator) -> list[Keep
 
 
 def measure(
-    model: PreTrainedModel,
-    extractor: Wav2Vec2FeatureExtractor,
-    clips: Clips,
-    parts: Sequence[Sequence[Keep]],
-    args: argparse.Namespace,
+    loaded: LoadedModel, clips: Clips, parts: Sequence[Sequence[Keep]], args: argparse.Namespace
 ) -> dict[str, float]:
     """Return the seconds that all lists, in `parts` for the shared way, take in each of three ways."""
     rng = np.random.default_rng(args.seed)
     keeps = [keep for part in parts for keep in part]
-    weights = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     shared, alone = [], {True: [], False: []}
     order = rng.permutation(len(parts))
     for number in range(args.rounds):
         part = parts[order[number % len(parts)]]
-        loaded = LoadedModel(model, extractor)
-        shared.append(seconds_of(lambda p=part, m=loaded: predict_subsets(m, clips, p, args.batch_size)))
+        shared.append(seconds_of(lambda p=part: predict_subsets(loaded, clips, p, args.batch_size)))
         for keep in evenly(keeps, args.sample, rng):
-            pruned = LoadedModel(copy.deepcopy(model, dict(weights)), extractor)  # shares the weights
-            prune_model(pruned.model, list(keep))
+            pruned = pruned_copy(loaded, keep, shares_weights=True)
             for faster, seconds in alone.items():
                 with onednn.linear_layers(pruned.model, "cpu") if faster else contextlib.nullcontext():
                     seconds.append(seconds_of(lambda p=pruned: predict(p, clips, args.batch_size)))
@@ -103,9 +93,8 @@ def measure(
 
 
 def report_ratios(clips: Clips, args: argparse.Namespace) -> None:
-    model, extractor = new_model()
-    small_model, _ = new_model(6)
-    predict(LoadedModel(small_model, extractor), clips, args.batch_size)  # warms up
+    model, small_model = new_model(), new_model(6)
+    predict(small_model, clips, args.batch_size)  # warms up
     classic = {candidate.keep for rule in CLASSIC for candidate in candidates(rule, 12)}
     sweeps = {
         "classic sweeps": (model, [sorted(classic)]),
@@ -116,7 +105,7 @@ def report_ratios(clips: Clips, args: argparse.Namespace) -> None:
     print(f"\n{head}{'ratio':>8}{'goal':>7}{'as it comes, s':>16}{'ratio':>8}")
     for name, (of, parts) in sweeps.items():
         keeps = [keep for part in parts for keep in part]
-        seconds = measure(of, extractor, clips, parts, args)
+        seconds = measure(of, clips, parts, args)
         shared, alone, plain = seconds.values()
         passes = "{} / {}".format(*trie_cost(keeps))
         print(
@@ -127,10 +116,10 @@ def report_ratios(clips: Clips, args: argparse.Namespace) -> None:
 
 
 def report_front_end(clips: Clips, args: argparse.Namespace) -> None:
-    model, extractor = new_model(1)
-    parts = EncoderParts(model)
+    loaded = new_model(1)
+    model, parts = loaded.model, EncoderParts(loaded.model)
     audio = [clips.audio(i % len(clips)) for i in range(args.batch_size)]
-    inputs = prepare(extractor, audio, SAMPLE_RATE_HZ, model.main_input_name)
+    inputs = loaded.prepare(audio, SAMPLE_RATE_HZ)
     print(
         f"\n{'batch of ' + str(args.batch_size):<26}{'front end, ms':>15}{'block, ms':>11}{'front end in blocks':>21}"
     )

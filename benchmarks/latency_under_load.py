@@ -105,6 +105,7 @@ def sweep(depths: Sequence[int], hidden_size: int, seconds: float) -> dict[int, 
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
     from utils.models import encoders, latency
+    from utils.models.loaded_model import LoadedModel
 
     models = {}
     for n_blocks in depths:
@@ -114,9 +115,9 @@ def sweep(depths: Sequence[int], hidden_size: int, seconds: float) -> dict[int, 
         )
         model = Wav2Vec2ForSequenceClassification(config).eval()
         encoders.prune_model(model, list(range(n_blocks)))
-        models[n_blocks] = model, Wav2Vec2FeatureExtractor()
+        models[n_blocks] = LoadedModel(model, Wav2Vec2FeatureExtractor())
     audio = np.random.default_rng(0).normal(size=CLIP_SECONDS * SAMPLE_RATE_HZ).astype(np.float32)
-    found = latency.measure_in_turn(models, audio, SAMPLE_RATE_HZ, "cpu", seconds)
+    found = latency.measure_in_turn(models, audio, SAMPLE_RATE_HZ, seconds)
     wanted = ("latency_ms_median", "latency_ms_low", "latency_ms_high", "latency_ms_p95", "cpu_busy_share")
     return {
         n_blocks: {

@@ -4,19 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
 from utils.data.clips import Clips, part_name, read_clips, write_labels, write_part
+from utils.models.loaded_model import LoadedModel
 
 N_LABELS = 35
 SAMPLE_RATE_HZ = 16_000
 
 
-def new_model(n_layers: int = 12) -> tuple[PreTrainedModel, Wav2Vec2FeatureExtractor]:
-    """Return a classifier in evaluation mode, with its feature extractor."""
+def new_model(n_layers: int = 12) -> LoadedModel:
+    """Return a classifier in evaluation mode."""
     torch.manual_seed(0)
     model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(num_labels=N_LABELS, num_hidden_layers=n_layers))
-    return model.eval(), Wav2Vec2FeatureExtractor(return_attention_mask=False)
+    return LoadedModel(model.eval(), Wav2Vec2FeatureExtractor(return_attention_mask=False))
 
 
 def noise_clips(folder: Path, n_clips: int, seconds: float) -> Clips:

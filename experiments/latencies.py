@@ -61,11 +61,11 @@ def run(args: argparse.Namespace) -> None:
     device = runs.resolve_device(args.device)
     data = clips.read_clips(args.data_dir, "test")
     models = {name: encoders.load_model(folder, device) for name, folder in folders.items()}
-    times = latency.measure_in_turn(models, data.audio(0), data.sample_rate_hz, device, args.seconds)
+    times = latency.measure_in_turn(models, data.audio(0), data.sample_rate_hz, args.seconds)
     rows = [
         {
             "model": name,
-            "n_parameters": encoders.count_parameters(models[name][0]),
+            "n_parameters": encoders.count_parameters(models[name].model),
             "latency_ms": found.latency_ms_median,
             "n_rounds": latency.N_ROUNDS,
             **dataclasses.asdict(found),

@@ -101,7 +101,7 @@ def _named(text: str) -> tuple[str, str]:
 
 def run(args: argparse.Namespace) -> None:
     """Run all steps, then make the tables."""
-    model, _ = encoders.load_base_model(args.base_model[1], ["one", "another"])
+    model = encoders.load_base_model(args.base_model[1], ["one", "another"]).model
     rungs = [cli.format_layer_list(range(n)) for n in range(model.config.num_hidden_layers + 1)]
     claim_layers = args.claim_layers or rungs[-1]
     if claim_layers not in rungs:

@@ -20,7 +20,7 @@ from transformers import (
 
 from utils.core import runs
 from utils.data import clips
-from utils.models.loading import LoadedModel
+from utils.models.loaded_model import LoadedModel
 
 LABELS = ["Blackbird", "Crow", "Great Tit"]
 CLIP_SECONDS = 0.5
@@ -89,8 +89,8 @@ def small_extractor(name: str):
     return Wav2Vec2FeatureExtractor(return_attention_mask=False)
 
 
-def small_model(name: str, labels: list[str] | None = None, **options):
-    """Return a small classifier of an architecture, in evaluation mode, with its feature extractor."""
+def small_model(name: str, labels: list[str] | None = None, **options) -> LoadedModel:
+    """Return a small classifier of an architecture, in evaluation mode."""
     config = SMALL_CONFIGS[name](**options)
     labels = labels or LABELS
     config.id2label = dict(enumerate(labels))

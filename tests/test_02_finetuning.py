@@ -57,10 +57,10 @@ def assert_same_weights(first, second):
 @pytest.fixture(scope="module")
 def base_dir(tmp_path_factory):
     """A small wav2vec2 with dropout: its generators are part of what a resume must restore."""
-    model, extractor = small_model("wav2vec2")
-    assert model.config.hidden_dropout > 0
+    loaded = small_model("wav2vec2")
+    assert loaded.config.hidden_dropout > 0
     folder = tmp_path_factory.mktemp("base") / "wav2vec2"
-    encoders.save_model(model, extractor, folder)
+    encoders.save_model(loaded, folder)
     return folder
 
 
@@ -117,7 +117,7 @@ def test_saved_model_is_the_best_checkpoint(data_dir, base_dir, tmp_path):
     run_dir = tmp_path / "run"
     assert stage.main(words(data_dir, run_dir, "--mixed_precision", "no", epochs=3, base_model=base_dir)) == 0
     model = AutoModelForAudioClassification.from_pretrained(run_dir / "model").eval()
-    _, extractor = encoders.load_model(run_dir, "cpu")
+    extractor = encoders.load_model(run_dir, "cpu").extractor
     val = read_clips(data_dir, "val")
     inputs = extractor([val.audio(i) for i in range(len(val))], sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
@@ -355,31 +355,31 @@ def test_pruned_before_training(keep, n_layers, data_dir, tmp_path, capfd):
     assert stage.main(words(data_dir, tmp_path / "run", "--keep_layers", keep, epochs=1)) == 0
     printed = capfd.readouterr().err
     assert "epoch 1 of 1" in printed and "model shards" not in printed and "[transformers]" not in printed
-    model, _ = encoders.load_model(tmp_path / "run", "cpu")
+    model = encoders.load_model(tmp_path / "run", "cpu").model
     assert model.config.num_hidden_layers == len(architectures.blocks_of(model)) == n_layers
     assert model.config.kept_layers == [0, 2][:n_layers] and model.config.pruned_from == "tiny"
 
 
 @pytest.mark.parametrize("name", ["whisper", "ast", "wavlm"])
 def test_other_architectures_train(name, tmp_path):
-    model, extractor = small_model(name)
-    encoders.save_model(model, extractor, tmp_path / "base")
+    loaded = small_model(name)
+    encoders.save_model(loaded, tmp_path / "base")
     data = write_processed(tmp_path / "data", recordings_per_class={"train": 2, "val": 1, "test": 1})
-    before = model.state_dict()
+    before = loaded.model.state_dict()
     freezing = ("--freeze_feature_encoder", "--freeze_layers", "0", "--gradient_checkpointing")
     args = words(data, tmp_path / "run", *freezing, epochs=1, base_model=tmp_path / "base")
     assert stage.main(args) == 0
-    after = encoders.load_model(tmp_path / "run", "cpu")[0].state_dict()
-    blocks = architectures.ARCHITECTURES[model.config.model_type].blocks
+    after = encoders.load_model(tmp_path / "run", "cpu").model.state_dict()
+    blocks = architectures.ARCHITECTURES[loaded.config.model_type].blocks
     assert all(torch.equal(after[k], v) for k, v in before.items() if k.startswith(f"{blocks}.0."))
     assert any(not torch.equal(after[k], v) for k, v in before.items() if k.startswith(f"{blocks}.1."))
 
 
 def test_collator_augments_training_clips_only(data_dir):
-    model, extractor = encoders.load_base_model("tiny", LABELS)
+    loaded = encoders.load_base_model("tiny", LABELS)
     train, val = read_clips(data_dir, "train"), read_clips(data_dir, "val")
-    collator = training.Collator(extractor, model.main_input_name, train, ("roll", "mixup"), seed=1)
-    plain = training.Collator(extractor, model.main_input_name, train, (), seed=1)
+    collator = training.Collator(loaded.extractor, loaded.model.main_input_name, train, ("roll", "mixup"), seed=1)
+    plain = training.Collator(loaded.extractor, loaded.model.main_input_name, train, (), seed=1)
     items = [train[i] for i in range(8)]
     assert not torch.equal(collator(items)["input_values"], plain(items)["input_values"])
     first = collator(items)["input_values"]
@@ -511,10 +511,10 @@ def test_existing_output_is_refused_unless_it_may_be_replaced(data_dir, tmp_path
 
 def test_two_processes_train_as_one_with_twice_the_accumulation(warm_python, tmp_path, capfd):
     """torchrun on the CPU; without dropout and augmentation both see the same batches and the same losses."""
-    model, extractor = small_model("wav2vec2")
+    loaded = small_model("wav2vec2")
     for name in ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"):
-        setattr(model.config, name, 0.0)
-    encoders.save_model(model, extractor, tmp_path / "base")
+        setattr(loaded.config, name, 0.0)
+    encoders.save_model(loaded, tmp_path / "base")
     data = write_processed(tmp_path / "data", recordings_per_class={"train": 8, "val": 3, "test": 3})
     more = ("--augment", "none", "--per_device_train_batch_size", 4, "--learning_rate", "1e-3")
     more += ("--mixed_precision", "no")

@@ -57,14 +57,15 @@ def write_run(
 ):
     """Leave what stage 02 leaves; a model with random weights."""
     torch.manual_seed(0)
-    model, extractor = encoders.tiny_model(list(labels), sample_rate_hz)
+    loaded = encoders.tiny_model(list(labels), sample_rate_hz)
+    model = loaded.model
     model.config.clip_seconds = clip_seconds
     model.config.data_sha256 = clips.data_input(data_dir).sha256
     if keep is not None:
         encoders.prune_model(model, keep)
     args = argparse.Namespace(output_dir=run_dir, overwrite=False, seed=0)
     with runs.open_run("02_finetuning", args, {"data_dir": clips.data_input(data_dir)}):
-        encoders.save_model(model, extractor, run_dir / "model")
+        encoders.save_model(loaded, run_dir / "model")
         if break_weights:  # as a training that ran away would leave them
             torch.nn.init.constant_(model.classifier.weight, float("nan"))
             model.save_pretrained(run_dir / "model")
@@ -120,7 +121,7 @@ def test_metrics_describe_the_model_and_the_data(result, run_dir, data_dir):
     assert list(rows.columns) == list(summary.METRICS_COLUMNS)
     assert len(rows) == 1
     row = rows.iloc[0]
-    model, _ = encoders.load_model(run_dir, "cpu")
+    model = encoders.load_model(run_dir, "cpu").model
     table = clips.read_clips(data_dir, "test").table
     expected = {
         "model_name": "birds-test",
@@ -157,12 +158,12 @@ def test_predictions_reloaded_give_the_metrics(result, run_dir, data_dir):
     for column in ("clip_id", "recording_id", "label_id", "group"):
         assert list(predictions[column]) == list(test_clips.table[column])
 
-    model, extractor = encoders.load_model(run_dir, "cpu")
+    loaded = encoders.load_model(run_dir, "cpu")
     logits = np.stack(predictions["logits"])
     with torch.no_grad():  # one clip at a time: no clip may depend on its batch
         for i in range(len(test_clips)):
-            inputs = encoders.prepare(extractor, [test_clips.audio(i)], 16_000, model.main_input_name)
-            np.testing.assert_allclose(model(**inputs).logits[0].numpy(), logits[i], atol=1e-5)
+            inputs = loaded.prepare([test_clips.audio(i)], 16_000)
+            np.testing.assert_allclose(loaded.model(**inputs).logits[0].numpy(), logits[i], atol=1e-5)
 
     assert list(predictions["predicted_id"]) == list(logits.argmax(axis=1))
     scores = evaluation.score_all(predictions, logits, seed=42)

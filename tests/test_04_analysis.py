@@ -19,7 +19,6 @@ from utils.layers.euclidean_convexity import euclidean_convexity
 from utils.layers.probes import fit_and_predict
 from utils.models import architectures, encoders, model_folder, predict
 from utils.models.encoder_parts import EncoderParts
-from utils.models.loading import LoadedModel
 from utils.pruning import layer_selection, recommendation
 
 stage = load_stage("04_analysis")
@@ -37,8 +36,8 @@ def model_dir(tmp_path_factory):
     """A model folder with the labels of the data, as stage 02 would leave it; its weights are random."""
     runs_dir = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
-    model, extractor = small_model("wav2vec2")
-    encoders.save_model(model, extractor, runs_dir / "fine_tuned")
+    loaded = small_model("wav2vec2")
+    encoders.save_model(loaded, runs_dir / "fine_tuned")
     return runs_dir / "fine_tuned"
 
 
@@ -114,11 +113,11 @@ def test_tables_agree_with_the_rooms_they_come_from(analysed, data_dir):
 
 
 def test_influence_and_angles_agree_with_hidden_states_of_plain_transformers(analysed, model_dir, data_dir):
-    model, extractor = encoders.load_model(model_dir, "cpu")
+    loaded = encoders.load_model(model_dir, "cpu")
     train = clips.read_clips(data_dir, "train")
-    inputs = extractor([train.audio(i) for i in range(len(train))], sampling_rate=16_000, return_tensors="pt")
+    inputs = loaded.extractor([train.audio(i) for i in range(len(train))], sampling_rate=16_000, return_tensors="pt")
     with torch.inference_mode():
-        layers = model(inputs["input_values"], output_hidden_states=True).hidden_states
+        layers = loaded.model(inputs["input_values"], output_hidden_states=True).hidden_states
     cosine = [torch.cosine_similarity(a, b, dim=-1) for a, b in itertools.pairwise(layers)]
     influence = pd.read_csv(analysed / "block_influence.csv")["block_influence"]
     np.testing.assert_allclose(influence, [1 - float(c.mean()) for c in cosine], atol=1e-5)
@@ -223,8 +222,7 @@ def test_test_clips_are_probed_with_train_clips_only(model_dir, data_dir, tmp_pa
 
 
 def test_two_models_are_compared_by_what_no_rotation_changes(model_dir, data_dir, tmp_path, caplog):
-    other, extractor = small_model("hubert")
-    encoders.save_model(other, extractor, tmp_path / "other")
+    encoders.save_model(small_model("hubert"), tmp_path / "other")
     out = tmp_path / "out"
     assert run(model_dir, data_dir, out, "--compare_to", tmp_path / "other") == 0
     first, second = (np.load(out / f"{name}.npy") for name in ("hidden_states", "other_hidden_states"))
@@ -260,10 +258,11 @@ def test_regions_behind_a_linear_head_are_convex(model_dir, data_dir, tmp_path):
 def test_euclidean_convexity_agrees_with_a_walk_through_the_whole_model(name, data_dir):
     """At layer 0, by hand: the interpolated input of block 0 is put into a forward pass of the whole model."""
     torch.manual_seed(1)
-    model, extractor = small_model(name)
+    loaded = small_model(name)
+    model = loaded.model
     data = clips.read_clips(data_dir, "test")
-    logits = predict.predict(LoadedModel(model, extractor), data, 8)
-    layers, _ = euclidean_convexity(LoadedModel(model, extractor), data, logits, 3, 4, 0)
+    logits = predict.predict(loaded, data, 8)
+    layers, _ = euclidean_convexity(loaded, data, logits, 3, 4, 0)
     predicted = logits.argmax(axis=1)
     pairs = sample_pairs(predicted, 3, np.random.default_rng(0))
     parts, block = EncoderParts(model), architectures.blocks_of(model)[0]
@@ -272,7 +271,7 @@ def test_euclidean_convexity_agrees_with_a_walk_through_the_whole_model(name, da
         for pair in pairs:
             states = []
             for index in pair:
-                inputs = encoders.prepare(extractor, [data.audio(index)], 16_000, model.main_input_name)
+                inputs = loaded.prepare([data.audio(index)], 16_000)
                 states.append(parts.front_end(inputs).hidden_states)
             hits = []
             for share in (0.2, 0.4, 0.6, 0.8):
@@ -319,11 +318,11 @@ def test_classes_alone_in_the_split_are_named(analysed, caplog):
 
 
 def test_a_constant_layer_is_no_silent_number(model_dir, data_dir, tmp_path, caplog):
-    model, extractor = encoders.load_model(model_dir, "cpu")
+    loaded = encoders.load_model(model_dir, "cpu")
     with torch.no_grad():
-        norm = architectures.blocks_of(model)[2].final_layer_norm
+        norm = architectures.blocks_of(loaded.model)[2].final_layer_norm
         norm.weight.zero_()
-    encoders.save_model(model, extractor, tmp_path / "constant")
+    encoders.save_model(loaded, tmp_path / "constant")
     out = tmp_path / "out"
     assert run(tmp_path / "constant", data_dir, out, "--split", "train", "--num_neighbors", 5) == 0
     matrix = pd.read_csv(out / "cka.csv", index_col="layer").to_numpy()
@@ -351,19 +350,17 @@ def test_bad_input_is_refused_with_the_fix(model_dir, data_dir, tmp_path, caplog
     assert "nearest neighbours" in refused(3, "--metrics", "graph_convexity", "--num_neighbors", 18)
     assert "no such folder" in refused(3, data=tmp_path / "nothing")
     assert "cannot be loaded" in refused(3, model=tmp_path / "nothing")
-    broken, extractor = small_model("wav2vec2")
+    broken = small_model("wav2vec2")
     with torch.no_grad():
-        architectures.blocks_of(broken)[0].final_layer_norm.bias[:] = float("nan")
-    broken.save_pretrained(tmp_path / "broken")
-    extractor.save_pretrained(tmp_path / "broken")
+        architectures.blocks_of(broken.model)[0].final_layer_norm.bias[:] = float("nan")
+    broken.model.save_pretrained(tmp_path / "broken")
+    broken.extractor.save_pretrained(tmp_path / "broken")
     assert "NaN or infinite" in refused(3, model=tmp_path / "broken")
-    bare, extractor = small_model("wav2vec2")
-    encoders.prune_model(bare, [])
-    encoders.save_model(bare, extractor, tmp_path / "bare")
+    encoders.save_model(encoders.pruned_copy(small_model("wav2vec2"), []), tmp_path / "bare")
     assert "no transformer block left" in refused(3, model=tmp_path / "bare")
-    slow, extractor = small_model("wav2vec2")
-    extractor.sampling_rate = 8000
-    encoders.save_model(slow, extractor, tmp_path / "slow")
+    slow = small_model("wav2vec2")
+    slow.extractor.sampling_rate = 8000
+    encoders.save_model(slow, tmp_path / "slow")
     assert "sample rates differ" in refused(3, model=tmp_path / "slow")
 
 

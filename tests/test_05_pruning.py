@@ -24,7 +24,6 @@ from utils.core.files import write_json
 from utils.data import clips
 from utils.figures import pruning_plots
 from utils.models import architectures, encoders, latency, model_folder, predict, training
-from utils.models.loading import LoadedModel
 from utils.pruning import (
     drawing,
     healing,
@@ -64,25 +63,26 @@ def data_dir(tmp_path_factory):
 def write_run(run_dir, data_dir, name="tiny", keep=None, labels=LABELS):
     """Leave what stage 02 leaves: random blocks, large enough to matter, and a head that was fitted to them."""
     torch.manual_seed(3)
-    model, extractor = encoders.tiny_model(labels) if name == "tiny" else small_model(name, labels)
+    loaded = encoders.tiny_model(labels) if name == "tiny" else small_model(name, labels)
+    model = loaded.model
     model.eval().config.clip_seconds = 0.5
     for block in architectures.blocks_of(model):
         for parameter in block.parameters():
             parameter.data *= 4 if parameter.ndim > 1 else 1
     if labels == LABELS:
-        fit(model, extractor, data_dir, n_epochs=10)
+        fit(loaded, data_dir, n_epochs=10)
     if keep is not None:
         encoders.prune_model(model, keep)
     args = argparse.Namespace(output_dir=run_dir, overwrite=False, seed=0)
     with runs.open_run("02_finetuning", args, {"data_dir": clips.data_input(data_dir)}):
-        encoders.save_model(model, extractor, run_dir / "model")
+        encoders.save_model(loaded, run_dir / "model")
     return run_dir
 
 
-def fit(model, extractor, data_dir, n_epochs):
+def fit(loaded, data_dir, n_epochs):
     train, val = (clips.read_clips(data_dir, split) for split in ("train", "val"))
     settings = healing.settings_for(n_epochs, seed=0)
-    healing.heal(LoadedModel(model, extractor), "head", train, val, settings, None, 16)
+    healing.heal(loaded, "head", train, val, settings, None, 16)
 
 
 @pytest.fixture(scope="module")
@@ -154,21 +154,17 @@ def test_scores_are_those_of_each_saved_pruned_model_alone(name, data_dir, run_d
         assert main(run_dir, data_dir, output_dir, "--strategies", "backward", "exhaustive") == 0
     table = table_of(output_dir)
     of_split = {"search": clips.read_clips(data_dir, "val"), "report": clips.read_clips(data_dir, "test")}
-    whole, extractor = encoders.load_model(run_dir, "cpu")
+    whole = encoders.load_model(run_dir, "cpu")
     predicted = {}
     for text in table["kept_layers"].unique():
-        pruned = copy.deepcopy(whole)
-        encoders.prune_model(pruned, parse_layer_list(text, whole.config.num_hidden_layers))
-        encoders.save_model(pruned, extractor, tmp_path / text)
-        alone, _ = encoders.load_model(tmp_path / text, "cpu")
+        keep = parse_layer_list(text, whole.config.num_hidden_layers)
+        encoders.save_model(encoders.pruned_copy(whole, keep), tmp_path / text)
+        alone = encoders.load_model(tmp_path / text, "cpu")
         predicted[text] = {
-            split: predict.predict(LoadedModel(alone, extractor), split_clips, 5).argmax(axis=1)
-            for split, split_clips in of_split.items()
+            split: predict.predict(alone, split_clips, 5).argmax(axis=1) for split, split_clips in of_split.items()
         }
-        assert set(table.loc[table["kept_layers"] == text, "n_parameters"]) == {encoders.count_parameters(alone)}
-        macs, _ = latency.count_macs(
-            alone, encoders.prepare(extractor, [of_split["search"].audio(0)], 16_000, alone.main_input_name)
-        )
+        assert set(table.loc[table["kept_layers"] == text, "n_parameters"]) == {encoders.count_parameters(alone.model)}
+        macs, _ = latency.count_macs(alone.model, alone.prepare([of_split["search"].audio(0)], 16_000))
         row = table[table["kept_layers"] == text].iloc[0]
         assert row["gmacs_per_clip"] == pytest.approx(macs / 1e9, rel=1e-5)
     everything = f"0-{whole.config.num_hidden_layers - 1}"
@@ -282,12 +278,12 @@ def test_the_first_block_goes_only_if_asked_for(data_dir, run_dir, result, tmp_p
 def test_iterative_removes_what_matters_least_in_the_pruned_model(data_dir, run_dir, result):
     table = table_of(result)
     rows = table[table["strategy"] == "block_influence_iterative"]
-    model, extractor = encoders.load_model(run_dir, "cpu")
+    loaded = encoders.load_model(run_dir, "cpu")
     train = clips.read_clips(data_dir, "train")
-    inputs = encoders.prepare(extractor, [train.audio(i) for i in range(len(train))], 16_000, "input_values")
+    inputs = loaded.prepare([train.audio(i) for i in range(len(train))], 16_000)
     keep = [0, 1, 2, 3]
     for text in rows["kept_layers"]:
-        pruned = copy.deepcopy(model)
+        pruned = copy.deepcopy(loaded.model)
         encoders.prune_model(pruned, keep)
         with torch.no_grad():
             states = pruned(**inputs, output_hidden_states=True).hidden_states
@@ -307,7 +303,7 @@ def scores_of(data_dir, tmp_path, monkeypatch):
         val = clips.read_clips(data_dir, "val")
         label_ids = val.table["label_id"].to_numpy()
 
-        def predict(loaded, some, keeps, *_, **__):
+        def predict(loaded, some, keeps, *_):
             start = int(val.table.index[val.table["clip_id"] == some.table["clip_id"].iloc[0]][0])
             rows = []
             for keep in keeps:
@@ -318,7 +314,8 @@ def scores_of(data_dir, tmp_path, monkeypatch):
             return np.array(rows, dtype=np.int16)
 
         monkeypatch.setattr(layer_sweep, "predict_subsets", predict)
-        scores = SubsetScores(small_model("wav2vec2"), val, "val", 4, tmp_path, {"model": "a"}, 0)
+        loaded = small_model("wav2vec2")
+        scores = SubsetScores(loaded, val, "val", 4, tmp_path, {"model": "a"}, 0)
         scores.run(n_wrong)
         return scores
 
@@ -419,11 +416,11 @@ class Recorder:
         self._predict = layer_sweep.predict_subsets
         monkeypatch.setattr(layer_sweep, "predict_subsets", self)
 
-    def __call__(self, loaded, some, keeps, *words, **options):
+    def __call__(self, loaded, some, keeps, *options):
         self.n_calls += 1
         if self.n_calls == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        predicted = self._predict(loaded, some, keeps, *words, **options)
+        predicted = self._predict(loaded, some, keeps, *options)
         self.done += [(keep, clip_id) for keep in keeps for clip_id in some.table["clip_id"]]
         return predicted
 
@@ -556,15 +553,15 @@ def test_healing_says_what_was_before_and_after(data_dir, run_dir, healed):
     said = (healed / "log.txt").read_text()
     assert "without classify.py: the model does not say" in said
     assert "--heal trains layers 0,3 (2 of 4 blocks): as --heal_keep asks" in said
-    model, extractor = encoders.load_model(run_dir, "cpu")
-    encoders.prune_model(model, [0, 3])
+    loaded = encoders.load_model(run_dir, "cpu")
+    encoders.prune_model(loaded.model, [0, 3])
     model_folder.model_input(healed / "healed")  # the run that made it is whole
-    after, _ = encoders.load_model(healed / "healed", "cpu")
+    after = encoders.load_model(healed / "healed", "cpu")
     assert encoders.kept_layers(after.config) == [0, 3]
     for name, split in (("search", "val"), ("report", "test")):
         split_clips = clips.read_clips(data_dir, split)
         label_ids, groups = (split_clips.table[column].to_numpy() for column in ("label_id", "group"))
-        ids = [predict.predict(LoadedModel(m, extractor), split_clips, 4).argmax(axis=1) for m in (model, after)]
+        ids = [predict.predict(m, split_clips, 4).argmax(axis=1) for m in (loaded, after)]
         for when, predicted in zip(("before", "after"), ids, strict=True):
             assert row[f"{name}_accuracy_{when}"] == pytest.approx((predicted == label_ids).mean(), abs=1e-5)
             assert row[f"{name}_macro_f1_{when}"] == pytest.approx(evaluation.macro_f1(label_ids, predicted), abs=1e-5)
@@ -577,11 +574,11 @@ def test_healing_says_what_was_before_and_after(data_dir, run_dir, healed):
 def test_a_healed_head_leaves_the_encoder_and_is_that_of_full_forward_passes(data_dir, run_dir, monkeypatch):
     train, val = (clips.read_clips(data_dir, split) for split in ("train", "val"))
     settings = healing.settings_for(1, seed=7)
-    before, extractor = encoders.load_model(run_dir, "cpu")
-    encoders.prune_model(before, [0, 2])
-    cached, full = copy.deepcopy(before), copy.deepcopy(before)
-    healing.heal(LoadedModel(cached, extractor), "head", train, val, settings, None, 16)
-    inputs = encoders.prepare(extractor, [train.audio(i) for i in range(len(train))], 16_000, "input_values")
+    loaded = encoders.load_model(run_dir, "cpu")
+    encoders.prune_model(loaded.model, [0, 2])
+    before, cached, full = loaded.model, copy.deepcopy(loaded), copy.deepcopy(loaded.model)
+    healing.heal(cached, "head", train, val, settings, None, 16)
+    inputs = loaded.prepare([train.audio(i) for i in range(len(train))], 16_000)
     label_ids = train.table["label_id"].to_numpy()
     head = [*full.projector.parameters(), *full.classifier.parameters()]
     optimizer = torch.optim.AdamW(head, 10 * settings.learning_rate, weight_decay=settings.weight_decay)
@@ -592,7 +589,7 @@ def test_a_healed_head_leaves_the_encoder_and_is_that_of_full_forward_passes(dat
         loss_of(full(inputs["input_values"][rows]), torch.eye(3)[label_ids[rows]]).backward()
         optimizer.step()
     for (name, found), expected, start in zip(
-        cached.named_parameters(), full.parameters(), before.parameters(), strict=True
+        cached.model.named_parameters(), full.parameters(), before.parameters(), strict=True
     ):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
         assert torch.equal(found, start) != name.startswith(("projector", "classifier"))
@@ -614,9 +611,9 @@ def test_healing_trains_the_part_that_was_asked_for(name, part, learns, data_dir
     run_dir = write_run(tmp_path / "run", data_dir, name)
     words = ("--strategies", "single", "--heal", 1, "--heal_part", part, "--heal_keep", "0,2")
     assert main(run_dir, data_dir, tmp_path / "out", *words) == 0
-    before, _ = encoders.load_model(run_dir, "cpu")
+    before = encoders.load_model(run_dir, "cpu").model
     encoders.prune_model(before, [0, 2])
-    after, _ = encoders.load_model(tmp_path / "out" / "healed", "cpu")
+    after = encoders.load_model(tmp_path / "out" / "healed", "cpu").model
     for (parameter, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         if not parameter.startswith(learns):
             assert torch.equal(old, new), parameter
@@ -751,7 +748,7 @@ def test_too_many_subsets_are_refused_if_asked_for_and_left_out_if_not(data_dir,
     for words in (("--strategies", "exhaustive"), ("--sizes", "1-3")):
         assert main(run_dir, data_dir, tmp_path / "out", *words) == 2
         refused(capfd, "exhaustive would score 7 subsets of 4 layers, 6 at most", tmp_path / "out")
-    model, _ = encoders.load_model(run_dir, "cpu")
+    model = encoders.load_model(run_dir, "cpu").model
     plan = pruning_plan.make_plan(model, None, None, 4, False, False, 0)
     assert plan.searches == ["greedy", "beam"] and plan.all_subsets() == []
     assert main(run_dir, data_dir, tmp_path / "out", "--strategies", "exhaustive", "--sizes", "1,3") == 0
@@ -767,13 +764,13 @@ def test_a_model_that_is_not_the_sum_of_its_known_parts_is_refused(data_dir, tmp
 
 def test_the_whole_model_scores_as_by_itself_with_both_options(data_dir, tmp_path):
     """methods.md §9: transformers 5.23.0 sums the layers before the final norm."""
-    model, extractor = small_model("hubert", do_stable_layer_norm=True, use_weighted_layer_sum=True)
-    model.config.clip_seconds = 0.5
-    fit(model, extractor, data_dir, n_epochs=10)
-    encoders.save_model(model, extractor, tmp_path / "model")
+    loaded = small_model("hubert", do_stable_layer_norm=True, use_weighted_layer_sum=True)
+    loaded.config.clip_seconds = 0.5
+    fit(loaded, data_dir, n_epochs=10)
+    encoders.save_model(loaded, tmp_path / "model")
     assert main(tmp_path / "model", data_dir, tmp_path / "out", "--strategies", "forward") == 0
     test = clips.read_clips(data_dir, "test")
-    predicted = predict.predict(LoadedModel(model.eval(), extractor), test, 4).argmax(axis=1)
+    predicted = predict.predict(loaded.ready("cpu"), test, 4).argmax(axis=1)
     row = table_of(tmp_path / "out").iloc[0]
     assert row["report_accuracy"] == pytest.approx((predicted == test.table["label_id"]).mean(), abs=1e-6)
 

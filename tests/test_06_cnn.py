@@ -102,7 +102,7 @@ def test_stage_03_scores_it(architecture, trained, data_dir, tmp_path, monkeypat
     assert "none" not in summary.summary_table(summary.read_metrics(tmp_path / "cnn" / "metrics.csv"))
     assert row["gmacs_per_clip"] > 0 and row["gmacs_front_end"] == 0
     assert 0 < row["latency_front_end_ms"] < row["latency_ms_median"]
-    model, _ = encoders.load_model(trained / architecture, "cpu")
+    model = encoders.load_model(trained / architecture, "cpu").model
     assert row["n_parameters"] == encoders.count_parameters(model)
 
 
@@ -127,8 +127,8 @@ def test_stage_02_fine_tunes_it_on_other_labels(trained, tmp_path):
     data = write_processed(tmp_path / "data", labels=["Robin", "Wren"], recordings_per_class={"train": 2, "val": 1})
     args = ["--base_model", str(trained / "melspectrogram"), "--data_dir", str(data), "--num_train_epochs", "1"]
     assert load_stage("02_finetuning").main([*args, "--output_dir", str(tmp_path / "run"), "--device", "cpu"]) == 0
-    model, _ = encoders.load_model(tmp_path / "run", "cpu")
-    assert encoders.labels_of(model.config) == ["Robin", "Wren"]
+    loaded = encoders.load_model(tmp_path / "run", "cpu")
+    assert loaded.labels == ["Robin", "Wren"]
 
 
 def test_a_pipeline_in_an_empty_folder_needs_one_import(trained, tmp_path):

@@ -29,6 +29,7 @@ from utils.core import runs
 from utils.core.errors import InputError
 from utils.data import clips
 from utils.models import architectures, encoders, latency, model_folder
+from utils.models.loaded_model import LoadedModel
 from utils.models.model_size import ModelSize, SizeCounter
 from utils.pruning.pruning_session import HELP, PruningSession
 
@@ -45,20 +46,20 @@ def main(*words) -> int:
 def write_run(run_dir, data_dir=None, keep=None):
     """Leave what stage 02 leaves; a tiny model with random weights."""
     torch.manual_seed(0)
-    model, extractor = encoders.tiny_model(LABELS)
-    model.config.clip_seconds = 0.5
+    loaded = encoders.tiny_model(LABELS)
+    loaded.config.clip_seconds = 0.5
     if keep is not None:
-        encoders.prune_model(model, keep)
+        encoders.prune_model(loaded.model, keep)
     args = argparse.Namespace(output_dir=run_dir, overwrite=False, seed=0)
     with runs.open_run("02_finetuning", args, {} if data_dir is None else {"data_dir": clips.data_input(data_dir)}):
-        encoders.save_model(model, extractor, run_dir / "model")
+        encoders.save_model(loaded, run_dir / "model")
     return run_dir
 
 
 def write_small(folder, name):
-    model, extractor = small_model(name)
+    loaded = small_model(name)
     folder.mkdir(exist_ok=True)
-    encoders.save_model(model, extractor, folder / "model")
+    encoders.save_model(loaded, folder / "model")
     return folder / "model"
 
 
@@ -90,7 +91,7 @@ def config_of(folder) -> dict:
 
 
 def pruned_in_memory(run_dir, keep):
-    model, _ = encoders.load_model(run_dir, "cpu")
+    model = encoders.load_model(run_dir, "cpu").model
     encoders.prune_model(model, keep)
     return model
 
@@ -103,10 +104,10 @@ def files_of(folder) -> dict[str, bytes]:
 
 
 def test_classify_py_lies_only_in_models_that_say_how_files_are_cut(run_dir, base_dir, tmp_path):
-    model, extractor = encoders.load_model(run_dir, "cpu")
+    loaded = encoders.load_model(run_dir, "cpu")
     data_dir = write_processed(tmp_path / "processed")
-    encoders.configure_for_training(model, clips.read_clips(data_dir, "train"), augment=())
-    encoders.save_model(model, extractor, tmp_path / "trained")
+    encoders.configure_for_training(loaded.model, clips.read_clips(data_dir, "train"), augment=())
+    encoders.save_model(loaded, tmp_path / "trained")
     for name, source, is_there in (
         ("new", tmp_path / "trained", True),
         ("old", run_dir, False),
@@ -218,7 +219,7 @@ def test_a_base_model_gets_a_head_drawn_by_the_seed(base_dir, tmp_path):
 def test_a_pruned_base_model_is_a_base_model_of_stage_02(base_dir, tmp_path):
     assert main("--model_dir", base_dir, "--keep_layers", "0,2", "--output_dir", tmp_path / "pruned") == 0
     model_folder.any_model_input(str(tmp_path / "pruned"))
-    model, _ = encoders.load_base_model(str(tmp_path / "pruned" / "model"), LABELS)
+    model = encoders.load_base_model(str(tmp_path / "pruned" / "model"), LABELS).model
     assert model.config.num_labels == len(LABELS) and model.config.kept_layers == [0, 2]
     saved = weights(tmp_path / "pruned" / "model")
     different = {n for n, v in model.state_dict().items() if v.shape != saved[n].shape or not torch.equal(v, saved[n])}
@@ -233,9 +234,9 @@ def test_tiny_by_its_name(tmp_path):
 
 
 def test_has_head_is_told_from_the_weights(run_dir, base_dir):
-    assert encoders.load_any_model(run_dir, "cpu")[2]
-    assert not encoders.load_any_model(base_dir, "cpu")[2]
-    assert not encoders.load_any_model("tiny", "cpu")[2]
+    assert encoders.load_any_model(run_dir, "cpu").has_head
+    assert not encoders.load_any_model(base_dir, "cpu").has_head
+    assert not encoders.load_any_model("tiny", "cpu").has_head
 
 
 # ------------------------------------------------------------------------------------------------- sizes
@@ -243,14 +244,15 @@ def test_has_head_is_told_from_the_weights(run_dir, base_dir):
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_sizes_are_those_of_the_pruned_model_run_for_real(name):
-    model, extractor = small_model(name)
+    loaded = small_model(name)
+    model = loaded.model
     model.config.clip_seconds = 0.5
-    counter = SizeCounter(model, extractor)
+    counter = SizeCounter(loaded)
     n_samples = SECOND // 2
     if name in {"whisper", "ast"}:
-        n_samples = round(architectures.longest_clip_seconds(extractor, model.config) * SECOND)
+        n_samples = round(architectures.longest_clip_seconds(loaded.extractor, model.config) * SECOND)
         assert "window" in counter.clip
-    inputs = encoders.prepare(extractor, [torch.zeros(n_samples).numpy()], SECOND, model.main_input_name)
+    inputs = loaded.prepare([torch.zeros(n_samples).numpy()], SECOND)
     for keep in ([0], [0, 2], [0, 1, 2], *([] if "weighted" in name else [[]])):
         pruned = copy.deepcopy(model)
         encoders.prune_model(pruned, keep)
@@ -265,7 +267,7 @@ def test_parameters_of_wav2vec2_base():
     """methods.md §5: 7,087,872 a block + 9,523,107 with a 35-class head."""
     with torch.device("meta"):
         model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(num_labels=35))
-    counter = SizeCounter(model, small_extractor("wav2vec2"))
+    counter = SizeCounter(LoadedModel(model, small_extractor("wav2vec2")))
     assert counter.clip == "5 s"
     for keep in ([], [11], [0, 3, 4, 7], list(range(12))):
         size = counter.size_of(keep)
@@ -627,8 +629,9 @@ def test_session_may_end_in_a_dry_run_or_a_copy(run_dir, tmp_path, monkeypatch, 
 
 def session_of(name):
     """Return a session on a small model, and the model."""
-    model, extractor = small_model(name)
-    return PruningSession(model.config.num_hidden_layers, SizeCounter(model, extractor).size_of), model
+    loaded = small_model(name)
+    model = loaded.model
+    return PruningSession(model.config.num_hidden_layers, SizeCounter(loaded).size_of), model
 
 
 def any_size(keep: list[int]) -> ModelSize:
@@ -702,9 +705,9 @@ def test_session_refuses_what_the_model_cannot_do_without():
 
 
 def test_session_of_a_pruned_model_shows_both_numberings():
-    model, extractor = small_model("wav2vec2")
-    encoders.prune_model(model, [0, 2])
-    session = PruningSession(2, SizeCounter(model, extractor).size_of)
+    loaded = small_model("wav2vec2")
+    encoders.prune_model(loaded.model, [0, 2])
+    session = PruningSession(2, SizeCounter(loaded).size_of)
     assert session.show().splitlines()[0] == "[ 0][ 1]"
     assert "(of the base model: 2)" in session.respond("-0")
 

@@ -23,7 +23,6 @@ from tests.stages import ROOT, load_stage
 from utils.data import audio
 from utils.data.clips import read_clips
 from utils.models import classify, cnn, encoders, latency, predict
-from utils.models.loading import LoadedModel
 
 RATE_HZ = 16_000
 LABELS = ["robin", "wren"]
@@ -79,10 +78,10 @@ def model_dirs(data):
         "whisper": small_model("whisper", LABELS),
         **{name: cnn.build_cnn(name, LABELS, RATE_HZ, 1.0, width=0.25) for name in MODELS[2:]},
     }
-    for name, (model, extractor) in models.items():
-        encoders.configure_for_training(model, clips, [], "0" * 64)
+    for name, loaded in models.items():
+        encoders.configure_for_training(loaded.model, clips, [], "0" * 64)
         (data / name / "runs" / "whole").mkdir(parents=True)
-        encoders.save_model(model.eval(), extractor, data / name / "runs" / "whole" / "model")
+        encoders.save_model(loaded.ready("cpu"), data / name / "runs" / "whole" / "model")
     return {name: data / name / "runs" / "whole" / "model" for name in models}
 
 
@@ -131,8 +130,8 @@ def heard(data, model_dirs):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_lines_of_the_readme_give_what_stage_03_gives(name, data, model_dirs, heard, tmp_path, monkeypatch):
     clips = read_clips(data / "processed")
-    model, extractor = encoders.load_model(model_dirs[name], "cpu")
-    logits = predict.predict(LoadedModel(model, extractor), clips, 16)
+    loaded = encoders.load_model(model_dirs[name], "cpu")
+    logits = predict.predict(loaded, clips, 16)
     for recording, rows in clips.table.groupby("source_path"):
         if "long" in recording and name != "tiny":
             continue
@@ -157,11 +156,11 @@ def test_the_lines_of_the_readme_give_what_stage_03_gives(name, data, model_dirs
 
 def test_a_zero_filled_clip_would_give_other_scores(data, model_dirs):
     """What the README said before, the pipeline's way: the clip that is too short is not repeated."""
-    model, extractor = encoders.load_model(model_dirs["tiny"], "cpu")
+    loaded = encoders.load_model(model_dirs["tiny"], "cpu")
     short = classify.read(data / "raw" / "wren" / "short.wav", RATE_HZ)
     _, _, repeated = classify.classify(data / "raw" / "wren" / "short.wav", model_dirs["tiny"])
     with torch.no_grad():
-        alone = model(**encoders.prepare(extractor, [short], RATE_HZ, model.main_input_name)).logits
+        alone = loaded.model(**loaded.prepare([short], RATE_HZ)).logits
     assert np.abs(alone.numpy() - repeated).max() > 1e-3
 
 
@@ -231,7 +230,7 @@ def test_another_sample_rate_without_soxr_is_refused(data, monkeypatch):
 
 
 def test_a_base_model_is_no_classifier_of_files(tmp_path):
-    encoders.save_model(*small_model("hubert"), tmp_path / "model")
+    encoders.save_model(small_model("hubert"), tmp_path / "model")
     with pytest.raises(ValueError, match="does not say how the clips of its training were cut"):
         classify.load_model(tmp_path / "model")
 
@@ -272,7 +271,7 @@ def test_the_command_goes_on_behind_files_that_it_cannot_classify(data, model_di
 
 
 def test_the_command_without_a_file_or_a_model_ends_with_a_message(monkeypatch, tmp_path):
-    encoders.save_model(*small_model("hubert"), tmp_path / "model")
+    encoders.save_model(small_model("hubert"), tmp_path / "model")
     for words, message in (((), "a line a clip"), (("song.wav",), "does not say how the clips")):
         with pytest.raises(SystemExit, match=message):
             command(monkeypatch, tmp_path / "model", *words)

@@ -17,8 +17,7 @@ PUBLISHED_SECONDS = 58_050 / SAMPLE_RATE_HZ  # 160,000 samples at 44.1 kHz, resa
 
 def build(architecture, clip_seconds=0.5, width=0.125, **options):
     torch.manual_seed(0)
-    model, extractor = cnn.build_cnn(architecture, LABELS, SAMPLE_RATE_HZ, clip_seconds, width, **options)
-    return model.eval(), extractor
+    return cnn.build_cnn(architecture, LABELS, SAMPLE_RATE_HZ, clip_seconds, width, **options).ready("cpu")
 
 
 def noise(seconds, n_clips=2, seed=0):
@@ -26,9 +25,9 @@ def noise(seconds, n_clips=2, seed=0):
     return list(0.1 * rng.standard_normal((n_clips, round(seconds * SAMPLE_RATE_HZ))).astype(np.float32))
 
 
-def logits_of(model, extractor, audio):
+def logits_of(loaded, audio):
     with torch.no_grad():
-        return model(**encoders.prepare(extractor, audio, SAMPLE_RATE_HZ, model.main_input_name)).logits
+        return loaded.model(**loaded.prepare(audio, SAMPLE_RATE_HZ)).logits
 
 
 # -------------------------------------------------------------------------------------------- shapes
@@ -36,7 +35,7 @@ def logits_of(model, extractor, audio):
 
 def test_published_shape_before_the_first_dense_layer():
     assert round(PUBLISHED_SECONDS, 2) == 3.63
-    model, _ = build("waveform", PUBLISHED_SECONDS, width=1)
+    model = build("waveform", PUBLISHED_SECONDS, width=1).model
     assert model.features(torch.zeros(1, 1, 58_050)).shape == (1, 32, 2322)
     assert model.hidden.weight.shape == (128, 32 * 2322)
     assert [type(m).__name__ for m in model.features] == ["Conv1d", "ReLU", "MaxPool1d"] * 2
@@ -46,27 +45,27 @@ def test_published_shape_before_the_first_dense_layer():
 
 @pytest.mark.parametrize(("n_samples", "n_frames"), [(25, 1), (49, 1), (50, 2), (58_080, 2323), (80_000, 3200)])
 def test_flatten_size_follows_from_the_clip_length(n_samples, n_frames):
-    model, extractor = build("waveform", n_samples / SAMPLE_RATE_HZ)
-    assert model.features(torch.zeros(1, 1, n_samples)).shape == (1, 4, n_frames)
-    assert model.hidden.in_features == 4 * n_frames
-    assert logits_of(model, extractor, [np.zeros(n_samples, np.float32)]).shape == (1, 3)
+    loaded = build("waveform", n_samples / SAMPLE_RATE_HZ)
+    assert loaded.model.features(torch.zeros(1, 1, n_samples)).shape == (1, 4, n_frames)
+    assert loaded.model.hidden.in_features == 4 * n_frames
+    assert logits_of(loaded, [np.zeros(n_samples, np.float32)]).shape == (1, 3)
 
 
 def test_waveform_network_hears_one_length_only():
-    model, extractor = build("waveform", 0.5)
+    loaded = build("waveform", 0.5)
     with pytest.raises(ValueError, match="takes clips of 8000 samples, got 8001"):
-        logits_of(model, extractor, noise(8001 / SAMPLE_RATE_HZ))
+        logits_of(loaded, noise(8001 / SAMPLE_RATE_HZ))
 
 
 @pytest.mark.parametrize("seconds", [1 / SAMPLE_RATE_HZ, 0.1, 0.5, 3.3])
 def test_melspectrogram_network_hears_clips_of_any_length(seconds):
-    model, extractor = build("melspectrogram")
-    logits = logits_of(model, extractor, noise(seconds))
+    loaded = build("melspectrogram")
+    logits = logits_of(loaded, noise(seconds))
     assert logits.shape == (2, 3) and logits.isfinite().all()
 
 
 def test_parameters_of_the_melspectrogram_network_by_hand():
-    model, _ = build("melspectrogram", width=1)
+    model = build("melspectrogram", width=1).model
 
     def block(before, after, shortcut):
         return 9 * before * after + 9 * after**2 + 4 * after + (before * after + 2 * after if shortcut else 0)
@@ -77,20 +76,20 @@ def test_parameters_of_the_melspectrogram_network_by_hand():
 
 
 def test_width_scales_every_layer():
-    assert build("melspectrogram", width=2)[0].config.channels == [64, 128, 256, 512]
-    wide = build("waveform", width=2)[0].config
+    assert build("melspectrogram", width=2).config.channels == [64, 128, 256, 512]
+    wide = build("waveform", width=2).config
     assert (wide.channels, wide.hidden_size) == ([32, 64], 256)
-    narrow = build("waveform", width=1e-6)[0].config
+    narrow = build("waveform", width=1e-6).config
     assert (narrow.channels, narrow.hidden_size) == ([1, 1], 1)
 
 
 def test_macs_agree_with_a_count_by_hand():
     n_samples, dense = 8_000, 16 * 3
-    model, _ = build("waveform")
+    model = build("waveform").model
     by_hand = 3 * 2 * n_samples + 3 * 2 * 4 * (n_samples // 5) + 4 * (n_samples // 25) * 16 + dense
     assert latency.count_macs(model, {"input_values": torch.zeros(1, n_samples)}) == (by_hand, 0)
 
-    model, _ = build("melspectrogram")
+    model = build("melspectrogram").model
     bands, frames, before = 40, 26, 4  # after the stem, of 80 bands and 51 frames
     by_hand = 9 * 4 * bands * frames + 2 * 9 * 4 * 4 * bands * frames
     for after in (8, 16, 32):
@@ -121,7 +120,7 @@ def mel_energy(audio):
 
 def test_log_mel_agrees_with_its_closed_form():
     audio = noise(0.5)
-    _, extractor = build("melspectrogram")
+    extractor = build("melspectrogram").extractor
     features = extractor(audio, sampling_rate=SAMPLE_RATE_HZ, return_tensors="np")["input_features"]
     assert features.shape == (2, 80, 51) and features.dtype == np.float32
     for clip, spectrogram in zip(audio, features, strict=True):
@@ -133,7 +132,7 @@ def test_log_mel_agrees_with_its_closed_form():
 def test_pcen_agrees_with_a_plain_loop():
     audio = noise(0.5)
     audio[1][: len(audio[1]) // 2] *= 1e-3
-    _, extractor = build("melspectrogram", pcen=True)
+    extractor = build("melspectrogram", pcen=True).extractor
     features = extractor(audio, sampling_rate=SAMPLE_RATE_HZ, return_tensors="np")["input_features"]
     for clip, found in zip(audio, features, strict=True):
         energy = mel_energy(clip)
@@ -154,21 +153,21 @@ def test_pcen_forgets_a_loud_beginning():
 
 @pytest.mark.parametrize("pcen", [False, True])
 def test_a_silent_clip_gives_numbers(pcen):
-    model, extractor = build("melspectrogram", pcen=pcen)
-    assert logits_of(model, extractor, [np.zeros(8000, np.float32)]).isfinite().all()
+    loaded = build("melspectrogram", pcen=pcen)
+    assert logits_of(loaded, [np.zeros(8000, np.float32)]).isfinite().all()
 
 
 def test_another_sample_rate_is_refused():
     with pytest.raises(ValueError, match="16000 Hz, got 8000 Hz"):
-        build("melspectrogram")[1](noise(0.1), sampling_rate=8_000)
+        build("melspectrogram").extractor(noise(0.1), sampling_rate=8_000)
 
 
 def test_specaugment_masks_bands_and_frames(tmp_path):
     train = read_clips(write_processed(tmp_path / "data"), "train")
-    model, extractor = build("melspectrogram")
+    loaded = build("melspectrogram")
     items = [train[i] for i in range(4)]
     plain, masked = (
-        training.Collator(extractor, model.main_input_name, train, augment, seed=3)(items)["input_features"]
+        training.Collator(loaded.extractor, "input_features", train, augment, seed=3)(items)["input_features"]
         for augment in ((), ("specaugment",))
     )
     changed = plain != masked
@@ -182,18 +181,19 @@ def test_specaugment_masks_bands_and_frames(tmp_path):
 
 @pytest.mark.parametrize(("architecture", "pcen"), [("waveform", False), ("melspectrogram", True)])
 def test_saved_and_reloaded_logits_are_bit_equal_and_a_pipeline_names_species(architecture, pcen, tmp_path):
-    model, extractor = build(architecture, pcen=pcen)
+    loaded = build(architecture, pcen=pcen)
+    model = loaded.model
     if architecture == "melspectrogram":  # statistics of batches are part of the model
         model.train()(torch.randn(4, 80, 51))
         model.eval()
     audio = noise(0.5)
-    encoders.save_model(model, extractor, tmp_path / "model")
+    encoders.save_model(loaded, tmp_path / "model")
     assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors", ".py"}
-    again, its_extractor = encoders.load_model(tmp_path / "model", "cpu")
-    assert type(again) is type(model) and type(its_extractor) is type(extractor)
-    assert its_extractor.to_dict() == extractor.to_dict()
-    logits = logits_of(model, extractor, audio)
-    assert torch.equal(logits_of(again, its_extractor, audio), logits)
+    again = encoders.load_model(tmp_path / "model", "cpu")
+    assert type(again.model) is type(model) and type(again.extractor) is type(loaded.extractor)
+    assert again.extractor.to_dict() == loaded.extractor.to_dict()
+    logits = logits_of(loaded, audio)
+    assert torch.equal(logits_of(again, audio), logits)
 
     found = pipeline("audio-classification", model=str(tmp_path / "model"), top_k=None)(audio[0])
     scores = torch.softmax(logits[0], dim=0)
@@ -209,8 +209,8 @@ def test_registering_twice_does_no_harm():
 
 
 def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tmp_path):
-    model, extractor = build("waveform")
-    encoders.save_model(model, extractor, tmp_path / "model")
+    loaded = build("waveform")
+    encoders.save_model(loaded, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "clip_samples": 9_000}))
     with pytest.raises(InputError, match=r"1 mismatched weights: hidden\.weight"):
@@ -219,7 +219,7 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tmp_path):
 
 @pytest.mark.parametrize("architecture", architectures.CNNS)
 def test_there_are_no_blocks(architecture):
-    model, _ = build(architecture)
+    model = build(architecture).model
     assert not architectures.has_blocks(model.config)
     assert encoders.kept_layers(model.config) == []
     inputs = {model.main_input_name: torch.zeros(1, 80, 51)}
@@ -240,11 +240,11 @@ def test_bad_input_is_refused():
 
 def test_clips_of_another_length_than_the_waveform_network(tmp_path):
     clips = read_clips(write_processed(tmp_path / "data"), "test")
-    model, extractor = build("waveform", PUBLISHED_SECONDS)
+    loaded = build("waveform", PUBLISHED_SECONDS)
     with pytest.raises(InputError, match=r"made for 58050 samples \(3.628125 s\).*have 8000; run .*3.628125$"):
-        encoders.check_matches(model, extractor, clips)
-    encoders.check_matches(*build("waveform"), clips)
-    encoders.check_matches(*build("melspectrogram"), clips)
+        encoders.check_matches(loaded, clips)
+    encoders.check_matches(build("waveform"), clips)
+    encoders.check_matches(build("melspectrogram"), clips)
 
 
 def test_a_sample_rate_below_the_spectrogram_is_refused():

@@ -7,29 +7,30 @@ import pytest
 import torch
 from transformers import AutoModelForAudioClassification
 
-from tests.data import SMALL_CONFIGS, SMALL_WAVEFORM_CONFIGS, small_model, write_processed
+from tests.data import SMALL_CONFIGS, SMALL_WAVEFORM_CONFIGS, small_extractor, small_model, write_processed
 from utils.core.errors import InputError
 from utils.data.clips import read_clips
 from utils.models import encoders
 from utils.models.encoder_parts import EncoderParts, check_parts, valid_frames
+from utils.models.loaded_model import LoadedModel
 
 N_SAMPLES = 8000
 
 
-def inputs_of(model, extractor, n_clips=3, n_samples=N_SAMPLES, seed=0):
+def inputs_of(loaded, n_clips=3, n_samples=N_SAMPLES, seed=0):
     rng = np.random.default_rng(seed)
     audio = [rng.standard_normal(n_samples).astype(np.float32) * 0.1 for _ in range(n_clips)]
-    return encoders.prepare(extractor, audio, 16_000, model.main_input_name)
+    return loaded.prepare(audio, 16_000)
 
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 @torch.inference_mode()
 def test_all_parts_in_turn_give_the_models_logits_and_hidden_states(name):
-    model, extractor = small_model(name)
-    inputs = inputs_of(model, extractor)
-    parts = EncoderParts(model)
+    loaded = small_model(name)
+    inputs = inputs_of(loaded)
+    parts = EncoderParts(loaded.model)
     path = list(parts.hidden_layers(inputs))
-    whole = model(**inputs, output_hidden_states=True)
+    whole = loaded.model(**inputs, output_hidden_states=True)
     torch.testing.assert_close(parts.logits(path, range(parts.n_layers)), whole.logits, rtol=1e-5, atol=1e-6)
     assert len(path) == len(whole.hidden_states) == parts.n_layers + 1
     for mine, theirs in zip(path[:-1], whole.hidden_states[:-1], strict=True):
@@ -39,20 +40,17 @@ def test_all_parts_in_turn_give_the_models_logits_and_hidden_states(name):
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 @torch.inference_mode()
 def test_left_out_blocks_give_the_logits_of_the_pruned_model_after_reload(name, tmp_path):
-    model, extractor = small_model(name)
-    inputs = inputs_of(model, extractor)
-    parts = EncoderParts(model)
+    loaded = small_model(name)
+    inputs = inputs_of(loaded)
+    parts = EncoderParts(loaded.model)
     for keep in ([0], [0, 2], [0, 1]) + (() if "sum" in name else ([],)):
         path = [parts.front_end(inputs)]
         for layer in keep:
             path.append(parts.block(layer, path[-1]))
         found = parts.logits(path, keep)
-        pruned, _ = small_model(name)
-        pruned.load_state_dict(model.state_dict())
-        encoders.prune_model(pruned, keep)
         folder = tmp_path / f"{keep}"
-        encoders.save_model(pruned, extractor, folder)
-        reloaded, _ = encoders.load_model(folder, "cpu")
+        encoders.save_model(encoders.pruned_copy(loaded, keep), folder)
+        reloaded = encoders.load_model(folder, "cpu").model
         torch.testing.assert_close(found, reloaded(**inputs).logits, rtol=1e-5, atol=1e-6)
 
 
@@ -150,59 +148,56 @@ def scored_clips(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_a_known_model_passes_the_check_of_its_parts(name, scored_clips):
-    check_parts(*small_model(name), scored_clips, "cpu")
+    check_parts(small_model(name), scored_clips)
 
 
 def test_a_model_that_norms_elsewhere_is_refused_by_its_options(scored_clips, monkeypatch):
     """As transformers does between 4.57 and 5.23, and as it may again."""
-    extractor = small_model("hubert")[1]
     model = with_options("hubert", do_stable_layer_norm=True, use_weighted_layer_sum=True).float()
-    model.config.tie_last_hidden_states = True
-    parts = EncoderParts(model)
-    model.config.tie_last_hidden_states = None
+    loaded = LoadedModel(model, small_extractor("hubert"))
+    loaded.config.tie_last_hidden_states = True
+    parts = EncoderParts(loaded.model)
+    loaded.config.tie_last_hidden_states = None
     monkeypatch.setattr("utils.models.encoder_parts.EncoderParts", lambda model: parts)
     with pytest.raises(InputError) as error:
-        check_parts(model, extractor, scored_clips, "cpu")
+        check_parts(loaded, scored_clips)
     for words in ("block by block", "'hubert'", "do_stable_layer_norm True", "use_weighted_layer_sum True", "5.23.0"):
         assert words in str(error.value)
 
 
 def test_broken_weights_are_not_taken_for_an_unknown_architecture(scored_clips):
-    model, extractor = small_model("wav2vec2")
-    model.classifier.weight.data[0] = float("nan")
-    check_parts(model, extractor, scored_clips, "cpu")
+    loaded = small_model("wav2vec2")
+    loaded.model.classifier.weight.data[0] = float("nan")
+    check_parts(loaded, scored_clips)
 
 
 def test_a_model_without_blocks_has_no_parts():
-    model, _ = small_model("hubert")
+    model = small_model("hubert").model
     encoders.prune_model(model, [])
     with pytest.raises(InputError, match="no transformer block left"):
         EncoderParts(model)
 
 
 def test_every_frame_of_a_waveform_encoder_is_valid():
-    model, extractor = small_model("wav2vec2")
-    assert valid_frames(model, extractor, N_SAMPLES, 99).all()
+    loaded = small_model("wav2vec2")
+    assert valid_frames(loaded, N_SAMPLES, 99).all()
 
 
 @pytest.mark.parametrize("name", ["whisper", "ast"])
 @torch.inference_mode()
 def test_frames_beyond_the_clip_are_invalid(name):
     """What a change at the very end of the clip reaches before any block, and only that, tells what is heard."""
-    model, extractor = small_model(name)
+    loaded = small_model(name)
     rng = np.random.default_rng(0)
     audio = rng.standard_normal(N_SAMPLES).astype(np.float32) * 0.1
     audio[:800] *= 20  # Whisper measures loudness from the loudest moment of a clip: it stays the same
     other = audio.copy()
     other[800:] = rng.permutation(audio[800:])
     first, second = (
-        EncoderParts(model)
-        .front_end(encoders.prepare(extractor, [clip], 16_000, model.main_input_name))
-        .hidden_states[0]
-        for clip in (audio, other)
+        EncoderParts(loaded.model).front_end(loaded.prepare([clip], 16_000)).hidden_states[0] for clip in (audio, other)
     )
     heard = (first - second).abs().amax(dim=1) > 1e-3
-    valid = valid_frames(model, extractor, N_SAMPLES, len(first))
+    valid = valid_frames(loaded, N_SAMPLES, len(first))
     if name == "ast":
         assert heard[2:].equal(valid[2:]) and not valid[:2].any()
     else:

@@ -30,6 +30,7 @@ from tests.stages import ROOT, load_stage
 from utils.core.errors import InputError, UsageError
 from utils.data.clips import SHORTEST_CLIP, read_clips
 from utils.models import architectures, bird_cnn, encoders, model_folder, training_history
+from utils.models.loaded_model import prepare
 
 N_LAYERS = 3
 SECOND = 16_000
@@ -49,17 +50,17 @@ def logits_of(model, inputs) -> torch.Tensor:
 def test_save_reload_equal_logits_and_pipeline(name, n_kept, tmp_path):
     if name == "wav2vec2-weighted-layer-sum" and n_kept == 0:
         pytest.skip("a weighted sum of no layers is refused; see test_impossible_layer_lists")
-    model, extractor = small_model(name)
-    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    loaded = small_model(name)
+    inputs = loaded.prepare(clips_of_noise(), SECOND)
     keep = list(range(n_kept))
-    encoders.prune_model(model, keep)
-    encoders.save_model(model, extractor, tmp_path / "model")
+    encoders.prune_model(loaded.model, keep)
+    encoders.save_model(loaded, tmp_path / "model")
 
     reloaded, report = AutoModelForAudioClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert reloaded.config.num_hidden_layers == len(architectures.blocks_of(reloaded)) == n_kept
     assert reloaded.config.kept_layers == keep
-    assert torch.equal(logits_of(reloaded.eval(), inputs), logits_of(model, inputs))
+    assert torch.equal(logits_of(reloaded.eval(), inputs), logits_of(loaded.model, inputs))
 
     classify = pipeline("audio-classification", model=str(tmp_path / "model"), device="cpu")
     answer = classify({"raw": clips_of_noise(1)[0], "sampling_rate": SECOND})
@@ -70,8 +71,9 @@ def test_save_reload_equal_logits_and_pipeline(name, n_kept, tmp_path):
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_pruning_equals_skipping_the_blocks(name):
     """A pruned model computes what the whole one does when the removed blocks hand their input on."""
-    model, extractor = small_model(name)
-    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    loaded = small_model(name)
+    model = loaded.model
+    inputs = loaded.prepare(clips_of_noise(), SECOND)
     if name == "wav2vec2-weighted-layer-sum":
         pytest.skip("it also pools the outputs of the skipped blocks")
     removed = architectures.blocks_of(model)[1]
@@ -90,7 +92,7 @@ def test_pruning_equals_skipping_the_blocks(name):
 
 
 def test_kept_layers_count_in_the_base_models_numbering():
-    model, _ = small_model("wav2vec2")
+    model = small_model("wav2vec2").model
     model.config.name_or_path = "somebody/wav2vec2"
     second = architectures.blocks_of(model)[2]
     encoders.prune_model(model, [0, 2])
@@ -106,20 +108,21 @@ def test_a_model_knows_when_it_was_pruned(tmp_path):
     def train(model):
         encoders.configure_for_training(model, data, [], data_sha256="0")
 
-    model, extractor = small_model("hubert")
+    loaded = small_model("hubert")
+    model = loaded.model
     assert encoders.kind_of(model.config) == "whole"
     train(model)
     encoders.prune_model(model, [0, 1, 2])
     assert encoders.kind_of(model.config) == "whole"
     encoders.prune_model(model, [0, 2])
-    encoders.save_model(model, extractor, tmp_path / "after")
+    encoders.save_model(loaded, tmp_path / "after")
     assert encoders.kind_of(AutoConfig.from_pretrained(tmp_path / "after")) == "pruned after"
     encoders.configure_for_training(model, data, [])  # healing
     assert encoders.kind_of(model.config) == "pruned after"
     train(model)
     assert encoders.kind_of(model.config) == "pruned before"
 
-    model, _ = small_model("hubert")
+    model = small_model("hubert").model
     encoders.prune_model(model, [0])
     assert encoders.kind_of(model.config) == "pruned before"
     train(model)
@@ -128,21 +131,22 @@ def test_a_model_knows_when_it_was_pruned(tmp_path):
 
 
 def test_impossible_layer_lists():
-    model, _ = small_model("wavlm")
+    model = small_model("wavlm").model
     for keep, words in [([1], "relative positions"), ([0, 3], "from 0 to 2"), ([1, 0], "ascending"), ([0, 0], "asc")]:
         with pytest.raises(UsageError, match=words):
             encoders.prune_model(model, keep)
     assert len(architectures.blocks_of(model)) == N_LAYERS
     encoders.prune_model(model, [])
-    weighted, _ = small_model("wav2vec2-weighted-layer-sum")
+    weighted = small_model("wav2vec2-weighted-layer-sum").model
     with pytest.raises(UsageError, match="keep at least one"):
         encoders.prune_model(weighted, [])
 
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_front_end_is_the_input_of_the_first_block(name):
-    model, extractor = small_model(name)
-    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    loaded = small_model(name)
+    model = loaded.model
+    inputs = loaded.prepare(clips_of_noise(), SECOND)
     with torch.no_grad():
         front = encoders.front_end_forward(model, inputs)
         whole = model(**inputs, output_hidden_states=True)
@@ -151,9 +155,10 @@ def test_front_end_is_the_input_of_the_first_block(name):
 
 
 def test_front_end_without_blocks_is_what_the_head_sees():
-    model, extractor = small_model("wav2vec2")
+    loaded = small_model("wav2vec2")
+    model = loaded.model
     encoders.prune_model(model, [])
-    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    inputs = loaded.prepare(clips_of_noise(), SECOND)
     with torch.no_grad():
         pooled = model.projector(encoders.front_end_forward(model, inputs)).mean(dim=1)
         assert torch.equal(model.classifier(pooled), model(**inputs).logits)
@@ -191,14 +196,15 @@ def old_hub_folder(folder, **config):
 def test_old_checkpoint_loads_with_only_the_head_new(tmp_path):
     source, weights = old_hub_folder(tmp_path / "old")
     torch.save(weights, tmp_path / "old" / "pytorch_model.bin")
-    model, _ = encoders.load_base_model(str(tmp_path / "old"), LABELS)
+    base = encoders.load_base_model(str(tmp_path / "old"), LABELS)
+    model = base.model
     loaded, wanted = model.wav2vec2.state_dict(), source.wav2vec2.state_dict()
     assert loaded.keys() == wanted.keys()
     assert all(torch.equal(loaded[name], value) for name, value in wanted.items())
     assert model.config.id2label == dict(enumerate(LABELS))
     assert model.config.layerdrop == 0.0
     encoders.prune_model(model, [0, 2])
-    encoders.save_model(model, Wav2Vec2FeatureExtractor(), tmp_path / "new")
+    encoders.save_model(base, tmp_path / "new")
     assert not list((tmp_path / "new").glob("*.bin"))
 
 
@@ -211,11 +217,11 @@ def test_anything_missing_but_the_head_is_an_error_that_names_it(tmp_path):
 
 
 def test_weights_of_another_shape_are_refused_but_another_head_is_replaced(tmp_path):
-    model, extractor = small_model("hubert", ["a", "b", "c", "d", "e"])
-    encoders.save_model(model, extractor, tmp_path / "five")
-    loaded, _ = encoders.load_base_model(str(tmp_path / "five"), LABELS)
-    assert loaded.classifier.out_features == len(LABELS)
-    last, wanted = (m.hubert.encoder.layers[2].feed_forward.output_dense.weight for m in (loaded, model))
+    loaded = small_model("hubert", ["a", "b", "c", "d", "e"])
+    encoders.save_model(loaded, tmp_path / "five")
+    base = encoders.load_base_model(str(tmp_path / "five"), LABELS).model
+    assert base.classifier.out_features == len(LABELS)
+    last, wanted = (m.hubert.encoder.layers[2].feed_forward.output_dense.weight for m in (base, loaded.model))
     assert torch.equal(last, wanted)
     config = json.loads((tmp_path / "five" / "config.json").read_text())
     (tmp_path / "five" / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
@@ -244,16 +250,17 @@ def test_options_that_only_change_what_is_returned_or_skipped_are_settled(name, 
 
     save(tmp_path / "base")
     small_extractor(name).save_pretrained(tmp_path / "base")
-    model, extractor = encoders.load_base_model(str(tmp_path / "base"), LABELS)
+    loaded = encoders.load_base_model(str(tmp_path / "base"), LABELS)
+    model = loaded.model
     assert {key: getattr(model.config, key) for key in settled} == settled
-    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    inputs = loaded.prepare(clips_of_noise(), SECOND)
     with torch.no_grad():
         assert list(model(**inputs).keys()) == ["logits"]
     if name == "whisper":
         assert model.encoder.layerdrop == 0.0
-    encoders.save_model(model, extractor, tmp_path / "tuned")
+    encoders.save_model(loaded, tmp_path / "tuned")
     save(tmp_path / "tuned")  # a classifier of somebody else's
-    tuned, _ = encoders.load_model(tmp_path / "tuned", "cpu")
+    tuned = encoders.load_model(tmp_path / "tuned", "cpu").model
     with torch.no_grad():
         assert list(tuned(**inputs).keys()) == ["logits"]
 
@@ -264,14 +271,15 @@ def test_options_that_only_change_what_is_returned_or_skipped_are_settled(name, 
 )
 def test_a_weighted_sum_is_that_of_the_transformers_that_made_it(version, after_norm, tmp_path):
     """transformers 5.16.0 began to take the last layer before the final norm: other logits for the same weights."""
-    model, extractor = small_model("hubert", do_stable_layer_norm=True, use_weighted_layer_sum=True)
+    loaded = small_model("hubert", do_stable_layer_norm=True, use_weighted_layer_sum=True)
+    model = loaded.model
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    encoders.save_model(model, extractor, tmp_path / "model")
+    encoders.save_model(loaded, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "transformers_version": version}))
 
-    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    inputs = loaded.prepare(clips_of_noise(), SECOND)
     with torch.no_grad():
         layers = list(model(**inputs, output_hidden_states=True).hidden_states)
         if after_norm:
@@ -279,15 +287,15 @@ def test_a_weighted_sum_is_that_of_the_transformers_that_made_it(version, after_
         weights = model.layer_weights.softmax(dim=0)
         summed = sum(weight * layer for weight, layer in zip(weights, layers, strict=True))
         expected = model.classifier(model.projector(summed).mean(dim=1))
-    loaded, _ = encoders.load_model(tmp_path / "model", "cpu")
-    torch.testing.assert_close(logits_of(loaded, inputs), expected, rtol=1e-5, atol=1e-5)
-    encoders.save_model(loaded, extractor, tmp_path / "again")  # now by the transformers of today
-    again, _ = encoders.load_model(tmp_path / "again", "cpu")
-    assert torch.equal(logits_of(again, inputs), logits_of(loaded, inputs))
+    loaded = encoders.load_model(tmp_path / "model", "cpu")
+    torch.testing.assert_close(logits_of(loaded.model, inputs), expected, rtol=1e-5, atol=1e-5)
+    encoders.save_model(loaded, tmp_path / "again")  # now by the transformers of today
+    again = encoders.load_model(tmp_path / "again", "cpu").model
+    assert torch.equal(logits_of(again, inputs), logits_of(loaded.model, inputs))
 
 
 def test_an_adapter_after_the_encoder_is_refused_by_its_option(tmp_path):
-    encoders.save_model(*small_model("wav2vec2"), tmp_path / "base")
+    encoders.save_model(small_model("wav2vec2"), tmp_path / "base")
     path = tmp_path / "base" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_adapter": True}))
     with pytest.raises(InputError, match=r"does not support the use of Wav2Vec2 adapters \(config\.add_adapter"):
@@ -300,9 +308,10 @@ def test_no_encoder_masks_its_input_unasked(name, tmp_path):
     clips = read_clips(write_processed(tmp_path / "data"), "train")
     still = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
     for augment in ([], ["specaugment"]):
-        model, extractor = small_model(name, **still, layerdrop=0.0, mask_time_prob=0.5, mask_time_length=2)
+        loaded = small_model(name, **still, layerdrop=0.0, mask_time_prob=0.5, mask_time_length=2)
+        model = loaded.model
         encoders.configure_for_training(model, clips, augment)
-        inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+        inputs = loaded.prepare(clips_of_noise(), SECOND)
         same = torch.allclose(logits_of(model.train(), inputs), logits_of(model.eval(), inputs), atol=1e-6)
         assert same == (not augment)
 
@@ -315,7 +324,7 @@ def test_every_weight_that_may_move_has_a_gradient(name, tmp_path):
     for options in ({}, {"do_stable_layer_norm": True, "use_weighted_layer_sum": True}):
         model = AutoModelForAudioClassification.from_config(SMALL_CONFIGS[name](**options)).eval()
         encoders.configure_for_training(model, clips, [])
-        inputs = encoders.prepare(small_extractor(name), clips_of_noise(), SECOND, model.main_input_name)
+        inputs = prepare(small_extractor(name), clips_of_noise(), SECOND, model.main_input_name)
         model(**inputs).logits.square().sum().backward()
         assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
@@ -323,7 +332,7 @@ def test_every_weight_that_may_move_has_a_gradient(name, tmp_path):
 @pytest.mark.parametrize("kind", ["sew", "sew-d", "unispeech", "wav2vec2-conformer", "wav2vec2-bert", "vit"])
 def test_what_later_stages_cannot_take_is_refused_by_all_before_a_folder_is_made(kind, tmp_path, capfd):
     data_dir = write_processed(tmp_path / "data")
-    encoders.save_model(*small_model("wav2vec2"), tmp_path / "base")
+    encoders.save_model(small_model("wav2vec2"), tmp_path / "base")
     path = tmp_path / "base" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": kind}))
     stages = {"02_finetuning": "--base_model", "04_analysis": "--model_dir", "05_pruning": "--model_dir"}
@@ -351,7 +360,8 @@ def test_documents_and_help_name_what_the_code_takes(capsys):
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "data2vec-audio", "whisper", "ast"])
 def test_the_advice_for_a_model_without_feature_extractor_makes_one(name, tmp_path):
     folder = tmp_path / "it's base"
-    model, extractor = small_model(name)
+    loaded = small_model(name)
+    model = loaded.model
     model.save_pretrained(folder)
     with pytest.raises(InputError, match=r"^--base_model .* has no preprocessor_config\.json") as error:
         model_folder.any_model_input(str(folder), "--base_model")
@@ -359,14 +369,14 @@ def test_the_advice_for_a_model_without_feature_extractor_makes_one(name, tmp_pa
     assert code[:2] == ["python", "-c"]
     exec(code[2], {})
     model_folder.any_model_input(str(folder), "--base_model")
-    _, made = encoders.load_base_model(str(folder), LABELS)
+    made = encoders.load_base_model(str(folder), LABELS).extractor
     clips = clips_of_noise()
-    inputs, expected = (encoders.prepare(e, clips, SECOND, model.main_input_name) for e in (made, extractor))
+    inputs, expected = (prepare(e, clips, SECOND, model.main_input_name) for e in (made, loaded.extractor))
     assert torch.equal(inputs[model.main_input_name], expected[model.main_input_name])
 
 
 def test_a_model_that_was_trained_here_is_copied_again_not_guessed_at(tmp_path):
-    encoders.save_model(*small_model("wav2vec2"), tmp_path / "model")
+    encoders.save_model(small_model("wav2vec2"), tmp_path / "model")
     (tmp_path / "model" / "preprocessor_config.json").unlink()
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "clip_seconds": 0.5}))
@@ -384,9 +394,10 @@ def test_base_models_that_are_none(tmp_path):
 
 
 def test_tiny_is_small_and_whole():
-    model, extractor = encoders.load_base_model(model_folder.TINY, LABELS)
+    loaded = encoders.load_base_model(model_folder.TINY, LABELS)
+    model = loaded.model
     assert len(architectures.blocks_of(model)) == 4 and encoders.count_parameters(model) < 1_000_000
-    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    inputs = loaded.prepare(clips_of_noise(), SECOND)
     assert logits_of(model.eval(), inputs).shape == (2, 3)
 
 
@@ -395,7 +406,7 @@ def test_tiny_is_small_and_whole():
 
 @pytest.fixture
 def model_dir(tmp_path):
-    encoders.save_model(*small_model("wav2vec2"), tmp_path / "model")
+    encoders.save_model(small_model("wav2vec2"), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -439,40 +450,42 @@ def test_model_input_knows_content_not_place(model_dir, tmp_path):
     shutil.copytree(model_dir, tmp_path / "copy")
     digest = model_folder.model_input(model_dir).sha256
     assert model_folder.model_input(tmp_path / "copy").sha256 == digest
-    encoders.save_model(*small_model("wav2vec2"), tmp_path / "other")
+    encoders.save_model(small_model("wav2vec2"), tmp_path / "other")
     assert model_folder.model_input(tmp_path / "other").sha256 != digest
 
 
 def test_model_and_data_must_match(tmp_path):
-    model, extractor = small_model("wav2vec2")
+    loaded = small_model("wav2vec2")
+    model = loaded.model
     clips = read_clips(write_processed(tmp_path / "data"))
-    encoders.check_matches(model, extractor, clips)
+    encoders.check_matches(loaded, clips)
     model.config.clip_seconds = 5.0
     with pytest.raises(InputError, match=r"trained on 5 s.*--clip_seconds 5"):
-        encoders.check_matches(model, extractor, clips)
+        encoders.check_matches(loaded, clips)
     model.config.clip_seconds = clips.clip_seconds
     model.config.id2label = {0: "Blackbird", 1: "Great Tit", 2: "Crow"}
     with pytest.raises(InputError, match="another order"):
-        encoders.check_matches(model, extractor, clips)
+        encoders.check_matches(loaded, clips)
     model.config.id2label = {0: "Blackbird", 1: "Wren"}
     with pytest.raises(
         InputError, match=r"the model has 2.*only the model has Wren; only the data has Crow, Great Tit"
     ):
-        encoders.check_matches(model, extractor, clips)
-    extractor.sampling_rate = 8_000
+        encoders.check_matches(loaded, clips)
+    loaded.extractor.sampling_rate = 8_000
     with pytest.raises(InputError, match="--sample_rate 8000"):
-        encoders.check_matches(model, extractor, clips)
+        encoders.check_matches(loaded, clips)
 
 
 @pytest.mark.parametrize(("name", "window_s"), [("whisper", 1), ("ast", 1.295)])
 def test_a_window_shorter_than_the_clip_is_refused(name, window_s, tmp_path):
-    model, extractor = small_model(name)
-    assert architectures.longest_clip_seconds(extractor, model.config) == pytest.approx(window_s)
+    loaded = small_model(name)
+    model = loaded.model
+    assert architectures.longest_clip_seconds(loaded.extractor, model.config) == pytest.approx(window_s)
     short = read_clips(write_processed(tmp_path / "short", clip_seconds=1.0))
-    encoders.check_base_matches(extractor, model.config, short)
+    encoders.check_base_matches(loaded, short)
     long = read_clips(write_processed(tmp_path / "long", clip_seconds=1.5))
     with pytest.raises(InputError, match="--clip_seconds 1"):
-        encoders.check_base_matches(extractor, model.config, long)
+        encoders.check_base_matches(loaded, long)
 
 
 def test_ast_window_is_where_the_extractor_starts_to_cut():
@@ -491,9 +504,10 @@ def test_ast_window_is_where_the_extractor_starts_to_cut():
 
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast"])
 def test_frozen_parts_have_no_gradient(name):
-    model, extractor = small_model(name)
+    loaded = small_model(name)
+    model = loaded.model
     encoders.freeze(model, feature_encoder=True, layers=[0])
-    inputs = encoders.prepare(extractor, clips_of_noise(), SECOND, model.main_input_name)
+    inputs = loaded.prepare(clips_of_noise(), SECOND)
     model(**inputs).logits.sum().backward()  # in evaluation mode: layerdrop would leave out a block now and then
     moving = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     architecture = architectures.architecture_of(model.config)
@@ -505,24 +519,25 @@ def test_frozen_parts_have_no_gradient(name):
 @pytest.mark.shared
 def test_real_whisper_loads_prunes_and_reloads(shared_dir, tmp_path):
     folder = str(shared_dir / "models" / "whisper-tiny-en-encoder")
-    model, extractor = encoders.load_base_model(folder, LABELS)
+    loaded = encoders.load_base_model(folder, LABELS)
+    model = loaded.model
     encoders.prune_model(model, [0, 3])
-    encoders.save_model(model.eval(), extractor, tmp_path / "model")
-    reloaded, again = encoders.load_model(tmp_path / "model", "cpu")
+    encoders.save_model(loaded.ready("cpu"), tmp_path / "model")
+    again = encoders.load_model(tmp_path / "model", "cpu")
     clip = [np.random.default_rng(0).standard_normal(5 * SECOND).astype(np.float32)]
-    inputs = encoders.prepare(extractor, clip, SECOND, model.main_input_name)
-    assert torch.equal(logits_of(model, inputs), logits_of(reloaded, inputs))
-    assert type(AutoFeatureExtractor.from_pretrained(tmp_path / "model")) is type(again)
+    inputs = loaded.prepare(clip, SECOND)
+    assert torch.equal(logits_of(model, inputs), logits_of(again.model, inputs))
+    assert type(AutoFeatureExtractor.from_pretrained(tmp_path / "model")) is type(again.extractor)
 
 
 def test_a_kill_in_the_middle_of_saving_does_not_stop_the_next_attempt(tmp_path, monkeypatch):
-    model, extractor = small_model("hubert")
+    loaded = small_model("hubert")
     with monkeypatch.context() as patch:
         patch.setattr(training_history, "write_history", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            encoders.save_model(model, extractor, tmp_path / "model")
+            encoders.save_model(loaded, tmp_path / "model")
     assert (tmp_path / ".model.partial" / "model.safetensors").exists() and not (tmp_path / "model").exists()
-    encoders.save_model(model, extractor, tmp_path / "model")
+    encoders.save_model(loaded, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     encoders.load_model(tmp_path / "model", "cpu")
 
@@ -534,12 +549,13 @@ def test_no_architecture_as_published_needs_longer_clips_than_stage_01_makes(kin
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_the_shortest_clip_gives_a_frame_and_one_sample_less_does_not(name, tmp_path):
-    model, extractor = small_model(name)
+    loaded = small_model(name)
+    model = loaded.model
     least = architectures.shortest_clip_samples(model.config)
 
     def logits(n_samples):
         audio = [np.random.default_rng(0).standard_normal(n_samples).astype(np.float32)]
-        return model(**encoders.prepare(extractor, audio, 16_000, model.main_input_name)).logits
+        return model(**loaded.prepare(audio, 16_000)).logits
 
     assert torch.isfinite(logits(least)).all()
     if name != "whisper":  # which pads
@@ -550,4 +566,4 @@ def test_the_shortest_clip_gives_a_frame_and_one_sample_less_does_not(name, tmp_
     if least > 1:
         clips = read_clips(write_processed(tmp_path / "data", clip_seconds=(least - 1) / 16_000))
         with pytest.raises(InputError, match=f"have {least - 1} samples .* the model needs {least} for one frame"):
-            encoders.check_base_matches(extractor, model.config, clips)
+            encoders.check_base_matches(loaded, clips)

@@ -11,8 +11,7 @@ from tests.data import small_model, write_processed
 from utils.core.errors import InputError
 from utils.data.clips import read_clips
 from utils.layers import hidden_states
-from utils.models import architectures, encoders, predict
-from utils.models.loading import LoadedModel
+from utils.models import architectures, predict
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +19,9 @@ def clips(tmp_path_factory):
     return read_clips(write_processed(tmp_path_factory.mktemp("data") / "processed"), "train")
 
 
-def extract(model, extractor, clips, folder, **more):
+def extract(loaded, clips, folder, **more):
     arguments = {"batch_size": 5, "folder": folder, "name": "states", "key": {"model": "a"}, **more}
-    return hidden_states.extract(LoadedModel(model, extractor), clips, **arguments)
+    return hidden_states.extract(loaded, clips, **arguments)
 
 
 def contents(folder):
@@ -31,12 +30,12 @@ def contents(folder):
 
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "ast"])
 def test_states_agree_with_those_that_transformers_collects(name, clips, tmp_path):
-    model, extractor = small_model(name)
-    found = extract(model, extractor, clips, tmp_path)
-    inputs = encoders.prepare(extractor, [clips.audio(i) for i in range(3)], 16_000, model.main_input_name)
+    loaded = small_model(name)
+    found = extract(loaded, clips, tmp_path)
+    inputs = loaded.prepare([clips.audio(i) for i in range(3)], 16_000)
     with torch.inference_mode():
-        layers = model(**inputs, output_hidden_states=True).hidden_states
-    n_layers = model.config.num_hidden_layers
+        layers = loaded.model(**inputs, output_hidden_states=True).hidden_states
+    n_layers = loaded.config.num_hidden_layers
     assert found.pooled.shape == (n_layers + 1, len(clips), 32)
     # AST: two class tokens, then the patches of six bands; those of the 49 mel frames of half a second count.
     frames = [2 + band * 12 + time for band in range(2) for time in range(5)] if name == "ast" else slice(None)
@@ -62,23 +61,23 @@ def test_frame_similarity_has_its_closed_forms():
 
 
 def test_states_are_taken_again_only_if_nothing_has_changed(clips, tmp_path, monkeypatch):
-    model, extractor = small_model("wav2vec2")
-    first = np.array(extract(model, extractor, clips, tmp_path).pooled)
+    loaded = small_model("wav2vec2")
+    first = np.array(extract(loaded, clips, tmp_path).pooled)
     with monkeypatch.context() as patch:
         patch.setattr(predict, "input_batches", lambda *_, **__: pytest.fail("the states were there"))
-        np.testing.assert_array_equal(extract(model, extractor, clips, tmp_path).pooled, first)
+        np.testing.assert_array_equal(extract(loaded, clips, tmp_path).pooled, first)
     (tmp_path / "states.npy").write_bytes(b"rubbish")
-    np.testing.assert_array_equal(extract(model, extractor, clips, tmp_path).pooled, first)
-    other, _ = small_model("wav2vec2")
-    changed = extract(other, extractor, clips, tmp_path, key={"model": "b"}).pooled
+    np.testing.assert_array_equal(extract(loaded, clips, tmp_path).pooled, first)
+    other = small_model("wav2vec2")
+    changed = extract(other, clips, tmp_path, key={"model": "b"}).pooled
     assert not np.allclose(changed, first)
 
 
 def test_interrupted_and_resumed_states_are_the_same_bytes(clips, tmp_path, monkeypatch):
-    model, extractor = small_model("wav2vec2")
+    loaded = small_model("wav2vec2")
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    extract(model, extractor, clips, tmp_path / "whole")
+    extract(loaded, clips, tmp_path / "whole")
     monkeypatch.setattr(hidden_states, "SAVE_EVERY_S", 0.0)
     batches, n_batches = predict.input_batches, []
 
@@ -92,28 +91,28 @@ def test_interrupted_and_resumed_states_are_the_same_bytes(clips, tmp_path, monk
     monkeypatch.setattr(predict, "input_batches", dying)
     for _ in range(2):  # dies twice, each time a little further
         with pytest.raises(RuntimeError):
-            extract(model, extractor, clips, tmp_path / "parts")
+            extract(loaded, clips, tmp_path / "parts")
     assert json.loads((tmp_path / "parts" / "states.json").read_text())["n_done"] == 30
-    extract(model, extractor, clips, tmp_path / "parts")
+    extract(loaded, clips, tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert len(n_batches) == 4 + 4 + 2  # of eight batches: none is done twice but the one that was under way
 
 
 def test_weights_that_are_nan_are_named_by_layer_and_clip(clips, tmp_path):
-    model, extractor = small_model("wav2vec2")
+    loaded = small_model("wav2vec2")
     with torch.no_grad():
-        architectures.blocks_of(model)[1].feed_forward.output_dense.bias[0] = float("nan")
+        architectures.blocks_of(loaded.model)[1].feed_forward.output_dense.bias[0] = float("nan")
     with pytest.raises(InputError, match=r"layer 2 \(the output of block 1\).*clip Blackbird/train0:0"):
-        extract(model, extractor, clips, tmp_path)
+        extract(loaded, clips, tmp_path)
 
 
 def test_a_full_disk_shows_before_the_first_pass(clips, tmp_path, monkeypatch):
-    model, extractor = small_model("wav2vec2")
+    loaded = small_model("wav2vec2")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(hidden_states.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        extract(model, extractor, clips, tmp_path)
+        extract(loaded, clips, tmp_path)
     assert not (tmp_path / "states.json").exists()

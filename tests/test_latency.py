@@ -14,7 +14,6 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from tests.stages import ROOT
 from utils.models import encoders, latency
-from utils.models.loading import LoadedModel
 
 LABELS = ["crow", "finch", "jay"]
 RATE_HZ = 16_000
@@ -40,13 +39,12 @@ def macs_by_hand(config, n_samples, n_classes):
 @pytest.fixture
 def tiny():
     torch.manual_seed(0)
-    model, extractor = encoders.tiny_model(LABELS)
-    return model.eval(), extractor
+    return encoders.tiny_model(LABELS).ready("cpu")
 
 
 @pytest.mark.parametrize("keep", [[0, 1, 2, 3], [2], []])
 def test_macs_agree_with_a_count_by_hand(tiny, keep):
-    model, _ = tiny
+    model = tiny.model
     encoders.prune_model(model, keep)
     before = model.config._attn_implementation
     assert before != "eager"  # the fused attention of a CPU is unknown to the counter
@@ -56,7 +54,7 @@ def test_macs_agree_with_a_count_by_hand(tiny, keep):
 
 
 def test_macs_grow_with_the_batch(tiny):
-    model, _ = tiny
+    model = tiny.model
     one, three = (latency.count_macs(model, {"input_values": torch.zeros(n, RATE_HZ)}) for n in (1, 3))
     assert three == (3 * one[0], 3 * one[1])
 
@@ -113,13 +111,12 @@ def quiet(monkeypatch):
 
 
 def test_cost_is_made_of_the_measured_times(tiny, script, quiet, monkeypatch):
-    model, extractor = tiny
     monkeypatch.setattr(latency, "MAX_PASSES", 4)
     # Five rounds of four whole passes, of 0.100, 0.102 … s, each followed by a front end of 0.040 s; batches of 0.5 s.
     whole = 0.100 + 0.002 * np.arange(20)
     left = script([value for seconds in whole for value in (seconds, 0.040)] + [0.5] * 3)
     audio = np.random.default_rng(0).normal(size=2 * RATE_HZ).astype(np.float32)
-    cost = latency.measure_cost(LoadedModel(model, extractor), audio, RATE_HZ, 4)
+    cost = latency.measure_cost(tiny, audio, RATE_HZ, 4)
     assert not list(left)
     of_rounds = np.median(whole.reshape(5, 4), axis=1)
     assert cost.n_repeats == 20
@@ -131,17 +128,16 @@ def test_cost_is_made_of_the_measured_times(tiny, script, quiet, monkeypatch):
     assert cost.throughput_clips_per_s == pytest.approx(4 / 0.5)
     assert (cost.batch_size, cost.dtype, cost.n_threads) == (4, "float32", 2)
     assert (cost.latency_doubt, cost.cpu_busy_share) == ("no", 0)
-    total, front_end = macs_by_hand(model.config, 2 * RATE_HZ, len(LABELS))
+    total, front_end = macs_by_hand(tiny.config, 2 * RATE_HZ, len(LABELS))
     assert (cost.gmacs_per_clip, cost.gmacs_front_end) == (total / 1e9, front_end / 1e9)
 
 
 def test_models_take_turns_and_each_round_begins_with_another(tiny, monkeypatch):
-    model, extractor = tiny
     turns = []
     monkeypatch.setattr(latency._Candidate, "take_turn", lambda self, n, budget_s: turns.append((self, n, budget_s)))
     monkeypatch.setattr(latency, "_latencies", lambda candidates, load: list(candidates))
-    models = {name: (model, extractor) for name in "abcde"}
-    found = latency.measure_in_turn(models, np.zeros(RATE_HZ, np.float32), RATE_HZ, "cpu", budget_s=10)
+    models = dict.fromkeys("abcde", tiny)
+    found = latency.measure_in_turn(models, np.zeros(RATE_HZ, np.float32), RATE_HZ, budget_s=10)
     names = {candidate: name for name, candidate in found.items()}
     assert "".join(names[turn[0]] for turn in turns) == "abcdebcdeacdeabdeabceabcd"
     assert [turn[1] for turn in turns] == [latency.N_WARM_UP] * 5 + [1] * 20
@@ -149,11 +145,8 @@ def test_models_take_turns_and_each_round_begins_with_another(tiny, monkeypatch)
 
 
 def test_repeats_stop_at_the_most(tiny, monkeypatch):
-    model, extractor = tiny
     monkeypatch.setattr(latency, "MAX_PASSES", 5)
-    found = latency.measure_in_turn(
-        {"a": (model, extractor)}, np.zeros(RATE_HZ, np.float32), RATE_HZ, "cpu", budget_s=1e9
-    )["a"]
+    found = latency.measure_in_turn({"a": tiny}, np.zeros(RATE_HZ, np.float32), RATE_HZ, budget_s=1e9)["a"]
     assert found.n_repeats == 25
     assert found.latency_ms_p95 >= found.latency_ms_median > 0
     assert found.latency_ms_low <= found.latency_ms_median <= found.latency_ms_high
@@ -161,13 +154,11 @@ def test_repeats_stop_at_the_most(tiny, monkeypatch):
 
 def pruned(keep):
     torch.manual_seed(0)
-    model, extractor = encoders.tiny_model(LABELS)
-    encoders.prune_model(model, keep)
-    return model.eval(), extractor
+    return encoders.pruned_copy(encoders.tiny_model(LABELS).ready("cpu"), keep)
 
 
 def measure(models):
-    return latency.measure_in_turn(models, np.zeros(RATE_HZ, np.float32), RATE_HZ, "cpu", budget_s=0)
+    return latency.measure_in_turn(models, np.zeros(RATE_HZ, np.float32), RATE_HZ, budget_s=0)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_a_subset_is_measured_as_the_pruned_model_and_once(clips, tmp_path, monk
 
     found = measure({"model": "a"})
     assert [path.name for path in tmp_path.iterdir()] == ["block_influence+cka-0,2.npz"]
-    assert loaded.model.config.num_hidden_layers == 3
+    assert loaded.config.num_hidden_layers == 3
     with monkeypatch.context() as patch:
         patch.setattr(hidden_states, "extract", lambda *_: pytest.fail("measured twice"))
         again = measure({"model": "a"})

@@ -1,7 +1,6 @@
 """Subsets that share their prefix give what each pruned model gives by itself, with the work that is said."""
 
 import contextlib
-import copy
 import itertools
 import logging
 import weakref
@@ -15,7 +14,6 @@ from utils.core.errors import InputError, UsageError
 from utils.data.clips import read_clips
 from utils.models import architectures, encoders, memory, onednn, predict
 from utils.models.encoder_parts import EncoderParts
-from utils.models.loading import LoadedModel
 from utils.pruning import layer_sweep
 
 N_CLIPS = 6
@@ -32,32 +30,29 @@ def clips(tmp_path_factory):
 def distinct_model(name):
     """Return a small model in which every block matters: new ones are almost the identity."""
     torch.manual_seed(1)
-    model, extractor = small_model(name)
+    loaded = small_model(name)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in loaded.model.parameters():
             if parameter.dim() == 2:
                 parameter *= 4
-    return model, extractor
+    return loaded
 
 
-def sweep(model, extractor, clips, keeps, batch_size=4):
-    batches = layer_sweep.logits_by_batch(LoadedModel(model, extractor), clips, keeps, batch_size)
+def sweep(loaded, clips, keeps, batch_size=4):
+    batches = layer_sweep.logits_by_batch(loaded, clips, keeps, batch_size)
     return np.concatenate(list(batches), axis=1)
 
 
-def reloaded_logits(model, extractor, clips, keep, folder):
-    """Return the logits of the pruned model as it is saved and loaded again; `model` is left as it was."""
+def reloaded_logits(loaded, clips, keep, folder):
+    """Return the logits of the pruned model as it is saved and loaded again; `loaded` is left as it was."""
     name = f"keep{'-'.join(map(str, keep))}"
-    pruned = copy.deepcopy(model)
-    encoders.prune_model(pruned, list(keep))
-    encoders.save_model(pruned, extractor, folder / name)
-    reloaded, _ = encoders.load_model(folder / name, "cpu")
-    return predict.predict(LoadedModel(reloaded, extractor), clips, batch_size=3)
+    encoders.save_model(encoders.pruned_copy(loaded, keep), folder / name)
+    return predict.predict(encoders.load_model(folder / name, "cpu"), clips, batch_size=3)
 
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_every_subset_gives_the_logits_of_the_pruned_model_after_reload(name, clips, tmp_path):
-    model, extractor = distinct_model(name)
+    loaded = distinct_model(name)
     rng = np.random.default_rng(2)
     keeps = [(), *ALL_THAT_KEEP_BLOCK_0, (1,), (2,), (1, 2)]
     if name == "wavlm":
@@ -65,37 +60,37 @@ def test_every_subset_gives_the_logits_of_the_pruned_model_after_reload(name, cl
     if "sum" in name:
         keeps = [keep for keep in keeps if keep]
     keeps = [keeps[i] for i in rng.permutation(len(keeps))[:4]]
-    logits = sweep(model, extractor, clips, keeps)
+    logits = sweep(loaded, clips, keeps)
     assert logits.shape == (len(keeps), N_CLIPS, len(LABELS)) and logits.dtype == np.float32
     for keep, found in zip(keeps, logits, strict=True):
-        np.testing.assert_allclose(found, reloaded_logits(model, extractor, clips, keep, tmp_path), **TOLERANCE)
+        np.testing.assert_allclose(found, reloaded_logits(loaded, clips, keep, tmp_path), **TOLERANCE)
     for i, j in itertools.combinations(range(len(keeps)), 2):
         assert np.abs(logits[i] - logits[j]).max() > 1000 * TOLERANCE["atol"]
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast"])
 def test_batch_size_changes_nothing(name, clips):
-    model, extractor = distinct_model(name)
-    expected = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, batch_size=N_CLIPS)
+    loaded = distinct_model(name)
+    expected = sweep(loaded, clips, ALL_THAT_KEEP_BLOCK_0, batch_size=N_CLIPS)
     for batch_size in (1, 4):
-        found = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, batch_size)
+        found = sweep(loaded, clips, ALL_THAT_KEEP_BLOCK_0, batch_size)
         np.testing.assert_allclose(found, expected, **TOLERANCE)
 
 
 def test_results_come_in_the_order_asked_for_with_duplicates(clips):
-    model, extractor = distinct_model("wav2vec2")
+    loaded = distinct_model("wav2vec2")
     keeps = [(0, 2), (1,), (0, 2), (0,), [1], np.array([0, 1])]
-    logits = sweep(model, extractor, clips, keeps)
+    logits = sweep(loaded, clips, keeps)
     for keep, found in zip(keeps, logits, strict=True):
-        np.testing.assert_allclose(found, sweep(model, extractor, clips, [keep])[0], **TOLERANCE)
-    predicted_ids = layer_sweep.predict_subsets(LoadedModel(model, extractor), clips, keeps, batch_size=4)
+        np.testing.assert_allclose(found, sweep(loaded, clips, [keep])[0], **TOLERANCE)
+    predicted_ids = layer_sweep.predict_subsets(loaded, clips, keeps, batch_size=4)
     assert predicted_ids.dtype == np.int16
     np.testing.assert_array_equal(predicted_ids, logits.argmax(axis=2))
 
 
 def test_nothing_asked_for_is_nothing_found(clips):
-    model, extractor = distinct_model("wav2vec2")
-    found = layer_sweep.predict_subsets(LoadedModel(model, extractor), clips, [], batch_size=4)
+    loaded = distinct_model("wav2vec2")
+    found = layer_sweep.predict_subsets(loaded, clips, [], batch_size=4)
     assert found.shape == (0, N_CLIPS)
 
 
@@ -109,7 +104,7 @@ def test_trie_cost_is_that_of_a_hand_drawn_trie():
 
 
 def test_each_node_is_one_block_call_a_batch_and_few_states_live_at_once(clips):
-    model, extractor = distinct_model("wavlm")
+    loaded = distinct_model("wavlm")
     alive, most_alive, n_calls = weakref.WeakSet(), [], []
 
     def look(module, args, kwargs, output):
@@ -117,9 +112,9 @@ def test_each_node_is_one_block_call_a_batch_and_few_states_live_at_once(clips):
         n_calls.append(1)
         most_alive.append(len(alive))
 
-    for block in architectures.blocks_of(model):
+    for block in architectures.blocks_of(loaded.model):
         block.register_forward_hook(look, with_kwargs=True)
-    sweep(model, extractor, clips, [*ALL_THAT_KEEP_BLOCK_0, ()], batch_size=4)
+    sweep(loaded, clips, [*ALL_THAT_KEEP_BLOCK_0, ()], batch_size=4)
     n_nodes, _ = layer_sweep.trie_cost(ALL_THAT_KEEP_BLOCK_0)
     n_batches = 2
     assert len(n_calls) == n_nodes * n_batches == 4 * 2
@@ -128,37 +123,37 @@ def test_each_node_is_one_block_call_a_batch_and_few_states_live_at_once(clips):
 
 
 def test_a_front_end_runs_once_a_batch(clips, caplog):
-    model, extractor = distinct_model("wav2vec2")
+    loaded = distinct_model("wav2vec2")
     calls = []
-    model.wav2vec2.feature_extractor.register_forward_hook(lambda *_: calls.append(1))
+    loaded.model.wav2vec2.feature_extractor.register_forward_hook(lambda *_: calls.append(1))
     with caplog.at_level(logging.DEBUG):
-        sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0, batch_size=2)
+        sweep(loaded, clips, ALL_THAT_KEEP_BLOCK_0, batch_size=2)
     assert len(calls) == N_CLIPS // 2
     assert "4 subsets share 4 block passes instead of 8" in caplog.text
 
 
 def test_a_sweep_leaves_the_model_as_it_was(clips):
-    model, extractor = distinct_model("hubert")
-    before = predict.predict(LoadedModel(model, extractor), clips, batch_size=4)
-    sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0)
-    np.testing.assert_array_equal(predict.predict(LoadedModel(model, extractor), clips, batch_size=4), before)
-    assert not any("forward" in vars(module) for module in model.modules())
+    loaded = distinct_model("hubert")
+    before = predict.predict(loaded, clips, batch_size=4)
+    sweep(loaded, clips, ALL_THAT_KEEP_BLOCK_0)
+    np.testing.assert_array_equal(predict.predict(loaded, clips, batch_size=4), before)
+    assert not any("forward" in vars(module) for module in loaded.model.modules())
 
 
 def test_broken_weights_are_named_with_subset_and_clip(clips):
-    model, extractor = distinct_model("wav2vec2")
+    loaded = distinct_model("wav2vec2")
     with torch.no_grad():
-        architectures.blocks_of(model)[1].feed_forward.output_dense.bias[0] = float("nan")
-    sweep(model, extractor, clips, [(0,), (0, 2)])
+        architectures.blocks_of(loaded.model)[1].feed_forward.output_dense.bias[0] = float("nan")
+    sweep(loaded, clips, [(0,), (0, 2)])
     first = clips.table["clip_id"].iloc[0]
     with pytest.raises(InputError, match=rf"blocks \[0, 1\] .* clip {first};"):
-        sweep(model, extractor, clips, [(0, 2), (0, 1, 2), (0, 1)])
+        sweep(loaded, clips, [(0, 2), (0, 1, 2), (0, 1)])
     with pytest.raises(InputError, match=rf"blocks \[1\] .* pooled states .* clip {first};"):
-        layer_sweep.pooled_states(LoadedModel(model, extractor), clips, (1,), batch_size=4)
+        layer_sweep.pooled_states(loaded, clips, (1,), batch_size=4)
 
 
 def test_a_broken_clip_of_a_later_batch_is_named(clips, monkeypatch):
-    model, extractor = distinct_model("wav2vec2")
+    loaded = distinct_model("wav2vec2")
     samples = type(clips).__getitem__
 
     def fifth_is_broken(self, index):
@@ -167,29 +162,29 @@ def test_a_broken_clip_of_a_later_batch_is_named(clips, monkeypatch):
 
     monkeypatch.setattr(type(clips), "__getitem__", fifth_is_broken)
     with pytest.raises(InputError, match=f"clip {clips.table['clip_id'].iloc[4]};"):
-        sweep(model, extractor, clips, [(0,), (1,)], batch_size=4)
+        sweep(loaded, clips, [(0,), (1,)], batch_size=4)
 
 
 @pytest.mark.parametrize("keep", [(1, 0), (0, 0), (0, 3), (-1,)])
 def test_impossible_lists_are_refused(keep, clips):
-    model, extractor = distinct_model("wav2vec2")
+    loaded = distinct_model("wav2vec2")
     with pytest.raises(UsageError, match="ascending and from 0 to 2"):
-        sweep(model, extractor, clips, [(0,), keep])
+        sweep(loaded, clips, [(0,), keep])
     with pytest.raises(UsageError, match="ascending and from 0 to 2"):
-        layer_sweep.pooled_states(LoadedModel(model, extractor), clips, keep, batch_size=4)
+        layer_sweep.pooled_states(loaded, clips, keep, batch_size=4)
 
 
 def test_wavlm_keeps_the_block_that_the_others_need(clips):
-    model, extractor = distinct_model("wavlm")
+    loaded = distinct_model("wavlm")
     with pytest.raises(UsageError, match="layer 0 of a wavlm model"):
-        sweep(model, extractor, clips, [(0, 1), (1, 2)])
+        sweep(loaded, clips, [(0, 1), (1, 2)])
 
 
 def test_a_model_without_blocks_is_refused(clips):
-    model, extractor = distinct_model("wav2vec2")
-    encoders.prune_model(model, [])
+    loaded = distinct_model("wav2vec2")
+    encoders.prune_model(loaded.model, [])
     with pytest.raises(InputError, match="no transformer block left"):
-        sweep(model, extractor, clips, [()])
+        sweep(loaded, clips, [()])
 
 
 # ---------------------------------------------------------------------------------------------- memory
@@ -198,12 +193,12 @@ def test_a_model_without_blocks_is_refused(clips):
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast", "wav2vec2-weighted-layer-sum"])
 def test_a_batch_takes_no_more_than_its_clips_one_by_one(name, clips):
     """The estimate multiplies what one clip takes; here the sum over a whole walk is measured."""
-    model, extractor = distinct_model(name)
-    parts = EncoderParts(model)
+    loaded = distinct_model(name)
+    parts = EncoderParts(loaded.model)
 
     def highest(n_clips, keeps):
         audio = [clips.audio(i) for i in range(n_clips)]
-        inputs = encoders.prepare(extractor, audio, clips.sample_rate_hz, model.main_input_name)
+        inputs = loaded.prepare(audio, clips.sample_rate_hz)
         with torch.no_grad(), memory.LiveBytes() as live:
             for keep, path in layer_sweep._walk(parts, inputs, keeps):
                 parts.logits(path, keep)
@@ -233,21 +228,21 @@ def test_live_bytes_are_those_of_storages():
 
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_the_head_turns_pooled_states_into_the_pruned_models_logits(name, clips, tmp_path):
-    model, extractor = distinct_model(name)
+    loaded = distinct_model(name)
     for keep in ((0, 2), (0, 1, 2)):
-        pooled = layer_sweep.pooled_states(LoadedModel(model, extractor), clips, keep, batch_size=4)
+        pooled = layer_sweep.pooled_states(loaded, clips, keep, batch_size=4)
         assert pooled.shape == (N_CLIPS, 32) and pooled.dtype == np.float32
-        logits = EncoderParts(model).head(torch.from_numpy(pooled))
+        logits = EncoderParts(loaded.model).head(torch.from_numpy(pooled))
         assert logits.requires_grad  # a head can be trained on them
-        expected = reloaded_logits(model, extractor, clips, keep, tmp_path)
+        expected = reloaded_logits(loaded, clips, keep, tmp_path)
         np.testing.assert_allclose(logits.detach().numpy(), expected, **TOLERANCE)
 
 
 def test_pooled_states_of_the_front_end_alone(clips, tmp_path):
-    model, extractor = distinct_model("wav2vec2")
-    pooled = layer_sweep.pooled_states(LoadedModel(model, extractor), clips, (), batch_size=4)
-    logits = EncoderParts(model).head(torch.from_numpy(pooled)).detach().numpy()
-    np.testing.assert_allclose(logits, reloaded_logits(model, extractor, clips, (), tmp_path), **TOLERANCE)
+    loaded = distinct_model("wav2vec2")
+    pooled = layer_sweep.pooled_states(loaded, clips, (), batch_size=4)
+    logits = EncoderParts(loaded.model).head(torch.from_numpy(pooled)).detach().numpy()
+    np.testing.assert_allclose(logits, reloaded_logits(loaded, clips, (), tmp_path), **TOLERANCE)
 
 
 # ------------------------------------------------------------------------------------------- precision
@@ -256,16 +251,16 @@ def test_pooled_states_of_the_front_end_alone(clips, tmp_path):
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_bfloat16_gives_nearly_the_same(name, clips, monkeypatch):
     """What a GPU does, on this machine's CPU: every architecture runs in bfloat16, and within a limit."""
-    model, extractor = distinct_model(name)
-    expected = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0)
+    loaded = distinct_model(name)
+    expected = sweep(loaded, clips, ALL_THAT_KEEP_BLOCK_0)
 
     @contextlib.contextmanager
-    def in_bfloat16(model):
-        with torch.autocast("cpu", torch.bfloat16):
+    def in_bfloat16(model, device):
+        with torch.autocast(device, torch.bfloat16):
             yield
 
     monkeypatch.setattr(layer_sweep, "_computing", in_bfloat16)
-    found = sweep(model, extractor, clips, ALL_THAT_KEEP_BLOCK_0)
+    found = sweep(loaded, clips, ALL_THAT_KEEP_BLOCK_0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
     assert not np.array_equal(found, expected)

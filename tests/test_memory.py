@@ -14,14 +14,14 @@ from tests.stages import load_stage
 from utils.core import errors
 from utils.core.errors import InputError, advice_on, is_out_of_memory
 from utils.data import clips, sources
-from utils.models import encoders, memory, model_folder, training
+from utils.models import encoders, loading, memory, training
 from utils.pruning import layer_sweep
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
 def test_training_bytes_count_weights_and_clips(name):
     """Twice the clips take as much more; what does not grow is what was there, gradients and AdamW's moments."""
-    model, _ = small_model(name)
+    model = small_model(name).model
     clip = {model.main_input_name: torch.zeros(1, 80, 100) if name == "whisper" else torch.zeros(1, 8000)}
     n = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     one, two = (memory.training_bytes(model.eval(), clip, size, 1000) for size in (1, 2))
@@ -31,7 +31,7 @@ def test_training_bytes_count_weights_and_clips(name):
 def peak_of_steps(n_clips, n_samples):
     """In a process of its own: return what it had, the estimate, and the peak of two steps of AdamW, in bytes."""
     torch.set_num_threads(1)
-    model, _ = small_model("wav2vec2", hidden_size=256, intermediate_size=1024, conv_dim=(128, 128, 128))
+    model = small_model("wav2vec2", hidden_size=256, intermediate_size=1024, conv_dim=(128, 128, 128)).model
     before = memory.used_bytes("cpu")
     clips = torch.randn(n_clips, n_samples)
     optimizer = torch.optim.AdamW(model.train().parameters(), fused=True)
@@ -159,8 +159,8 @@ def test_files_that_no_memory_was_left_for_are_not_called_damaged(tmp_path, monk
 
 @pytest.mark.parametrize("where", ["safe_open", "AutoModelForAudioClassification"])
 def test_a_model_that_no_memory_was_left_for_is_not_called_damaged(where, tmp_path, monkeypatch):
-    model, extractor = small_model("wav2vec2")
-    encoders.save_model(model, extractor, tmp_path / "model")
+    loaded = small_model("wav2vec2")
+    encoders.save_model(loaded, tmp_path / "model")
 
     class NoMemory:
         def __init__(self, *args, **kwargs):
@@ -168,10 +168,10 @@ def test_a_model_that_no_memory_was_left_for_is_not_called_damaged(where, tmp_pa
 
         from_pretrained = from_config = __init__
 
-    monkeypatch.setattr(model_folder, where, NoMemory)
+    monkeypatch.setattr(loading, where, NoMemory)
     with pytest.raises(InputError, match=r"model: out of memory .* only to load it takes about [\d.]+ GB"):
         encoders.load_model(tmp_path / "model", "cpu")
-    monkeypatch.setattr(model_folder.AutoFeatureExtractor, "from_pretrained", no_thread)
+    monkeypatch.setattr(loading.AutoFeatureExtractor, "from_pretrained", no_thread)
     with pytest.raises(RuntimeError, match="new thread"):
         encoders.load_model(tmp_path / "model", "cpu")
 
@@ -195,8 +195,8 @@ def test_a_recording_that_no_memory_was_left_for_is_not_called_damaged(monkeypat
 
 def test_what_a_failed_attempt_left_of_a_model_is_no_hindrance(tmp_path):
     """A stage that was killed, or had no memory to reload the model, left a folder that the next attempt met."""
-    model, extractor = small_model("wav2vec2")
+    loaded = small_model("wav2vec2")
     (tmp_path / ".model.partial").mkdir()
     (tmp_path / ".model.partial" / "config.json").write_text("{")
-    encoders.save_model(model, extractor, tmp_path / "model")
+    encoders.save_model(loaded, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

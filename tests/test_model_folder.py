@@ -34,7 +34,7 @@ class Extractor(Wav2Vec2FeatureExtractor):
 
 @pytest.fixture
 def model_dir(tmp_path):
-    encoders.save_model(*small_model("wav2vec2"), tmp_path / "model")
+    encoders.save_model(small_model("wav2vec2"), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -59,7 +59,7 @@ def shard(folder, *names):
 
 def load(folder):
     model_folder.model_input(folder)
-    return encoders.load_model(folder, "cpu")[0]
+    return encoders.load_model(folder, "cpu").model
 
 
 # --------------------------------------------------------------------------------------- code of its own
@@ -313,14 +313,14 @@ def test_feature_extractor_of_another_model(keys, words, model_dir):
     ],
 )
 def test_feature_extractor_of_another_size(name, keys, words, tmp_path):
-    encoders.save_model(*small_model(name), tmp_path / "model")
+    encoders.save_model(small_model(name), tmp_path / "model")
     change(tmp_path / "model", "preprocessor_config.json", **keys)
     with pytest.raises(InputError, match=words):
         load(tmp_path / "model")
 
 
 def test_deep_whisper_is_refused_at_once(tmp_path):
-    encoders.save_model(*small_model("whisper"), tmp_path / "model")
+    encoders.save_model(small_model("whisper"), tmp_path / "model")
     for n in (4, 10**7):
         change(tmp_path / "model", encoder_layers=n)
         with pytest.raises(InputError, match=rf"_layers is {n}"):
@@ -348,7 +348,7 @@ def fuzzed_dirs(tmp_path_factory):
     folders = {}
     for name in ("wav2vec2", "whisper", "ast"):
         folder = tmp_path_factory.mktemp("fuzz") / name
-        encoders.save_model(*small_model(name), folder)
+        encoders.save_model(small_model(name), folder)
         contents = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
         folders[name] = folder, contents
     return folders
@@ -385,7 +385,7 @@ def test_a_folder_with_a_processor_alone(model_dir):
     (model_dir / "preprocessor_config.json").unlink()
     (model_dir / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
     model_folder.model_input(model_dir)
-    assert encoders.load_model(model_dir, "cpu")[1].to_dict() == small_model("wav2vec2")[1].to_dict()
+    assert encoders.load_model(model_dir, "cpu").extractor.to_dict() == small_model("wav2vec2").extractor.to_dict()
 
 
 def test_a_folder_renamed_read_only_and_without_its_feature_extractors_class(model_dir, tmp_path):
@@ -413,7 +413,7 @@ def test_a_file_is_not_a_folder(model_dir):
 def test_a_folder_called_tiny(model_dir, tmp_path, monkeypatch):
     """04 and 07 gave the random model that is built in for it, under the folder's digest."""
     monkeypatch.chdir(tmp_path)
-    assert encoders.load_any_model("tiny", "cpu")[0].config.num_hidden_layers == 4
+    assert encoders.load_any_model("tiny", "cpu").config.num_hidden_layers == 4
     (tmp_path / "tiny").mkdir()
     assert model_folder.any_model_input("tiny").path == "tiny", "a folder that holds no model"
     model_dir.rename(tmp_path / "tiny" / "model")
@@ -424,7 +424,7 @@ def test_a_folder_called_tiny(model_dir, tmp_path, monkeypatch):
     ):
         with pytest.raises(UsageError, match=r"write \./tiny for the folder"):
             call()
-    assert encoders.load_any_model("./tiny", "cpu")[0].config.num_hidden_layers == 3
+    assert encoders.load_any_model("./tiny", "cpu").config.num_hidden_layers == 3
 
 
 # ---------------------------------------------------------------------------------------------- the hub
@@ -451,7 +451,7 @@ def test_a_model_of_the_hub_goes_by_its_name_and_its_content(cached, model_dir):
     name = "somebody/birds"
     described = model_folder.any_model_input(name)
     assert described.path == name and described.sha256 == model_folder.model_input(model_dir).sha256
-    model, _ = encoders.load_base_model(name, LABELS)
+    model = encoders.load_base_model(name, LABELS).model
     assert model.config.name_or_path == name
     encoders.prune_model(model, [0])
     assert model.config.pruned_from == name

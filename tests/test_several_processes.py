@@ -22,9 +22,9 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     torch.manual_seed(0)
-    model, extractor = small_model("wav2vec2")
+    loaded = small_model("wav2vec2")
     folder = tmp_path_factory.mktemp("model") / "wav2vec2"
-    encoders.save_model(model, extractor, folder)
+    encoders.save_model(loaded, folder)
     return folder
 
 
@@ -61,10 +61,10 @@ def test_two_processes_score_every_clip_once(data_dir, model_dir, warm_python, t
 
 
 def test_what_one_process_cannot_do_ends_all(data_dir, model_dir, warm_python, tmp_path, capfd):
-    model, extractor = encoders.load_model(model_dir, "cpu")
-    torch.nn.init.constant_(model.classifier.weight, float("nan"))
-    model.save_pretrained(tmp_path / "broken")
-    extractor.save_pretrained(tmp_path / "broken")
+    loaded = encoders.load_model(model_dir, "cpu")
+    torch.nn.init.constant_(loaded.model.classifier.weight, float("nan"))
+    loaded.model.save_pretrained(tmp_path / "broken")
+    loaded.extractor.save_pretrained(tmp_path / "broken")
     arguments = ["--model_dir", tmp_path / "broken", "--data_dir", data_dir, "--output_dir", tmp_path / "out"]
     assert launch_together(warm_python, 2, "03_model_validation.py", *arguments, "--device", "cpu") != 0
     assert "NaN or infinite" in capfd.readouterr().err

@@ -17,6 +17,7 @@ from tests.data import SMALL_CONFIGS, small_extractor, write_processed
 from tests.stages import load_stage, without_figures
 from utils.data import synthetic
 from utils.models import encoders
+from utils.models.loaded_model import LoadedModel
 
 QUICK = "--num_train_epochs 1 --augment none --learning_rate 1e-3"
 MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0-1", "small.after-1", "cnn-melspectrogram"}
@@ -32,7 +33,7 @@ def words(tmp_path_factory):
     config = SMALL_CONFIGS["wav2vec2"]()
     config.num_hidden_layers = 2
     model = AutoModelForAudioClassification.from_config(config)
-    encoders.save_model(model, small_extractor("wav2vec2"), folder / "base")
+    encoders.save_model(LoadedModel(model, small_extractor("wav2vec2")), folder / "base")
     return [
         *("--name", "birds", "--raw_dir", str(folder / "raw"), "--metadata", str(folder / "raw" / "metadata.csv")),
         *("--base_model", f"small={folder / 'base'}", "--claim_layers", "0", "--splits", "clip", "--seeds", "1"),

@@ -14,7 +14,6 @@ from utils.core import runs
 from utils.core.errors import InputError
 from utils.data import clips
 from utils.models import encoders, latency, training_history
-from utils.models.loading import LoadedModel
 from utils.pruning import healing
 
 OF_OTHER_DATA = "its folder does not list those recordings"
@@ -65,7 +64,7 @@ def known(model, data_dir, split="test"):
 
 def test_recordings_are_found_again_after_another_split(data, caplog):
     first, second = data
-    model, _ = small_model("wav2vec2")
+    model = small_model("wav2vec2").model
     assert known(model, first) != known(model, first), "NaN: nobody knows"
     assert not caplog.text
     trained(model, first)
@@ -80,25 +79,26 @@ def test_recordings_are_found_again_after_another_split(data, caplog):
 def test_the_history_of_all_trainings_is_saved_pruned_healed_and_loaded(data, tmp_path):
     first, second = data
     digests = [clips.data_input(folder).sha256 for folder in data]
-    model, extractor = small_model("hubert")
-    model.config.clip_seconds = 0.5
-    encoders.save_model(trained(model, first), extractor, tmp_path / "first")
-    base, _ = encoders.load_base_model(str(tmp_path / "first"), LABELS)
-    encoders.save_model(trained(base, second), extractor, tmp_path / "second")
-    again, _, _ = encoders.load_any_model(tmp_path / "second", "cpu")
-    encoders.prune_model(again, [0, 2])
-    encoders.save_model(again, extractor, tmp_path / "pruned")
-    pruned, _ = encoders.load_model(tmp_path / "pruned", "cpu")
+    whole = small_model("hubert")
+    whole.config.clip_seconds = 0.5
+    trained(whole.model, first)
+    encoders.save_model(whole, tmp_path / "first")
+    base = encoders.load_base_model(str(tmp_path / "first"), LABELS)
+    trained(base.model, second)
+    encoders.save_model(base, tmp_path / "second")
+    again = encoders.load_any_model(tmp_path / "second", "cpu")
+    encoders.prune_model(again.model, [0, 2])
+    encoders.save_model(again, tmp_path / "pruned")
+    pruned = encoders.load_model(tmp_path / "pruned", "cpu")
     train, val = (clips.read_clips(second, split) for split in ("train", "val"))
     settings = healing.settings_for(1, seed=0)
     (tmp_path / "work").mkdir()
     healing.heal_subset(
-        *(LoadedModel(pruned, extractor), (0,), tmp_path / "healed" / "model", "head", train, val, settings),
-        *(tmp_path / "work", 8),
+        *(pruned, (0,), tmp_path / "healed" / "model", "head", train, val, settings, tmp_path / "work", 8),
     )
-    healed, _ = encoders.load_model(tmp_path / "healed" / "model", "cpu")
+    healed = encoders.load_model(tmp_path / "healed" / "model", "cpu").model
     assert healed.config.trained_on == digests
-    assert healed.training_history == base.training_history and healed.training_history.data == tuple(digests)
+    assert healed.training_history == base.model.training_history and healed.training_history.data == tuple(digests)
     assert known(healed, first) == 2 and known(healed, second) == 2
     plain = AutoModelForAudioClassification.from_pretrained(tmp_path / "healed" / "model")
     assert plain.config.trained_on == digests
@@ -108,7 +108,7 @@ def test_a_sound_is_known_by_another_name_and_a_name_by_another_sound(data, tmp_
     names = sorted({name for name in clips.read_clips(data[0], "train").table["recording_id"]} | set(SWAPS))
     sounds = {name: f"{i:064d}"[::-1] for i, name in enumerate(names)}
     first = write_other_split(data[0], tmp_path / "first", {}, sounds)
-    model = trained(small_model("wav2vec2")[0], first)
+    model = trained(small_model("wav2vec2").model, first)
 
     renamed = write_other_split(
         *(data[0], tmp_path / "renamed", SWAPS, {f"new/{name}": value for name, value in sounds.items()}),
@@ -122,7 +122,7 @@ def test_a_sound_is_known_by_another_name_and_a_name_by_another_sound(data, tmp_
 
 
 def test_models_from_before_the_list_are_still_told_of(data, caplog):
-    model, _ = small_model("wav2vec2")
+    model = small_model("wav2vec2").model
     model.config.data_sha256 = "0" * 64
     assert known(model, data[0]) != known(model, data[0]) and OF_OTHER_DATA in caplog.text
     trained(model, data[0])
@@ -130,7 +130,7 @@ def test_models_from_before_the_list_are_still_told_of(data, caplog):
     assert known(model, data[0]) == 0 and "sha256 000000000000…" in caplog.text
     assert model.config.trained_on == ["0" * 64, clips.data_input(data[0]).sha256]
     caplog.clear()
-    same, _ = small_model("wav2vec2")
+    same = small_model("wav2vec2").model
     same.config.data_sha256 = clips.data_input(data[0]).sha256
     known(same, data[0])
     assert not caplog.text
@@ -141,7 +141,7 @@ def test_models_from_before_the_list_are_still_told_of(data, caplog):
     ["", "[]", "5", '{"schema_version": 2}', '{"schema_version": 1, "data_sha256": [], "train": [5], "val": []}'],
 )
 def test_a_damaged_history_is_refused(content, tmp_path):
-    encoders.save_model(*small_model("wav2vec2"), tmp_path / "model")
+    encoders.save_model(small_model("wav2vec2"), tmp_path / "model")
     (tmp_path / "model" / training_history.FILE_NAME).write_text(content)
     with pytest.raises(InputError, match=r"training_recordings\.json cannot be read"):
         encoders.load_model(tmp_path / "model", "cpu")

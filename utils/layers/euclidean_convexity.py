@@ -10,8 +10,7 @@ from utils.core.runs import progress
 from utils.data.clips import Clips
 from utils.layers.convexity import euclidean_scores, pair_interval, sample_pairs
 from utils.models.encoder_parts import EncoderParts, State
-from utils.models.encoders import prepare
-from utils.models.loading import LoadedModel
+from utils.models.loaded_model import LoadedModel
 
 PAIRS_AT_ONCE = 4
 
@@ -27,7 +26,7 @@ def euclidean_convexity(
     Parameters
     ----------
     loaded : LoadedModel
-        A fine-tuned model.
+        Fine-tuned, in evaluation mode.
     clips : Clips
     logits : ndarray, shape (n_clips, n_classes)
         What the model says of the clips.
@@ -74,8 +73,7 @@ def _predict_between(parts: EncoderParts, first: list[State], second: list[State
 
 def _hidden_layers(parts: EncoderParts, loaded: LoadedModel, clips: Clips, indices: np.ndarray) -> list[State]:
     audio = [clips.audio(index) for index in indices]
-    inputs = prepare(loaded.extractor, audio, clips.sample_rate_hz, loaded.model.main_input_name)
-    return list(parts.hidden_layers({name: tensor.to(loaded.device) for name, tensor in inputs.items()}))
+    return list(parts.hidden_layers(loaded.prepare(audio, clips.sample_rate_hz)))
 
 
 def _tables(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from utils.data.clips import Clips
-    from utils.models.loading import LoadedModel
+    from utils.models.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _extract_alone(loaded: LoadedModel, batch_size: int, states: _States) -> Non
         with torch.inference_mode():
             for inputs in predict.input_batches(loaded, clips, batch_size, desc="hidden states", first=n_done):
                 layers = [state.hidden_states for state in parts.hidden_layers(inputs)]
-                valid = encoder_parts.valid_frames(*loaded, n_samples, layers[0].shape[1]).to(loaded.device)
+                valid = encoder_parts.valid_frames(loaded, n_samples, layers[0].shape[1])
                 if not valid.all():
                     layers = [layer[:, valid] for layer in layers]
                 rows = slice(n_done, n_done + len(layers[0]))

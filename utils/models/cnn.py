@@ -1,6 +1,6 @@
 """Convolutional baselines: building the networks of `bird_cnn` for a data set."""
 
-from transformers import PreTrainedModel, SequenceFeatureExtractor, Wav2Vec2FeatureExtractor
+from transformers import Wav2Vec2FeatureExtractor
 
 from utils.core.errors import InputError, UsageError
 from utils.data.clips import label_maps
@@ -11,6 +11,7 @@ from utils.models.bird_cnn import (
     WaveformCnn,
     WaveformCnnConfig,
 )
+from utils.models.loaded_model import LoadedModel
 
 
 def build_cnn(
@@ -20,8 +21,8 @@ def build_cnn(
     clip_seconds: float,
     width: float = 1.0,
     pcen: bool = False,
-) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
-    """Return a network with random weights, and its feature extractor.
+) -> LoadedModel:
+    """Return a network with random weights, on the CPU.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ def build_cnn(
                 f"{2 * extractor.min_frequency_hz:g} Hz, these have {sample_rate_hz} Hz; run 01_data_processing.py "
                 "with a higher --sample_rate"
             )
-        return MelspectrogramCnn(config), extractor
+        return LoadedModel(MelspectrogramCnn(config), extractor, has_head=False)
     if pcen:
         raise UsageError("--pcen normalises the bands of a spectrogram: it needs --architecture melspectrogram")
     config = WaveformCnnConfig(clip_samples=round(clip_seconds * sample_rate_hz), **label_maps(labels))
@@ -68,7 +69,7 @@ def build_cnn(
     config.channels = [_scaled(n, width) for n in config.channels]
     config.hidden_size = _scaled(config.hidden_size, width)
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=sample_rate_hz, do_normalize=True, return_attention_mask=False)
-    return WaveformCnn(config), extractor
+    return LoadedModel(WaveformCnn(config), extractor, has_head=False)
 
 
 def _scaled(n: int, width: float) -> int:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import transformers
-from transformers import PreTrainedModel, SequenceFeatureExtractor
+from transformers import PreTrainedModel
 
 from utils.core.errors import InputError
 from utils.data.clips import Clips
 from utils.models.architectures import architecture_of, blocks_of, final_norm_of, sums_layers
-from utils.models.encoders import front_end_call, prepare
+from utils.models.encoders import front_end_call
+from utils.models.loaded_model import LoadedModel
 
 # Of the largest logit. Parts and model differ by the order of summation alone, by 1e-6 in float32; where a GPU rounds
 # to TF32, by the order of its 2^-11. A norm or a sum at another place changed a tenth or more.
@@ -82,7 +83,7 @@ class EncoderParts:
         Parameters
         ----------
         inputs : dict of str to Tensor
-            What `encoders.prepare` returns, on the model's device.
+            What `LoadedModel.prepare` returns.
 
         Returns
         -------
@@ -164,7 +165,7 @@ class EncoderParts:
 
 
 @torch.inference_mode()
-def check_parts(model: PreTrainedModel, extractor: SequenceFeatureExtractor, clips: Clips, device: str) -> None:
+def check_parts(loaded: LoadedModel, clips: Clips) -> None:
     """Check on a batch that a model, run piece by piece, gives the logits that it gives as a whole.
 
     Analysis and sweep call this before they start: where each architecture norms and sums is knowledge of this
@@ -172,7 +173,7 @@ def check_parts(model: PreTrainedModel, extractor: SequenceFeatureExtractor, cli
 
     Parameters
     ----------
-    model, extractor, clips, device
+    loaded, clips
         As for `predict.predict`; the first of the clips are run, in float32.
 
     Raises
@@ -180,17 +181,16 @@ def check_parts(model: PreTrainedModel, extractor: SequenceFeatureExtractor, cli
     InputError
         If the logits differ by more than `MOST_DIFFERENCE`, or the model has no blocks.
     """
-    parts = EncoderParts(model)
+    parts = EncoderParts(loaded.model)
     audio = [clips.audio(index) for index in range(min(N_CLIPS_COMPARED, len(clips)))]
-    inputs = prepare(extractor, audio, clips.sample_rate_hz, model.main_input_name)
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    whole = model(**inputs).logits
+    inputs = loaded.prepare(audio, clips.sample_rate_hz)
+    whole = loaded.model(**inputs).logits
     if not whole.isfinite().all():
         return  # broken weights; whoever runs all clips names the one
     found = parts.logits(list(parts.hidden_layers(inputs)), range(parts.n_layers))
     difference, largest = float((found - whole).abs().max()), float(whole.abs().max())
     if not difference <= MOST_DIFFERENCE * largest:
-        config = model.config
+        config = loaded.config
         options = [f"{name} {value}" for name, value in config.to_diff_dict().items() if isinstance(value, bool)]
         raise InputError(
             f"{config.name_or_path or 'the model'}, run block by block, gives other logits than by itself: they differ "
@@ -202,16 +202,12 @@ def check_parts(model: PreTrainedModel, extractor: SequenceFeatureExtractor, cli
         )
 
 
-def valid_frames(
-    model: PreTrainedModel, extractor: SequenceFeatureExtractor, n_samples: int, n_frames: int
-) -> torch.Tensor:
+def valid_frames(loaded: LoadedModel, n_samples: int, n_frames: int) -> torch.Tensor:
     """Tell which hidden frames hear the clip, and not the silence that a fixed window is filled up with.
 
     Parameters
     ----------
-    model : PreTrainedModel
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
+    loaded : LoadedModel
     n_samples : int
         Length of a clip.
     n_frames : int
@@ -222,4 +218,5 @@ def valid_frames(
     Tensor of bool, shape (n_frames,)
         AST's two class tokens are not frames. Of its patches, which overlap, those that begin within the clip.
     """
-    return torch.tensor(architecture_of(model.config).hears(model, extractor, n_samples, n_frames))
+    architecture = architecture_of(loaded.config)
+    return torch.tensor(architecture.hears(loaded.model, loaded.extractor, n_samples, n_frames), device=loaded.device)

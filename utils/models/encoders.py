@@ -6,20 +6,20 @@ states into logits.
 """
 
 import contextlib
+import copy
 import logging
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from packaging.version import InvalidVersion, Version
 from torch import nn
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
-    SequenceFeatureExtractor,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForSequenceClassification,
@@ -40,6 +40,7 @@ from utils.models.architectures import (
     shortest_clip_samples,
     sums_layers,
 )
+from utils.models.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def front_end_call(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> t
     model : PreTrainedModel
         An audio-classification model.
     inputs : dict of str to Tensor
-        What `prepare` returns.
+        What `LoadedModel.prepare` returns.
 
     Returns
     -------
@@ -127,7 +128,7 @@ def front_end_call(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> t
 # ------------------------------------------------------------------------------------------- loading
 
 
-def tiny_model(labels: list[str], sample_rate_hz: int = 16_000) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+def tiny_model(labels: list[str], sample_rate_hz: int = 16_000) -> LoadedModel:
     """Return a small wav2vec2 with random weights, for demonstrations and tests.
 
     Real in every part, with four blocks, so that all stages can be run in seconds on a CPU.
@@ -156,13 +157,11 @@ def tiny_model(labels: list[str], sample_rate_hz: int = 16_000) -> tuple[PreTrai
         **label_maps(labels),
     )
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=sample_rate_hz, do_normalize=True, return_attention_mask=False)
-    return Wav2Vec2ForSequenceClassification(config), extractor
+    return LoadedModel(Wav2Vec2ForSequenceClassification(config), extractor, has_head=False)
 
 
-def load_base_model(
-    base_model: str, labels: list[str], flag: str = "--base_model"
-) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
-    """Load a pre-trained encoder, in float32, with a new classification head for `labels`.
+def load_base_model(base_model: str, labels: list[str], flag: str = "--base_model") -> LoadedModel:
+    """Load a pre-trained encoder, in float32 on the CPU, with a new classification head for `labels`.
 
     Parameters
     ----------
@@ -183,24 +182,24 @@ def load_base_model(
     try:
         folder = model_folder.open_folder(*model_folder.find(base_model))
         config = _plain(loading.read_config(folder, **label_maps(labels)))
-        loaded = loading.load(folder, config)
+        loaded, names = loading.load(folder, config)
     except InputError as error:
         raise InputError(f"{flag} {error}") from error
-    _make_base(loaded, f"{flag} {base_model}")
-    return loaded.model, loaded.extractor
+    return _base(loaded, names, f"{flag} {base_model}")
 
 
-def _make_base(loaded: loading.Loaded, what: str) -> None:
+def _base(loaded: LoadedModel, names: loading.WeightNames, what: str) -> LoadedModel:
     """Check that nothing but the head is newly initialised, and say that a clip has one label."""
     head = _head_prefixes(loaded.model)
-    fresh = sorted(name for name in loaded.missing | loaded.mismatched if not name.startswith(head))
+    fresh = sorted(name for name in names.missing | names.mismatched if not name.startswith(head))
     if fresh:
         raise InputError(
             f"{what}: {len(fresh)} weights besides the classification head are missing or of "
             f"another shape: {_some(fresh)}; the weights do not belong to this config.json"
         )
     # The pipeline of transformers reads it: softmax or sigmoid.
-    loaded.model.config.problem_type = "single_label_classification"
+    loaded.config.problem_type = "single_label_classification"
+    return replace(loaded, has_head=False)
 
 
 def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -248,7 +247,7 @@ def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.named_parameters() if name.startswith(head)]
 
 
-def load_model(model_dir: Path, device: str) -> loading.LoadedModel:
+def load_model(model_dir: Path, device: str) -> LoadedModel:
     """Load a fine-tuned model in float32 and evaluation mode.
 
     Parameters
@@ -265,23 +264,27 @@ def load_model(model_dir: Path, device: str) -> loading.LoadedModel:
     """
     folder = model_folder.open_folder(*model_folder.find(model_dir))
     model_folder.check_labels(folder)
-    return _whole_model(folder, loading.load(folder, _plain(loading.read_config(folder))), device)
+    loaded, names = loading.load(folder, _plain(loading.read_config(folder)))
+    _check_whole(folder, names)
+    return loaded.ready(device)
 
 
-def _whole_model(folder: model_folder.ModelFolder, loaded: loading.Loaded, device: str) -> loading.LoadedModel:
+def _check_whole(folder: model_folder.ModelFolder, names: loading.WeightNames) -> None:
     """Check that a model's folder holds its weights, all and no others."""
     for kind in ("missing", "unexpected", "mismatched"):
-        names = sorted(getattr(loaded, kind))
-        if names:
+        wrong = sorted(getattr(names, kind))
+        if wrong:
             raise InputError(
-                f"{folder.name}: {len(names)} {kind} weights: {_some(names)}; "
+                f"{folder.name}: {len(wrong)} {kind} weights: {_some(wrong)}; "
                 "the weights do not belong to this config.json: run 02_finetuning.py again"
             )
-    return loading.LoadedModel(loaded.model.to(device).eval(), loaded.extractor)
 
 
-def load_any_model(model: str | Path, device: str) -> tuple[PreTrainedModel, SequenceFeatureExtractor, bool]:
+def load_any_model(model: str | Path, device: str) -> LoadedModel:
     """Load a classifier as it is, or a base model with a new classification head for its config's own labels.
+
+    It is in float32 and evaluation mode. `LoadedModel.has_head` tells the two apart; PyTorch's global generator draws
+    a new head.
 
     Parameters
     ----------
@@ -290,22 +293,13 @@ def load_any_model(model: str | Path, device: str) -> tuple[PreTrainedModel, Seq
     device : str
         ``cpu`` or ``cuda``.
 
-    Returns
-    -------
-    model : PreTrainedModel
-        In float32 and evaluation mode.
-    extractor : SequenceFeatureExtractor
-    has_head : bool
-        False where the head is newly initialised, with PyTorch's global generator.
-
     Raises
     ------
     InputError
         If it cannot be loaded, has no transformer blocks, or lacks weights other than a whole head.
     """
     if model_folder.is_tiny(model):
-        tiny, extractor = tiny_model([label for _, label in sorted(PreTrainedConfig().id2label.items())])
-        return tiny.to(device).eval(), extractor, False
+        return tiny_model([label for _, label in sorted(PreTrainedConfig().id2label.items())]).ready(device)
     try:
         folder = model_folder.open_folder(*model_folder.find(model))
         config = _plain(loading.read_config(folder))
@@ -313,15 +307,15 @@ def load_any_model(model: str | Path, device: str) -> tuple[PreTrainedModel, Seq
             architecture_of(config)
         except InputError as error:
             raise InputError(f"{folder.name}: {error}") from error
-        loaded = loading.load(folder, config)
+        loaded, names = loading.load(folder, config)
     except InputError as error:
         raise InputError(f"--model_dir {error}") from error
     head = {name for name in loaded.model.state_dict() if name.startswith(_head_prefixes(loaded.model))}
-    if head <= loaded.missing:
-        _make_base(loaded, f"--model_dir {model}")
-        return loaded.model.to(device).eval(), loaded.extractor, False
+    if head <= names.missing:
+        return _base(loaded, names, f"--model_dir {model}").ready(device)
     model_folder.check_labels(folder)
-    return *_whole_model(folder, loaded, device), True
+    _check_whole(folder, names)
+    return loaded.ready(device)
 
 
 def _some(names: list[str], most: int = 3) -> str:
@@ -331,34 +325,7 @@ def _some(names: list[str], most: int = 3) -> str:
 # ------------------------------------------------------------------------------- model and data agree
 
 
-def prepare(
-    extractor: SequenceFeatureExtractor, audio: list[np.ndarray], sample_rate_hz: int, main_input_name: str
-) -> dict[str, torch.Tensor]:
-    """Turn clips of equal length into a model's input: the one place where audio is normalised.
-
-    No attention mask is made: no clip is padded here, and base wav2vec2 and HuBERT take none.
-
-    Parameters
-    ----------
-    extractor : SequenceFeatureExtractor
-        The model's own feature extractor.
-    audio : list of ndarray
-        Float32 clips, each of shape (n_samples,).
-    sample_rate_hz : int
-        Sample rate of `audio`.
-    main_input_name : str
-        ``model.main_input_name``: ``input_values`` or ``input_features``.
-
-    Returns
-    -------
-    dict of str to Tensor
-        One float32 tensor; its first axis is the clip.
-    """
-    features = extractor(audio, sampling_rate=sample_rate_hz, return_tensors="pt")
-    return {main_input_name: features[main_input_name]}
-
-
-def check_base_matches(extractor: SequenceFeatureExtractor, config: PreTrainedConfig, clips: Clips) -> None:
+def check_base_matches(loaded: LoadedModel, clips: Clips) -> None:
     """Check that a model's sample rate, window and, where it is part of the network, clip length suit the clips.
 
     Raises
@@ -366,6 +333,7 @@ def check_base_matches(extractor: SequenceFeatureExtractor, config: PreTrainedCo
     InputError
         If they do not; the message says how to mend it.
     """
+    extractor, config = loaded.extractor, loaded.config
     if extractor.sampling_rate != clips.sample_rate_hz:
         raise InputError(
             f"sample rates differ: the model takes {extractor.sampling_rate} Hz, {clips.data_dir} has "
@@ -393,12 +361,7 @@ def check_base_matches(extractor: SequenceFeatureExtractor, config: PreTrainedCo
         )
 
 
-def labels_of(config: PreTrainedConfig) -> list[str]:
-    """Return the labels of a classifier, by label id."""
-    return [config.id2label[i] for i in range(config.num_labels)]
-
-
-def check_matches(model: PreTrainedModel, extractor: SequenceFeatureExtractor, clips: Clips) -> None:
+def check_matches(loaded: LoadedModel, clips: Clips) -> None:
     """Check that a fine-tuned model and the clips have the same labels, sample rate and clip length.
 
     Raises
@@ -406,14 +369,14 @@ def check_matches(model: PreTrainedModel, extractor: SequenceFeatureExtractor, c
     InputError
         If they have not; the message says how to mend it.
     """
-    check_base_matches(extractor, model.config, clips)
-    trained_s = getattr(model.config, "clip_seconds", None)
+    check_base_matches(loaded, clips)
+    trained_s = getattr(loaded.config, "clip_seconds", None)
     if trained_s is not None and trained_s != clips.clip_seconds:
         raise InputError(
             f"clip lengths differ: the model was trained on {trained_s:g} s, {clips.data_dir} has "
             f"{clips.clip_seconds:g} s; run 01_data_processing.py with --clip_seconds {trained_s:g}"
         )
-    model_labels = labels_of(model.config)
+    model_labels = loaded.labels
     if model_labels != clips.labels:
         only_model = [label for label in model_labels if label not in clips.labels]
         only_data = [label for label in clips.labels if label not in model_labels]
@@ -489,6 +452,14 @@ def prune_model(model: PreTrainedModel, keep: list[int]) -> None:
         config.pruned_from = config.name_or_path
 
 
+def pruned_copy(loaded: LoadedModel, keep: Sequence[int], shares_weights: bool = False) -> LoadedModel:
+    """Return a copy of a model that keeps some blocks alone, with weights of its own or those of the model itself."""
+    weights = [*loaded.model.parameters(), *loaded.model.buffers()] if shares_weights else []
+    pruned = copy.deepcopy(loaded.model, memo={id(tensor): tensor for tensor in weights})
+    prune_model(pruned, list(keep))
+    return replace(loaded, model=pruned)
+
+
 def freeze(model: PreTrainedModel, feature_encoder: bool, layers: list[int]) -> None:
     """Keep parts of a model as they are in training.
 
@@ -551,7 +522,7 @@ def configure_for_training(
             model.get_submodule(norm).requires_grad_(False)
 
 
-def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, folder: Path) -> None:
+def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Save a model so that plain ``from_pretrained`` loads it; reload it and compare every weight.
 
     Beside it lies `classify`, which needs nothing of this project, unless the model does not say how the clips of its
@@ -559,10 +530,8 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Model on any device.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
+    loaded : LoadedModel
+        On any device.
     folder : Path
         Final name; must not exist.
 
@@ -571,12 +540,13 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
     RuntimeError
         If what was saved is not what was in memory.
     """
+    model = loaded.model
     partial = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
     shutil.rmtree(partial, ignore_errors=True)  # left by a kill in the middle of a write
     partial.mkdir()
     loading.quiet_transformers()
     model.save_pretrained(partial)
-    extractor.save_pretrained(partial)
+    loaded.extractor.save_pretrained(partial)
     # For whoever gets the folder alone; no stage runs what lies in one.
     for module, is_of_use in ((classify, can_classify_files(model.config)), (bird_cnn, not has_blocks(model.config))):
         if is_of_use:
@@ -584,8 +554,7 @@ def save_model(model: PreTrainedModel, extractor: SequenceFeatureExtractor, fold
     training_history.write_history(model, partial)
     for path in partial.iterdir():  # safetensors creates files that only their owner can read
         path.chmod((partial / "config.json").stat().st_mode)
-    reloaded, _ = load_model(partial, "cpu")
-    saved, wanted = reloaded.state_dict(), model.state_dict()
+    saved, wanted = load_model(partial, "cpu").model.state_dict(), model.state_dict()
     different = [name for name, value in wanted.items() if not torch.equal(saved[name], value.detach().cpu())]
     if different or len(saved) != len(wanted):
         raise RuntimeError(f"{folder}: the saved model differs from the one in memory in {_some(different)}")

@@ -22,12 +22,12 @@ import numpy as np
 import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, SequenceFeatureExtractor
+from transformers import PreTrainedModel
 
 from utils.core.workers import available_cpus
 from utils.models.architectures import has_blocks
-from utils.models.encoders import front_end_forward, prepare
-from utils.models.loading import LoadedModel
+from utils.models.encoders import front_end_forward
+from utils.models.loaded_model import LoadedModel
 from utils.scores.summary import NO_DOUBT
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def count_macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple
     model : PreTrainedModel
         An audio-classification model.
     inputs : dict of str to Tensor
-        What `encoders.prepare` returns; on the model's device.
+        What `LoadedModel.prepare` returns.
 
     Returns
     -------
@@ -128,34 +128,24 @@ class Latency:
 class _Candidate:
     """A model to be timed, ready to run, and its times in seconds."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        extractor: SequenceFeatureExtractor,
-        audio: np.ndarray,
-        sample_rate_hz: int,
-        device: str,
-    ):
-        self.model, self._extractor, self._device = model, extractor, device
-        self._audio, self._sample_rate_hz = audio, sample_rate_hz
+    def __init__(self, loaded: LoadedModel, audio: np.ndarray, sample_rate_hz: int):
+        self.loaded, self._audio, self._sample_rate_hz = loaded, audio, sample_rate_hz
         self.whole_s: list[list[float]] = []
         self.front_end_s: list[float] = []
 
     def inputs(self, n_clips: int = 1) -> dict[str, torch.Tensor]:
         """Return the model's input of the clip, so many times."""
-        clips = [self._audio] * n_clips
-        inputs = prepare(self._extractor, clips, self._sample_rate_hz, self.model.main_input_name)
-        return {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        return self.loaded.prepare([self._audio] * n_clips, self._sample_rate_hz)
 
     def run(self, n_clips: int = 1) -> None:
         """Do all that a prediction takes, and wait for its end."""
-        self.model(**self.inputs(n_clips))
-        _synchronise(self._device)
+        self.loaded.model(**self.inputs(n_clips))
+        _synchronise(self.loaded.device)
 
     def run_front_end(self) -> None:
         """Do the same up to the first block."""
-        front_end_forward(self.model, self.inputs())
-        _synchronise(self._device)
+        front_end_forward(self.loaded.model, self.inputs())
+        _synchronise(self.loaded.device)
 
     def take_turn(self, n_warm_up: int, budget_s: float) -> None:
         """Time passes of the whole model and of the front end in alternation."""
@@ -172,18 +162,14 @@ class _Candidate:
     @property
     def kind(self) -> Hashable:
         """What models that differ in their blocks alone have in common; the model itself where it has no blocks."""
-        config = self.model.config
+        config = self.loaded.config
         if not has_blocks(config):
             return self
-        return config.model_type, config.hidden_size, self.inputs()[self.model.main_input_name].shape
+        return config.model_type, config.hidden_size, self.inputs()[self.loaded.model.main_input_name].shape
 
 
 def measure_in_turn(
-    models: Mapping[Name, tuple[PreTrainedModel, SequenceFeatureExtractor]],
-    audio: np.ndarray,
-    sample_rate_hz: int,
-    device: str,
-    budget_s: float = BUDGET_S,
+    models: Mapping[Name, LoadedModel], audio: np.ndarray, sample_rate_hz: int, budget_s: float = BUDGET_S
 ) -> dict[Name, Latency]:
     """Time models on one clip, in turn over several rounds, and tell whether the times can be trusted.
 
@@ -192,19 +178,18 @@ def measure_in_turn(
 
     Parameters
     ----------
-    models : mapping of name to (PreTrainedModel, SequenceFeatureExtractor)
-        Audio-classification models in evaluation mode, on `device`.
+    models : mapping of name to LoadedModel
+        In evaluation mode, on one device.
     audio : ndarray of float32, shape (n_samples,)
         A clip.
     sample_rate_hz : int
-    device : str
-        ``cpu`` or ``cuda``.
     budget_s : float
         Seconds of each model, after which the fewest passes are enough.
     """
-    candidates = {name: _Candidate(*model, audio, sample_rate_hz, device) for name, model in models.items()}
+    candidates = {name: _Candidate(loaded, audio, sample_rate_hz) for name, loaded in models.items()}
     in_order = list(candidates.values())
-    with torch.inference_mode(), _Load(1 if device == "cuda" else torch.get_num_threads()) as load:
+    n_threads = 1 if in_order[0].loaded.device == "cuda" else torch.get_num_threads()
+    with torch.inference_mode(), _Load(n_threads) as load:
         for number in range(N_ROUNDS):
             first = number * len(in_order) // N_ROUNDS
             for candidate in in_order[first:] + in_order[:first]:
@@ -221,7 +206,7 @@ def _latencies(candidates: Sequence[_Candidate], load: "_Load") -> list[Latency]
         times = [np.median(of_rounds), min(of_rounds), max(of_rounds), p95, np.median(candidate.front_end_s)]
         found.append([1e3 * float(seconds) for seconds in times])
     contradicted = slower_with_fewer(
-        [(c.kind, c.model.config.num_hidden_layers, times[0]) for c, times in zip(candidates, found, strict=True)]
+        [(c.kind, c.loaded.config.num_hidden_layers, times[0]) for c, times in zip(candidates, found, strict=True)]
     )
     doubts = [
         ["load"] * load.is_high + ["unsteady"] * (p95 > UNSTEADY * median) + ["order"] * (number in contradicted)
@@ -358,16 +343,15 @@ def measure_cost(loaded: LoadedModel, audio: np.ndarray, sample_rate_hz: int, ba
 
     Parameters
     ----------
-    loaded : LoadedModel
-    audio, sample_rate_hz
+    loaded, audio, sample_rate_hz
         As for `measure_in_turn`.
     batch_size : int
         For the throughput.
     """
-    candidate = _Candidate(*loaded, audio, sample_rate_hz, loaded.device)
+    candidate = _Candidate(loaded, audio, sample_rate_hz)
     with torch.inference_mode():
         peak_memory_mb = _peak_memory_mb(candidate.run, loaded.device)
-    latency = measure_in_turn({"": loaded}, audio, sample_rate_hz, loaded.device)[""]
+    latency = measure_in_turn({"": loaded}, audio, sample_rate_hz)[""]
     with torch.inference_mode():
         candidate.run(batch_size)
         batch_s = [_seconds(lambda: candidate.run(batch_size)) for _ in range(N_BATCHES)]

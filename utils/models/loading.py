@@ -16,7 +16,6 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
     PreTrainedConfig,
-    PreTrainedModel,
     SequenceFeatureExtractor,
 )
 from transformers import logging as transformers_logging
@@ -25,6 +24,7 @@ from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_M
 import utils.models.bird_cnn  # noqa: F401 (the Auto classes know its networks then)
 from utils.core.errors import InputError, is_machine_limit
 from utils.models import memory, training_history
+from utils.models.loaded_model import LoadedModel
 from utils.models.model_folder import (
     ADVICE,
     CONFIG_NAME,
@@ -41,29 +41,9 @@ log = logging.getLogger(__name__)
 LARGEST_HEAD = 10_000_000  # parameters
 
 
-class LoadedModel(NamedTuple):
-    """A model, in evaluation mode, and its feature extractor: what is handed on.
+class WeightNames(NamedTuple):
+    """Weights that a folder and its model do not share, by their names in the model."""
 
-    Attributes
-    ----------
-    model : PreTrainedModel
-    extractor : SequenceFeatureExtractor
-    """
-
-    model: PreTrainedModel
-    extractor: SequenceFeatureExtractor
-
-    @property
-    def device(self) -> str:
-        """``cpu`` or ``cuda``: where the model is."""
-        return self.model.device.type
-
-
-class Loaded(NamedTuple):
-    """What `load` returns; the names of weights are those of the model."""
-
-    model: PreTrainedModel
-    extractor: SequenceFeatureExtractor
     missing: set[str]  # in the folder
     mismatched: set[str]  # of another shape than in the folder
     unexpected: set[str]  # in the folder, and not in the model
@@ -88,8 +68,8 @@ def read_config(folder: ModelFolder, **changes) -> PreTrainedConfig:
     return config
 
 
-def load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
-    """Load a model in float32, and its feature extractor; what is missing of it is newly initialised.
+def load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, WeightNames]:
+    """Load a model in float32 onto the CPU; what is missing of it is newly initialised.
 
     Raises
     ------
@@ -108,7 +88,7 @@ def load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
     )
 
 
-def _load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
+def _load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, WeightNames]:
     extractor = _from_pretrained(AutoFeatureExtractor, folder)
     _check_extractor(folder, extractor, config)
     _check_size(folder, config)
@@ -125,7 +105,7 @@ def _load(folder: ModelFolder, config: PreTrainedConfig) -> Loaded:
     names = ({key[0] if isinstance(key, tuple) else str(key) for key in report[kind]} for kind in _REPORTED)
     model.config.name_or_path = folder.name
     model.training_history = training_history.read_history(folder.path)
-    return Loaded(model, extractor, *names)
+    return LoadedModel(model, extractor), WeightNames(*names)
 
 
 _REPORTED = ("missing_keys", "mismatched_keys", "unexpected_keys")

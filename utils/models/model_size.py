@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,8 @@ with lazy.imported_on_first_use():
 
     from utils.models import architectures, encoders, latency
 
-
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, SequenceFeatureExtractor
+    from utils.models.loaded_model import LoadedModel
 
 MEGABYTE = 1e6
 DEFAULT_CLIP_SECONDS = 5.0  # as 01_data_processing.py cuts where it is not told otherwise
@@ -58,10 +57,7 @@ class SizeCounter:
 
     Parameters
     ----------
-    model : PreTrainedModel
-        An audio-classification model.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
+    loaded : LoadedModel
 
     Attributes
     ----------
@@ -69,19 +65,19 @@ class SizeCounter:
         The clip whose multiply-accumulates are counted, in words.
     """
 
-    def __init__(self, model: PreTrainedModel, extractor: SequenceFeatureExtractor):
-        self._class, self._config = type(model), copy.deepcopy(model.config)
-        window_s = architectures.longest_clip_seconds(extractor, model.config)
-        trained_s = getattr(model.config, "clip_seconds", None)
+    def __init__(self, loaded: LoadedModel):
+        self._class, self._config = type(loaded.model), copy.deepcopy(loaded.config)
+        window_s = architectures.longest_clip_seconds(loaded.extractor, loaded.config)
+        trained_s = getattr(loaded.config, "clip_seconds", None)
         if window_s < float("inf"):
             clip_s, self.clip = window_s, f"{window_s:g} s, the window of the model"
         elif trained_s is not None:
             clip_s, self.clip = trained_s, f"{trained_s:g} s, as in its training"
         else:
             clip_s, self.clip = DEFAULT_CLIP_SECONDS, f"{DEFAULT_CLIP_SECONDS:g} s"
-        silence = np.zeros(round(clip_s * extractor.sampling_rate), dtype=np.float32)
-        inputs = encoders.prepare(extractor, [silence], extractor.sampling_rate, model.main_input_name)
-        self._inputs = {name: tensor.to("meta") for name, tensor in inputs.items()}
+        rate_hz = loaded.extractor.sampling_rate
+        silence = np.zeros(round(clip_s * rate_hz), dtype=np.float32)
+        self._inputs = replace(loaded, device="meta").prepare([silence], rate_hz)
 
     def size_of(self, keep: list[int]) -> ModelSize:
         """Return the size of the model with the blocks `keep` alone.

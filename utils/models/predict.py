@@ -12,8 +12,7 @@ from utils.core import runs
 from utils.core.errors import InputError
 from utils.core.workers import available_cpus
 from utils.data.clips import Clips
-from utils.models.encoders import prepare
-from utils.models.loading import LoadedModel
+from utils.models.loaded_model import LoadedModel, prepare
 
 MOST_WORKERS = 4
 
@@ -26,7 +25,7 @@ def predict(loaded: LoadedModel, clips: Clips, batch_size: int) -> np.ndarray:
     Parameters
     ----------
     loaded : LoadedModel
-        An audio classifier. For one on a GPU other processes read the clips and extract features.
+        In evaluation mode. For a GPU other processes read the clips and extract features.
     clips : Clips
         What to classify.
     batch_size : int
@@ -89,6 +88,7 @@ def input_batches(
     dict of str to Tensor
         On the model's device.
     """
+    # The network itself stays out of the other processes.
     collate = partial(_collate, loaded.extractor, clips.sample_rate_hz, loaded.model.main_input_name)
     # On a CPU the model itself takes every core.
     num_workers = 0 if loaded.device == "cpu" else min(MOST_WORKERS, available_cpus() - 1)

@@ -32,6 +32,7 @@ from utils.data.clips import Clips, read_clips
 from utils.figures import plots
 from utils.models import encoders, loading, memory, training_history
 from utils.models.augmentation import augment_audio, batch_generator, mask_spectrogram
+from utils.models.loaded_model import LoadedModel, prepare
 from utils.models.start_line import log_start
 from utils.models.training_arguments import CHECKPOINTS_NAME, MODEL_NAME, TENSORBOARD_NAME
 from utils.scores.evaluation import macro_f1
@@ -97,7 +98,7 @@ def train_in_run_folder(
     run: runs.Run,
     args: argparse.Namespace,
     inputs: dict[str, runs.Input],
-    build: Callable[[Clips], tuple[PreTrainedModel, SequenceFeatureExtractor]],
+    build: Callable[[Clips], LoadedModel],
 ) -> None:
     """Train a classifier on the clips of ``data_dir``: what stages 02 and 06 share.
 
@@ -111,14 +112,15 @@ def train_in_run_folder(
     inputs : dict of str to Input
         What the stage reads, ``data_dir`` among it.
     build : callable
-        Takes the training clips; returns the model and its feature extractor. Random weights are seeded.
+        Takes the training clips; returns the model, on the CPU. Random weights are seeded.
     """
     device = run.choose_device(args.device)
     train_clips, val_clips = (
         read_clips(args.data_dir, split, args.max_clips_per_class, args.seed) for split in ("train", "val")
     )
     runs.seed_everything(args.seed)
-    model, extractor = build(train_clips)
+    loaded = build(train_clips)
+    model = loaded.model
     data = inputs["data_dir"]
     name = inputs["base_model"].path if "base_model" in inputs else "from scratch"
     later = {"val": val_clips.table["recording_id"]}
@@ -131,35 +133,31 @@ def train_in_run_folder(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingSettings)}
     )
     with run.timed("training"):
-        train(model, extractor, train_clips, val_clips, settings, run, device, resume=args.resume == "auto")
+        # The Trainer moves the network: each process has a device of its own.
+        loaded = dataclasses.replace(loaded, device=device)
+        train(loaded, train_clips, val_clips, settings, run, resume=args.resume == "auto")
 
 
 def train(
-    model: PreTrainedModel,
-    extractor: SequenceFeatureExtractor,
+    loaded: LoadedModel,
     train_clips: Clips,
     val_clips: Clips,
     settings: TrainingSettings,
     run: runs.Run,
-    device: str,
     resume: bool,
 ) -> None:
     """Train a classifier and leave the best checkpoint by val macro F1 in ``model/`` of the run folder.
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Audio-classification model; trained in place.
-    extractor : SequenceFeatureExtractor
-        Its feature extractor.
+    loaded : LoadedModel
+        Its network is trained in place.
     train_clips, val_clips : Clips
         Clips to train on, and to choose the checkpoint by.
     settings : TrainingSettings
         Hyper-parameters.
     run : runs.Run
         Open run folder; opened with ``defer_signals``.
-    device : str
-        ``cpu`` or ``cuda``.
     resume : bool
         Go on from the last whole checkpoint in the run folder, if there is one.
 
@@ -172,6 +170,7 @@ def train(
     UsageError
         If the model cannot do without stored activations and gradient checkpointing is asked for.
     """
+    model = loaded.model
     if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UsageError(f"--gradient_checkpointing: a {model.config.model_type} model cannot do that; leave it out")
     loading.quiet_transformers()  # `tiny` and a CNN were not loaded
@@ -181,11 +180,11 @@ def train(
     last = _last_whole_checkpoint(checkpoints)
     if last is not None:
         log.info("going on from %s", last)
-    collator = Collator(extractor, model.main_input_name, train_clips, settings.augment, settings.seed)
+    collator = Collator(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed)
     trainer = ClassifierTrainer(
         model=model,
         head_learning_rate=settings.head_learning_rate,
-        args=_trainer_arguments(settings, checkpoints, device),
+        args=_trainer_arguments(settings, checkpoints, loaded.device),
         data_collator=collator,
         train_dataset=train_clips,
         eval_dataset=val_clips,
@@ -201,7 +200,7 @@ def train(
 
     _train_from(last, trainer, settings.early_stopping_patience)
     trainer.accelerator.wait_for_everyone()
-    _leave_results(trainer, extractor, run, val_clips)
+    _leave_results(trainer, loaded, run, val_clips)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -234,9 +233,7 @@ def _train_from(last: Path | None, trainer: "ClassifierTrainer", patience: int) 
     )
 
 
-def _leave_results(
-    trainer: "ClassifierTrainer", extractor: SequenceFeatureExtractor, run: runs.Run, val_clips: Clips
-) -> None:
+def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.Run, val_clips: Clips) -> None:
     """Write the curves; unless a signal has ended the training, draw them and save the best model.
 
     Raises
@@ -266,7 +263,8 @@ def _leave_results(
         title = plots.caption(names.of_folder(run.output_dir), val_clips.data_dir, of_val)
         plots.training_curves(curves, run.output_dir / "training_curves", title)
         shutil.rmtree(run.output_dir / MODEL_NAME, ignore_errors=True)
-        encoders.save_model(trainer.accelerator.unwrap_model(trainer.model), extractor, run.output_dir / MODEL_NAME)
+        trained = dataclasses.replace(loaded, model=trainer.accelerator.unwrap_model(trainer.model))
+        encoders.save_model(trained, run.output_dir / MODEL_NAME)
         # Optimizer states are three times the size of the model and of no use to a finished run.
         shutil.rmtree(run.output_dir / CHECKPOINTS_NAME)
 
@@ -404,7 +402,7 @@ class Collator:
         rng = batch_generator(self.seed, self.epoch, [item["index"] for item in items]) if training else None
         if training:
             audio, targets = augment_audio(audio, targets, self.augment, rng)
-        batch = encoders.prepare(self.extractor, list(audio), self.sample_rate_hz, self.main_input_name)
+        batch = prepare(self.extractor, list(audio), self.sample_rate_hz, self.main_input_name)
         features = batch[self.main_input_name]
         if training and "specaugment" in self.augment and features.ndim == 3:
             n_mels = getattr(self.extractor, "num_mel_bins", None) or self.extractor.feature_size

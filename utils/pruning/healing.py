@@ -1,7 +1,6 @@
 """Healing: a brief fine-tuning of a pruned model, of its head alone or of more, and what it is good for."""
 
 import argparse
-import copy
 import dataclasses
 import logging
 import shutil
@@ -17,7 +16,7 @@ from utils.core.files import sha256_of_file
 from utils.data.clips import Clips
 from utils.models import architectures, encoders, training, training_arguments
 from utils.models.encoder_parts import EncoderParts
-from utils.models.loading import LoadedModel
+from utils.models.loaded_model import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
 from utils.pruning.subset_scores import SubsetScores
@@ -56,7 +55,7 @@ def heal_subset(
     Parameters
     ----------
     loaded : LoadedModel
-        An audio classifier; left as it is.
+        In evaluation mode; left as it is.
     keep : tuple of int
         Blocks to keep.
     folder : Path
@@ -69,11 +68,10 @@ def heal_subset(
         return
     shutil.rmtree(folder.parent, ignore_errors=True)  # left by a kill in the middle of a write
     folder.parent.mkdir()
-    pruned = loaded._replace(model=copy.deepcopy(loaded.model))
-    encoders.prune_model(pruned.model, list(keep))
+    pruned = encoders.pruned_copy(loaded, keep)
     heal(pruned, part, train_clips, val_clips, settings, work_dir, batch_size)
-    encoders.save_model(*pruned, folder)
-    encoders.log_without_classifier(pruned.model.config)
+    encoders.save_model(pruned, folder)
+    encoders.log_without_classifier(pruned.config)
 
 
 def compare(folder: Path, keep: Keep, before_on: dict[str, SubsetScores], device: str) -> dict[str, float]:
@@ -129,7 +127,7 @@ def heal(
     Parameters
     ----------
     loaded : LoadedModel
-        An audio classifier; left in evaluation mode, where it was.
+        In evaluation mode, and left so.
     part : {"head", "last", "all"}
         What learns. ``head``: the modules after the pooling, on pooled states that are computed once, with no
         augmentation. ``last``: these, the last block and a norm between the two. ``all``: everything.
@@ -147,7 +145,7 @@ def heal(
     InputError
         If the loss becomes NaN or infinite.
     """
-    model, device = loaded.model, loaded.device
+    model = loaded.model
     if part == "head":
         blocks = range(model.config.num_hidden_layers)
         pooled = (layer_sweep.pooled_states(loaded, clips, blocks, batch_size) for clips in (train_clips, val_clips))
@@ -159,8 +157,8 @@ def heal(
         freeze_all_but_last(model)
     work_dir.mkdir(exist_ok=True)
     work = runs.Run(output_dir=work_dir, attempts=1)
-    training.train(*loaded, train_clips, val_clips, settings, work, device, resume=True)
-    model.requires_grad_(True).to(device).eval()
+    training.train(loaded, train_clips, val_clips, settings, work, resume=True)
+    model.requires_grad_(True).to(loaded.device).eval()
 
 
 def freeze_all_but_last(model: PreTrainedModel) -> None:

@@ -1,6 +1,5 @@
 """What the rules of `layer_selection` go by: measured from the hidden states of a model or of a part of it."""
 
-import copy
 import json
 import zipfile
 from collections.abc import Collection
@@ -13,7 +12,7 @@ from utils.core.files import atomic_path
 from utils.data.clips import Clips
 from utils.layers import analysis, hidden_states, similarity
 from utils.models import encoders, memory
-from utils.models.loading import LoadedModel
+from utils.models.loaded_model import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Evidence, Keep
 
@@ -102,9 +101,8 @@ def evidence_of_subset(
     path = folder / f"{name}.npz"
     numbers = _read(path, key, needs)
     if numbers is None:
-        if len(keep) < loaded.model.config.num_hidden_layers:
-            loaded = loaded._replace(model=copy.deepcopy(loaded.model))
-            encoders.prune_model(loaded.model, list(keep))
+        if len(keep) < loaded.config.num_hidden_layers:
+            loaded = encoders.pruned_copy(loaded, keep)
         whole = [range(len(keep))]
         hidden = memory.advised(
             lambda: hidden_states.extract(loaded, clips, batch_size, folder, name, key),

@@ -21,8 +21,8 @@ from utils.core.errors import InputError
 from utils.data.clips import Clips
 from utils.models import memory, onednn, predict
 from utils.models.encoder_parts import EncoderParts, State
-from utils.models.encoders import check_keep, prepare
-from utils.models.loading import LoadedModel
+from utils.models.encoders import check_keep
+from utils.models.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def predict_subsets(
     UsageError, InputError
         As `logits_by_batch`.
     """
-    dtype = np.promote_types(np.int16, np.min_scalar_type(-loaded.model.config.num_labels))
+    dtype = np.promote_types(np.int16, np.min_scalar_type(-loaded.config.num_labels))
     predicted_ids = np.empty((len(keeps), len(clips)), dtype)
     start = 0
     for logits in logits_by_batch(loaded, clips, keeps, batch_size, among):
@@ -102,7 +102,7 @@ def logits_by_batch(
     Parameters
     ----------
     loaded : LoadedModel
-        An audio classifier; it is not changed.
+        In evaluation mode; it is not changed.
     clips : Clips
         What to classify.
     keeps : sequence of sequences of int
@@ -128,7 +128,7 @@ def logits_by_batch(
     ordered = _checked(loaded.model, keeps)
     if not ordered:
         return
-    parts = EncoderParts(loaded.model)
+    parts, device = EncoderParts(loaded.model), loaded.device
     log.debug("%d subsets share %d block passes instead of %d", len(ordered), *trie_cost(ordered))
     need = partial(memory_need, loaded, clips, ordered, batch_size)
     row_of = {keep: row for row, keep in enumerate(ordered)}
@@ -136,7 +136,7 @@ def logits_by_batch(
     start = 0
     for inputs in predict.input_batches(loaded, clips, batch_size, desc="sweeping", among=among):
         logits = memory.advised(
-            partial(_logits, parts, inputs, ordered), need, partial(memory.used_bytes, loaded.device)
+            partial(_logits, parts, inputs, ordered, device), need, partial(memory.used_bytes, device)
         )
         _check_finite(logits, ordered, clips, start, "logits")
         yield logits[rows]
@@ -194,9 +194,9 @@ def _checked(model: PreTrainedModel, keeps: Sequence[Sequence[int]]) -> list[Kee
     return ordered
 
 
-def _logits(parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep]) -> np.ndarray:
+def _logits(parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str) -> np.ndarray:
     leaves = runs.progress(_walk(parts, inputs, ordered), len(ordered), "this batch", "subsets")
-    with torch.inference_mode(), _computing(parts.model):
+    with torch.inference_mode(), _computing(parts.model, device):
         # All at once to the host: waiting for every leaf would leave a GPU idle.
         return torch.stack([parts.logits(path, keep).float() for keep, path in leaves]).cpu().numpy()
 
@@ -216,8 +216,7 @@ def _walk(
 
 
 @contextlib.contextmanager
-def _computing(model: PreTrainedModel) -> Iterator[None]:
-    device = model.device.type
+def _computing(model: PreTrainedModel, device: str) -> Iterator[None]:
     bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     with onednn.linear_layers(model, device), torch.autocast(device, torch.bfloat16, enabled=bf16):
         yield
@@ -250,17 +249,15 @@ def memory_need(loaded: LoadedModel, clips: Clips, keeps: Sequence[Keep], batch_
     loaded, clips, keeps, batch_size
         As for `logits_by_batch`.
     """
-    model, parts, deepest = loaded.model, EncoderParts(loaded.model), max(keeps, key=len)
-    before = memory.used_bytes(loaded.device, most=False)
-    inputs = prepare(loaded.extractor, [clips[0]["audio"]], clips.sample_rate_hz, model.main_input_name)
-    inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
-    with torch.no_grad(), _computing(model), memory.LiveBytes() as live:
+    before, deepest = memory.used_bytes(loaded.device, most=False), max(keeps, key=len)
+    parts, inputs = EncoderParts(loaded.model), loaded.prepare([clips[0]["audio"]], clips.sample_rate_hz)
+    with torch.no_grad(), _computing(loaded.model, loaded.device), memory.LiveBytes() as live:
         _run(parts, inputs, deepest)
         cached = live.now  # such as weights that autocast keeps in bfloat16
         live.highest = live.now
         _run(parts, inputs, deepest)
     n_input_bytes = sum(tensor.nbytes for tensor in inputs.values())
-    n_logit_bytes = 4 * model.config.num_labels * len(keeps)
+    n_logit_bytes = 4 * loaded.config.num_labels * len(keeps)
     of_clip = OVERHEAD * (live.highest - cached + n_input_bytes + n_logit_bytes)
     many, one = (before + KERNELS_BYTES + cached + n * of_clip for n in (batch_size, 1))
     return (

@@ -6,7 +6,6 @@ accuracy, then the higher search macro F1, then the earlier row of the table.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import math
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from utils.data.clips import Clips
-    from utils.models.loading import LoadedModel
+    from utils.models.loaded_model import LoadedModel
     from utils.pruning.layer_selection import Candidate, Keep
     from utils.pruning.subset_scores import SubsetScores
 
@@ -90,8 +89,7 @@ class PruningTable:
 
     def __init__(self, path: Path, loaded: LoadedModel, on_search: SubsetScores, on_report: SubsetScores):
         self.candidates: list[Candidate] = []
-        self._path, self._on_search, self._on_report = path, on_search, on_report
-        self._model, self._extractor = self._loaded = loaded
+        self._path, self._loaded, self._on_search, self._on_report = path, loaded, on_search, on_report
         self._costs: dict[int, dict] = {}
 
     def add(self, candidates: Iterable[Candidate]) -> None:
@@ -112,9 +110,9 @@ class PruningTable:
             with a paired 95 % interval.
         """
         keeps = {candidate.keep for candidate in self.candidates}
-        n_parameters = count_parameters(self._model, keeps)
+        n_parameters = count_parameters(self._loaded.model, keeps)
         reported = {keep: self._report_on(keep) for keep in keeps if self._on_report.has(keep)}
-        base_numbers = encoders.kept_layers(self._model.config)
+        base_numbers = encoders.kept_layers(self._loaded.config)
         rows = []
         for candidate in self.candidates:
             keep = candidate.keep
@@ -163,23 +161,14 @@ class PruningTable:
         sizes = sorted({len(candidate.keep) for candidate in self.candidates})
         self._costs = _read_costs(path)
         if set(self._costs) != set(sizes):
-            models = {size: (self._of_size(size), self._extractor) for size in sizes}
-            clip, rate_hz, device = clips.audio(0), clips.sample_rate_hz, self._loaded.device
-            times = latency.measure_in_turn(models, clip, rate_hz, device, LATENCY_BUDGET_S)
-            inputs = encoders.prepare(self._extractor, [clip], rate_hz, self._model.main_input_name)
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            for size, (model, _) in models.items():
+            models = {size: encoders.pruned_copy(self._loaded, range(size), shares_weights=True) for size in sizes}
+            times = latency.measure_in_turn(models, clips.audio(0), clips.sample_rate_hz, LATENCY_BUDGET_S)
+            inputs = self._loaded.prepare([clips.audio(0)], clips.sample_rate_hz)
+            for size, pruned in models.items():
                 found = {name: value for name, value in dataclasses.asdict(times[size]).items() if name in COLUMNS}
-                self._costs[size] = found | {"gmacs_per_clip": latency.count_macs(model, inputs)[0] / 1e9}
+                self._costs[size] = found | {"gmacs_per_clip": latency.count_macs(pruned.model, inputs)[0] / 1e9}
             write_json(path, {size: self._costs[size] for size in sizes})
         self.write()
-
-    def _of_size(self, size: int) -> PreTrainedModel:
-        """Return the model of the first blocks, which shares all weights with the whole model."""
-        weights = [*self._model.parameters(), *self._model.buffers()]
-        pruned = copy.deepcopy(self._model, memo={id(tensor): tensor for tensor in weights})
-        encoders.prune_model(pruned, list(range(size)))
-        return pruned
 
 
 def count_parameters(model: PreTrainedModel, keeps: Iterable[Keep]) -> dict[Keep, int]:

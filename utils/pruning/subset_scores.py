@@ -13,7 +13,7 @@ import numpy as np
 from utils.core.cli import format_layer_list
 from utils.core.files import atomic_path, sha256_of_lines
 from utils.data.clips import Clips
-from utils.models.loading import LoadedModel
+from utils.models.loaded_model import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
 from utils.scores import evaluation
@@ -96,12 +96,11 @@ class SubsetScores:
         while (n_done := walk.predicted.shape[1]) < self.n_clips:
             start = time.monotonic()
             some = replace(self._clips, table=self._clips.table[n_done : n_done + n_at_once])
-            predicted = layer_sweep.predict_subsets(
-                self._loaded, some, new, self._batch_size, among=(n_done, self.n_clips)
-            )
+            among = (n_done, self.n_clips)
+            predicted = layer_sweep.predict_subsets(self._loaded, some, new, self._batch_size, among)
             seconds = time.monotonic() - start
             walk = _Walk(new, np.concatenate([walk.predicted, predicted], axis=1), walk.seconds + seconds)
-            _write(path, self._stamp, walk, self._loaded.model.config.num_hidden_layers)
+            _write(path, self._stamp, walk, self._loaded.config.num_hidden_layers)
             # Whole batches, so that their limits do not depend on where a walk was stopped.
             n_at_once = self._batch_size * max(1, int(n_at_once / self._batch_size * SAVE_EVERY_S / max(seconds, 1e-3)))
         self._take(walk)

@@ -1,0 +1,79 @@
+"""A model as it travels from function to function: the network, its feature extractor, and where it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
+
+
+def prepare(
+    extractor: SequenceFeatureExtractor, audio: list[np.ndarray], sample_rate_hz: int, main_input_name: str
+) -> dict[str, torch.Tensor]:
+    """Turn clips of equal length into a model's input: the one place where audio is normalised.
+
+    No attention mask is made: no clip is padded here, and base wav2vec2 and HuBERT take none.
+
+    Parameters
+    ----------
+    extractor : SequenceFeatureExtractor
+        The model's own feature extractor.
+    audio : list of ndarray
+        Float32 clips, each of shape (n_samples,).
+    sample_rate_hz : int
+        Sample rate of `audio`.
+    main_input_name : str
+        ``model.main_input_name``: ``input_values`` or ``input_features``.
+
+    Returns
+    -------
+    dict of str to Tensor
+        One float32 tensor; its first axis is the clip.
+    """
+    features = extractor(audio, sampling_rate=sample_rate_hz, return_tensors="pt")
+    return {main_input_name: features[main_input_name]}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier and all that it takes to run it.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        The network. What prunes, crops or trains it does so in place, and says so.
+    extractor : SequenceFeatureExtractor
+        Its feature extractor.
+    device : str
+        ``cpu`` or ``cuda``: where the network is.
+    has_head : bool
+        False where the head was drawn at random when the model was loaded or built.
+    """
+
+    model: PreTrainedModel
+    extractor: SequenceFeatureExtractor
+    device: str = "cpu"
+    has_head: bool = True
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The network's own config."""
+        return self.model.config
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels, by label id."""
+        return [self.config.id2label[i] for i in range(self.config.num_labels)]
+
+    def ready(self, device: str) -> LoadedModel:
+        """Put the network, in place, on a device and into evaluation mode."""
+        return replace(self, model=self.model.to(device).eval(), device=device)
+
+    def prepare(self, audio: list[np.ndarray], sample_rate_hz: int) -> dict[str, torch.Tensor]:
+        """Turn clips of equal length into the network's input, on its device; see the function `prepare`."""
+        inputs = prepare(self.extractor, audio, sample_rate_hz, self.model.main_input_name)
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
