@@ -147,9 +147,9 @@ def test_one_function_calls_from_pretrained():
         and path.name != "classify.py"
     }
     assert callers == {
-        "utils/models/model_folder.py:return auto_class.from_pretrained("
+        "utils/models/loading.py:return auto_class.from_pretrained("
         "folder.path, trust_remote_code=False, local_files_only=True, **options)",
-        'utils/models/model_folder.py:weights = torch.load(path, map_location="meta", weights_only=True)',
+        'utils/models/loading.py:weights = torch.load(path, map_location="meta", weights_only=True)',
     }
 
 
