@@ -397,34 +397,21 @@ def summary_figure(
         grid = fig.add_gridspec(2, 2, width_ratios=(3, 2))
         lines = fig.add_subplot(grid[:, 0])
         by_size, by_latency = fig.add_subplot(grid[0, 1]), fig.add_subplot(grid[1, 1])
+        axes_of = {by_size: "n_parameters", by_latency: "latency_ms_median"}
         row, ticks = 0, {}
         for number, models in enumerate(clip_sets):
-            look = {
-                "color": COLOURS[number % len(COLOURS)],
-                "fillstyle": FILLS[number % len(FILLS)],
-                "linestyle": "none",
-            }
-            low, high, accuracy = models["accuracy_low"], models["accuracy_high"], models["accuracy"]
+            here = row + 1 + np.arange(len(models))
+            look = {"color": COLOURS[number % len(COLOURS)], "fillstyle": FILLS[number % len(FILLS)]}
             lines.text(
-                0.01,
-                row,
-                _clips_of(models),
+                *(0.01, row, _clips_of(models)),
                 transform=lines.get_yaxis_transform(),
                 va="center",
                 fontsize=7.5,
                 color=look["color"],
             )
-            here = row + 1 + np.arange(len(models))
-            lines.hlines(here, low, high, color=look["color"])
-            for kind, marker in KINDS.items():
-                chosen = (models["kind"] == kind).to_numpy()
-                lines.plot(accuracy[chosen], here[chosen], marker=marker, markersize=5, **look)
-                for axes, column in ((by_size, "n_parameters"), (by_latency, "latency_ms_median")):
-                    axes.plot(models[column][chosen], accuracy[chosen], marker=marker, markersize=4.5, **look)
+            _draw_models(models, here, lines, axes_of, look)
             ticks.update(zip(here, map(model_label, models["model_name"]), strict=True))
             row += 1 + len(models)
-            for axes, column in ((by_size, "n_parameters"), (by_latency, "latency_ms_median")):
-                axes.vlines(models[column], low, high, color=look["color"], linewidth=1, alpha=0.4)
         lines.set_yticks(list(ticks), [shorten(name) for name in ticks.values()])
         lines.tick_params(axis="y", length=0)
         lines.set(
@@ -445,6 +432,22 @@ def summary_figure(
         by_latency.set_xlabel(f"latency of one clip (ms){doubt}\n" + shorten(" and ".join(devices), 50))
         fig.suptitle(_shown(len(summary), n_models), x=0.01, ha="left", fontsize=10)
         save_figure(fig, path, suffixes=(".png",))
+
+
+def _draw_models(
+    models: pd.DataFrame, rows: np.ndarray, lines: Axes, axes_of: dict[Axes, str], look: dict[str, object]
+) -> None:
+    """Draw models that were scored on the same clips: a line each, and a point in each of the axes against a column."""
+    low, high, accuracy = models["accuracy_low"], models["accuracy_high"], models["accuracy"]
+    lines.hlines(rows, low, high, color=look["color"])
+    for axes, column in axes_of.items():
+        axes.vlines(models[column], low, high, color=look["color"], linewidth=1, alpha=0.4)
+    for kind, marker in KINDS.items():
+        chosen = (models["kind"] == kind).to_numpy()
+        point = {"marker": marker, "linestyle": "none", **look}
+        lines.plot(accuracy[chosen], rows[chosen], markersize=5, **point)
+        for axes, column in axes_of.items():
+            axes.plot(models[column][chosen], accuracy[chosen], markersize=4.5, **point)
 
 
 def _shown(n_shown: int, n_models: int) -> str:
