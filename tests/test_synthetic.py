@@ -171,7 +171,7 @@ def test_a_folder_of_other_arguments_is_refused_or_replaced(tmp_path):
 
 def test_a_folder_of_something_else_is_never_touched(tmp_path):
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(OutputExistsError, match="no synthetic birds"):
+    with pytest.raises(OutputExistsError, match="not synthetic birds"):
         write_recordings(tmp_path, **SMALL, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
