@@ -19,10 +19,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from utils.core import cli
+from utils.core import cli, lazy
 from utils.core.errors import InputError
+
+with lazy.imported_on_first_use():  # a process counts the memory of the one that has started it
+    import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 MEGABYTE, KIBIBYTE = 1e6, 1024
