@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.core import cli, lazy, names, replacing, runs
-from utils.core.errors import UsageError
+from utils.core.errors import AlreadyComplete, UsageError
 from utils.models import model_folder
 from utils.pruning import best
 
@@ -102,10 +102,10 @@ def run(args: argparse.Namespace) -> None:
         return
     try:
         prune(args, inputs, source)
-    finally:
-        record = runs.read_record(args.output_dir) or {}
-        if "sizes" in record.get("metrics", {}):
-            show(record["metrics"]["sizes"])
+    except AlreadyComplete:
+        show_recorded(args.output_dir)
+        raise
+    show_recorded(args.output_dir)
 
 
 class Source:
@@ -221,6 +221,13 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
                 log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(source.config)))
             encoders.log_without_classifier(source.config)
         this_run.metrics["sizes"] = source.sizes(keeps)
+
+
+def show_recorded(output_dir: Path) -> None:
+    """Print the sizes that a complete run has noted; an early version has noted none."""
+    sizes = runs.read_record(output_dir)["metrics"].get("sizes")
+    if sizes is not None:
+        show(sizes)
 
 
 def show(sizes: dict) -> None:
