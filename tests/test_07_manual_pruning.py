@@ -172,6 +172,7 @@ def test_the_same_command_again_has_nothing_to_do(run_dir, tmp_path, capsys):
     assert capsys.readouterr().out == first
     assert files_of(tmp_path / "pruned") == files
     assert main(*command[:3], "0-1", *command[4:]) == 4
+    assert capsys.readouterr().out == "", "the sizes of another result are not shown"
     assert main(*command[:3], "0-1", *command[4:], "--overwrite") == 0
     assert config_of(tmp_path / "pruned" / "model")["kept_layers"] == [0, 1]
 
