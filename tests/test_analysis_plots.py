@@ -9,6 +9,13 @@ from matplotlib.colors import to_rgba
 from tests.figures import check_same_bytes, lines, no_overlap
 from utils.figures import analysis_plots
 from utils.figures.analysis_plots import Similarity
+from utils.layers import drawing
+from utils.layers.analysis import angular_distance_table
+
+
+def distances_by_length(distances):
+    """Return distances between layers as the figure takes them, by way of the table that stage 04 writes."""
+    return drawing.by_length(angular_distance_table(distances))
 
 
 def convexity(n_blocks):
@@ -70,7 +77,7 @@ def everything(n_blocks):
         "influence": influence(n_blocks),
         "knn_null": 0.97,
         "similarity": maps(n_blocks),
-        "angular_distance": analysis_plots.distances_by_length(0.3 * symmetric(n_blocks + 1)),
+        "angular_distance": distances_by_length(0.3 * symmetric(n_blocks + 1)),
     }
 
 
@@ -260,14 +267,14 @@ def test_two_models_are_named_on_the_axes(drawn):
 def test_distances_by_length():
     distances = np.arange(16.0).reshape(4, 4)
     expected = [[1, 2, 3], [6, 7, np.nan], [11, np.nan, np.nan]]
-    np.testing.assert_array_equal(analysis_plots.distances_by_length(distances), expected)
-    assert analysis_plots.distances_by_length(np.zeros((1, 1))).shape == (0, 0)
+    np.testing.assert_array_equal(distances_by_length(distances), expected)
+    assert distances_by_length(np.zeros((1, 1))).shape == (0, 0)
 
 
 @pytest.mark.parametrize("n_blocks", [1, 6, 24])
 def test_triangle_rings_the_least_distance_of_every_length(drawn, n_blocks):
     distances = symmetric(n_blocks + 1)
-    by_length = analysis_plots.distances_by_length(distances)
+    by_length = distances_by_length(distances)
     analysis_plots.angular_distance_figure(by_length, "unused")
     axes = drawn[0].axes[0]
     expected = [
@@ -280,7 +287,7 @@ def test_triangle_rings_the_least_distance_of_every_length(drawn, n_blocks):
 
 
 def test_triangle_hatches_what_has_no_number(drawn):
-    by_length = analysis_plots.distances_by_length(symmetric(4))
+    by_length = distances_by_length(symmetric(4))
     by_length[1, 0] = by_length[:2, 1] = np.nan
     analysis_plots.angular_distance_figure(pd.DataFrame(by_length), "unused")
     axes = drawn[0].axes[0]

@@ -12,8 +12,6 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-WINGS = "core", "data", "figures", "layers", "models", "pruning", "scores"
-
 
 class _Later(ModuleType):
     """Stands for a module that is imported when one of its attributes is asked for; is not in ``sys.modules``."""
@@ -38,8 +36,7 @@ class _LaterLoader(MetaPathFinder, Loader):
         self.names: list[str] = []
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        package, _, wing = name.partition(".")
-        if package == "utils" and (not wing or wing in WINGS):  # no more than a docstring
+        if name.split(".")[0] == "utils" and name.count(".") < 2:  # a wing holds no more than a docstring
             return None
         self.names.append(name)
         return ModuleSpec(name, self, is_package=True)  # so that pyarrow.parquet may follow pyarrow

@@ -499,7 +499,7 @@ def angular_distance_figure(distances: pd.DataFrame | np.ndarray, path: Path, ti
     ----------
     distances : DataFrame or ndarray of float, shape (n_blocks, n_blocks)
         Entry [l, n - 1] is the distance between hidden layers l and l + n, as a share of pi; where
-        l + n > n_blocks there is no such run, and nothing is read. See `distances_by_length`.
+        l + n > n_blocks there is no such run, and nothing is read.
     path : Path
         Name without suffix.
     title : str or None
@@ -510,26 +510,6 @@ def angular_distance_figure(distances: pd.DataFrame | np.ndarray, path: Path, ti
         if title:
             axes.set_title(title, loc="left")
         save_figure(fig, path)
-
-
-def distances_by_length(distances: np.ndarray) -> np.ndarray:
-    """Return distances between hidden layers i and j as distances across n blocks from hidden layer l.
-
-    Parameters
-    ----------
-    distances : ndarray of float, shape (n_blocks + 1, n_blocks + 1)
-        Of which entries [i, j], i < j, are read.
-
-    Returns
-    -------
-    ndarray of float, shape (n_blocks, n_blocks)
-        Entry [l, n - 1] is ``distances[l, l + n]``, NaN where l + n > n_blocks.
-    """
-    n_blocks = len(distances) - 1
-    by_length = np.full((n_blocks, n_blocks), np.nan)
-    for n in range(1, n_blocks + 1):
-        by_length[: n_blocks + 1 - n, n - 1] = np.diagonal(distances, offset=n)
-    return by_length
 
 
 def draw_angular_distance(axes: Axes, distances: pd.DataFrame | np.ndarray) -> None:

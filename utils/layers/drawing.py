@@ -48,7 +48,7 @@ def draw_analysis(folder: Path, metrics: dict | None = None) -> None:
         found |= {"influence": table, "knn_null": knn_null}
         analysis_plots.influence_figure(table, folder / "block_influence", knn_null, title)
     if (table := _table(folder, "angular_distance")) is not None:
-        found["angular_distance"] = _by_length(table)
+        found["angular_distance"] = by_length(table)
         analysis_plots.angular_distance_figure(found["angular_distance"], folder / "angular_distance", title)
     if not other:
         similarity = {analysis.SIMILARITIES[name].title: one for name, one in maps.items()}
@@ -80,9 +80,17 @@ def _similarities(folder: Path) -> tuple[dict[str, analysis_plots.Similarity], d
     return maps, nulls["null"].to_dict()
 
 
-def _by_length(table: pd.DataFrame) -> np.ndarray:
-    """Return the table of angular distances as `analysis_plots.distances_by_length` does."""
-    n_blocks = int(table["n_layers"].max()) if len(table) else 0
-    by_length = np.full((n_blocks, n_blocks), np.nan)
-    by_length[table["first_layer"], table["n_layers"] - 1] = table["angular_distance"]
-    return by_length
+def by_length(table: pd.DataFrame) -> np.ndarray:
+    """Return a table of angular distances (`analysis.angular_distance_table`) as the figure takes it.
+
+    Returns
+    -------
+    ndarray of float, shape (n_blocks, n_blocks)
+        Entry [l, n - 1] is the distance across n blocks from hidden layer l, NaN where l + n > n_blocks.
+    """
+    if table.empty:
+        return np.empty((0, 0))
+    n_blocks = int(table["n_layers"].max())
+    distances = np.full((n_blocks, n_blocks), np.nan)
+    distances[table["first_layer"], table["n_layers"] - 1] = table["angular_distance"]
+    return distances
