@@ -242,14 +242,14 @@ def log_scores(row: dict, n_groups: int) -> None:
             row[f"recording_{name}"],
         )
     log.info(
-        "%s%.1f M parameters, %.2f GMACs a clip (front end %.2f)",
+        "%s%.1f M parameters, %.2f GMACs per clip (front end %.2f)",
         "" if row["kind"] == summary.CNN else f"{row['n_layers']} layers, ",
         row["n_parameters"] / 1e6,
         row["gmacs_per_clip"],
         row["gmacs_front_end"],
     )
     log.info(
-        "%.1f ms a clip (front end %.1f), real-time factor %.4f, %.1f clips/s in batches of %d, on %s",
+        "%.1f ms per clip (front end %.1f), real-time factor %.4f, %.1f clips/s in batches of %d, on %s",
         row["latency_ms_median"],
         row["latency_front_end_ms"],
         row["real_time_factor"],

@@ -73,7 +73,7 @@ def test_what_is_saved_is_said(caplog):
     encoder_window.fit_window(whisper(30), 2.5, "clip", "openai/whisper")
     words = "openai/whisper: its window of 30 s is cropped to 3 s for clips of 2.5 s: "
     assert words in caplog.text
-    after, before = (float(word) for word in caplog.text.split(words)[1].split(" GMACs a clip instead of "))
+    after, before = (float(word) for word in caplog.text.split(words)[1].split(" GMACs per clip instead of "))
     assert before / after > 10  # more than the ratio of the windows: attention grows with its square
 
 

@@ -57,7 +57,7 @@ def fit_window(loaded: LoadedModel, clip_seconds: float, window: str, name: str)
     config.full_window_seconds = getattr(config, "full_window_seconds", window_s)
     loaded = replace(loaded, extractor=architecture_of(config).crop(loaded.model, loaded.extractor, seconds))
     log.info(
-        "%s: its window of %g s is cropped to %d s for clips of %g s: %.3g GMACs a clip instead of %.3g",
+        "%s: its window of %g s is cropped to %d s for clips of %g s: %.3g GMACs per clip instead of %.3g",
         *(name, window_s, seconds, clip_seconds, _gmacs(loaded), before),
     )
     return loaded
@@ -76,7 +76,7 @@ def warn_of_window(loaded: LoadedModel, clip_seconds: float, name: str) -> None:
     window_s = longest_clip_seconds(loaded.extractor, config)
     if window_s == float("inf") or (seconds if can_crop else clip_seconds) >= (1 - LARGEST_WASTE) * window_s:
         return
-    cost = "%s computes its whole window of %.4g s for clips of %g s, %.3g GMACs a clip, of which %.0f %% is padding"
+    cost = "%s computes its whole window of %.4g s for clips of %g s, %.3g GMACs per clip, of which %.0f %% is padding"
     values = (name, window_s, clip_seconds, _gmacs(loaded), 100 * (1 - clip_seconds / window_s))
     if can_crop:
         with torch.device("meta"):

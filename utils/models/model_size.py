@@ -118,7 +118,7 @@ def size_table(sizes: Mapping[str, ModelSize]) -> str:
             "blocks": str(len(size.kept_layers)),
             "kept_layers": cli.format_layer_list(size.kept_layers),
             "parameters": f"{size.n_parameters:,}",
-            "GMACs a clip": f"{size.macs_per_clip / 1e9:.4g}",
+            "GMACs per clip": f"{size.macs_per_clip / 1e9:.4g}",
             "front end": f"{size.macs_front_end / size.macs_per_clip:.1%}",
             "MB on disk": f"{size.weights_bytes / MEGABYTE:.1f}",
         }

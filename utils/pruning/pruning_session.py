@@ -79,7 +79,7 @@ class PruningSession:
             counted += f" (of the base model: {cli.format_layer_list(now.kept_layers)})"
         counted += (
             f", {now.n_parameters:,} parameters ({now.n_parameters / whole.n_parameters:.0%})"
-            f", {now.macs_per_clip / 1e9:.4g} GMACs a clip ({now.macs_per_clip / whole.macs_per_clip:.0%})"
+            f", {now.macs_per_clip / 1e9:.4g} GMACs per clip ({now.macs_per_clip / whole.macs_per_clip:.0%})"
         )
         return "\n".join([*rows, counted])
 

@@ -150,7 +150,7 @@ def summary_table(summary: pd.DataFrame) -> str:
         "accuracy [95 %]": with_interval("accuracy"),
         "macro F1 [95 %]": with_interval("macro_f1"),
         "M parameters": (summary["n_parameters"] / 1e6).map("{:.1f}".format),
-        "ms a clip": summary["latency_ms_median"].map("{:.1f}".format) + doubt,
+        "ms per clip": summary["latency_ms_median"].map("{:.1f}".format) + doubt,
     }
     return pd.DataFrame(shown).to_string(index=False)
 
