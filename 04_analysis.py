@@ -1,4 +1,4 @@
-"""Measure what each layer of an audio encoder knows, and compare the layers with each other.
+"""Measure each layer of an audio encoder, and compare the layers with each other.
 
     python 04_analysis.py --model_dir facebook/wav2vec2-base --split train --output_dir analysis_results/base
     python 04_analysis.py --model_dir runs/wav2vec2 --data_dir processed_data
@@ -14,15 +14,15 @@ euclidean_convexity do straight lines between its clips? needs a model fine-tune
 probe               accuracy of a linear classifier on the layer: trained on train clips; with --split train
                     or all cross-validated over groups
 cka, cka_biased, cka_rbf, mutual_knn, cosine    similarity of all pairs of layers
-block_influence     how much a block turns a frame; beside it 1 - mutual kNN of its input and output
+block_influence     how much a block changes a frame; beside it 1 - mutual kNN of its input and output
 angular_distance    angle between the input and the output of each run of blocks
 
-Each metric has a null level: its value if labels or clips were shuffled. --compare_to compares the layers of two
-models, by metrics that do not depend on the axes of a model.
+Each metric has a null level: its value if labels or clips are shuffled. --compare_to compares the layers of two
+models by metrics that do not depend on the axes of a model.
 
-Writes into <output_dir> a CSV and a PDF and PNG of each metric, overview.pdf/.png, null_levels.csv,
-recommendation.json (layers to keep by each rule, with the numbers behind it; 05 reads it), log.txt and run.json, and
-hidden_states.npy with its clips, which the next run uses again if model and data are the same.
+Writes into <output_dir> a CSV, PDF and PNG of each metric, overview.pdf/.png, null_levels.csv, recommendation.json (the
+layers that each rule keeps, with the measured numbers; 05 reads it), log.txt and run.json. It also writes
+hidden_states.npy and the table of its clips; the next run reuses them if model and data are the same.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="run folder of 02_finetuning.py, model folder, name of a base model on the hub, or tiny",
     )
-    add("--split", choices=[*splits.SPLITS, ALL_SPLITS], default="test", help="clips to look at")
+    add("--split", choices=[*splits.SPLITS, ALL_SPLITS], default="test", help="clips to analyse")
     add(
         "--metrics",
         nargs="+",
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help=f"what to measure (default: all but {', '.join(analysis.ON_REQUEST)}; with --compare_to: cka mutual_knn)",
     )
-    add("--compare_to", default=None, help="another model, as --model_dir: compare its layers with those of the first")
+    add("--compare_to", default=None, help="second model, given like --model_dir: compare the layers of both")
     add(
         "--num_neighbors",
         type=cli.positive_int,
@@ -100,15 +100,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_segments", type=cli.positive_int, default=20, help="segments of each class in Euclidean convexity")
     add("--num_points", type=cli.positive_int, default=10, help="points on each of these segments")
     add("--per_class", action="store_true", help="also draw the convexity of every class")
-    add("--batch_size", type=cli.positive_int, default=16, help="clips at once")
-    add("--recompute", action="store_true", help="replace the folder, and its hidden states too")
+    add("--batch_size", type=cli.positive_int, default=16, help="clips per batch")
+    add("--recompute", action="store_true", help="replace the folder, and compute the hidden states again")
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Leave a folder of results."""
+    """Write a folder of results."""
     args.metrics = chosen_metrics(args.metrics, between_models=args.compare_to is not None)
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         name = names.of_model(args.model_dir)
@@ -149,30 +149,30 @@ def chosen_metrics(names: Sequence[str] | None, between_models: bool) -> list[st
     refused = [name for name in analysis.METRICS if name in names and name not in analysis.BETWEEN_MODELS]
     if between_models and refused:
         raise UsageError(
-            f"--metrics {refused[0]} cannot stand beside --compare_to: "
+            f"--metrics {refused[0]} cannot be used with --compare_to: "
             + (
                 "cosine compares two layers axis by axis, and two models have no axes in common; "
                 if refused[0] == "cosine"
-                else "it looks at one model; "
+                else "it measures one model; "
             )
-            + f"two models can be compared by {', '.join(analysis.BETWEEN_MODELS)}"
+            + f"the metrics for two models are {', '.join(analysis.BETWEEN_MODELS)}"
         )
     return [name for name in analysis.METRICS if name in names]
 
 
 class Heard(NamedTuple):
-    """A model, the clips that it has heard, and what came of them.
+    """A model, its clips, and the hidden states and logits of the clips.
 
     Attributes
     ----------
     loaded : LoadedModel
     clips : Clips
     hidden : HiddenStates
-        Of the clips.
+        Hidden states of the clips.
     train : HiddenStates or None
-        Of the clips that a probe is trained on, where these are others.
+        Hidden states of the clips that a probe is trained on, if these are other clips.
     logits : ndarray or None
-        Of the clips, where Euclidean convexity needs them.
+        Logits of the clips, if Euclidean convexity needs them.
     """
 
     loaded: LoadedModel
@@ -183,7 +183,7 @@ class Heard(NamedTuple):
 
 
 def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> None:
-    """Measure and draw everything that was asked for of one model."""
+    """Measure and draw the chosen metrics of one model."""
     heard = hear(args, inputs, this_run, device)
     if not runs.is_first_process():
         return
@@ -228,8 +228,8 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     cross_validated = args.split in ("train", ALL_SPLITS)
     if loaded.has_head and cross_validated:
         log.warning(
-            "the model was fine-tuned, and --split %s holds clips that it may have been trained on: "
-            "what is measured on them is better than on new ones",
+            "the model may have been trained on clips of --split %s: "
+            "the measured values are then better than on new clips",
             args.split,
         )
     elif loaded.has_head:
@@ -257,7 +257,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
 def measure_classes(
     args: argparse.Namespace, heard: Heard, tables: Tables, this_run: runs.Run
 ) -> dict[str, pd.DataFrame]:
-    """Measure and write what every layer knows of the classes; return the tables by layer."""
+    """Measure and write the metrics of the classes at every layer; return the tables by layer."""
     found = {}
     if "graph_convexity" in args.metrics:
         with this_run.timed("graph_convexity"):
@@ -267,7 +267,7 @@ def measure_classes(
         found["convexity"] = layers
         tables.write_convexity("graph_convexity", layers, classes)
         best = layers.loc[layers["convexity"].idxmax()]
-        if not best["mostly_direct"]:  # else a warning has just said that it says nothing
+        if not best["mostly_direct"]:  # otherwise a warning has said that it is not informative
             log.info(
                 "graph convexity is highest at layer %d: %.3f [%.3f, %.3f], null %.3f",
                 *best[["layer", "convexity", "convexity_low", "convexity_high", "null"]],
@@ -285,7 +285,7 @@ def measure_classes(
         tables.write("probe", found["probe"])
         best = found["probe"].loc[found["probe"]["accuracy"].idxmax()]
         log.info(
-            "a linear probe does best on layer %d: accuracy %.3f [%.3f, %.3f]",
+            "the linear probe is best at layer %d: accuracy %.3f [%.3f, %.3f]",
             *best[["layer", "accuracy", "accuracy_low", "accuracy_high"]],
         )
     return found
@@ -311,12 +311,12 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
 
 
 def read_split(args: argparse.Namespace, split: str) -> clips.Clips:
-    """Return the clips of a split, or of all."""
+    """Return the clips of one split or of all splits."""
     return clips.read_clips(args.data_dir, None if split == ALL_SPLITS else split, args.max_clips_per_class, args.seed)
 
 
 def metrics_of(split_clips: clips.Clips) -> dict:
-    """Return what ``run.json`` tells of the clips."""
+    """Return the facts about the clips that ``run.json`` records."""
     table = split_clips.table
     return {
         "kept_together": split_clips.kept_together,
@@ -327,10 +327,10 @@ def metrics_of(split_clips: clips.Clips) -> dict:
 
 def load(model_dir: str, split_clips: clips.Clips, device: str) -> LoadedModel:
     """Load a classifier, or a base model with a new head, and check that the clips suit it."""
-    runs.seed_everything(0)  # a new head is not looked at, but it should not differ from run to run
+    runs.seed_everything(0)  # no metric reads a new head, but every run should make the same
     loaded = encoders.load_any_model(model_dir, device)
     encoders.check_base_matches(loaded, split_clips)
-    # The encoder that 02_finetuning.py would train; a fine-tuned one stays as it is.
+    # A base model gets the window that 02_finetuning.py trains with; a fine-tuned model keeps its window.
     window = architectures.FULL_WINDOW if loaded.has_head else architectures.CLIP_WINDOW
     loaded = encoder_window.fit_window(loaded, split_clips.clip_seconds, window, str(model_dir))
     encoder_parts.check_parts(loaded, split_clips)
@@ -338,24 +338,24 @@ def load(model_dir: str, split_clips: clips.Clips, device: str) -> LoadedModel:
 
 
 def require_head(loaded: LoadedModel, split_clips: clips.Clips) -> None:
-    """Check that the model tells the classes of the data apart.
+    """Check that the model was fine-tuned on the labels of the data.
 
     Raises
     ------
     InputError
-        If it is a base model, or was trained on other labels.
+        If it is a base model or was trained on other labels.
     """
     if not loaded.has_head or loaded.labels != split_clips.labels:
         raise InputError(
-            "euclidean_convexity asks the model what it takes a point for, and this one was not fine-tuned on the "
-            f"labels of {split_clips.data_dir}: fine-tune it with 02_finetuning.py, or leave it out of --metrics"
+            "euclidean_convexity needs the predictions of the model, but the model was not fine-tuned on the labels of "
+            f"{split_clips.data_dir}: fine-tune it with 02_finetuning.py, or leave the metric out of --metrics"
         )
 
 
 def measure_similarities(
     args: argparse.Namespace, this_run: runs.Run, states: np.ndarray, other: np.ndarray | None
 ) -> dict[str, analysis.LayerSimilarity]:
-    """Compare the layers by every metric of similarity that was asked for."""
+    """Compare the layers by every chosen similarity metric."""
     similarities = {}
     for metric in args.metrics:
         if metric in analysis.SIMILARITIES:
@@ -382,7 +382,7 @@ class Tables:
         self.write(f"{name}_per_class", classes)
 
     def write_similarities(self, similarities: dict[str, analysis.LayerSimilarity]) -> None:
-        """Write every matrix and its null level, with the range of that over the pairs of layers."""
+        """Write every matrix, and the mean and range of its null level over the pairs of layers."""
         nulls = []
         for metric, found in similarities.items():
             self.write(metric, pd.DataFrame(found.matrix).rename_axis(index="layer"), index=True)

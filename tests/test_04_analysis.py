@@ -61,7 +61,7 @@ def test_layers_whose_pairs_are_mostly_neighbours_are_named(num_neighbors, model
     table, text = pd.read_csv(tmp_path / "out" / "graph_convexity.csv"), (tmp_path / "out" / "log.txt").read_text()
     mostly = table["direct_share"] > 0.5
     assert table["mostly_direct"].equals(mostly) and mostly.all() == (num_neighbors == 12)
-    assert ("4 of 4 layers (0, 1, 2, 3) have more than half of their pairs of clips joined" in text) == mostly.all()
+    assert ("in 4 of 4 layers (0, 1, 2, 3) more than half of the pairs of clips are joined" in text) == mostly.all()
     assert ("graph convexity is highest at layer" in text) == (not mostly.any())
     assert "test: 9 groups are few: intervals from a bootstrap over fewer than 30 are rough" in text
 
@@ -229,7 +229,7 @@ def test_two_models_are_compared_by_what_no_rotation_changes(model_dir, data_dir
     matrix = pd.read_csv(out / "cka.csv", index_col="layer").to_numpy()
     np.testing.assert_allclose(matrix, similarity.cka(first, second))
     assert (out / "mutual_knn.png").exists() and not (out / "recommendation.json").exists()
-    for metric, reason in (("cosine", "no axes in common"), ("graph_convexity", "it looks at one model")):
+    for metric, reason in (("cosine", "no axes in common"), ("graph_convexity", "it measures one model")):
         assert run(model_dir, data_dir, out, "--compare_to", tmp_path / "other", "--metrics", metric) == 2
         assert reason in caplog.text
 

@@ -393,7 +393,7 @@ def test_as_many_neighbours_as_clips_are_refused():
 def test_features_that_are_not_finite_are_refused():
     features, labels = random_features()
     features[7, 2] = np.nan
-    with pytest.raises(InputError, match="not finite, first that of row 7"):
+    with pytest.raises(InputError, match="not finite, the first in row 7"):
         convexity(features, labels)
 
 

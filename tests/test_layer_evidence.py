@@ -45,7 +45,7 @@ def test_what_is_not_needed_is_not_measured(hidden):
 
 def test_convexity_of_neighbours_is_warned_of(hidden, caplog):
     layer_evidence.measure_evidence(hidden, ["convexity"], len(hidden.table) - 1, 1000, 3, 1)
-    assert "convexity says nothing there" in caplog.text
+    assert "convexity is not informative there" in caplog.text
 
 
 @pytest.fixture(scope="module")

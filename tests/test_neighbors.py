@@ -160,7 +160,7 @@ def test_as_many_neighbours_as_clips_are_refused(k):
 def test_features_that_are_not_finite_are_refused(value):
     features = np.ones((6, 2), np.float32)
     features[4, 1] = value
-    with pytest.raises(InputError, match="1 of 6 clips are not finite, first that of row 4"):
+    with pytest.raises(InputError, match="1 of 6 clips are not finite, the first in row 4"):
         nearest_neighbors(features, 2)
 
 

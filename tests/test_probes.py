@@ -45,7 +45,7 @@ def test_the_same_seed_gives_the_same_folds():
 
 def test_what_cannot_be_probed_is_refused():
     states, label_ids = blobs()
-    with pytest.raises(InputError, match="at least 5 groups of clips, here are 2"):
+    with pytest.raises(InputError, match="at least 5 groups of clips, but there are 2"):
         probes.cross_validate(states, label_ids, label_ids % 2, 0)
     with pytest.raises(InputError, match="at least two classes"):
         probes.cross_validate(states, np.zeros(len(states), int), np.arange(len(states)), 0)

@@ -328,7 +328,7 @@ def test_states_that_are_not_finite_are_refused(value, clip, monkeypatch):
         (cosine, (2, 1, 4), "found 1 clips, expected at least 2"),
         (cka, (20, 4), "found an array of shape"),
         (cosine, (0, 20, 4), "found an array of shape"),
-        (mutual_knn, (2, 10, 4), "10 nearest neighbours asked for, of 10 clips"),
+        (mutual_knn, (2, 10, 4), "10 nearest neighbours among 10 clips"),
     ],
 )
 def test_states_of_another_shape_are_refused(metric, shape, match):

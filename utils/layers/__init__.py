@@ -1,1 +1,1 @@
-"""Stage 04: what each layer of an encoder knows."""
+"""Stage 04: measurements of each layer of an encoder."""

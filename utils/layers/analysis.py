@@ -1,6 +1,6 @@
-"""What hidden states say of every layer, as tables: convexity, similarity, influence, probes, and their nulls.
+"""Tables of every layer from its hidden states: convexity, similarity, influence, probes, and their nulls.
 
-A similarity of layers is one entry of `SIMILARITIES`: 04 offers, measures, writes and draws what stands there.
+A similarity of layers is one entry of `SIMILARITIES`: 04 offers, measures, writes and draws every entry.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NUM_NEIGHBORS = 10  # of a clip, where nothing else is asked for
-NUM_PAIRS = 5000  # of clips of a class, likewise
+NUM_NEIGHBORS = 10  # of a clip, by default
+NUM_PAIRS = 5000  # of clips of a class, by default
 OF_CLASSES = ("graph_convexity", "euclidean_convexity", "probe")
 OF_FRAMES = ("block_influence", "angular_distance")
 
@@ -43,13 +43,13 @@ class Similarity:
     title : str
         Its name in figures.
     compare : callable
-        Takes the states, shape (n_layers_a + 1, n_clips, size_a), those of the same clips in another model or None,
-        a number of neighbours and a seed. Returns the matrix of all pairs of layers, and the one to expect if the
-        clips of one side were shuffled, each of shape (n_layers_a + 1, n_layers_b + 1).
+        Takes the states, shape (n_layers_a + 1, n_clips, size_a), the states of the same clips in another model or
+        None, a number of neighbours and a seed. Returns the matrix of all pairs of layers, and the matrix that is
+        expected if the clips of one side are shuffled, each of shape (n_layers_a + 1, n_layers_b + 1).
     between_models : bool
-        Whether it can compare two models: it does not change when a model's axes are rotated.
+        Whether it can compare two models: a rotation of a model's axes does not change it.
     by_default : bool
-        Whether it is measured where nobody asks for it.
+        Whether it is measured if --metrics is not given.
     """
 
     title: str
@@ -100,7 +100,7 @@ def convexity_of_layers(
     seed: int,
     n_resamples: int | None = None,
 ) -> list[convexity.GraphConvexity]:
-    """Return the graph convexity of every layer, and warn where it says nothing; see `convexity.graph_convexity`."""
+    """Return the graph convexity of every layer, and warn where it is not informative; see `convexity`."""
     label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
     n_resamples = convexity.N_RESAMPLES if n_resamples is None else n_resamples
     found = [
@@ -120,7 +120,7 @@ def graph_convexity(
     -------
     layers : DataFrame
         ``layer, convexity, convexity_low, convexity_high, null, pooled_convexity, sampling_error,
-        direct_share, unreachable_share, mostly_direct``; the last marks layers where convexity says nothing.
+        direct_share, unreachable_share, mostly_direct``; the last marks layers where convexity is not informative.
     classes : DataFrame
         ``layer, label_id, label, n_clips, n_pairs, convexity, standard_error, sampling_error, null,
         direct_share, unreachable_share``.
@@ -128,13 +128,13 @@ def graph_convexity(
     Raises
     ------
     InputError
-        If no class has two clips, or there are not more clips than neighbours.
+        If no class has two clips, or if the number of clips is not larger than the number of neighbours.
     """
     n_clips = np.bincount(hidden.table["label_id"], minlength=len(labels))
     alone = [label for label, n in zip(labels, n_clips, strict=True) if n < 2]
     if len(alone) == len(labels):
         raise InputError(
-            "graph convexity compares clips of the same class, and no class has two clips here; choose a larger --split"
+            "graph convexity compares clips of the same class, but no class has two clips here; choose a larger --split"
         )
     if alone:
         log.warning(
@@ -178,7 +178,7 @@ def graph_convexity(
 
 
 def probe(hidden: HiddenStates, train: HiddenStates | None, seed: int) -> pd.DataFrame:
-    """Return how well a linear probe on every layer tells the classes apart; see `probes`.
+    """Return the scores of a linear probe on every layer; see `probes`.
 
     Parameters
     ----------
@@ -193,12 +193,12 @@ def probe(hidden: HiddenStates, train: HiddenStates | None, seed: int) -> pd.Dat
     -------
     DataFrame
         ``layer, accuracy, accuracy_low, accuracy_high, macro_f1, macro_f1_low, macro_f1_high, chance``; chance
-        is one class of those the probe knows.
+        is 1 / number of classes that the probe knows.
 
     Raises
     ------
     InputError
-        If the clips to train on have fewer than two classes, or none of those to score.
+        If the clips to train on have fewer than two classes, or no class of the clips to score.
     """
     label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
     train_ids = label_ids if train is None else train.table["label_id"].to_numpy()
@@ -206,11 +206,11 @@ def probe(hidden: HiddenStates, train: HiddenStates | None, seed: int) -> pd.Dat
     known = np.isin(label_ids, train_ids)
     if not known.any():
         raise InputError(
-            "no clip of this split has a label that the train clips have: a probe cannot be scored; "
+            "no clip of this split has a label of the train clips, so a probe cannot be scored; "
             "leave probe out of --metrics, or run 01_data_processing.py with other fractions"
         )
     if not known.all():
-        log.warning("%d clips have labels without a train clip: no probe can get them right", (~known).sum())
+        log.warning("%d clips have labels without a train clip: a probe cannot predict these labels", (~known).sum())
     rows = []
     for layer, states in enumerate(hidden.pooled):
         if train is None:
@@ -239,9 +239,9 @@ class LayerSimilarity:
     Attributes
     ----------
     matrix, null : ndarray of float64, shape (n_layers_a + 1, n_layers_b + 1)
-        The similarity, and the one to expect if the clips of one side were shuffled.
+        The similarity, and the similarity that is expected if the clips of one side are shuffled.
     blocks : TwoBlocks or None
-        Where the matrix of one model falls in two; None between two models, and where it does not.
+        The two blocks of the matrix of one model; None for two models, and if there is no boundary.
     """
 
     matrix: np.ndarray
@@ -262,16 +262,16 @@ def similarity_of_layers(
     other : ndarray of float32, shape (n_layers_b + 1, n_clips, size_b), or None
         States of the same clips in another model.
     num_neighbors : int
-        Of mutual kNN.
+        Neighbours of each clip in mutual kNN.
     seed : int
-        Seed of the pairs that tell the width of the RBF kernel, where there are too many to take all.
+        Seed of the sample of clips that sets the width of the RBF kernel; see `similarity.cka`.
     """
     matrix, null = SIMILARITIES[metric].compare(states, other, num_neighbors, seed)
     return LayerSimilarity(matrix, null, similarity.two_block_boundary(matrix) if other is None else None)
 
 
 def influence(cosine: np.ndarray | None, mutual_knn: np.ndarray | None) -> pd.DataFrame:
-    """Return the influence of every block: ``layer``, and what there is of ``block_influence, knn_block_influence``.
+    """Return the influence of every block: ``layer``, and where measured ``block_influence, knn_block_influence``.
 
     Parameters
     ----------
@@ -286,17 +286,17 @@ def influence(cosine: np.ndarray | None, mutual_knn: np.ndarray | None) -> pd.Da
 
 
 def mean_over_clips(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the first axis in float64, whatever its length."""
+    """Return the mean over the first axis, computed in float64."""
     return values.mean(axis=0, dtype=np.float64)
 
 
 def angular_distance_table(distance: np.ndarray) -> pd.DataFrame:
-    """Return angular distances as ``first_layer, n_layers, angular_distance``: what removing a run of blocks skips.
+    """Return the angular distance across every run of blocks, as ``first_layer, n_layers, angular_distance``.
 
     Parameters
     ----------
     distance : ndarray, shape (n_layers + 1, n_layers + 1)
-        Between hidden layers, as a share of pi.
+        Distance between hidden layers, as a share of pi.
     """
     n_layers = len(distance) - 1
     return pd.DataFrame(
@@ -309,5 +309,5 @@ def angular_distance_table(distance: np.ndarray) -> pd.DataFrame:
 
 
 def two_block_boundaries(similarities: dict[str, LayerSimilarity]) -> dict[str, dict | None]:
-    """Return where the similarities fall in two blocks, by metric."""
+    """Return the two blocks of each similarity, by metric; ready for JSON."""
     return {name: found.blocks and dataclasses.asdict(found.blocks) for name, found in similarities.items()}

@@ -1,7 +1,7 @@
-"""Convexity of classes in a layer: graph convexity, and Euclidean convexity seen through the network above.
+"""Convexity of classes in a layer: graph convexity, and Euclidean convexity by the network's predictions.
 
 Source of both: Tětková et al., "On convex decision regions in deep network representations", arXiv
-2305.17154. Everything is plain NumPy and SciPy; the network enters as a function that predicts.
+2305.17154. The code is plain NumPy and SciPy; the network is passed as a function that predicts.
 """
 
 import logging
@@ -17,17 +17,17 @@ from utils.scores.evaluation import INTERVAL_PERCENT, resample_weights
 
 log = logging.getLogger(__name__)
 
-# A distance of zero would be no edge in a sparse matrix.
+# A sparse matrix has no edge where the distance is zero.
 SMALLEST_DISTANCE = 1e-12
 FEWEST_SOURCES = 30
-MOSTLY_DIRECT = 0.5  # a greater share of pairs that are joined by an edge says nothing of convexity
+MOSTLY_DIRECT = 0.5  # if a greater share of pairs is joined by an edge, convexity is not informative
 N_RESAMPLES = 1000
-# Bounds the distances and predecessors of one call of Dijkstra in memory: 64 MiB at 12 bytes a vertex.
+# Memory limit of the distances and predecessors of one call of Dijkstra: 64 MiB at 12 bytes per vertex.
 DIJKSTRA_BYTES = 2**26
 
 
 def warn_of_direct_pairs(direct_shares: Sequence[float]) -> None:
-    """Warn where most pairs of a layer are neighbours: a path without anything between its ends cannot leave a class.
+    """Warn of layers where most pairs are neighbours: a path without interior points cannot leave a class.
 
     Parameters
     ----------
@@ -38,32 +38,32 @@ def warn_of_direct_pairs(direct_shares: Sequence[float]) -> None:
     mostly = np.flatnonzero(shares > MOSTLY_DIRECT)
     if len(mostly):
         log.warning(
-            "graph convexity: %d of %d layers (%s) have more than half of their pairs of clips joined by an edge, up "
-            "to %.0f %%: nothing lies between such clips, and convexity says nothing there; take more clips of a "
-            "class, or fewer neighbours (--num_neighbors of 04_analysis.py)",
+            "graph convexity: in %d of %d layers (%s) more than half of the pairs of clips are joined by an edge, up "
+            "to %.0f %%; convexity is not informative there, because such a path has no interior points; use more "
+            "clips per class, or fewer neighbours (--num_neighbors of 04_analysis.py)",
             *(len(mostly), len(shares), ", ".join(map(str, mostly)), 100 * np.nanmax(shares)),
         )
 
 
 @dataclass(frozen=True)
 class ClassConvexity:
-    """Graph convexity of every class; arrays of shape (n_classes,), NaN for a class of fewer than two points.
+    """Graph convexity of every class; arrays of shape (n_classes,), NaN for a class with fewer than two points.
 
     Attributes
     ----------
     n_points : ndarray of int
     n_pairs : ndarray of int
-        Ordered pairs that were scored: all there are, or all that begin at a sampled source.
+        Ordered pairs that were scored: all pairs, or all pairs that begin at a sampled source.
     convexity : ndarray
         Mean score of the pairs, in [0, 1].
     standard_error : ndarray
-        std(ddof=1) of the pairs' scores over the root of the number of points.
+        std(ddof=1) of the pairs' scores divided by the square root of the number of points.
     sampling_error : ndarray
-        Standard error that comes from sampling sources alone; 0 where all pairs were scored.
+        Standard error from the sampling of sources alone; 0 where all pairs were scored.
     direct_share, unreachable_share : ndarray
-        Pairs joined by an edge, which score 1, and pairs without a path, which score 0.
+        Share of pairs joined by an edge, which score 1, and of pairs without a path, which score 0.
     null : ndarray
-        Convexity to expect if labels said nothing; see `null_levels`.
+        Convexity expected if labels are permuted; see `null_levels`.
     """
 
     n_points: np.ndarray
@@ -83,13 +83,13 @@ class GraphConvexity:
     Attributes
     ----------
     convexity : float
-        Mean over the classes that have two points: the headline.
+        Mean over the classes with at least two points: the main result.
     low, high : float
-        95 % bootstrap interval over groups, the graph held fixed; NaN if all clips are of one group.
+        95 % bootstrap interval over groups, the graph held fixed; NaN if there is only one group.
     pooled : float
-        Mean over all pairs of a class, each class weighted by the number of pairs it has.
+        Mean over the classes, each weighted by its number of possible pairs.
     sampling_error : float
-        Standard error of `convexity` that comes from sampling sources alone.
+        Standard error of `convexity` from the sampling of sources alone.
     direct_share, unreachable_share, null : float
         Means over the same classes as `convexity`.
     classes : ClassConvexity
@@ -119,33 +119,33 @@ def graph_convexity(
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> GraphConvexity:
-    """Return how far the shortest paths between points of a class stay within it.
+    """Return how far the shortest paths between points of a class stay in the class.
 
-    A pair of points scores the share of the interior of its shortest path in `knn_graph` that is of
-    its class: 1 if the two are joined by an edge, 0 if there is no path. A class whose ordered pairs
-    number at most `num_pairs` is scored whole. In a larger one sources are drawn without replacement,
-    at least 30 and enough for `num_pairs`, and each is scored to all other points of the class: one run
-    of Dijkstra's algorithm serves them all. Every source has equally many targets and is equally likely,
-    so the mean is unbiased; its standard error is std(means of sources, ddof=1) / √m · √(1 - m / n_c)
-    for m of n_c sources (Cochran, "Sampling Techniques", 1977, eq. 2.20, 9A.3).
+    The score of a pair of points is the share of interior points of its shortest path in `knn_graph` that
+    belong to its class. It is 1 if the two points are joined by an edge, and 0 if there is no path. If a
+    class has at most `num_pairs` ordered pairs, all are scored. In a larger class sources are drawn without
+    replacement: at least 30, and enough for `num_pairs`. One run of Dijkstra's algorithm scores a source with
+    all other points of the class. Every source has the same number of targets and the same probability, so
+    the mean is unbiased. Its standard error is std(means of sources, ddof=1) / √m · √(1 - m / n_c) for m of
+    n_c sources (Cochran, "Sampling Techniques", 1977, eq. 2.20, 9A.3).
 
-    Where features are equal the order of the rows decides: duplicates are joined to their first k
-    copies. In a constant layer all paths lead through the first k rows, so a score says which classes
-    these are of and nothing about the layer; the mean over classes stays near its null.
+    Where features are equal, the order of the rows decides: duplicates are joined to their first k copies. In
+    a constant layer all paths lead through the first k rows. A score then depends on the classes of these
+    rows and not on the layer; the mean over classes stays near its null.
 
     Parameters
     ----------
     features : ndarray of float, shape (n, d)
-        A row a clip, finite.
+        One row per clip; finite.
     labels : ndarray of int, shape (n,)
         Classes, 0 to `n_classes` - 1.
     groups : ndarray, shape (n,)
-        What the bootstrap draws together, such as recordists; any values that can be sorted.
+        Group of each clip, such as its recordist; the bootstrap draws whole groups. Any sortable values.
     n_classes : int
     k : int
         Neighbours of each clip in the graph.
     num_pairs : int
-        Ordered pairs of a class beyond which sources are sampled.
+        Sources are sampled in a class with more ordered pairs than this.
     seed : int
         Seed of the sources and of the bootstrap.
     n_resamples : int
@@ -154,7 +154,7 @@ def graph_convexity(
     Raises
     ------
     InputError
-        If a feature is not finite, or there are not more than `k` rows.
+        If a feature is not finite, or there are `k` rows or fewer.
     """
     return convexity_of_graph(knn_graph(features, k), labels, groups, n_classes, num_pairs, seed, n_resamples)
 
@@ -162,7 +162,7 @@ def graph_convexity(
 def knn_graph(features: np.ndarray, k: int) -> csr_array:
     """Return the undirected union graph of the k nearest Euclidean neighbours.
 
-    Two points are joined if either is among the k nearest of the other; the weight is their distance,
+    Two points are joined if either is among the k nearest of the other. The weight is their distance, or
     1e-12 where it is 0, so that duplicates stay joined.
 
     Parameters
@@ -178,7 +178,7 @@ def knn_graph(features: np.ndarray, k: int) -> csr_array:
     Raises
     ------
     InputError
-        If a feature is not finite, or there are not more than `k` rows.
+        If a feature is not finite, or there are `k` rows or fewer.
     """
     indices, distances = nearest_neighbors(features, k)
     n = len(indices)
@@ -244,14 +244,14 @@ def convexity_of_graph(
 
 
 def null_levels(graph: csr_array, n_points: np.ndarray) -> np.ndarray:
-    """Return the convexity of classes to expect if labels are permuted over the vertices, in closed form.
+    """Return the expected convexity of classes if labels are permuted over the vertices, in closed form.
 
-    This is what the mean over permutations of the labels tends to, so there is nothing to draw and no
-    path to find. Given that both ends of a path are of a class with n_c of n points, each vertex of
-    its interior is equally likely to be any of the n - 2 others, of which n_c - 2 are of the class. So
-    a pair scores 1 if it is joined by an edge, (n_c - 2) / (n - 2) on average if by a longer path, 0 if
-    by none. An edge is itself a shortest path, as distances obey the triangle inequality, so all shares
-    are known from the edges and the connected components.
+    This is the limit of the mean over random permutations, so no permutation is drawn and no path is
+    searched. If both ends of a path belong to a class with n_c of n points, each interior vertex is equally
+    likely to be any of the n - 2 other points, and n_c - 2 of these belong to the class. So the expected
+    score of a pair is 1 if it is joined by an edge, (n_c - 2) / (n - 2) if it is joined by a longer path, and
+    0 if there is no path. Distances obey the triangle inequality, so an edge is a shortest path. Thus the
+    edges and the connected components give all shares.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def null_levels(graph: csr_array, n_points: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of float64, shape (n_classes,)
-        Of no meaning for a class of fewer than two points, which has no pair.
+        Not meaningful for a class with fewer than two points, which has no pairs.
     """
     n = graph.shape[0]
     sizes = np.bincount(connected_components(graph, directed=False)[1])
@@ -285,7 +285,7 @@ def _draw_sources(points: np.ndarray, num_pairs: int, rng: np.random.Generator) 
 def _score_pairs(
     graph: csr_array, labels: np.ndarray, sources: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return source, target, score and number of interior vertices, -1 if unreachable, of every pair of a class."""
+    """Return source, target, score and number of interior vertices (-1 if unreachable) of every scored pair."""
     members = np.argsort(labels, kind="stable")
     n_points = np.bincount(labels)
     first_member = np.cumsum(n_points) - n_points
@@ -293,7 +293,7 @@ def _score_pairs(
     parts = []
     for begin in range(0, len(sources), n_at_once):
         chunk = sources[begin : begin + n_at_once]
-        # Of a symmetric matrix both directions are the same; "directed" spares SciPy a transposed copy.
+        # The matrix is symmetric, so both directions are equal; directed=True avoids a transposed copy in SciPy.
         _, predecessors = dijkstra(graph, directed=True, indices=chunk, return_predecessors=True)
         n_targets = n_points[labels[chunk]]
         row = np.repeat(np.arange(len(chunk)), n_targets)
@@ -310,7 +310,7 @@ def _score_pairs(
 def _walk(
     predecessors: np.ndarray, chunk: np.ndarray, row: np.ndarray, target: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Walk all paths back from target to source, a step at a time; return scores and interior vertices."""
+    """Walk all paths back from target to source; return scores and numbers of interior vertices."""
     source = chunk[row]
     at = predecessors[row, target]
     reached = at >= 0
@@ -348,12 +348,13 @@ def pair_interval(
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean over classes of scores of pairs, whole groups drawn.
+    """Return the 95 % percentile interval of the mean over classes of the pairs' scores; whole groups are drawn.
 
-    A pair of two groups counts as often as both were drawn together, w_g · w_h; a pair within a group as
-    often as the group was drawn, w_g. (Its square would count the pairs between two copies of a group,
-    which are of a clip with itself or stand for no two recordists, and lift the whole interval.) So the mean
-    of a class is the ratio of two quadratic forms of the weights, in sums over the pairs of two groups.
+    A pair between groups g and h has the weight w_g · w_h, where w_g is how often group g was drawn. A pair
+    within a group has the weight w_g. (The weight w_g² would also count pairs between two copies of a group.
+    Such a pair compares a clip with itself, or two clips of one recordist, and would raise the whole
+    interval.) So the mean of a class is the ratio of two quadratic forms of the weights; their coefficients
+    are sums over the pairs of two groups.
 
     Parameters
     ----------
@@ -361,16 +362,16 @@ def pair_interval(
         Points at the ends of each pair.
     score : ndarray of float, shape (n_pairs,)
     class_ids : ndarray of int, shape (n,)
-        Class of every point; both ends of a pair are of one.
+        Class of every point; both ends of a pair have the same class.
     groups : ndarray, shape (n,)
-        What is drawn together.
+        Group of every point; whole groups are drawn.
     n_resamples : int
     seed : int
 
     Returns
     -------
     low, high : float
-        NaN if there is one group, or no pair.
+        NaN if there is only one group or no pair.
     """
     names, group_index = np.unique(groups, return_inverse=True)
     if len(names) < 2 or not len(source):
@@ -397,7 +398,7 @@ def pair_interval(
             n_with_pairs += n_drawn > 0
         values.append(_ratio(total, n_with_pairs))
     tail = (100 - INTERVAL_PERCENT) / 2
-    # A resample in which no class has a pair says nothing.
+    # A resample in which no class has a pair has no value.
     values = np.concatenate(values)
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, [tail, 100 - tail]) if len(values) else (np.nan, np.nan)
@@ -412,7 +413,7 @@ def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def sample_pairs(class_ids: np.ndarray, num_pairs_per_class: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw unordered pairs of points of the same class without replacement; all of them where there are fewer.
+    """Draw unordered pairs of points of the same class without replacement; all pairs where there are fewer.
 
     Parameters
     ----------
@@ -423,8 +424,8 @@ def sample_pairs(class_ids: np.ndarray, num_pairs_per_class: int, rng: np.random
     Returns
     -------
     ndarray of int64, shape (n_pairs, 2)
-        Indices of the points of each pair, the lower one first; by class. A class of fewer than two points
-        has none.
+        Indices of the points of each pair, the lower one first; sorted by class. A class with fewer than two
+        points has no pairs.
     """
     pairs = [np.empty((0, 2), np.int64)]
     for c in np.unique(class_ids):
@@ -442,9 +443,9 @@ def euclidean_scores(
 ) -> np.ndarray:
     """Return, for each pair of clips of a class, the share of the segment between them predicted as that class.
 
-    The segment joins the hidden states of two clips at one layer; the rest of the network predicts from
-    `num_points` equidistant points between them, the ends left out. The mean over the pairs of a class is
-    its Euclidean convexity [arXiv 2305.17154].
+    The segment joins the hidden states of two clips at one layer. The rest of the network predicts from
+    `num_points` equidistant points between them, without the ends. The mean over the pairs of a class is its
+    Euclidean convexity (arXiv 2305.17154).
 
     Parameters
     ----------
@@ -452,7 +453,7 @@ def euclidean_scores(
         Maps a share s, 0 to 1, to the classes predicted from s · first + (1 - s) · second of every pair,
         shape (n_pairs,).
     class_ids : ndarray of int, shape (n_pairs,)
-        The class of both ends, as the network numbers it.
+        Class id of both ends in the network.
     num_points : int
         Points on each segment.
 

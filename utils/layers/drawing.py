@@ -1,4 +1,4 @@
-"""Figures of an output folder of stage 04, drawn from its tables: by the stage, and whenever they are asked for."""
+"""Draw the figures of an output folder of stage 04 from its tables; used by the stage and by experiments.figures."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,14 @@ CONVEXITIES = {"graph_convexity": "graph convexity", "euclidean_convexity": "Euc
 
 
 def draw_analysis(folder: Path, metrics: dict | None = None) -> None:
-    """Draw every table that the folder has, and what one model has of them on one page.
+    """Draw every table of the folder; for one model also an overview on one page.
 
     Parameters
     ----------
     folder : Path
     metrics : dict or None
-        What the run knows of its clips; None reads it from ``run.json``, where it stands in the end.
+        Numbers of clips and groups of the run. None reads them from ``run.json``, which has them once the run is
+        complete.
     """
     record = runs.read_record(folder)
     asked, told = record["arguments"], record.get("metrics", {}) if metrics is None else metrics
@@ -61,12 +62,15 @@ def _table(folder: Path, name: str) -> pd.DataFrame | None:
 
 
 def _similarities(folder: Path) -> tuple[dict[str, analysis_plots.Similarity], dict[str, float]]:
-    """Return the matrices with their range of nulls, and the nulls; a boundary only if distance is not all."""
+    """Return the similarity matrices with the range of their nulls, and the mean null of each metric.
+
+    A matrix has a boundary only if its contrast exceeds that of distance alone.
+    """
     table = _table(folder, "null_levels")
     if table is None:
         return {}, {}
     nulls = table.set_index("metric")
-    if "null_low" not in nulls:  # of an earlier version
+    if "null_low" not in nulls:  # written by an earlier version
         nulls = nulls.assign(null_low=nulls["null"], null_high=nulls["null"])
     recommendation = folder / "recommendation.json"
     told = json.loads(recommendation.read_text(encoding="utf-8")) if recommendation.is_file() else {}
@@ -81,7 +85,7 @@ def _similarities(folder: Path) -> tuple[dict[str, analysis_plots.Similarity], d
 
 
 def by_length(table: pd.DataFrame) -> np.ndarray:
-    """Return a table of angular distances (`analysis.angular_distance_table`) as the figure takes it.
+    """Return a table of angular distances (`analysis.angular_distance_table`) in the shape that the figure reads.
 
     Returns
     -------

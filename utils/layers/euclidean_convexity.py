@@ -1,4 +1,4 @@
-"""Euclidean convexity: do the points between two clips of a class, seen by the rest of the network, stay in it?"""
+"""Euclidean convexity: does the network predict the class of two clips for the points between them too?"""
 
 from functools import partial
 
@@ -20,8 +20,9 @@ def euclidean_convexity(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score the segments between clips of a decision region, at every layer.
 
-    A region is what the model takes for one class, whatever the clips are (Tětková et al., arXiv 2305.17154,
-    section 2.2). Behind the last layer that is not linear every region is convex, and scores 1.
+    A decision region is the set of points that the model predicts as one class; true labels play no role
+    (Tětková et al., arXiv 2305.17154, section 2.2). After the last non-linear layer every region is convex
+    and scores 1.
 
     Parameters
     ----------
@@ -29,9 +30,9 @@ def euclidean_convexity(
         Fine-tuned, in evaluation mode.
     clips : Clips
     logits : ndarray, shape (n_clips, n_classes)
-        What the model says of the clips.
+        Logits of the clips.
     num_pairs : int
-        Pairs of clips of each class; all of them where there are fewer.
+        Pairs of clips of each class; all pairs where there are fewer.
     num_points : int
         Points on each segment.
     seed : int
@@ -43,7 +44,7 @@ def euclidean_convexity(
         ``layer, convexity, convexity_low, convexity_high``: mean over the classes, 95 % bootstrap interval
         over groups. NaN if no class has two clips.
     classes : DataFrame
-        ``layer, label_id, label, n_clips, n_pairs, convexity``; classes of fewer than two clips are NaN.
+        ``layer, label_id, label, n_clips, n_pairs, convexity``; NaN for a class with fewer than two clips.
     """
     parts = EncoderParts(loaded.model)
     predicted_ids = logits.argmax(axis=1)
@@ -61,7 +62,7 @@ def euclidean_convexity(
 
 
 def _predict_between(parts: EncoderParts, first: list[State], second: list[State], share: float) -> np.ndarray:
-    """Return the classes predicted from points between the last of some layers' states of pairs of clips."""
+    """Predict the classes of points between the two clips of each pair, at the last of the given layers."""
     path = [
         a.with_hidden_states(share * a.hidden_states + (1 - share) * b.hidden_states)
         for a, b in zip(first, second, strict=True)

@@ -1,7 +1,7 @@
 """Hidden states of all layers: one vector per clip and layer, and how much frames change from layer to layer.
 
 Layer 0 is the input of block 0, layer l the output of block l - 1, before any final norm. One forward pass
-a batch gives both; states of single frames are used while they are there and never stored.
+per batch gives both. States of single frames are used at once and never stored.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ SAVE_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """What an encoder makes of clips.
+    """Hidden states of clips in an encoder.
 
     Attributes
     ----------
     pooled : ndarray of float32, shape (n_layers + 1, n_clips, hidden_size)
-        Means over the valid frames of a clip; memory-mapped, a layer lies in one piece.
+        Means over the valid frames of a clip; memory-mapped, each layer is contiguous.
     cosine : ndarray of float32, shape (n_clips, n_layers + 1, n_layers + 1)
         Mean over the frames of a clip of the cosine between a frame's states at two layers.
     angle : ndarray of float32, shape (n_clips, n_layers + 1, n_layers + 1)
-        The same of the angle, as a share of pi.
+        The same for the angle, as a share of pi.
     table : DataFrame
         ``clip_id, recording_id, group, label, label_id, split`` of the clips.
     """
@@ -60,27 +60,27 @@ class HiddenStates:
 
 
 def file_names(name: str) -> list[str]:
-    """Return the names of the files that `extract` leaves for `name`."""
+    """Return the names of the files that `extract` writes for `name`."""
     return [f"{name}.npy", f"{name}_frames.npy", f"{name}_clips.csv", f"{name}.json"]
 
 
 def extract(loaded: LoadedModel, clips: Clips, batch_size: int, folder: Path, name: str, key: dict) -> HiddenStates:
-    """Run all clips through an encoder, or take what an earlier call with the same key left in the folder.
+    """Return the hidden states of all clips, from the encoder or from an earlier call with the same key.
 
-    Can be killed at any moment: the next call with the same key goes on from the last save, with the
-    same batches, and ends with the same bytes. Processes that torchrun started share the clips, and the
-    first puts their files together; stopped and started again in the same number, they too go on.
+    A call can be killed at any moment. The next call with the same key continues from the last save, with the
+    same batches, and writes the same bytes. Processes that torchrun started share the clips, and the first
+    process joins their files. If the same number of processes starts again, they continue as well.
 
     Parameters
     ----------
     loaded, clips, batch_size
         As for `predict.predict`.
     folder : Path
-        Where ``<name>.npy`` (see `HiddenStates.pooled`), ``<name>_frames.npy`` (cosine and angle),
-        ``<name>_clips.csv`` and ``<name>.json`` (the key, and how many clips are done) are.
+        Folder of ``<name>.npy`` (see `HiddenStates.pooled`), ``<name>_frames.npy`` (cosine and angle),
+        ``<name>_clips.csv`` and ``<name>.json`` (the key and the number of clips that are done).
     name : str
     key : dict
-        What the states depend on besides the clips: digests of model and data. JSON-ready.
+        Digests of model and data, on which the states depend besides the clips; ready for JSON.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def extract(loaded: LoadedModel, clips: Clips, batch_size: int, folder: Path, na
     """
     key = {**key, "batch_size": batch_size, "device": loaded.device}
     states = _States(loaded.model, clips, folder, name, key)
-    # Nobody changes the files before all have looked at them.
+    # Every process reads the files before any process changes them.
     done = runs.from_all_processes(lambda: states.n_done == len(clips))
     if runs.n_processes() == 1:
         _extract_alone(loaded, batch_size, states)
@@ -101,7 +101,7 @@ def extract(loaded: LoadedModel, clips: Clips, batch_size: int, folder: Path, na
 
 
 class _States:
-    """The files of the hidden states of some clips, whole or not yet; see `extract`."""
+    """The files of the hidden states of some clips, complete or in progress; see `extract`."""
 
     def __init__(self, model: PreTrainedModel, clips: Clips, folder: Path, name: str, key: dict):
         n_hidden = encoder_parts.EncoderParts(model).n_layers + 1
@@ -115,7 +115,7 @@ class _States:
 
     @property
     def n_done(self) -> int | None:
-        """How many clips an earlier call with this key has saved; None where there is nothing to go on from."""
+        """Number of clips that an earlier call with this key has saved; None if it left no usable files."""
         try:
             progress = read_json(self._progress_path, dict, "")
             if progress["key"] != self.key:
@@ -129,7 +129,7 @@ class _States:
             return None
 
     def reserve(self) -> None:
-        """Begin anew, with room for all clips."""
+        """Create the files anew, with room for all clips."""
         self._progress_path.unlink(missing_ok=True)
         for path, shape in self._shapes.items():
             _reserve(path, shape)
@@ -141,7 +141,7 @@ class _States:
         return tuple(np.lib.format.open_memmap(path, mode="r+") for path in self._shapes)
 
     def save(self, n_done: int, arrays: Iterable[np.ndarray]) -> None:
-        """Note that the first `n_done` clips are in the arrays."""
+        """Record that the first `n_done` clips are in the arrays."""
         for array in arrays:
             array.flush()
         write_json(self._progress_path, {"key": self.key, "n_done": n_done})
@@ -151,12 +151,12 @@ class _States:
         return HiddenStates(pooled, frames[0], frames[1], self.clips.table[CLIP_COLUMNS])
 
     def of_share(self, model: PreTrainedModel, share: range, number: int, n_shares: int) -> _States:
-        """Return the files of some of the clips, which one of several processes sees to."""
+        """Return the files of the clips that one of several processes computes."""
         key = {name: value for name, value in self.key.items() if name != "clip_ids"}
         return _States(model, self.clips.only(share), self._folder, f"{self._name}-{number}-of-{n_shares}", key)
 
     def put_together(self, shares: Iterable[_States]) -> None:
-        """Fill these files with what is in those of the shares, in their order; delete those."""
+        """Copy the files of the shares into these files, in order, and delete them."""
         self.reserve()
         arrays, n_done = self.open(), 0
         for share in shares:
@@ -168,13 +168,13 @@ class _States:
         self.remove_shares()
 
     def remove_shares(self) -> None:
-        """Delete what several processes have left, whatever their number was."""
+        """Delete the files of all shares, also those of another number of processes."""
         for path in self._folder.glob(f"{self._name}-*-of-*"):
             path.unlink()
 
 
 def _extract_alone(loaded: LoadedModel, batch_size: int, states: _States) -> None:
-    """Run all clips of `states` through the encoder that are not done yet."""
+    """Run those clips of `states` through the encoder that are not done yet."""
     parts, clips, n_done = encoder_parts.EncoderParts(loaded.model), states.clips, states.n_done
     if n_done is None:
         states.reserve()
@@ -205,7 +205,7 @@ def _extract_alone(loaded: LoadedModel, batch_size: int, states: _States) -> Non
 
 
 def _extract_together(loaded: LoadedModel, batch_size: int, states: _States) -> None:
-    """Let every process run its share of the clips, each into files of its own; the first puts them together."""
+    """Let every process run its share of the clips into its own files; the first process joins them."""
     ranges = runs.from_all_processes(lambda: runs.own_share(len(states.clips), batch_size))
     shares = [states.of_share(loaded.model, own, number, len(ranges)) for number, own in enumerate(ranges, start=1)]
     own = shares[runs.process_number()]
@@ -214,7 +214,7 @@ def _extract_together(loaded: LoadedModel, batch_size: int, states: _States) -> 
 
 
 def frame_similarity(layers: list[torch.Tensor]) -> torch.Tensor:
-    """Compare the states of every frame at all pairs of layers; average over the frames of a clip.
+    """Compare the states of every frame at all pairs of layers, and average over the frames of a clip.
 
     Parameters
     ----------
@@ -224,11 +224,11 @@ def frame_similarity(layers: list[torch.Tensor]) -> torch.Tensor:
     Returns
     -------
     Tensor of float32, shape (2, batch, n_layers, n_layers)
-        Mean cosine, and mean angle as a share of pi (Gromov et al. 2024, eq. 6, with every frame in place of
-        the last token).
+        Mean cosine, and mean angle as a share of pi (Gromov et al. 2024, eq. 6, but over all frames instead
+        of the last token).
     """
     means = []
-    for clip in zip(*layers, strict=True):  # one at a time: all layers of a batch side by side would double the memory
+    for clip in zip(*layers, strict=True):  # one clip at a time: a stack of a whole batch would double the memory
         frames = torch.nn.functional.normalize(torch.stack(clip, dim=1).float(), dim=-1)  # (frames, layers, size)
         cosine = (frames @ frames.mT).clamp(-1, 1)
         means.append(torch.stack([cosine.mean(dim=0), cosine.arccos().mean(dim=0) / torch.pi]))
@@ -237,8 +237,8 @@ def frame_similarity(layers: list[torch.Tensor]) -> torch.Tensor:
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
     if path.is_file():
-        path.unlink()  # never written into: an old result may hold a link to this very file
-    # A full disk must show here: writing to a memory map without room behind it kills the process.
+        path.unlink()  # never overwritten: an old result may have a hard link to this file
+    # A full disk must raise an error here: writing to a memory map on a full disk kills the process.
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     del array
     with path.open("r+b") as file:

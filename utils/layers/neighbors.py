@@ -1,41 +1,41 @@
-"""Exact nearest neighbours of feature vectors, block by block, the same on any machine and number of threads."""
+"""Exact nearest neighbours of feature vectors, the same on any machine and with any number of threads."""
 
 import numpy as np
 
 from utils.core.errors import InputError
 
 METRICS = ("euclidean", "cosine")
-# Bounds a block of keys, and one of differences, in memory: 64 MiB each, whatever the number of clips.
+# Memory limit of a block of keys and of a block of differences: 64 MiB each, for any number of clips.
 BLOCK_BYTES = 2**26
-# Candidates beyond k: enough that the bound on the rounding error settles nearly every row.
+# Candidates beyond k. With these the bound on the rounding error decides nearly every row.
 MARGIN = 16
-# Rows ranked at once where the bound does not settle it, which may be all of them.
+# Rows that are ranked together where the bound does not decide.
 N_POSSIBLE = 512
 
 
 def nearest_neighbors(features: np.ndarray, k: int, metric: str = "euclidean") -> tuple[np.ndarray, np.ndarray]:
     """Return the k nearest other rows of every row, nearest first.
 
-    Exact: candidates come from a matrix product in float32, whose keys are lower bounds of the squared
-    distances, the largest possible rounding error taken off; the candidates are ranked by direct
-    differences in float64, which do not cancel for near duplicates. A row is done if the bound of every
-    other row lies above its k-th distance; if not, all rows that the bounds leave possible are ranked.
-    Rows at the same distance come in the order of their indices, so that nothing depends on threads or
-    blocks. A row is never its own neighbour, whatever its duplicates: it is left out by index.
+    The result is exact. A matrix product in float32 gives a key for each pair: a lower bound of the squared
+    distance, with the largest possible rounding error subtracted. The rows with the smallest keys are the
+    candidates. They are ranked by direct differences in float64, which do not cancel for near duplicates. A
+    row is done if the bounds of all other rows are above its k-th distance. If not, all rows that the bounds
+    allow are ranked. Rows at the same distance are ordered by index, so the result does not depend on threads
+    or blocks. A row is never its own neighbour: it is excluded by index, also where it has duplicates.
 
-    The bound: a product of d terms in float32 errs by at most d u / (1 - d u) |a| |b|, u = 2^-24, in any
-    order of summation (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1).
-    Features are centred first, which changes no Euclidean distance and makes it narrow.
+    The bound: a product of d terms in float32 has an error of at most d u / (1 - d u) |a| |b|, u = 2^-24, in
+    any order of summation (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1).
+    Features are centred first. This changes no Euclidean distance and makes the bound tighter.
 
     Parameters
     ----------
     features : ndarray of float, shape (n, d)
-        A row a clip, finite.
+        One row per clip; finite.
     k : int
         Neighbours of each row, 1 to n - 1.
     metric : {"euclidean", "cosine"}
-        For ``cosine`` rows are scaled to length 1, not centred, and the distance is 1 - cos; a zero row
-        is at cosine 0, distance 1, from all.
+        For ``cosine`` rows are scaled to length 1, not centred, and the distance is 1 - cos. A zero row has
+        cosine 0 and distance 1 to every row.
 
     Returns
     -------
@@ -45,15 +45,15 @@ def nearest_neighbors(features: np.ndarray, k: int, metric: str = "euclidean") -
     Raises
     ------
     InputError
-        If a feature is not finite, or there are not more than `k` rows.
+        If a feature is not finite, or there are `k` rows or fewer.
     """
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r}, expected one of {', '.join(METRICS)}")
     n, d = features.shape
     if not 1 <= k < n:
         raise InputError(
-            f"{k} nearest neighbours asked for, of {n} clips: expected at least 1 and fewer than there are clips; "
-            "give a smaller --num_neighbors or more clips"
+            f"cannot find {k} nearest neighbours among {n} clips: expected at least 1 and fewer than the number of "
+            "clips; give a smaller --num_neighbors or more clips"
         )
     points = _Points(features, metric)
     left, right, offsets = points.key_factors()
@@ -69,7 +69,7 @@ def nearest_neighbors(features: np.ndarray, k: int, metric: str = "euclidean") -
         rows = np.arange(start, start + len(keys))
         keys[np.arange(len(keys)), rows] = np.inf
         candidates = np.argpartition(keys, n_candidates - 1, axis=1)[:, :n_candidates]
-        # All other rows have a key that is no less than the largest of the candidates'.
+        # The key of every other row is at least the largest key of the candidates.
         bounds = np.take_along_axis(keys, candidates, axis=1).max(axis=1) + points.squares[rows]
         candidates.sort(axis=1)
         for part in np.split(np.arange(len(keys)), range(n_ranked, len(keys), n_ranked)):
@@ -87,12 +87,12 @@ def nearest_neighbors(features: np.ndarray, k: int, metric: str = "euclidean") -
 
 
 class _Points:
-    """Feature vectors at a scale where no square overflows: centred, or of length 1.
+    """Feature vectors, centred or of length 1, and scaled so that no square overflows.
 
     Attributes
     ----------
     exponent : int
-        Euclidean distances are 2 to this power times those of the features.
+        A Euclidean distance of the features is 2 to this power times that of the scaled vectors.
     squares : ndarray of float64, shape (n,)
         Squared lengths.
     """
@@ -102,10 +102,10 @@ class _Points:
         if not np.isfinite(points).all():
             bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
             raise InputError(
-                f"features of {len(bad)} of {len(points)} clips are not finite, first that of row {bad[0]}; expected "
-                "finite numbers: the model's weights or the clips are broken, make them again"
+                f"features of {len(bad)} of {len(points)} clips are not finite, the first in row {bad[0]}; expected "
+                "finite numbers: the weights of the model or the clips are broken; create them again"
             )
-        # By a power of two, so that no bit changes.
+        # A power of two as the factor causes no rounding.
         self.exponent = int(np.frexp(np.abs(points).max(initial=0.0))[1])
         points = np.ldexp(points, -self.exponent)
         if metric == "euclidean":
@@ -114,7 +114,7 @@ class _Points:
             self._lengths = np.linalg.norm(points, axis=1)
             self.squares = self._lengths**2
         else:
-            # Twice: the first time brings a tiny row to a size whose square does not underflow.
+            # Scale twice: the first time makes a tiny row so large that its square does not underflow.
             points /= _or_one(np.abs(points).max(axis=1))[:, None]
             lengths = np.linalg.norm(points, axis=1)
             self._zero = (lengths == 0).astype(np.float64)
@@ -135,19 +135,19 @@ class _Points:
         return left, right, offsets
 
     def squared_distances(self, rows: np.ndarray | int, others: np.ndarray) -> np.ndarray:
-        """Return exact squared distances, between rows of one shape once broadcast."""
+        """Return exact squared distances between rows; the two arrays of indices are broadcast."""
         differences = self._points[others]
         differences -= self._points[rows]
-        # A zero row is not at half the distance of two unit vectors at right angles, as it would be here.
+        # Without the added terms a zero row would be at half the squared distance of two orthogonal unit vectors.
         return np.einsum("...d,...d->...", differences, differences) + self._zero[rows] + self._zero[others]
 
     def nearest_of(self, row: int, possible: np.ndarray, k: int, is_copy: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return the `k` nearest of some rows and their squared distances; `is_copy` where these are known to be 0."""
+        """Return the `k` nearest of the possible rows and their squared distances; `is_copy`: these are all 0."""
         exact = np.empty(0)
         for first in range(0, len(possible), N_POSSIBLE):
             exact = np.concatenate([exact, self.squared_distances(row, possible[first : first + N_POSSIBLE])])
             if is_copy and (exact == 0).sum() >= k:
-                break  # the k first copies of a row are its neighbours, however many there are
+                break  # the first k copies of a row are its neighbours, also where there are more
         order = np.argsort(exact, kind="stable")[:k]
         return possible[order], exact[order]
 

@@ -1,10 +1,10 @@
-"""How alike the layers of a model, or of two, represent the same clips: CKA, mutual kNN, cosine; and by chance.
+"""Similarity of the layers of one model or of two on the same clips: CKA, mutual kNN, cosine, and their nulls.
 
-Hidden states are an array (n_hidden_layers, n_clips, d), usually a memory map: they are read a block of
-clips at a time (by mutual kNN a layer at a time), never as a whole. Hidden layer 0 is the input of block 0.
+Hidden states are an array (n_hidden_layers, n_clips, d), usually a memory map. They are read one block of
+clips at a time (by mutual kNN one layer at a time), never as a whole. Hidden layer 0 is the input of block 0.
 
-All metrics centre each layer over the clips. A centred vector no longer than the float32 rounding of the
-layer's mean is noise and counts as zero; a layer of zeros is constant, and its similarities are NaN.
+All metrics centre each layer over the clips. If a centred vector is not longer than the float32 rounding of
+the layer's mean, it is noise and counts as zero. A layer of zeros is constant, and its similarities are NaN.
 """
 
 import logging
@@ -25,17 +25,17 @@ CKA_KINDS = ("debiased", "biased", "rbf")
 FEWEST_CKA_CLIPS = 4
 # Kornblith et al. (2019) try 0.2, 0.4 and 0.8.
 RBF_SCALE = 0.8
-# The median distance is exact up to so many clips, and of a seeded sample of so many beyond.
+# With more clips than this, the median distance is that of a seeded sample of this size.
 MOST_MEDIAN_CLIPS = 2000
-# Bounds the block of clips that is held of all layers, whatever their number.
+# Memory limit of the block of clips that is held of all layers together.
 BLOCK_BYTES = 2**26
-# Bounds the products XᵀY that grow during one pass over the hidden states: enough for a base model.
+# Memory limit of the products XᵀY that are summed in one pass over the hidden states; enough for a base model.
 ACCUMULATOR_BYTES = 2**30
 # Clips on each side of a tile of a kernel matrix.
 TILE_CLIPS = 1024
-# A relative size below which float32 numbers are rounding error.
+# Relative size below which a float32 number is rounding error.
 ROUNDING = float(np.finfo(np.float32).eps)
-# Contrasts of two boundaries that differ by less are the same.
+# Two contrasts that differ by less count as equal.
 TIE = 1e-12
 
 
@@ -45,8 +45,8 @@ TIE = 1e-12
 class _Layer:
     """One hidden layer, centred over the clips and scaled so that its elements have mean square 1.
 
-    Scaling changes none of the metrics and keeps float32 products in range. Deviations are taken from the
-    first clip, so that the mean of equal clips is that clip to the last bit.
+    Scaling changes none of the metrics and keeps float32 products in range. Deviations are computed from the
+    first clip, so that the mean of equal clips is exactly that clip.
     """
 
     def __init__(self, states: np.ndarray, index: int, name: str):
@@ -56,7 +56,7 @@ class _Layer:
         first = np.asarray(self._states[0], np.float64)
         total, squares = np.zeros(self.d), 0.0
         for clips in _slices(self.n_clips, max(1, BLOCK_BYTES // (8 * self.d))):
-            with np.errstate(invalid="ignore"):  # infinity minus infinity, refused below
+            with np.errstate(invalid="ignore"):  # infinity minus infinity; refused below
                 deviations = np.asarray(self._states[clips], np.float64) - first
             total += deviations.sum(axis=0)
             squares += np.vdot(deviations, deviations)
@@ -64,8 +64,8 @@ class _Layer:
                 finite = np.isfinite(self._states[clips]).all(axis=1)
                 raise InputError(
                     f"{name}: the hidden state of clip {clips.start + int(np.argmin(finite))} is not finite "
-                    "(NaN or infinite), finite numbers expected; look for broken weights in the model or a "
-                    "broken clip, and compute the hidden states again"
+                    "(NaN or infinite); expected finite numbers; check the weights of the model and the clip, and "
+                    "compute the hidden states again"
                 )
         total /= self.n_clips
         self._mean = first + total
@@ -81,7 +81,7 @@ class _Layer:
         return rows
 
     def unit_rows(self, clips: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Return the vectors of some clips at length 1, and which of them are not zero."""
+        """Return the vectors of some clips, scaled to length 1, and a mask of those that are not zero."""
         rows = self.rows(clips)
         lengths = np.linalg.norm(rows, axis=1)
         there = lengths > 0
@@ -94,7 +94,7 @@ def _slices(n: int, length: int) -> Iterator[slice]:
 
 
 def _blocks(layers: Sequence[_Layer]) -> Iterator[slice]:
-    """Return the blocks of clips in which a float32 copy of these layers keeps to BLOCK_BYTES."""
+    """Return blocks of clips so small that a float32 copy of all these layers fits into BLOCK_BYTES."""
     return _slices(layers[0].n_clips, max(1, BLOCK_BYTES // (4 * sum(layer.d for layer in layers))))
 
 
@@ -108,13 +108,13 @@ def _layers_of(states: ArrayLike, fewest_clips: int, model: str = "") -> list[_L
         )
     if states.shape[1] < fewest_clips:
         raise InputError(
-            f"{what}: found {states.shape[1]} clips, expected at least {fewest_clips}; take a split with more clips"
+            f"{what}: found {states.shape[1]} clips, expected at least {fewest_clips}; use a split with more clips"
         )
     return [_Layer(states, i, f"hidden layer {i}{model}") for i in range(len(states))]
 
 
 def _both(states: ArrayLike, other: ArrayLike | None, fewest_clips: int) -> tuple[list[_Layer], list[_Layer]]:
-    """Return the layers of both models; of the second none where there is only one."""
+    """Return the layers of both models; for the second an empty list if there is only one."""
     first = _layers_of(states, fewest_clips)
     if other is None:
         return first, []
@@ -128,7 +128,7 @@ def _both(states: ArrayLike, other: ArrayLike | None, fewest_clips: int) -> tupl
 
 
 def _pairs(first: Sequence[_Layer], second: Sequence[_Layer]) -> list[tuple[int, int]]:
-    """Return the pairs of layers, counted through both models, whose similarity is asked for."""
+    """Return the pairs of layers to compare; the second model's layers are numbered after the first's."""
     a, b = len(first), len(second)
     if second:
         return [(i, a + j) for i in range(a) for j in range(b)]
@@ -136,7 +136,7 @@ def _pairs(first: Sequence[_Layer], second: Sequence[_Layer]) -> list[tuple[int,
 
 
 def _table(values: np.ndarray, n_first: int) -> np.ndarray:
-    """Cut the rows of the one model and the columns of the other out of a table of all layers of both."""
+    """Return the rows of the first model and the columns of the second from a table of all layers of both."""
     return values[:n_first, n_first:] if len(values) > n_first else values
 
 
@@ -152,20 +152,20 @@ def cka(
 ) -> np.ndarray:
     """Return the centred kernel alignment of all pairs of layers.
 
-    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) (Kornblith et al. 2019, arXiv 1905.00414). Debiased,
-    with HSIC₁ of Song et al. 2012 as in Nguyen et al. 2021 (arXiv 2010.15327), K̃ = K with a zero diagonal,
-    L̃ likewise, n clips::
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) (Kornblith et al. 2019, arXiv 1905.00414). The debiased
+    kind uses HSIC₁ of Song et al. 2012, as in Nguyen et al. 2021 (arXiv 2010.15327). K̃ and L̃ are K and L
+    with a zero diagonal, n is the number of clips::
 
         HSIC₁ = [tr(K̃L̃) + 1ᵀK̃1 1ᵀL̃1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1ᵀK̃L̃1] / (n (n - 3))
 
-    HSIC₁ does not change when a_i + a_j is added to every K_ij, i ≠ j, hence not when features are
-    centred, and of centred features the rows of K and L sum to zero. So with k_i = K_ii and l_i = L_ii::
+    HSIC₁ does not change if a_i + a_j is added to every K_ij, i ≠ j. So it does not change if the features
+    are centred, and then the rows of K and L sum to zero. With k_i = K_ii and l_i = L_ii follows::
 
         tr(K̃L̃) = ‖XᵀY‖²_F - Σ k_i l_i      1ᵀK̃1 = -Σ k_i      1ᵀK̃L̃1 = Σ k_i l_i
 
-    which needs no n × n matrix: O(n d²) a pair, in float32 products of blocks of clips summed in float64.
-    The n × n matrices are used where they are the smaller, n ≤ d. Memory is bounded by ACCUMULATOR_BYTES;
-    if the products of all pairs do not fit, the hidden states are read more than once.
+    This needs no n × n matrix. It costs O(n d²) per pair: blocks of clips are multiplied in float32 and
+    summed in float64. Where the n × n matrices are smaller (n ≤ d), they are used. ACCUMULATOR_BYTES limits
+    the memory. If the products of all pairs do not fit, the hidden states are read more than once.
 
     Parameters
     ----------
@@ -177,22 +177,22 @@ def cka(
         ``biased`` is ‖XᵀY‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F): far above 0 for unrelated features unless n is much
         larger than d. ``rbf`` has the kernel exp(-‖x - x'‖² / (2 σ²)), also debiased, in tiles of n × n.
     rbf_scale : float
-        t in σ² = t² · median of ‖x - x'‖² over the pairs of clips, for each layer by itself; for more than
-        MOST_MEDIAN_CLIPS clips over the pairs of a sample of so many.
+        t in σ² = t² · median of ‖x - x'‖² over the pairs of clips, separately for each layer. With more than
+        MOST_MEDIAN_CLIPS clips, the pairs of a sample of this size are used.
     seed : int
-        Draws that sample, the same for all layers.
+        Seed of that sample, which is the same for all layers.
 
     Returns
     -------
     ndarray of float64, shape (n_layers_a, n_layers_b)
-        At most 1; debiased may be negative. NaN, with a warning, where HSIC(K, K) of one of the layers is
-        not positive, as of a constant layer.
+        At most 1; a debiased value can be negative. NaN, with a warning, where HSIC(K, K) of one of the
+        layers is not positive, such as for a constant layer.
 
     Raises
     ------
     InputError
-        If hidden states are not finite or not of the shape above, the models' clips differ in number, or
-        there are fewer than 4.
+        If hidden states are not finite or have another shape, if the models have different numbers of clips,
+        or if there are fewer than 4 clips.
     """
     if kind not in CKA_KINDS:
         raise ValueError(f"kind {kind!r}, expected one of {', '.join(CKA_KINDS)}")
@@ -225,10 +225,10 @@ def cka(
 
 
 def cka_null(states: ArrayLike, other: ArrayLike | None = None, kind: str = "debiased") -> np.ndarray:
-    """Return the CKA to expect of all pairs of layers if the clips of one side were shuffled.
+    """Return the CKA of all pairs of layers that is expected if the clips of one side are shuffled.
 
-    The exact mean over all permutations. Debiased, with either kernel: 0, as HSIC₁ is unbiased and its
-    terms in the denominator do not change. Biased: E ‖XᵀPY‖²_F = tr(K) tr(L) / (n - 1) for centred X and Y.
+    This is the exact mean over all permutations. For the debiased kinds it is 0: HSIC₁ is unbiased, and the
+    denominator does not change. For the biased kind E ‖XᵀPY‖²_F = tr(K) tr(L) / (n - 1) for centred X and Y.
 
     Parameters
     ----------
@@ -253,13 +253,13 @@ def cka_null(states: ArrayLike, other: ArrayLike | None = None, kind: str = "deb
         return np.zeros((len(first), len(second) or len(first)))
     own = np.diagonal(_linear_products(layers, [(i, i) for i in range(len(layers))]))
     traces = _squared_lengths(layers).sum(axis=1)
-    # Σλ / sqrt(Σλ²) of the layer's covariance.
+    # Σλ / sqrt(Σλ²), with λ the eigenvalues of the layer's covariance.
     spread = traces / np.sqrt(np.where(own > 0, own, np.nan))
     return _table(np.outer(spread, spread) / (layers[0].n_clips - 1), len(first))
 
 
 def _debiased_hsic(inner: np.ndarray, row_sums: np.ndarray) -> np.ndarray:
-    """Return n (n - 3) HSIC₁ of all pairs from tr(K̃L̃), shape (m, m), and the rows' sums K̃1, shape (m, n)."""
+    """Return n (n - 3) HSIC₁ of all pairs from tr(K̃L̃), shape (m, m), and the row sums K̃1, shape (m, n)."""
     n = row_sums.shape[1]
     totals = row_sums.sum(axis=1)
     return inner + np.outer(totals, totals) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (row_sums @ row_sums.T)
@@ -297,7 +297,7 @@ def _linear_products(layers: Sequence[_Layer], pairs: Sequence[tuple[int, int]])
 
 
 def _that_fit(layers: Sequence[_Layer], pairs: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Cut the pairs into runs whose products XᵀY, float64, fit into ACCUMULATOR_BYTES together."""
+    """Divide the pairs into lists whose products XᵀY, float64, fit into ACCUMULATOR_BYTES together."""
     part, n_bytes = [], 0
     for i, j in pairs:
         more = 8 * layers[i].d * layers[j].d
@@ -310,7 +310,7 @@ def _that_fit(layers: Sequence[_Layer], pairs: Sequence[tuple[int, int]]) -> Ite
 
 
 def _rbf_sums(layers: Sequence[_Layer], scale: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return tr(K̃L̃) of all pairs of layers, and the sums of the rows of every K̃, for Gaussian kernels."""
+    """Return tr(K̃L̃) of all pairs of layers, and the row sums of every K̃, for Gaussian kernels."""
     n = layers[0].n_clips
     lengths = _squared_lengths(layers)
     sample = np.arange(n)
@@ -322,7 +322,7 @@ def _rbf_sums(layers: Sequence[_Layer], scale: float, seed: int) -> tuple[np.nda
         rows = layer.rows(sample)
         distances = lengths[i, sample, None] + lengths[i, sample] - 2 * (rows @ rows.T)
         widths[i] = 2 * scale**2 * np.median(distances[above])
-        if not widths[i] > ROUNDING:  # of features whose mean square is 1
+        if not widths[i] > ROUNDING:  # the mean square of the features is 1
             log.warning("CKA (rbf) of %s is NaN: the median distance of its vectors is 0", layer.name)
             widths[i] = np.nan
 
@@ -358,9 +358,10 @@ def _rbf_sums(layers: Sequence[_Layer], scale: float, seed: int) -> tuple[np.nda
 def mutual_knn(states: ArrayLike, other: ArrayLike | None = None, k: int = 10) -> np.ndarray:
     """Return the share of nearest neighbours that two layers have in common, for all pairs of layers.
 
-    S(i, j) = mean over clips of |N_k(i) ∩ N_k(j)| / k (Huh et al. 2024, arXiv 2405.07987), neighbours by
-    the cosine of the centred vectors, exact, a clip not its own. A clip whose centred vector is zero in one
-    of the two layers has no direction there and is left out; how many is logged.
+    S(i, j) = mean over clips of |N_k(i) ∩ N_k(j)| / k (Huh et al. 2024, arXiv 2405.07987). Neighbours are
+    exact, by the cosine of the centred vectors; a clip is not its own neighbour. A clip whose centred vector
+    is zero in one of the two layers has no direction there. It is left out, and the number of such clips is
+    logged.
 
     Parameters
     ----------
@@ -374,13 +375,13 @@ def mutual_knn(states: ArrayLike, other: ArrayLike | None = None, k: int = 10) -
     Returns
     -------
     ndarray of float64, shape (n_layers_a, n_layers_b)
-        0 to 1; chance is `mutual_knn_chance`. NaN, with a warning, for a constant layer.
+        0 to 1; the chance level is `mutual_knn_chance`. NaN, with a warning, for a constant layer.
 
     Raises
     ------
     InputError
-        If hidden states are not finite or not of the shape above, the models' clips differ in number, or
-        there are not more than `k`.
+        If hidden states are not finite or have another shape, if the models have different numbers of clips,
+        or if there are `k` clips or fewer.
     """
     first, second = _both(states, other, 2)
     layers = [*first, *second]
@@ -403,12 +404,12 @@ def mutual_knn(states: ArrayLike, other: ArrayLike | None = None, k: int = 10) -
 
 
 def mutual_knn_chance(n_clips: int, k: int) -> float:
-    """Return the mutual kNN to expect if the clips of one side were shuffled: k / (n - 1), exactly.
+    """Return the mutual kNN that is expected if the clips of one side are shuffled: exactly k / (n - 1).
 
     Raises
     ------
     InputError
-        If `k` is not 1 to n_clips - 1.
+        If `k` is not between 1 and n_clips - 1.
     """
     if not 1 <= k < n_clips:
         raise InputError(f"{k} nearest neighbours of {n_clips} clips: expected 1 to the number of clips minus 1")
@@ -432,8 +433,8 @@ def _warn_of_zeros(metric: str, layers: Sequence[_Layer], n_zeros: np.ndarray) -
 def cosine(states: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean over clips of the cosine of the centred vectors of two layers, for all pairs.
 
-    Equation 1 of Dorszewski et al. (arXiv 2409.16302). It compares the layers axis by axis, so only within
-    one model: two models have no axes in common.
+    Equation 1 of Dorszewski et al. (arXiv 2409.16302). It compares two layers axis by axis, so it is only
+    defined within one model: two models have no common axes.
 
     Parameters
     ----------
@@ -450,7 +451,7 @@ def cosine(states: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     InputError
-        If hidden states are not finite or not of the shape above, or of fewer than 2 clips.
+        If hidden states are not finite or have another shape, or if there are fewer than 2 clips.
     """
     layers = _layers_of(states, 2)
     sums = np.zeros((len(layers), len(layers)))
@@ -466,10 +467,11 @@ def cosine(states: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cosine_null(states: ArrayLike) -> np.ndarray:
-    """Return the `cosine` to expect of all pairs of layers if the clips of one side were shuffled.
+    """Return the `cosine` of all pairs of layers that is expected if the clips of one side are shuffled.
 
-    The mean over all pairs of clips, which is the product of the mean unit vectors: exact, but for the
-    clips that are skipped. Not 0, as the mean of centred vectors is zero, that of their directions is not.
+    This is the mean over all pairs of clips, which equals the product of the mean unit vectors. It is exact
+    except for the skipped clips. It is not 0: the mean of centred vectors is zero, but the mean of their
+    directions is not.
 
     Parameters
     ----------
@@ -497,19 +499,19 @@ def cosine_null(states: ArrayLike) -> np.ndarray:
     return means @ means.T
 
 
-# ----------------------------------------------------------------------------- what the matrices show
+# ----------------------------------------------------------------------------- reading the matrices
 
 
 def block_influence(similarity: np.ndarray) -> np.ndarray:
     """Return how much every block changes its input: 1 - the similarity of its input and its output.
 
-    Of the mean cosine over frames this is the block influence of ShortGPT (Men et al. 2024, arXiv
-    2403.03853), of mutual kNN the kNN block influence of Dorszewski et al. (arXiv 2409.16302).
+    With the mean cosine over frames this is the block influence of ShortGPT (Men et al. 2024, arXiv
+    2403.03853). With mutual kNN it is the kNN block influence of Dorszewski et al. (arXiv 2409.16302).
 
     Parameters
     ----------
     similarity : ndarray of float64, shape (n_blocks + 1, n_blocks + 1)
-        Of all pairs of hidden layers of one model.
+        Similarity of all pairs of hidden layers of one model.
 
     Returns
     -------
@@ -520,7 +522,7 @@ def block_influence(similarity: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TwoBlocks:
-    """Where a similarity matrix falls into two blocks, and how clearly.
+    """The boundary between the two blocks of a similarity matrix, and its contrast.
 
     Attributes
     ----------
@@ -529,7 +531,7 @@ class TwoBlocks:
     contrast : float
         Mean similarity within the blocks, without the diagonal, minus the mean similarity between them.
     contrast_of_distance_alone : float
-        Largest contrast of the matrix in which each similarity is the mean of those at the same |i - j|.
+        Largest contrast of the same matrix with each similarity replaced by the mean at its |i - j|.
     """
 
     boundary: int
@@ -538,22 +540,22 @@ class TwoBlocks:
 
 
 def two_block_boundary(similarity: np.ndarray) -> TwoBlocks | None:
-    """Return the boundary that cuts the layers of one model into the two most contrasting blocks.
+    """Return the boundary that divides the layers of one model into the two blocks of largest contrast.
 
-    Dorszewski et al. (arXiv 2409.16302) see two blocks in the similarity matrices of speech models. Layers
-    that merely grow apart with their distance have a positive contrast too, at some boundary: the blocks
-    are real where `contrast` clearly exceeds `contrast_of_distance_alone`, found in the same way on a
-    matrix that knows no layers, only distances.
+    Dorszewski et al. (arXiv 2409.16302) find two blocks in the similarity matrices of speech models. If the
+    similarity only falls with the distance between layers, some boundary has a positive contrast as well. The
+    blocks are real only where `contrast` clearly exceeds `contrast_of_distance_alone`, which is computed in
+    the same way from distances alone.
 
     Parameters
     ----------
     similarity : ndarray of float64, shape (m, m)
-        Of all pairs of hidden layers. NaN entries are left out.
+        Similarity of all pairs of hidden layers. NaN entries are left out.
 
     Returns
     -------
     TwoBlocks or None
-        The boundary, 2 to m - 2, of the largest contrast, the lowest of several. None for fewer than four
+        The boundary (2 to m - 2) of largest contrast; the lowest of equal ones. None with fewer than four
         layers, or if NaN leaves no boundary with similarities on both sides.
     """
     contrasts = _contrasts(similarity)
@@ -582,7 +584,7 @@ def _contrasts(similarity: np.ndarray) -> np.ndarray:
 
 
 def _of_distance_alone(similarity: np.ndarray) -> np.ndarray:
-    """Return the matrix with every known entry replaced by the mean of those at the same distance."""
+    """Return the matrix with every known entry replaced by the mean at its distance."""
     known = np.isfinite(similarity)
     layers = np.arange(len(similarity))
     distances = np.abs(layers[:, None] - layers)
