@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--other", type=Path, default=None, help="another checkout to compare with (default: none)")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="starts of each command")
     parser.add_argument("--complete", action="store_true", help="also time stages that have nothing to do")
-    parser.add_argument("--log_level", choices=["info", "warning"], default="warning", help="least level to print")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="warning", help="lowest level to print")
     return parser
 
 

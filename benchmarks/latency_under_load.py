@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--hidden_size", type=cli.positive_int, default=768, help="of the model; 768 is wav2vec2-base")
     parser.add_argument("--spinning", action="store_true", help="measure threads that spin, too; they take long")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--log_level", choices=["info", "warning"], default="warning", help="least level to print")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="warning", help="lowest level to print")
     return parser
 
 

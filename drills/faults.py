@@ -485,7 +485,7 @@ def corrupt_record(world: World, stage: Stage, folder: Path) -> None:
     check_no_result(stage, output_dir, world.reference(stage.number))
     world.expect(4, runs.RECORD_NAME, stage, output_dir)
     if content in others:  # JSON, but not of this program: not to be touched
-        world.expect(4, "left alone", stage, output_dir, "--overwrite")
+        world.expect(4, "left unchanged", stage, output_dir, "--overwrite")
         shutil.rmtree(output_dir)
     world.expect_undisturbed(stage, output_dir, "--overwrite")
 
@@ -581,7 +581,7 @@ def others_folder(world: World, stage: Stage, folder: Path) -> None:
         (output_dir / runs.RECORD_NAME).write_text(content)
     before = content_below(output_dir)
     for more in ((), ("--overwrite",)):
-        world.expect(4, "left alone", stage, output_dir, *more)
+        world.expect(4, "left unchanged", stage, output_dir, *more)
     if content_below(output_dir) != before:
         raise NotSurvived("a stranger's file was changed")
 
@@ -754,7 +754,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output_dir", type=Path, default=Path("demo/drills"), help="folder for all of it, emptied first"
     )
     parser.add_argument("--seed", type=cli.non_negative_int, default=42, help="seed of moments, sizes and bits")
-    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
     return parser
 
 

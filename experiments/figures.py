@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("folders", type=Path, nargs="*", default=DEFAULT_FOLDERS, help="runs or results, or many")
-    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
     return parser
 
 

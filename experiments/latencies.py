@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seconds", type=cli.positive_float, default=5.0, help="of each model in all rounds, of 20 to 100 passes"
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="device to time on")
-    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
     return parser
 
 

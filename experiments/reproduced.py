@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--name", required=True, help="data set")
     add("--results_dir", type=Path, default=Path("study/validation_results"), help="results of the study made again")
     add("--committed_dir", type=Path, default=study_table.RESULTS_DIR, help="results to compare them with")
-    add("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    add("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
     return parser
 
 

@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--jobs", type=cli.positive_int, default=2, help="steps at a time")
     add("--dry_run", action="store_true", help="print the commands and run none")
     add("--output_dir", type=Path, default=Path("study"), help="folder of everything")
-    add("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    add("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
     return parser
 
 

@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--results_dir --log_level``, which the tables of a study share."""
     parser.add_argument("--results_dir", type=Path, default=RESULTS_DIR, help="folder of all results")
-    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="least level to print")
+    parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=cli.non_negative_int, default=42, help="seed of everything random")
     parser.add_argument("--overwrite", action="store_true", help="replace synthetic birds made with other arguments")
     parser.add_argument(
-        "--log_level", choices=["debug", "info", "warning", "error"], default="info", help="least level to print"
+        "--log_level", choices=["debug", "info", "warning", "error"], default="info", help="lowest level to print"
     )
     return parser
 

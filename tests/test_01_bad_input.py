@@ -506,7 +506,7 @@ def test_an_output_that_is_not_ours_is_left_alone(raw_dir, caplog):
     (raw_dir.parent / "out").mkdir()
     (raw_dir.parent / "out" / "thesis.tex").write_text("years of work")
     assert run(raw_dir, "--overwrite") == 4
-    assert "it is left alone" in caplog.text
+    assert "it is left unchanged" in caplog.text
     assert (raw_dir.parent / "out" / "thesis.tex").exists()
 
 
@@ -559,7 +559,7 @@ def test_a_damaged_or_missing_part_is_found_and_replaced(raw_dir, caplog):
     whole = part.read_bytes()
     part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert run(raw_dir) == 4
-    assert "it was altered or is damaged" in caplog.text
+    assert "it was changed or is damaged" in caplog.text
     part.unlink()
     assert run(raw_dir) == 4
     assert "is missing, but run.json lists it" in caplog.text

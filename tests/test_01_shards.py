@@ -334,7 +334,7 @@ FAULTS = {
         False,
     ),
     "running": (lambda folder: set_status(folder, "running"), "another job may be at work on it", False),
-    "bit": (lambda folder: flip_bit(largest_pcm(folder)), "it was altered or is damaged", True),
+    "bit": (lambda folder: flip_bit(largest_pcm(folder)), "it was changed or is damaged", True),
     "truncated": (lambda folder: os.truncate(largest_pcm(folder), 100), "has 100 bytes", True),
     "file gone": (lambda folder: largest_pcm(folder).unlink(), "is missing, but run.json lists it", True),
     "table gone": (lambda folder: (folder / "decoded.json").unlink(), "decoded.json is missing", True),

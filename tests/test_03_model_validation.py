@@ -368,7 +368,7 @@ def test_another_clip_length_is_refused_with_the_fix(data_dir, tmp_path, capfd):
     [
         (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "it is damaged"),
-        (lambda path: path.write_bytes(b"x" * path.stat().st_size), "was altered or is damaged"),
+        (lambda path: path.write_bytes(b"x" * path.stat().st_size), "was changed or is damaged"),
     ],
 )
 def test_harmed_part_is_refused(run_dir, data_dir, tmp_path, capfd, harm, words):

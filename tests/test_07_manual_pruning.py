@@ -465,7 +465,7 @@ def refuse(capfd, code, words, output_dir, *command):
         ((), "--keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from"),
         (("--keep_layers", "0-4"), "there is no layer 4; this model has layers 0-3"),
         (("--keep_layers", ""), "is not a layer or range"),
-        (("--keep_layers", "3-1"), "runs backwards"),
+        (("--keep_layers", "3-1"), "is in descending order"),
         (("--drop_layers", "1,1"), "named twice"),
         (("--drop_layers", "a"), "is not a layer or range"),
         (("--keep_layers", "0", "--n_layers", "1"), "together with --from"),
@@ -542,7 +542,7 @@ def test_output_never_replaces_an_input(run_dir, tmp_path, capfd):
     for output_dir in (copied, copied / "model", tmp_path / "runs"):
         for model_dir, option in ((copied, ("--ladder",)), (copied / "model", ("--from", best))):
             assert main("--model_dir", model_dir, *option, "--output_dir", output_dir, "--overwrite") == 2
-            assert "could destroy what it is made of" in capfd.readouterr().err
+            assert "could destroy its own input" in capfd.readouterr().err
     assert files_of(tmp_path) == before
 
 

@@ -41,7 +41,7 @@ def test_layer_lists(text, layers):
         ("1.5", "not a layer or range"),
         ("٣", "not a layer or range"),
         ("0-3-5", "not a layer or range"),
-        ("3-1", "runs backwards"),
+        ("3-1", "is in descending order"),
         ("12", "no layer 12"),
         ("0-12", "no layer 12"),
         ("0-99999999999", "not a layer or range"),

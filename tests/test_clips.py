@@ -137,7 +137,7 @@ def test_damaged_missing_or_foreign_parts_are_named(tmp_path):
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     part.write_bytes(bytes(flipped))
-    with pytest.raises(InputError, match="altered or is damaged"):
+    with pytest.raises(InputError, match="changed or is damaged"):
         clips.data_input(folder)
     part.write_bytes(whole)
     (folder / "clips-00000.parquet").rename(folder / "clips-00002.parquet")

@@ -108,7 +108,7 @@ def test_overwrite_replaces_what_a_stage_wrote_and_nothing_else(tmp_path, caplog
     assert sorted(files_of(out)) == ["metadata.csv", "result.txt", "run.json", "sub/notes.txt"]
     assert (out / "result.txt").read_text() == "new"
     assert "deleted of the old result: result.txt" in caplog.text
-    assert "not in run.json, as this stage does not write such files: metadata.csv, sub/" in caplog.text
+    assert "not listed in run.json, because this stage does not write such files: metadata.csv, sub/" in caplog.text
     assert [output["path"] for output in record_of(out)["outputs"]] == ["result.txt"]
     foreign = tmp_path / "thesis"
     foreign.mkdir()
@@ -204,7 +204,7 @@ def test_what_was_altered_since_or_stands_in_the_way_is_kept(tmp_path, caplog):
     (kept,) = out.glob("replaced-*")
     assert files_of(kept).keys() == {"result.txt", "model/README.md", "run.json"}
     assert (kept / "result.txt").read_text() == "result, by hand" and (out / "result.txt").read_text() == "new"
-    assert f"{kept} keeps what no run.json lists or what was changed since: result.txt, model/" in caplog.text
+    assert f"{kept} keeps files that no run.json lists or that were changed: result.txt, model/" in caplog.text
 
 
 @pytest.mark.users_files
@@ -399,7 +399,7 @@ def test_names_on_a_hub_and_folders_beside_an_input_are_no_trouble(tmp_path, mon
 
 def test_every_result_has_a_folder_of_its_own(tmp_path):
     write_run(tmp_path / "out")
-    with pytest.raises(UsageError, match=r"lies in .*out, an output folder of 01_data_processing\.py"):
+    with pytest.raises(UsageError, match=r"is inside .*out, an output folder of 01_data_processing\.py"):
         write_run(tmp_path / "out" / "model" / "again")
     # A run that failed in a folder above, by mistake, is in nobody's way; nor is another program's record.
     fail(tmp_path / "runs", InputError("no"))
@@ -416,7 +416,7 @@ def test_a_folder_of_another_program_is_left_alone(tmp_path, content):
     (out / "weights.bin").write_text("weeks of work")
     before = files_of(out)
     for overwrite in (False, True):
-        with pytest.raises(OutputExistsError, match="is left alone, with --overwrite too"):
+        with pytest.raises(OutputExistsError, match="is left unchanged, even with --overwrite"):
             write_run(out, overwrite=overwrite)
     assert files_of(out) == before
 
@@ -428,7 +428,7 @@ def test_a_record_of_another_version_is_refused(tmp_path, version):
     (out / "run.json").write_text(json.dumps({**record_of(out), "schema_version": version}))
     with pytest.raises(InputError, match="expected 1: it is of another version"):
         runs.folder_input(out)
-    with pytest.raises(OutputExistsError, match="left alone"):
+    with pytest.raises(OutputExistsError, match="left unchanged"):
         write_run(out, overwrite=True, clip_seconds=3.0)
 
 
@@ -443,7 +443,7 @@ def test_paths_out_of_the_folder_are_neither_read_nor_deleted(tmp_path, path):
     (out / "run.json").write_text(json.dumps({**record_of(out), "outputs": [row]}))
     with pytest.raises(InputError, match="'outputs' lists"):
         runs.folder_input(out)
-    with pytest.raises(OutputExistsError, match="left alone"):
+    with pytest.raises(OutputExistsError, match="left unchanged"):
         write_run(out, overwrite=True, clip_seconds=3.0)
     assert (tmp_path / "victim").exists()
 
@@ -505,7 +505,7 @@ def test_damaged_output_is_not_taken_for_done(tmp_path):
     out = tmp_path / "out"
     write_run(out)
     (out / "result.txt").write_text("resulT")
-    with pytest.raises(OutputExistsError, match="altered or is damaged"):
+    with pytest.raises(OutputExistsError, match="changed or is damaged"):
         write_run(out)
     write_run(out, overwrite=True)
 
@@ -649,7 +649,7 @@ def test_input_folder_must_be_complete_and_whole(tmp_path):
     with pytest.raises(InputError, match=r"made by 01_data_processing\.py; expected the output of 02_finetuning\.py"):
         runs.folder_input(out, ["02_finetuning"])
     whole = (out / "result.txt").read_text()
-    for damage, words in [("resu", "has 4 bytes"), ("rezult", "altered or is damaged"), (None, "is missing")]:
+    for damage, words in [("resu", "has 4 bytes"), ("rezult", "changed or is damaged"), (None, "is missing")]:
         (out / "result.txt").write_text(damage) if damage else (out / "result.txt").unlink()
         with pytest.raises(InputError, match=words):
             runs.folder_input(out)
@@ -657,7 +657,7 @@ def test_input_folder_must_be_complete_and_whole(tmp_path):
     assert runs.folder_input(out).sha256 == digest
     record = record_of(out)
     (out / "run.json").write_text(json.dumps({**record, "status": "running"}))
-    with pytest.raises(InputError, match="says 'running'"):
+    with pytest.raises(InputError, match="is 'running'"):
         runs.folder_input(out)
 
 

@@ -48,7 +48,7 @@ def test_a_cnn_has_no_blocks():
 def test_a_device_that_is_not_used_is_told(caplog):
     with caplog.at_level(logging.INFO):
         log_start("cuda", "cpu", {}, {})
-    assert "--device cuda changes nothing" in caplog.text and "device cpu (" in caplog.text
+    assert "--device cuda has no effect" in caplog.text and "device cpu (" in caplog.text
     caplog.clear()
     log_start("auto", "cpu", {}, {})
     assert not [record for record in caplog.records if record.levelname != "INFO"]

@@ -73,7 +73,7 @@ def sigint_in_imports(tmp_path):
 def test_ctrl_c_while_a_stage_is_imported_ends_it_without_a_traceback(sigint_in_imports):
     for script in STAGES:
         code, shown, told, _ = start(script, "--help", PYTHONPATH=sigint_in_imports)
-        assert (code, shown, told) == (75, "", "stopped by SIGINT: run the same command again to go on\n")
+        assert (code, shown, told) == (75, "", "stopped by SIGINT: run the same command again to continue\n")
 
 
 def test_a_job_that_ignores_ctrl_c_goes_on_ignoring_it(sigint_in_imports):

@@ -1,4 +1,4 @@
-"""What all command lines share: common flags, the layer-list syntax, exceptions to exit codes."""
+"""Shared by all command lines: common flags, the layer-list syntax, and the exit code of each error."""
 
 import argparse
 import difflib
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keep the description's lines; show every default that the help text does not tell itself."""
+    """Keep the description's lines; add each default that the help text does not name."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.required or action.nargs == 0 or action.default is None or "(default:" in action.help:
@@ -30,10 +30,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class StageParser(argparse.ArgumentParser):
-    """A parser that tells what is wrong in one line, with what was most likely meant, and no list of all flags."""
+    """A parser that prints one line for a usage error: the error and the nearest valid word."""
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, and exit with 2."""
+        """Print the error, and exit with 2."""
         self.exit(UsageError.exit_code, f"{self.prog}: {message}{self._meant(message)}; see {self.prog} --help\n")
 
     def _meant(self, message: str) -> str:
@@ -78,7 +78,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="auto takes a GPU where there is one and the stage can use it",
+        help="auto uses a GPU if there is one and the stage can use it",
     )
     parser.add_argument(
         "--overwrite",
@@ -86,7 +86,10 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None
         help="replace a result made with other arguments; it is kept aside until the new one is complete",
     )
     parser.add_argument(
-        "--log_level", choices=["debug", "info", "warning", "error"], default="info", help="least level to print"
+        "--log_level",
+        choices=["debug", "info", "warning", "error"],
+        default="info",
+        help="lowest level to print",
     )
 
 
@@ -156,7 +159,7 @@ def parse_layer_list(text: str, n_layers: int) -> list[int]:
     Raises
     ------
     UsageError
-        If the list is empty, malformed, repeats a layer, or names one that the model has not.
+        If the list is empty, malformed, repeats a layer, or names one that the model does not have.
     """
     layers_of_model = f"this model has layers 0-{n_layers - 1}" if n_layers else "this model has no layers"
     if text.strip() == "none":
@@ -168,7 +171,9 @@ def parse_layer_list(text: str, n_layers: int) -> list[int]:
             raise UsageError(f"layer list {text!r}: {part!r} is not a layer or range like 0-3; {layers_of_model}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise UsageError(f"layer list {text!r}: the range {part.strip()!r} runs backwards; {layers_of_model}")
+            raise UsageError(
+                f"layer list {text!r}: the range {part.strip()!r} is in descending order; {layers_of_model}"
+            )
         if last >= n_layers:
             raise UsageError(f"layer list {text!r}: there is no layer {last}; {layers_of_model}")
         layers.extend(range(first, last + 1))
@@ -179,7 +184,7 @@ def parse_layer_list(text: str, n_layers: int) -> list[int]:
 
 
 def format_layer_list(layers: Sequence[int]) -> str:
-    """Return the shortest layer list that `parse_layer_list` reads as `layers`, which ascend: ``0-3,7``."""
+    """Return the shortest layer list that `parse_layer_list` reads as `layers`, in ascending order: ``0-3,7``."""
     ranges: list[list[int]] = []
     for layer in layers:
         if ranges and layer == ranges[-1][1] + 1:
@@ -195,7 +200,7 @@ def run_stage(
     """Parse `argv`, run the stage and return its exit code.
 
     Mistakes of the user (`StageError`, and operating-system errors such as a full disk) become one
-    line of text and a code; anything else is a bug and keeps its traceback.
+    line of text and a code. Every other exception is a bug and keeps its traceback.
 
     Parameters
     ----------
@@ -209,11 +214,11 @@ def run_stage(
     Returns
     -------
     int
-        0, 1, 2, 3, 4 or 75; the README says what each means.
+        0, 1, 2, 3, 4 or 75; the README explains each code.
     """
     if argv is None:
         _in_utf8_mode()
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # until now `utils` has left at once
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # before this, `utils` ended at once on SIGINT
             signal.signal(signal.SIGINT, signal.default_int_handler)
     with streams.lasting_streams():
         return _run_stage(parser, run, argv)
@@ -235,7 +240,7 @@ def _run_stage(parser, run, argv) -> int:
         log.warning("%s", stop)
         return stop.exit_code
     except KeyboardInterrupt:  # before the output folder is opened, or after it is closed
-        log.warning("stopped by SIGINT: run the same command again to go on")
+        log.warning("stopped by SIGINT: run the same command again to continue")
         return Interrupted.exit_code
     except StageError as error:
         log.error("%s", error)
@@ -254,10 +259,10 @@ def _run_stage(parser, run, argv) -> int:
 
 
 def _in_utf8_mode() -> None:
-    """Start this program anew where Python takes names of files for another encoding than UTF-8.
+    """Start this program again in UTF-8 mode if Python reads file names in another encoding.
 
-    In a locale such as C (without Python's own help) or ISO 8859-1 the names of files, arguments and terminal come
-    out as other letters or none, and so would labels. Names of files are bytes; those that are UTF-8 are so anywhere.
+    A locale such as C or ISO 8859-1 would change letters in file names, arguments and labels. A file name is a sequence
+    of bytes; a UTF-8 name has the same bytes in every locale.
     """
     if sys.getfilesystemencoding().lower() != "utf-8" and "utf8" not in sys._xoptions:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

@@ -1,13 +1,13 @@
-"""The ways in which a stage can end that are not bugs; each carries its exit code.
+"""The errors of a stage that are not bugs; each has an exit code.
 
-A message names what, where, what was found, what was expected and what to do. ``cli.run_stage`` prints
-it without a traceback and returns the code, so that a job script can act on it.
+A message names the problem, the place, the value found, the value expected and the remedy. ``cli.run_stage`` prints it
+without a traceback and returns the code, so that a job script can act on it.
 """
 
 import errno
 import os
 
-# The operating system's ways to say that a path cannot be read or written: the user's to mend, no bug.
+# Errors of the operating system for a path that cannot be read or written. The user can fix them; they are no bugs.
 USER_ERRNOS = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
@@ -22,12 +22,12 @@ USER_ERRNOS = {
     errno.EAGAIN: "no more processes or threads are allowed, or there is no memory for them: raise ulimit -u, give "
     "the job more memory (ulimit -v) or fewer worker processes",
 }
-# A file that cannot be read for one of these is itself at fault; for any other the machine is, if it was listed.
+# These errors are a fault of the file itself. Any other error on a file that was listed is a fault of the machine.
 FAULTS_OF_A_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO}
-# PyTorch's writer says nothing but where it stood.
+# PyTorch's writer reports only its position in the file.
 TORCH_WRITER_WORDS = ("PytorchStreamWriter failed", "unexpected pos")
 NO_THREAD = "can't start new thread"
-# What else libraries say, without a number, of what a user can mend.
+# Other messages of libraries, without an error number, about problems that the user can fix.
 OTHER_WORDS = {
     "AF_UNIX path too long": "the name of the temporary folder is too long for the sockets of worker processes: "
     "set the environment variable TMPDIR to a shorter path, such as /tmp",
@@ -38,7 +38,7 @@ OTHER_WORDS = {
 }
 PROBE_BYTES = 2**26
 MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "bad allocation")
-# oneDNN's, whole: it tells no reason, and another than memory has not been met.
+# The whole messages of oneDNN. They give no reason; so far the reason has always been memory.
 MEMORY_MESSAGES = ("could not create a primitive", "could not execute a primitive")
 OUT_OF_MEMORY = (
     "out of memory: give the job more, or fewer clips at once (--batch_size, --per_device_train_batch_size) "
@@ -47,13 +47,13 @@ OUT_OF_MEMORY += "and fewer worker processes, and run the same command again"
 
 
 class StageError(Exception):
-    """Base class; ``exit_code`` is what the process returns."""
+    """Base class; the process returns ``exit_code``."""
 
     exit_code = 1
 
 
 class AlreadyComplete(StageError):
-    """The output is there, complete, and was made with the same arguments and inputs."""
+    """The output is complete and was made with the same arguments and inputs."""
 
     exit_code = 0
 
@@ -77,28 +77,28 @@ class OutputExistsError(StageError):
 
 
 class Interrupted(BaseException):
-    """Stopped by a signal with everything saved: the same command goes on from here.
+    """A signal stopped the stage and everything is saved: the same command continues from here.
 
-    As little an `Exception` as KeyboardInterrupt: a library that goes on after any error, or gives it another name,
-    must not swallow it.
+    Like KeyboardInterrupt, it is not an `Exception`. Some libraries continue after any `Exception` or rename it; this
+    one must reach the caller.
     """
 
     exit_code = 75
 
 
 def machine_fault(path: object, error: OSError) -> InputError:
-    """Return the error of a file or folder that was listed and cannot be read now, for no fault of its own."""
+    """Return the error for a file or folder that was listed but cannot be read now, through no fault of its own."""
     return InputError(
         f"{path} cannot be read any more ({error.strerror or error}): is the disk or the network away, are too many "
-        "files open, or is something changing the folder? Nothing is lost and nothing is called complete: when it is "
+        "files open, or is something changing the folder? Nothing is lost and nothing is marked complete: when it is "
         "there again, run the same command again"
     )
 
 
 def advice_on(error: Exception) -> str | None:
-    """Return what a user can do about an error of the operating system; None where that is nothing.
+    """Return what a user can do about an error of the operating system; None if the user can do nothing.
 
-    Libraries that write files in C++ or Rust lose the error's number and keep its words.
+    Libraries that write files in C++ or Rust drop the number of the error and keep its text.
     """
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
@@ -114,17 +114,17 @@ def advice_on(error: Exception) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is that there was no memory, on the machine or on the GPU."""
+    """Return whether the machine or the GPU ran out of memory."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    if isinstance(error, SystemError):  # where not even the interpreter had memory, it loses the error that says so
+    if isinstance(error, SystemError):  # an interpreter without memory loses the MemoryError
         return not is_memory_left()
     text = str(error).lower().strip()
     return isinstance(error, RuntimeError) and (text in MEMORY_MESSAGES or any(words in text for words in MEMORY_WORDS))
 
 
 def is_memory_left() -> bool:
-    """Tell whether a modest stretch of memory can still be had."""
+    """Return whether `PROBE_BYTES` of memory can be allocated."""
     try:
         bytearray(PROBE_BYTES)
     except MemoryError:
@@ -133,6 +133,6 @@ def is_memory_left() -> bool:
 
 
 def is_machine_limit(error: BaseException) -> bool:
-    """Tell whether there was no memory, or no thread could be started, whatever was about to be read."""
+    """Return whether memory ran out or no thread could be started: a fault of the machine, not of a file."""
     text = str(error).lower()
     return is_out_of_memory(error) or os.strerror(errno.EAGAIN).lower() in text or NO_THREAD in text

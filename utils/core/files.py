@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and knowing them again by their checksum."""
+"""Write files whole or not at all, and identify files by their checksum."""
 
 import csv
 import hashlib
@@ -19,9 +19,9 @@ PARTIAL_SUFFIX = ".partial"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` if the block succeeds.
 
-    The file is flushed to disk before the rename, so that after a crash of the machine, too, `path`
-    is either the old file or the whole new one. If the block fails the temporary file is removed.
-    The temporary name keeps the suffix of `path`, because some writers choose the format by it.
+    The file is flushed to disk before the rename. After a crash of the machine, `path` is therefore either the old file
+    or the whole new one. If the block fails, the temporary file is removed. The temporary name keeps the suffix of
+    `path`, because some writers choose the format by it.
 
     Parameters
     ----------
@@ -59,11 +59,12 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` to `path` as indented JSON, atomically. NaN is refused: JSON has none."""
+    """Write `value` to `path` as indented JSON, atomically. NaN is an error: JSON has no NaN."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-# What reading a file of notes of our own may raise where it was cut off or is another's: it is then made anew.
+# A notes file of this program can raise these errors if it is truncated or belongs to another program. It is then
+# rewritten.
 BROKEN = (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
@@ -72,25 +73,25 @@ NAMES_OF_KINDS |= {int: "a whole number", float: "a number", type(None): "null"}
 
 
 def name_of(kind: type) -> str:
-    """Return what a kind of JSON value is called, for people who don't know Python."""
+    """Return the name of a type of JSON value, in words for people who do not know Python."""
     return NAMES_OF_KINDS[kind]
 
 
 def read_json(path: Path, kind: type, remedy: str) -> object:
-    """Read one of our own JSON files.
+    """Read a JSON file that this program wrote.
 
     Parameters
     ----------
     path : Path
     kind : type
-        What the file holds: ``dict``, ``list``, or ``object`` for anything.
+        Expected type of the value: ``dict``, ``list``, or ``object`` for any type.
     remedy : str
-        What the user can do where the file is missing or damaged; ends the message.
+        What the user can do if the file is missing or damaged; it ends the message.
 
     Raises
     ------
     InputError
-        If it is missing, cannot be read, is not JSON, or holds something of another type.
+        If it is missing, cannot be read, is not JSON, or holds a value of another type.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -114,7 +115,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_lines(lines: Iterable[str]) -> str:
-    """Return the hexadecimal SHA-256 of `lines`, each ended by a newline: one digest for many."""
+    """Return the hexadecimal SHA-256 of `lines`, each followed by a newline."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(f"{line}\n".encode())

@@ -1,7 +1,7 @@
-"""Imports that load when they are first used: a command line is parsed before PyTorch is there.
+"""Import modules when they are first used, so that a command line is parsed before PyTorch is loaded.
 
-Not with `importlib.util.LazyLoader`, nor with the packages made of it: while PyTorch 2.11 is imported it has Python
-look at every module in ``sys.modules``, and each one that is still to be loaded is loaded then, in the middle.
+`importlib.util.LazyLoader` and the packages based on it do not work here. While PyTorch 2.11 is imported, it makes
+Python inspect every module in ``sys.modules``; each lazy module is then loaded in the middle of that import.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from types import ModuleType
 
 
 class _Later(ModuleType):
-    """Stands for a module that is imported when one of its attributes is asked for; is not in ``sys.modules``."""
+    """A stand-in for a module, which is imported at the first use of an attribute; it is not in ``sys.modules``."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # the import system asks for some
+        if name.startswith("__"):  # the import system reads some of these
             raise AttributeError(name)
         return getattr(importlib.import_module(self.__name__), name)
 
@@ -36,7 +36,7 @@ class _LaterLoader(MetaPathFinder, Loader):
         self.names: list[str] = []
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
-        if name.split(".")[0] == "utils" and name.count(".") < 2:  # a wing holds no more than a docstring
+        if name.split(".")[0] == "utils" and name.count(".") < 2:  # the file of a wing holds only a docstring
             return None
         self.names.append(name)
         return ModuleSpec(name, self, is_package=True)  # so that pyarrow.parquet may follow pyarrow
@@ -50,10 +50,10 @@ class _LaterLoader(MetaPathFinder, Loader):
 
 @contextlib.contextmanager
 def imported_on_first_use() -> Iterator[None]:
-    """Put off what is imported within the block until an attribute of it is asked for.
+    """Delay the imports within the block until an attribute of the module is used.
 
-    Import modules there, not names out of them: ``from utils.models import encoders``, ``import pandas as pd``.
-    Readers, linters and editors still see plain imports.
+    Import modules there, not names from them: ``from utils.models import encoders``, ``import pandas as pd``. Readers,
+    linters and editors still see plain imports.
     """
     loader = _LaterLoader()
     sys.meta_path.insert(0, loader)

@@ -1,19 +1,20 @@
-"""Names of runs and results: composed and parsed here alone, so that no part can be taken for another.
+"""Names of runs and results. Only this module composes and parses them, so that no part can be mistaken for another.
 
     <data set>[.by-<split>]/<model>[.<variant>]/seed-<n>      birds25.by-clip/whisper-base.blocks-0-3/seed-1
 
-stands below ``runs``, ``validation_results`` and ``analysis_results``; without the model below ``processed_data``. A
-data set without ``.by-`` is split by recordist. A fold stands as ``fold-<n>``. A model may have several variants:
+The name stands below ``runs``, ``validation_results`` and ``analysis_results``; without the model it stands below
+``processed_data``. A data set without ``.by-`` is split by recordist. The last part of a fold is ``fold-<n>``. A model
+may have several variants:
 
-blocks-0-3    fine-tuned with these blocks of its base model alone; ``blocks-none`` with no block
-after-3       pruned to three blocks after it was fine-tuned
-pruned        pruned after it was fine-tuned, to the blocks that stage 05 or the user has chosen
-sweep         not a model: what stage 05 has left of one
-pretrained    as it was downloaded
-all-clips     looked at by the clips of all splits
+blocks-0-3    fine-tuned with only these blocks of its base model; ``blocks-none`` has no block
+after-3       pruned to three blocks after fine-tuning
+pruned        pruned after fine-tuning, to the blocks that stage 05 or the user has chosen
+sweep         not a model: the results of a pruning search of stage 05
+pretrained    the downloaded model, without fine-tuning
+all-clips     analysed on the clips of all splits
 
-Results that came with the code stand below ``published`` in these folders. Folders of other names are allowed, such as
-``validation_results/whole``; what does not follow the layout is not parsed.
+Results that came with the code stand below ``published`` in these folders. Other folder names are allowed, such as
+``validation_results/whole``; a name that does not follow the layout is not parsed.
 """
 
 import os
@@ -28,7 +29,7 @@ from utils.core.records import RECORD_NAME
 PUBLISHED = "published"
 DEFAULT_SPLIT = "recordist"
 PRUNED, SWEEP = "pruned", "sweep"
-# Folders of all results of a kind, and how deep in them a result lies.
+# Root folders of the results, and the depth of a result below its root.
 ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
 DEPTH = 3
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
@@ -42,7 +43,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class Name:
-    """What a run or a result is of.
+    """The parsed name of a run or a result.
 
     Attributes
     ----------
@@ -51,15 +52,15 @@ class Name:
     number : int
         Seed or fold.
     variants : tuple of str
-        What was done with the model; see this module.
+        Changes to the model; see the docstring of this module.
     split_by : str
-        What the split of the data keeps together.
+        The unit that the split keeps together, such as the recordist.
     part : {"seed", "fold"}
 
     Raises
     ------
     UsageError
-        If the name would be read as another one.
+        If the composed name would be parsed as a different one.
     """
 
     data_set: str
@@ -72,8 +73,8 @@ class Name:
     def __post_init__(self):
         if _fields(str(self)) != vars(self):
             raise UsageError(
-                f"no result can be called {str(self)!r}: the names of a data set and a model have no slash nor plus, "
-                "do not begin with a dot, and do not end like .by-clip or .blocks-0-3"
+                f"no result can be called {str(self)!r}: a name of a data set or model contains no slash and no plus, "
+                "does not begin with a dot, and does not end like .by-clip or .blocks-0-3"
             )
 
     def __str__(self) -> str:
@@ -81,7 +82,7 @@ class Name:
 
     @property
     def data_folder(self) -> str:
-        """The data set with its way of splitting: ``birds25.by-clip``."""
+        """The data set with the unit of its split: ``birds25.by-clip``."""
         return self.data_set if self.split_by == DEFAULT_SPLIT else f"{self.data_set}.by-{self.split_by}"
 
     @property
@@ -95,16 +96,16 @@ class Name:
         return f"{self.data_folder}/{self.part}-{self.number}"
 
     def without(self, variant: str) -> "Name":
-        """Return the name of the model that this was made of."""
+        """Return the name of the model without a variant: the model from which this one was made."""
         return replace(self, variants=tuple(own for own in self.variants if own != variant))
 
     def variant(self, name: str) -> "Name":
-        """Return the name of what was made of this model."""
+        """Return the name of a variant of this model."""
         return replace(self, variants=(*self.variants, name))
 
 
 def parse(text: str) -> Name | None:
-    """Return what a name says; None where it does not follow the layout."""
+    """Parse a name; None if it does not follow the layout."""
     fields = _fields(text)
     return None if fields is None else Name(**fields)
 
@@ -124,12 +125,12 @@ def _fields(text: str) -> dict | None:
 
 
 def blocks(layers: str) -> str:
-    """Return the variant of a model that is fine-tuned with a layer list of its base model: ``blocks-0-3``."""
+    """Return the variant of a model that is fine-tuned with some blocks of its base model: ``blocks-0-3``."""
     return f"blocks-{layers}"
 
 
 def after(n_layers: int) -> str:
-    """Return the variant of a model that is pruned to a number of blocks after it is fine-tuned: ``after-3``."""
+    """Return the variant of a model that is pruned to a number of blocks after fine-tuning: ``after-3``."""
     return f"after-{n_layers}"
 
 
@@ -137,10 +138,10 @@ def after(n_layers: int) -> str:
 
 
 def root_of(folder: Path) -> Path:
-    """Return the folder of all results beside this one.
+    """Return the root folder to which a result folder belongs.
 
-    That is the nearest of `ROOTS` above it; else what its own path says, if it follows the layout; else the folder
-    around it.
+    It is the nearest folder above that is named in `ROOTS`. Without one, it follows from the path of the folder if that
+    path follows the layout; otherwise it is the parent folder.
     """
     folder = Path(folder).resolve()
     parents = folder.parents
@@ -155,27 +156,27 @@ def of_folder(folder: Path) -> str:
 
 
 def of_model(model_dir: str | Path) -> str:
-    """Return the name that results of a model go by: that of its run, or of the model folder by itself."""
+    """Return the name of the results of a model: the name of its run, or the name of a model folder outside a run."""
     folder = Path(model_dir).resolve()
-    if not folder.exists():  # a name on the hub
+    if not folder.exists():  # a model on the hub
         return folder.name
     return of_folder(folder.parent if folder.name == "model" else folder)
 
 
 def of_data(data_dir: Path) -> str:
-    """Return the name of the data set in an output folder of stage 01, without seed and fold."""
+    """Return the name of the data set in an output folder of stage 01, without the seed or fold."""
     folder = Path(data_dir).resolve()
     return folder.parent.name if re.fullmatch(r"(seed|fold)-\d+", folder.name) else folder.name
 
 
 def variant_of(name: str, variant: str) -> str:
-    """Return the name of what was made of a run, whether its name follows the layout or not."""
+    """Return the name of a variant of a run, whether or not the name of the run follows the layout."""
     parsed = parse(name)
     return f"{name}.{variant}" if parsed is None else str(parsed.variant(variant))
 
 
 def both(first: str, second: str) -> str:
-    """Return the name of what compares the layers of two models; like no model's own."""
+    """Return the name of a comparison of the layers of two models; it differs from the name of every model."""
     ours, theirs = parse(first), parse(second)
     added = theirs.full_model if theirs else second
     if ours is None:
@@ -184,7 +185,7 @@ def both(first: str, second: str) -> str:
 
 
 def result_folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """Yield the folders below a root that have a ``run.json``, by name; none of those that came with the code."""
+    """Yield the folders below a root that have a ``run.json``, by name, without the published ones."""
     for folder in sorted(path for path in Path(root).iterdir() if path.is_dir()):
         if os.path.lexists(folder / RECORD_NAME):
             yield folder

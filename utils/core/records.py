@@ -1,4 +1,4 @@
-"""``run.json``, the record of a run: its schema, reading it back, and comparing a folder with it."""
+"""``run.json``, the record of a run: its schema, reading it, and comparing it with a folder."""
 
 import fnmatch
 import os
@@ -16,18 +16,18 @@ LOG_NAME = "log.txt"
 LOCK_NAME = ".lock"
 FIGURE_SUFFIXES = (".pdf", ".png")
 STATUSES = ("running", "complete", "interrupted", "failed")
-# While a result makes room, and until the new one is complete; see `replacing`.
+# Status while an old result makes room, until the new one is complete; see `replacing`.
 MOVING_NAME = ".replacing"
 REPLACED = re.compile(r"replaced-\d{8}T\d{6}Z(-\d+)?")
 AGAIN = "delete the folder yourself, and run the stage that made it again"
 
 
 class DamagedRecord(InputError):
-    """A ``run.json`` that is not JSON: cut off or overwritten. One of another program is an `InputError`."""
+    """A ``run.json`` that is not JSON: truncated or overwritten. A record of another program raises `InputError`."""
 
 
 def read_record(folder: Path) -> dict | None:
-    """Return the ``run.json`` of a folder, or None where there is none.
+    """Return the ``run.json`` of a folder, or None if there is none.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def read_record(folder: Path) -> dict | None:
 
 
 def _trouble(record: object) -> str | None:
-    """Say what of a value breaks the schema; None if nothing does."""
+    """Return how a value breaks the schema; None if it follows it."""
     expected = {"stage": str, "status": str, "arguments": dict, "inputs": list, "outputs": list, "attempts": int}
     optional = {"asked": dict, "metrics": dict, "writes": list, "scratch": list, "replaces": list, "restores": str}
     if not isinstance(record, dict) or expected.keys() - record.keys():
@@ -91,7 +91,7 @@ def _trouble(record: object) -> str | None:
 
 
 def is_plain_path(path: object) -> bool:
-    """Tell whether a value is the relative path, in its shortest spelling, of something inside a folder."""
+    """Return whether a value is a relative path, in its shortest spelling, to something inside a folder."""
     if not isinstance(path, str) or "\0" in path:
         return False
     parts = PurePosixPath(path).parts
@@ -104,7 +104,7 @@ def check_outputs(folder: Path, record: dict) -> None:
     Raises
     ------
     InputError
-        If it names none, or if one is missing or differs in size or SHA-256; the message names it.
+        If it names no output, or if one is missing or differs in size or SHA-256; the message names that output.
     """
     damage = find_damage(folder, record["outputs"])
     if damage is not None:
@@ -112,9 +112,9 @@ def check_outputs(folder: Path, record: dict) -> None:
 
 
 def find_damage(folder: Path, outputs: Sequence[dict]) -> str | None:
-    """Say which of the `outputs` of a ``run.json`` is first missing or other than recorded; None if all are whole.
+    """Describe the first of the `outputs` of a ``run.json`` that is missing or differs; None if all are whole.
 
-    Figures are not looked at: they are drawn from the others, and can be drawn again.
+    Figures are not checked: they are drawn from the other files and can be drawn again.
     """
     if not outputs:
         return f"{Path(folder) / RECORD_NAME} lists no outputs, so nothing in the folder can be checked"
@@ -125,28 +125,28 @@ def find_damage(folder: Path, outputs: Sequence[dict]) -> str | None:
             return f"{path} is missing, but {RECORD_NAME} lists it"
         size = path.stat().st_size
         if size != output["bytes"]:
-            return f"{path} has {size} bytes, {RECORD_NAME} says {output['bytes']}: it is damaged"
+            return f"{path} has {size} bytes, {RECORD_NAME} records {output['bytes']}: it is damaged"
     pool = ThreadPoolExecutor()  # hashing releases the interpreter lock
     try:
         digests = pool.map(lambda output: sha256_of_file(Path(folder) / output["path"]), outputs)
         for output, digest in zip(outputs, digests, strict=True):
             if digest != output["sha256"]:
                 return (
-                    f"{Path(folder) / output['path']} has sha256 {digest[:12]}…, {RECORD_NAME} says "
-                    f"{output['sha256'][:12]}…: it was altered or is damaged"
+                    f"{Path(folder) / output['path']} has sha256 {digest[:12]}…, {RECORD_NAME} records "
+                    f"{output['sha256'][:12]}…: it was changed or is damaged"
                 )
         return None
     finally:
-        pool.shutdown(cancel_futures=True)  # a signal does not wait for the rest
+        pool.shutdown(cancel_futures=True)  # after a signal, the remaining files are not hashed
 
 
 # ------------------------------------------------------------------------------------ what is in a folder
 
 
 def walk(folder: Path, skip: Iterable[str] = ()) -> Iterator[str]:
-    """Yield the relative path of every file and link in a run folder, but for its record, log, lock and old results.
+    """Yield the relative paths of all files and links in a run folder, without its record, log, lock and old results.
 
-    Links to folders are named and not followed: what lies behind one is not in the folder.
+    Links to folders are named but not followed: their targets are not in the folder.
 
     Parameters
     ----------
@@ -165,5 +165,5 @@ def walk(folder: Path, skip: Iterable[str] = ()) -> Iterator[str]:
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
-    """Tell whether a relative path is one of those that `patterns` describe; ``*`` stands for slashes, too."""
+    """Return whether a relative path matches one of the `patterns`; ``*`` matches slashes, too."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)

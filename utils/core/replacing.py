@@ -1,8 +1,8 @@
-"""How an old result makes room for a new one: kept aside until the new one is complete, then deleted by its own record.
+"""Replace an old result by a new one: keep it until the new one is complete, then delete the files in its record.
 
-``--overwrite`` moves what a stage wrote into ``<output folder>/replaced-<time>``. A kill at any moment leaves the old
-result either where it was or there, whole. Once the new result is complete, the files that the old ``run.json`` lists
-are deleted. All other files are left alone: those of a user stay where they are.
+``--overwrite`` moves the outputs of a stage into ``<output folder>/replaced-<time>``. After a kill at any moment, the
+whole old result is either in its old place or in that folder. When the new result is complete, the files that the old
+``run.json`` lists are deleted. All other files, such as those of a user, stay where they are.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ NAMED_IN_LOG = 12
 
 
 def check_apart(output_dir: Path, inputs: Mapping[str, Path | str]) -> None:
-    """Refuse an output folder that is, holds or lies in something that the stage reads, or lies in another result.
+    """Refuse an output folder that equals, contains or is inside an input of the stage, or is inside another result.
 
-    Folders are compared as the file system knows them, so that links and other spellings of a path make no difference.
+    Folders are compared by device and inode, so that links and other spellings of a path make no difference.
 
     Parameters
     ----------
     output_dir : Path
         May not exist yet.
     inputs : mapping of str to path
-        By the name of the argument; a path where nothing is counts for nothing.
+        By the name of the argument; a path that does not exist is ignored.
 
     Raises
     ------
@@ -47,27 +47,27 @@ def check_apart(output_dir: Path, inputs: Mapping[str, Path | str]) -> None:
         if above_input[0] == above_output[0]:
             relation = "is"
         elif above_input[0] in above_output:
-            relation = "lies in"
+            relation = "is inside"
         elif above_output[0] is not None and above_output[0] in above_input:
             relation = "holds"
         else:
             continue
         raise UsageError(
-            f"--output_dir {output_dir} {relation} {path} of --{name}: a result there could destroy what it is made "
-            "of; choose another --output_dir"
+            f"--output_dir {output_dir} {relation} {path} of --{name}: a result there could destroy its own input; "
+            "choose another --output_dir"
         )
     for folder in Path(os.path.realpath(output_dir)).parents:
         with contextlib.suppress(InputError, OSError):
             record = read_record(folder)
             if record is not None and record["status"] != "failed":
                 raise UsageError(
-                    f"--output_dir {output_dir} lies in {folder}, an output folder of {record['stage']}.py: "
+                    f"--output_dir {output_dir} is inside {folder}, an output folder of {record['stage']}.py: "
                     "every result has a folder of its own; choose another --output_dir"
                 )
 
 
 def _identities(path: Path | str) -> list[tuple[int, int] | None]:
-    """Return device and inode of a path and of every folder above it; None for what does not exist."""
+    """Return device and inode of a path and of every folder above it; None for a path that does not exist."""
     real, found = Path(os.path.realpath(path)), []
     for each in (real, *real.parents):
         try:
@@ -82,7 +82,7 @@ def _identities(path: Path | str) -> list[tuple[int, int] | None]:
 
 
 def is_empty(folder: Path, record: dict, disposable: Iterable[str], kept: Path | None = None) -> bool:
-    """Tell whether a run that did not end has left nothing that is worth keeping.
+    """Return whether an unfinished run has left nothing that is worth keeping.
 
     Parameters
     ----------
@@ -90,9 +90,9 @@ def is_empty(folder: Path, record: dict, disposable: Iterable[str], kept: Path |
     record : dict
         Its ``run.json``.
     disposable : iterable of str
-        Patterns of files that do not count.
+        Patterns of files that are not worth keeping.
     kept : Path, optional
-        The old result; links to its files do not count either.
+        The old result; links to its files are not worth keeping either.
     """
     own = Written(record)
     return all(
@@ -104,25 +104,26 @@ def is_empty(folder: Path, record: dict, disposable: Iterable[str], kept: Path |
 
 
 def set_aside(folder: Path, record: dict | None, writes: Iterable[str], reusable: Iterable[str]) -> str:
-    """Move what a run wrote, and what would be in the way of the next one, into ``<folder>/.replacing``.
+    """Move the files of a run, and the files in the way of the next run, into ``<folder>/.replacing``.
 
-    The move counts once a new ``run.json`` names the folder that is returned; `finish_move` then gives it that name.
+    The move is valid once a new ``run.json`` names the returned folder; `finish_move` then renames ``.replacing`` to
+    it.
 
     Parameters
     ----------
     folder : Path
     record : dict or None
-        Its ``run.json``; None where it is damaged.
+        Its ``run.json``; None if it is damaged.
     writes : iterable of str
-        Patterns of what the next run writes.
+        Patterns of the files that the next run writes.
     reusable : iterable of str
-        Top-level names of what the next run may take as it is: linked, not moved. It must not write into these files,
-        only replace them.
+        Top-level names that the next run may use unchanged: they are linked, not moved. The next run must not write
+        into these files; it may only replace them.
 
     Returns
     -------
     str
-        Name of the folder to be.
+        Name of the future folder.
     """
     moving, reusable = folder / MOVING_NAME, set(reusable)
     moving.mkdir()
@@ -143,7 +144,7 @@ def set_aside(folder: Path, record: dict | None, writes: Iterable[str], reusable
         shutil.copyfile(folder / RECORD_NAME, partial)
     name = _new_name(folder)
     log.info(
-        "--overwrite: the old content is kept in %s until the new result is complete, which takes room for both: %s",
+        "--overwrite: the old content is kept in %s until the new result is complete, which needs space for both: %s",
         folder / name,
         some(moved) or "nothing",
     )
@@ -157,7 +158,7 @@ def _new_name(folder: Path) -> str:
 
 
 def finish_move(folder: Path, record: dict | None) -> None:
-    """Give what `set_aside` moved the name that a record has for it; where no record has, put it back."""
+    """Rename the moved files to the folder that the record names; without such a record, put them back."""
     moving = folder / MOVING_NAME
     if not moving.is_dir():
         return
@@ -174,7 +175,7 @@ def finish_move(folder: Path, record: dict | None) -> None:
 def put_back(folder: Path, name: str, reusable: Iterable[str]) -> None:
     """Move the content of ``folder/name`` back to where it was, its ``run.json`` last.
 
-    What a later run left under `reusable` names is replaced; where something else stands now, both are left alone.
+    Files of a later run under `reusable` names are replaced. If another file now has the same name, both files stay.
     """
     source = folder / name
     for path in list(walk(source)):
@@ -190,9 +191,9 @@ def put_back(folder: Path, name: str, reusable: Iterable[str]) -> None:
 
 
 def restore(folder: Path, name: str, reusable: Iterable[str]) -> None:
-    """Put an old result back in place of a run that left nothing; begun once, a later call ends it.
+    """Put an old result back in place of a run that left nothing; a later call finishes an interrupted one.
 
-    Until it is whole again, its record says that it failed.
+    Until the old result is whole again, its record has the status ``failed``.
     """
     source = folder / name
     if (source / RECORD_NAME).exists():
@@ -202,7 +203,7 @@ def restore(folder: Path, name: str, reusable: Iterable[str]) -> None:
 
 
 def discard(folder: Path, names: Iterable[str]) -> None:
-    """Delete, of old results, the files that their own records list; say what is deleted, and what is left."""
+    """Delete the files of old results that their own records list; log the deleted files and those that stay."""
     for name in names:
         source = folder / name
         if not source.is_dir():
@@ -218,7 +219,7 @@ def discard(folder: Path, names: Iterable[str]) -> None:
         left = list(walk(source))
         if left:
             log.warning(
-                "%s keeps what no %s lists or what was changed since: %s; delete it yourself if it is not needed",
+                "%s keeps files that no %s lists or that were changed: %s; delete it yourself if it is not needed",
                 *(source, RECORD_NAME, some(left)),
             )
             continue
@@ -227,9 +228,9 @@ def discard(folder: Path, names: Iterable[str]) -> None:
 
 
 class Written:
-    """What a run wrote, by its ``run.json``; nothing where that is damaged.
+    """The files that a run wrote, according to its ``run.json``; none if the record is damaged.
 
-    A complete run has listed its files; one that did not end says at least what its stage writes.
+    The record of a complete run lists its files. That of an unfinished run has only the patterns of its stage.
     """
 
     def __init__(self, record: dict | None):
@@ -241,13 +242,13 @@ class Written:
         self.patterns = record.get("writes", ())
 
     def __contains__(self, path: str) -> bool:
-        """Tell whether the run wrote a file; a link that stands for a folder of its outputs counts."""
+        """Return whether the run wrote a file; a link in place of an output folder counts, too."""
         if path.partition("/")[0] in self.scratch:
             return True
         return path in self.sizes or path in self.folders if self.is_complete else matches(path, self.patterns)
 
     def is_unchanged(self, path: str, folder: Path) -> bool:
-        """Tell whether a file that the run wrote has the recorded size; one without a recorded size has."""
+        """Return whether a file of the run has the recorded size; True if no size is recorded."""
         return path not in self.sizes or (folder / path).stat().st_size == self.sizes[path]
 
 
@@ -259,7 +260,7 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _remove_empty(folder: Path, top: Path) -> None:
-    """Remove a folder and those above it, below `top`, as long as they are empty."""
+    """Remove a folder and the folders above it, below `top`, as long as they are empty."""
     while folder != top:
         try:
             folder.rmdir()
@@ -269,14 +270,14 @@ def _remove_empty(folder: Path, top: Path) -> None:
 
 
 def remove_empty_folders(folder: Path) -> None:
-    """Remove a folder and all in it, if there is no file in it; leave the folders that hold one."""
+    """Remove a folder and its subfolders if they hold no file; keep each folder that holds one."""
     for where, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             Path(where).rmdir()
 
 
 def some(paths: Sequence[str]) -> str:
-    """Name paths by what stands for them at the top of the folder, a dozen at most."""
+    """Name paths by their top-level name in the folder, a dozen at most."""
     names = list(dict.fromkeys(f"{path.partition('/')[0]}/" if "/" in path else path for path in paths))
     more = f" and {len(names) - NAMED_IN_LOG} more" if len(names) > NAMED_IN_LOG else ""
     return ", ".join(names[:NAMED_IN_LOG]) + more

@@ -1,8 +1,8 @@
-"""The life of an output folder: locked, recorded in run.json, resumed, refused or replaced; logging and seeds.
+"""Lock, record, resume, refuse or replace an output folder; logging, seeds and devices.
 
-A stage does all its work inside ``with open_run(...) as run:``. The folder's ``run.json`` says
-``running`` from the first moment, and ``complete``, ``interrupted`` or ``failed`` at the end. A folder
-without a complete ``run.json`` is not a result, and no later stage reads it.
+A stage does all its work inside ``with open_run(...) as run:``. The status in ``run.json`` is ``running`` from the
+start, and ``complete``, ``interrupted`` or ``failed`` at the end. A folder without a complete ``run.json`` is not a
+result, and no later stage reads it.
 """
 
 import argparse
@@ -55,15 +55,15 @@ from utils.core.text import printable
 
 log = logging.getLogger(__name__)
 
-# Not part of what was asked for: they change where, how fast and how loudly, never the result.
+# These arguments change the place, speed or messages of a run, never its result.
 PRESENTATION_ARGUMENTS = frozenset({"output_dir", "overwrite", "log_level", "device"})
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-# LSF signals every process of a job, and jobs/launch.py passes on to its own what it gets: that is one request.
+# LSF signals every process of a job, and jobs/launch.py forwards its signals: several signals are then one request.
 REPEAT_S = 2.0
 PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "pyarrow", "numpy", "pandas")
 PACKAGES += ("scikit-learn", "matplotlib", "soundfile", "av", "soxr")
 PROGRESS_EVERY_S = 30.0
-NOT_OURS = "%s: not in %s, as this stage does not write such files: %s"
+NOT_OURS = "%s: not listed in %s, because this stage does not write such files: %s"
 
 
 # ---------------------------------------------------------------------------------------------- inputs
@@ -71,9 +71,9 @@ NOT_OURS = "%s: not in %s, as this stage does not write such files: %s"
 
 @dataclass(frozen=True)
 class Input:
-    """Something that a stage reads: its path as the user wrote it, and the digest of its content.
+    """An input of a stage: its path as the user wrote it, and the digest of its content.
 
-    `sha256` is None for what has no local content. `is_local` is False for a name, such as that of a model on a hub.
+    `sha256` is None without local content. `is_local` is False for a name, such as that of a model on a hub.
     """
 
     path: str
@@ -97,8 +97,8 @@ def file_input(path: Path) -> Input:
 def folder_input(path: Path, stages: Iterable[str] = ()) -> Input:
     """Describe the output folder of an earlier stage, after checking that it is whole.
 
-    Every output named in its ``run.json`` is compared with its recorded size and SHA-256, so a
-    missing, truncated or altered file is found before any work is done.
+    Every output in its ``run.json`` is compared with its recorded size and SHA-256. A missing, truncated or changed
+    file is therefore found before any work is done.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def folder_input(path: Path, stages: Iterable[str] = ()) -> Input:
     if record["status"] != "complete":
         kept = f"; the result before it is kept in {path / record['replaces'][-1]}" if record.get("replaces") else ""
         raise InputError(
-            f"{path} is not complete: its {RECORD_NAME} says {record['status']!r}; "
+            f"{path} is not complete: the status in its {RECORD_NAME} is {record['status']!r}; "
             f"run {record['stage']}.py again until it ends with exit code 0{kept}"
         )
     check_outputs(path, record)
@@ -144,20 +144,20 @@ class Run:
     output_dir : Path
         The folder.
     attempts : int
-        Number of times that this run was started; above 1 something may be left to resume from.
+        Number of times that this run was started; above 1, an earlier attempt may have left work to resume.
     metrics, timings : dict
-        What ``run.json`` records under these names; a stage fills them.
+        Values that ``run.json`` records under these names; the stage fills them.
     device : str or None
-        Name of the device that did the work; a stage sets it.
+        Name of the device that did the work; the stage sets it.
     stop_signal : str or None
         Name of the signal that asked the stage to stop, where it was opened with ``defer_signals``.
     scratch : set of str
         Top-level names in the folder that are not outputs (work in progress, logs of other tools).
     is_ending : bool
-        True once the stage has stopped or failed, and only its record is still to be written: signals no longer
-        count. With several processes, the one that ends first has torchrun send SIGTERM to the others.
+        True once the stage has stopped or failed and only its record must still be written: signals are then ignored.
+        With several processes, the first that ends makes torchrun send SIGTERM to the others.
     is_checking : bool
-        True while the inputs are looked at, before anything is done; see `checking`.
+        True while the inputs are checked, before any work is done; see `checking`.
     """
 
     output_dir: Path
@@ -171,7 +171,7 @@ class Run:
     is_checking: bool = False
 
     def choose_device(self, asked: str) -> str:
-        """Return ``cpu`` or ``cuda`` for the value of ``--device``, and note its name; see `resolve_device`."""
+        """Return ``cpu`` or ``cuda`` for the value of ``--device``, and record its name; see `resolve_device`."""
         with self.checking():
             device = resolve_device(asked)
         self.device = device_name(device)
@@ -179,7 +179,7 @@ class Run:
 
     @contextlib.contextmanager
     def checking(self) -> Iterator[None]:
-        """Leave no new folder behind if an input turns out to be unfit within the block: nothing has been done yet."""
+        """Remove a new folder if the block finds an unfit input: no work has been done yet."""
         before, self.is_checking = self.is_checking, True
         yield
         self.is_checking = before
@@ -208,11 +208,12 @@ def open_run(
     defer_signals: bool = False,
     recompute: bool = False,
 ) -> Iterator[Run]:
-    """Open ``args.output_dir`` for a stage; close it with a truthful ``run.json`` whatever happens.
+    """Open ``args.output_dir`` for a stage; whatever the error, close it with a correct ``run.json``.
 
-    A new or empty folder is taken, and so is one where a run left no result. One with the same arguments and inputs
-    is skipped if complete (`AlreadyComplete`) and resumed if not. Any other is refused, or replaced with
-    ``--overwrite`` if it is a run folder. The old result is kept aside until the new one is complete; see `replacing`.
+    The stage may use a new or empty folder, and one in which a run left no result. With the same arguments and inputs,
+    a complete folder is skipped (`AlreadyComplete`) and an unfinished one is resumed. Any other folder is refused;
+    ``--overwrite`` replaces it if it is a run folder. The old result is kept until the new one is complete; see
+    `replacing`.
 
     Parameters
     ----------
@@ -221,24 +222,24 @@ def open_run(
     args : argparse.Namespace
         Parsed arguments; ``output_dir``, ``overwrite`` and ``seed`` are read here.
     inputs : dict of str to Input
-        What the stage reads, by the name of the argument; compared by content, not by path.
+        Inputs of the stage, by the name of the argument; compared by content, not by path.
     outputs : iterable of str
-        Patterns of the files that the stage writes, relative to the folder; ``*`` stands for slashes, too. Other
-        files in the folder belong to the user: they are not listed in ``run.json``, and never deleted.
+        Patterns of the files that the stage writes, relative to the folder; ``*`` matches slashes, too. Other files in
+        the folder belong to the user: they are not listed in ``run.json`` and never deleted.
     result_neutral : iterable of str
         Arguments, besides the common ones, that cannot change the result (``num_workers``).
     scratch : iterable of str
         Top-level names in the folder that are not outputs and are left out of ``run.json``.
     reusable : iterable of str
-        Top-level names that ``--overwrite`` leaves: the stage itself tells whether they are still good. It replaces
-        these files and never writes into them.
+        Top-level names that ``--overwrite`` keeps: the stage checks whether they are still valid. It may replace these
+        files but never writes into them.
     disposable : iterable of str
-        Patterns of files that are not a result: a run that left nothing else is taken over with other arguments.
+        Patterns of files that are not a result: if a run left only these, other arguments may use its folder.
     defer_signals : bool
-        False: SIGTERM, SIGINT and SIGUSR2 raise `Interrupted` at once. True: the first one, and what comes within
-        `REPEAT_S` of it, only sets ``Run.stop_signal``, and the stage must end itself soon by raising `Interrupted`.
+        False: SIGTERM, SIGINT and SIGUSR2 raise `Interrupted` at once. True: the first signal, and each one within
+        `REPEAT_S` after it, only sets ``Run.stop_signal``; the stage must then soon raise `Interrupted`.
     recompute : bool
-        Replace the folder whatever it holds of this program.
+        Replace every folder that this program made, even a complete one with the same arguments.
 
     Yields
     ------
@@ -248,7 +249,7 @@ def open_run(
     ------
     AlreadyComplete, OutputExistsError, InputError
     UsageError
-        If the folder is, holds or lies in an input, or lies in another result; nothing was touched.
+        If the folder equals, contains or is inside an input, or is inside another result; no file was changed.
     """
     output_dir = Path(args.output_dir)
     replacing.check_apart(output_dir, {name: each.path for name, each in inputs.items() if each.is_local})
@@ -269,7 +270,7 @@ def open_run(
 
 @contextlib.contextmanager
 def _recorded(folder: "_Folder", run: Run, args: argparse.Namespace, defer_signals: bool) -> Iterator[None]:
-    """Keep the folder's log and its ``run.json``, which tells the truth from the first moment to the last."""
+    """Write the log of the folder and its ``run.json``, which is correct from the first moment to the last."""
     record = _new_record(folder, run, args)
     folder.begin(record)
     start = time.perf_counter()
@@ -299,7 +300,7 @@ def _recorded(folder: "_Folder", run: Run, args: argparse.Namespace, defer_signa
                 record["metrics"] = run.metrics
                 if status == "complete":
                     record["outputs"] = _list_outputs(run.output_dir, folder.writes, run.scratch)
-                if folder.is_there():  # and is not another run's by now
+                if folder.is_there():  # and does not belong to another run by now
                     _close_record(run.output_dir, record, strict=status == "complete")
                 if status == "complete":
                     log.info("done in %.1f s: %s", time.perf_counter() - start, run.output_dir)
@@ -313,7 +314,7 @@ def _recorded(folder: "_Folder", run: Run, args: argparse.Namespace, defer_signa
 
 
 def _new_record(folder: "_Folder", run: Run, args: argparse.Namespace) -> dict:
-    """Return the ``run.json`` of an attempt that begins."""
+    """Return the ``run.json`` of a new attempt."""
     return {
         "schema_version": SCHEMA_VERSION,
         "stage": folder.stage,
@@ -342,28 +343,28 @@ def _new_record(folder: "_Folder", run: Run, args: argparse.Namespace) -> dict:
 
 
 def process_number() -> int:
-    """Return which of the processes that torchrun started this is; 0 where there is one."""
+    """Return the number of this process among those that torchrun started; 0 if there is only one."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_first_process() -> bool:
-    """Tell whether this process writes: the only one, or the first of those that torchrun started."""
+    """Return whether this process writes: the only one, or the first of those that torchrun started."""
     return process_number() == 0
 
 
 def n_processes() -> int:
-    """Return the number of processes that do the work together: 1, or as many as torchrun started."""
+    """Return the number of processes that share the work: 1, or the number that torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def own_share(n_items: int, multiple: int = 1) -> range:
-    """Return which of `n_items` things this process sees to: all, or an even share of them, in one piece.
+    """Return the indices of the `n_items` items for this process: all, or an equal, contiguous share.
 
     Parameters
     ----------
     n_items : int
     multiple : int
-        Shares begin at multiples of it, so that batches are those of a single process.
+        Each share begins at a multiple of it, so that batches are those of a single process.
     """
     n_batches, number = -(-n_items // multiple), process_number()
     first, last = (n * n_batches // n_processes() * multiple for n in (number, number + 1))
@@ -371,10 +372,10 @@ def own_share(n_items: int, multiple: int = 1) -> range:
 
 
 def from_all_processes(call: Callable[[], object]) -> list:
-    """Call something in every process; return in all of them what it returned in each, in their order.
+    """Call a function in every process; return the list of all results, in the order of the processes, in each.
 
-    What it raises in one of them, of the kinds that a user can mend or a stop, is raised in all: the others would wait
-    for it for ever.
+    An error that a user can fix, or a stop, in one process is raised in all of them. Otherwise the other processes
+    would wait for ever.
     """
     if n_processes() == 1:
         return [call()]
@@ -393,7 +394,7 @@ def from_all_processes(call: Callable[[], object]) -> list:
 
 
 def _first_process_decides(decide: Callable[[], int], args: argparse.Namespace) -> int:
-    """Call `decide` in the first process only, and return or raise in all what it returns or raises."""
+    """Call `decide` in the first process only; return its result or raise its error in all processes."""
     if n_processes() == 1:
         return decide()
     import torch.distributed
@@ -408,13 +409,13 @@ def _first_process_decides(decide: Callable[[], int], args: argparse.Namespace) 
             outcome = [error]
     torch.distributed.broadcast_object_list(outcome)
     if isinstance(outcome[0], StageError):
-        torch.distributed.barrier()  # a process that left now would cut off one that is still listening
+        torch.distributed.barrier()  # no process may end while another still receives
         raise outcome[0]
     return outcome[0]
 
 
 def leave_process_group() -> None:
-    """Take leave of the other processes that torchrun started; they would take a silent end for a crash."""
+    """Leave the process group of torchrun; the other processes would treat a silent end as a crash."""
     if n_processes() > 1:
         import torch.distributed
 
@@ -423,14 +424,14 @@ def leave_process_group() -> None:
 
 
 class _Folder:
-    """An output folder that a stage asks for: who may have it, and what becomes of what is in it.
+    """An output folder that a stage requests: decides whether the stage may use it, and what happens to its content.
 
     Parameters
     ----------
     output_dir : Path
     stage : str
     asked : dict
-        Arguments that decide about the result.
+        Arguments that affect the result.
     inputs : dict of str to Input
     """
 
@@ -444,18 +445,18 @@ class _Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder where there is none, and hold its lock: two jobs on one folder would mix their files.
+        """Create the folder if needed, and hold its lock: two jobs in one folder would mix their files.
 
-        The kernel drops the lock when its process dies, however that happens, so no lock is ever stale.
+        The kernel releases the lock when the process ends for any reason, so no lock is ever stale.
         """
         self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         with contextlib.ExitStack() as stack:
             while True:
                 self._lock = stack.enter_context(self._open_lock())
-                if self._has_lock():  # not one that another process has removed meanwhile, with the folder
+                if self._has_lock():  # False if another process has removed the folder meanwhile
                     break
             yield
-        # The file stays: removing it would let a third process lock a new file beside a waiting second.
+        # The file stays: without it, a third process could lock a new file while a second one still waits for this one.
 
     def _open_lock(self) -> TextIO:
         try:
@@ -473,7 +474,7 @@ class _Folder:
                 f"another process is writing to {self.path}; wait for it, or choose another --output_dir"
             ) from error
         except OSError as error:
-            log.warning("%s: this file system has no locks (%s); start one job a folder", self.path, error)
+            log.warning("%s: this file system has no locks (%s); start only one job per folder", self.path, error)
         return file
 
     def _has_lock(self) -> bool:
@@ -483,17 +484,17 @@ class _Folder:
             return False
 
     def admit(self, overwrite: bool, recompute: bool) -> None:
-        """Decide whether the stage may have the folder; set ``attempts`` and ``replaces``."""
+        """Decide whether the stage may use the folder; set ``attempts`` and ``replaces``."""
         unwritten = self.path / f".{Path(RECORD_NAME).stem}{PARTIAL_SUFFIX}{Path(RECORD_NAME).suffix}"
         content = {path.name for path in self.path.iterdir()} - {LOCK_NAME, unwritten.name}
-        if not content:  # or a kill came before anything was recorded
+        if not content:  # or a kill came before the first record
             unwritten.unlink(missing_ok=True)
             self._is_new = True
             return
         if RECORD_NAME not in content:
             raise OutputExistsError(
-                f"{self.path} holds files that no stage made ({sorted(content)[0]}, …): it is left alone, "
-                "with --overwrite too; choose another --output_dir or empty it yourself"
+                f"{self.path} holds files that no stage made ({sorted(content)[0]}, …): it is left unchanged, "
+                "even with --overwrite; choose another --output_dir or empty it yourself"
             )
         try:
             record = read_record(self.path)
@@ -503,9 +504,9 @@ class _Folder:
         except InputError as error:
             if isinstance(error.__cause__, OSError):
                 raise
-            raise OutputExistsError(f"{self.path} is left alone, with --overwrite too: {error}") from error
+            raise OutputExistsError(f"{self.path} is left unchanged, even with --overwrite: {error}") from error
         if record is not None:
-            record = read_record(self.path)  # as it is now that an old result is put back
+            record = read_record(self.path)  # again, because an old result may have been put back
             self.replaces = list(record.get("replaces", ()))
             is_complete = record["status"] == "complete"
             if is_complete and not differs:
@@ -522,7 +523,7 @@ class _Folder:
                     return
                 if replacing.is_empty(self.path, record, self.disposable, self._kept()):
                     self._go_back(record)
-                    log.info("%s is taken over from a run that left no result", self.path)
+                    log.info("%s is taken over: the run before it left no result", self.path)
                     return
         if not overwrite and not recompute:
             kept = f"; the result before that is kept in {self._kept()}" if self.replaces else ""
@@ -539,7 +540,7 @@ class _Folder:
             raise
 
     def _prepare(self, record: dict) -> str | None:
-        """End what a killed process had begun; say how the run in the folder differs, or None."""
+        """Finish what a killed process had begun; return how the run in the folder differs, or None."""
         if "restores" in record:
             replacing.restore(self.path, record["restores"], self.reusable)
         replacing.finish_move(self.path, record)
@@ -552,12 +553,12 @@ class _Folder:
         return self.path / self.replaces[-1] if self.replaces else None
 
     def _go_back(self, record: dict) -> None:
-        """Put back the result that is kept aside, if that is what is asked for.
+        """Put back the result that is kept aside, if it has the requested arguments.
 
         Raises
         ------
         AlreadyComplete
-            If it was.
+            If it was put back.
         """
         kept = self._kept()
         with contextlib.suppress(InputError):
@@ -575,7 +576,7 @@ class _Folder:
                 raise AlreadyComplete(f"{self.path} is complete again, as it was made with these arguments")
 
     def begin(self, record: dict) -> None:
-        """Write the record of a new attempt; only then has the old content made room for it."""
+        """Write the record of a new attempt; until then, the old content is not moved for good."""
         try:
             write_json(self.path / RECORD_NAME, record)
         except BaseException:
@@ -585,19 +586,19 @@ class _Folder:
         replacing.finish_move(self.path, record)
 
     def is_there(self) -> bool:
-        """Tell whether the folder is still the one that was opened."""
+        """Return whether the folder is still the one that was opened."""
         return (self.path / RECORD_NAME).exists() and (self._has_lock() or not (self.path / LOCK_NAME).exists())
 
     def check_still_there(self, error: Exception | None = None) -> None:
-        """Raise `InputError` if the folder was taken away from under the stage."""
+        """Raise `InputError` if the folder was removed or moved while the stage was running."""
         if not self.is_there():
             raise InputError(
                 f"{self.path} was removed, moved or replaced while this stage wrote to it: "
-                "leave the folder alone, and run the same command again"
+                "do not move or change it, and run the same command again"
             ) from error
 
     def give_up(self, record: dict) -> None:
-        """After a failure, put the old result back where the new run has left nothing; else say where it is."""
+        """After a failure, put the old result back if the new run has left nothing; otherwise log where it is."""
         kept = self._kept()
         if kept is None or not kept.is_dir() or not self.is_there():
             return
@@ -605,13 +606,13 @@ class _Folder:
             replacing.restore(self.path, kept.name, self.reusable)
         else:
             log.warning(
-                "the old result is kept in %s until this run is complete; the command that made it, with --overwrite, "
-                "puts it back",
+                "the old result is kept in %s until this run is complete; to put it back, give "
+                "the command that made it, with --overwrite",
                 kept,
             )
 
     def leave_no_trace(self) -> None:
-        """Remove a folder that was made for arguments that turned out to be wrong."""
+        """Remove a folder that was created for arguments that turned out to be wrong."""
         if not self._is_new or not self.path.is_dir() or any(replacing.walk(self.path)):
             return
         for name in (LOG_NAME, RECORD_NAME, LOCK_NAME):
@@ -624,7 +625,7 @@ class _Folder:
 
 
 def _asked(args: argparse.Namespace, inputs: dict[str, Input], result_neutral: Iterable[str]) -> dict:
-    """Return the arguments that decide about the result, without the inputs."""
+    """Return the arguments that affect the result, without the inputs."""
     compared = set(vars(args)) - PRESENTATION_ARGUMENTS - set(result_neutral) - set(inputs)
     return {name: _as_json(getattr(args, name)) for name in sorted(compared)}
 
@@ -632,14 +633,14 @@ def _asked(args: argparse.Namespace, inputs: dict[str, Input], result_neutral: I
 def difference(
     record: dict, stage: str, args: argparse.Namespace, inputs: dict[str, Input], result_neutral: Iterable[str] = ()
 ) -> str | None:
-    """Say how a recorded run differs from the one that `open_run` would make of these; None where it does not."""
+    """Return how a recorded run differs from the one that `open_run` would start; None if it does not."""
     return _difference(record, stage, _asked(args, inputs, result_neutral), inputs)
 
 
 def is_complete(
     stage: str, args: argparse.Namespace, inputs: dict[str, Input], result_neutral: Iterable[str] = ()
 ) -> bool:
-    """Say whether ``args.output_dir`` is what `open_run` would find complete, by its record alone."""
+    """Return whether `open_run` would find ``args.output_dir`` complete, from its record alone."""
     try:
         record = read_record(args.output_dir)
     except InputError:
@@ -649,7 +650,7 @@ def is_complete(
 
 
 def _difference(record: dict, stage: str, asked: dict, inputs: dict[str, Input]) -> str | None:
-    """Say how a recorded run differs from the one asked for; None where it does not."""
+    """Return how a recorded run differs from the requested one; None if it does not."""
     if record["stage"] != stage:
         return f"it was made by {record['stage']}.py"
     made_with = record.get("asked", {})
@@ -673,8 +674,8 @@ def _close_record(output_dir: Path, record: dict, strict: bool) -> None:
     except OSError as error:
         if strict:
             raise
-        # The error that ended the stage is on its way to the user; a full disk must not hide it.
-        log.warning("%s could not be brought up to date: %s", output_dir / RECORD_NAME, error)
+        # A full disk must not hide the error that ended the stage.
+        log.warning("%s could not be updated: %s", output_dir / RECORD_NAME, error)
 
 
 def _list_outputs(output_dir: Path, writes: Iterable[str], scratch: Iterable[str]) -> list[dict]:
@@ -705,14 +706,14 @@ def _now() -> str:
 
 
 def _git_state() -> dict | None:
-    """Return the commit of the pipeline's own checkout and whether it was altered; None outside one."""
+    """Return the commit of this program's git checkout and whether files were changed; None outside a checkout."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
     try:
-        # Untracked files are results and data far more often than code.
+        # Untracked files are mostly results and data, not code.
         altered = git("status", "--porcelain", "--untracked-files=no")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(altered)}
     except (OSError, subprocess.SubprocessError):
@@ -733,7 +734,7 @@ def _lsf_job() -> dict:
 
 @contextlib.contextmanager
 def _stop_signals(run: Run, defer: bool) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+    if threading.current_thread() is not threading.main_thread():  # handlers are allowed only there
         yield
         return
 
@@ -741,7 +742,7 @@ def _stop_signals(run: Run, defer: bool) -> Iterator[None]:
 
     def stop(number, frame):
         nonlocal asked_at
-        # Forked by a data loader, and signalled with the whole job: its parent decides.
+        # A worker of a data loader, signalled with the whole job: its parent decides.
         if os.getpid() != owner or run.is_ending:
             return
         name, now = signal.Signals(number).name, time.monotonic()
@@ -752,7 +753,7 @@ def _stop_signals(run: Run, defer: bool) -> Iterator[None]:
             return
         if defer and now - asked_at < REPEAT_S:
             return
-        raise Interrupted(f"stopped by {name}: run the same command again to go on")
+        raise Interrupted(f"stopped by {name}: run the same command again to continue")
 
     before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
@@ -766,7 +767,7 @@ def _stop_signals(run: Run, defer: bool) -> Iterator[None]:
 
 
 def start_logging(level: str) -> None:
-    """Send log lines of `level` and above to standard error, with the time; of other processes, warnings."""
+    """Send log lines of `level` and above to standard error, with the time; from other processes, only warnings."""
     root = logging.getLogger()
     root.setLevel(level.upper() if is_first_process() else "WARNING")
     handler = logging.StreamHandler(sys.stderr)
@@ -785,7 +786,7 @@ def stop_logging() -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Lines of text, whatever the names in them: no character of a name steers a terminal."""
+    """Log lines in which no character of a name can control a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep="\n\t")
@@ -809,9 +810,9 @@ def _log_file(path: Path) -> Iterator[None]:
 
 
 def progress(iterable: Iterable, total: int, desc: str, unit: str, n_before: int = 0) -> Iterator:
-    """Iterate and show how far it is: a bar on a terminal, a log line every 30 s elsewhere.
+    """Iterate and show the progress: a bar on a terminal, otherwise a log line every 30 s.
 
-    Of `total` things an earlier attempt has done the first `n_before`; the others are in `iterable`.
+    An earlier attempt has done the first `n_before` of `total` items; `iterable` holds the others.
     """
     if sys.stderr is not None and sys.stderr.isatty():
         with logging_redirect_tqdm():
@@ -828,7 +829,7 @@ def progress(iterable: Iterable, total: int, desc: str, unit: str, n_before: int
 
 
 def log_figures(output_dir: Path) -> None:
-    """Log in one line where the figures of a result are, and how many."""
+    """Log the place and the number of the figures of a result in one line."""
     if n_figures := len(list(Path(output_dir).glob("*.png"))):
         log.info("%d figures: %s", n_figures, Path(output_dir) / "*.png")
 
@@ -846,7 +847,7 @@ def resolve_device(name: str) -> str:
     Raises
     ------
     InputError
-        If a GPU is asked for and PyTorch finds none, or the one that it finds cannot be used.
+        If a GPU is requested and PyTorch finds none, or the GPU that it finds cannot be used.
     """
     import torch
 
@@ -879,13 +880,13 @@ def resolve_device(name: str) -> str:
 
 
 def log_cpu_only(asked: str) -> None:
-    """Warn where ``--device cuda`` is given to a stage that works on the CPU."""
+    """Warn if ``--device cuda`` is given to a stage that works on the CPU."""
     if asked == "cuda":
-        log.warning("this stage works on the CPU: --device cuda changes nothing")
+        log.warning("this stage works on the CPU: --device cuda has no effect")
 
 
 def device_name(device: str) -> str:
-    """Return the product name of a device for the record, such as ``NVIDIA A100-PCIE-40GB``."""
+    """Return the product name of a device, such as ``NVIDIA A100-PCIE-40GB``."""
     if device == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""Standard output and error that outlive their reader: a closed pipe, a closed terminal, or none from the start."""
+"""Standard output and error that still work when nobody reads them: a closed pipe, a closed terminal, or no stream."""
 
 import contextlib
 import os
@@ -8,17 +8,17 @@ from typing import TextIO
 
 
 class LastingStream:
-    """A stream that drops what cannot be shown any more, and writes letters that it does not have as their codes."""
+    """A stream that drops text that nobody can read, and writes letters outside its encoding as escapes."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def __getattr__(self, name: str) -> object:
-        """Return what the stream itself has."""
+        """Return an attribute of the wrapped stream."""
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, if anybody is there to read it."""
+        """Write a text, if the stream is still open."""
         try:
             return self._stream.write(text)
         except UnicodeEncodeError:
@@ -29,14 +29,14 @@ class LastingStream:
             return len(text)
 
     def flush(self) -> None:
-        """Pass on what is buffered, if anybody is there to read it."""
+        """Flush the buffer, if the stream is still open."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
             self._drop()
 
     def _drop(self) -> None:
-        """Lead the file to nowhere: what libraries and the end of Python still write there does no harm either."""
+        """Redirect the file to the null device, so that later writes of libraries and of Python itself do no harm."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
             os.dup2(nowhere, self._stream.fileno())
@@ -47,11 +47,11 @@ class LastingStream:
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Make ``sys.stdout`` and ``sys.stderr`` such streams, and let no other file get their numbers."""
+    """Wrap ``sys.stdout`` and ``sys.stderr`` in a `LastingStream`, and reserve the file numbers 0 to 2."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed, as by cron or 2>&-: the next file that is opened would get what libraries print
+        except OSError:  # closed, for example by cron or 2>&-: the next opened file would get libraries' prints
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (

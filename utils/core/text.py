@@ -1,4 +1,4 @@
-"""Names of recordings, labels and files as text: cut to a few, and safe for a terminal or a table."""
+"""Names of recordings, labels and files as text: shortened lists, and names that are safe in a terminal or a table."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,15 +6,15 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """Return the first of many names for a message: ``a, b, c and 7 more``."""
+    """Return the first names of a long list, for a message: ``a, b, c and 7 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return `text` with each character that cannot be printed written as an escape, such as ``\x1b`` or ``\u202e``.
+    r"""Return `text` with each unprintable character written as an escape, such as ``\x1b`` or ``\u202e``.
 
-    Names of files may hold codes that colour, clear or turn round what a terminal shows, or that end a line.
+    File names may contain codes that colour, clear or reverse the text on a terminal, or that end a line.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def formulas(texts: Iterable[str]) -> list[str]:
-    """Return, sorted, the texts that a spreadsheet runs as a formula when it opens a table with them."""
+    """Return, sorted, the texts that a spreadsheet would run as a formula."""
     return sorted({text for text in texts if text.startswith(FORMULA_STARTS) and not _is_number(text)})
 
 

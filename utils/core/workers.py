@@ -1,4 +1,4 @@
-"""Worker processes that never outlive the process that started them."""
+"""Worker processes that always end with the process that started them."""
 
 import contextlib
 import multiprocessing
@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from utils.core.errors import InputError
 from utils.core.runs import STOP_SIGNALS
 
-# Of each worker: a pipe, its end, and what tells that it has ended. Besides: libraries, files and the folder's lock.
+# Per worker: a pipe, its other end, and a handle that shows its end. In addition: libraries, files and the lock.
 OPEN_FILES_PER_WORKER, OPEN_FILES = 3, 48
 PRELOADED = ("av", "numpy", "pandas", "pyarrow.parquet", "soundfile", "soxr", "tqdm")
 
@@ -21,7 +21,7 @@ Map = Callable[[Callable, Iterable], Iterator]
 
 
 def available_cpus() -> int:
-    """Return the number of CPUs that this process may use; a batch system often allows fewer than there are."""
+    """Return the number of CPUs that this process may use; a batch system often allows only some of them."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
@@ -30,12 +30,11 @@ def available_cpus() -> int:
 
 @contextlib.contextmanager
 def worker_pool(num_workers: int) -> Iterator[Map]:
-    """Start worker processes; yield a parallel ``map`` that gives results as they come, in no order.
+    """Start worker processes; yield a parallel ``map`` that gives results as they arrive, in no fixed order.
 
-    With one worker the work is done in this process. An exception in a worker is raised here, with its
-    type, its ``errno`` and, as a note, its traceback. When the block ends, by whatever error or signal,
-    and also when this process is killed, the workers end at once: none goes on writing into a folder
-    that a later attempt has taken.
+    With one worker the work is done in this process. An exception in a worker is raised here, with its type, its
+    ``errno`` and, as a note, its traceback. When the block ends, for any reason, the workers end at once. They also end
+    when this process is killed, so that no worker writes into a folder that a later attempt uses.
 
     Parameters
     ----------
@@ -45,20 +44,19 @@ def worker_pool(num_workers: int) -> Iterator[Map]:
     Yields
     ------
     callable
-        ``map(function, tasks)``. Both are pickled, so `function` must lie in a module that can be imported.
+        ``map(function, tasks)``. Both are pickled, so `function` must be in a module that can be imported.
 
     Raises
     ------
     InputError
-        If a worker dies, most often because the machine ran out of memory, or more files would be open than the
-        system allows.
+        If a worker dies, most often because memory ran out, or if more files would be open than the system allows.
     """
     if num_workers == 1:
         yield map
         return
     _allow_open_files(num_workers)
-    # Not forked from this process: a fork copies locks that a library's threads may hold, and hangs. The
-    # fork server has no threads; it imports what takes long once, for all workers.
+    # A fork of this process could hang, because it copies locks that threads of a library hold. The fork server has
+    # no threads; it imports the slow modules once, for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     workers: dict[Connection, multiprocessing.Process] = {}
@@ -80,12 +78,12 @@ def worker_pool(num_workers: int) -> Iterator[Map]:
 
 
 def _allow_open_files(num_workers: int) -> None:
-    """Raise the limit of open files, as far as this process may, to what `num_workers` need.
+    """Raise the limit of open files of this process to the number that `num_workers` need.
 
     Raises
     ------
     InputError
-        If it may not.
+        If the system does not allow that many.
     """
     needed = OPEN_FILES + OPEN_FILES_PER_WORKER * num_workers
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -112,7 +110,7 @@ def _map(connections: list[Connection], function: Callable, tasks: Iterable) -> 
         except (EOFError, ConnectionError) as error:
             raise InputError(
                 f"one of {len(connections)} worker processes was killed, most often because the machine or the job "
-                "ran out of memory: give fewer --num_workers or more memory, and run the same command again to go on"
+                "ran out of memory: give fewer --num_workers or more memory, and run the same command again to continue"
             ) from error
         if not answers:
             return
@@ -124,7 +122,7 @@ def _map(connections: list[Connection], function: Callable, tasks: Iterable) -> 
 
 
 def _work(connection: Connection) -> None:
-    # A terminal and a batch system signal the whole process group; the parent alone decides.
+    # A terminal or a batch system signals the whole process group; only the parent decides.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
