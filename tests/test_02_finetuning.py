@@ -446,7 +446,7 @@ def test_bad_input_is_refused_with_the_fix(data_dir, tmp_path, caplog):
 
     refused(2, "this model has layers 0-3", "--keep_layers", "0-9")
     refused(2, "this model has layers 0-1", "--keep_layers", "0-1", "--freeze_layers", "2")
-    refused(2, "none cannot stand beside others", "--augment", "none", "roll")
+    refused(2, "none cannot be combined with others", "--augment", "none", "roll")
     refused(3, "no such folder", data=tmp_path / "nowhere")
     refused(3, "cannot be loaded", base_model="no/such-model")
     truncated = shutil.copytree(data_dir, tmp_path / "truncated")

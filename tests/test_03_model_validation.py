@@ -258,7 +258,7 @@ def test_split_without_a_class_is_scored_and_the_class_is_named(tmp_path, caplog
     assert main(run_dir, without_crow, tmp_path / "results" / "r") == 0
     assert "1 of 3 labels have no clip here and no score: Crow" in caplog.text
     # The model was trained on the other data set, where all these clips were too.
-    assert "clips that it was trained on may be among those" in caplog.text
+    assert "some of its training clips may be among the clips" in caplog.text
     assert np.isfinite(pd.read_csv(tmp_path / "results" / "r" / "metrics.csv")["macro_f1"][0])
 
 
@@ -352,7 +352,7 @@ def test_another_order_of_labels_is_refused(data_dir, tmp_path, capfd):
 def test_another_sample_rate_is_refused_with_the_fix(data_dir, tmp_path, capfd):
     run_dir = write_run(tmp_path / "run", data_dir, sample_rate_hz=32_000)
     text = refused(capfd, run_dir, data_dir, tmp_path)
-    assert "the model takes 32000 Hz" in text
+    assert "the model expects 32000 Hz" in text
     assert "--sample_rate 32000" in text
 
 

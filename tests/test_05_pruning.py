@@ -551,7 +551,7 @@ def test_healing_says_what_was_before_and_after(data_dir, run_dir, healed):
     assert (row["part"], row["epochs"], row["kept_layers"]) == ("head", 8, "0,3")
     assert not (healed / "healed" / "model" / "classify.py").exists()
     said = (healed / "log.txt").read_text()
-    assert "without classify.py: the model does not say" in said
+    assert "without classify.py: the model does not record" in said
     assert "--heal trains layers 0,3 (2 of 4 blocks): as --heal_keep asks" in said
     loaded = encoders.load_model(run_dir, "cpu")
     encoders.prune_model(loaded.model, [0, 3])
@@ -759,7 +759,7 @@ def test_a_model_that_is_not_the_sum_of_its_known_parts_is_refused(data_dir, tmp
     run_dir = write_run(tmp_path / "run", data_dir, "wav2vec2-stable-layer-norm")
     monkeypatch.setattr("utils.models.encoder_parts.final_norm_of", lambda model: None)
     assert main(run_dir, data_dir, tmp_path / "out") == 3
-    refused(capfd, "run block by block, gives other logits than by itself", tmp_path / "out")
+    refused(capfd, "run block by block, gives other logits than in one piece", tmp_path / "out")
 
 
 def test_the_whole_model_scores_as_by_itself_with_both_options(data_dir, tmp_path):

@@ -155,8 +155,8 @@ def test_bad_input_is_refused_with_the_fix(data_dir, tmp_path, caplog, capsys):
     refused(2, "'0' is not a number above 0", "--width", "0")
     refused(2, "invalid choice: 'resnet'", "--architecture", "resnet")
     refused(2, "--pcen normalises the bands of a spectrogram", "--pcen", architecture="waveform")
-    refused(2, "a melspectrogram_cnn model cannot do that", "--gradient_checkpointing")
-    refused(2, "none cannot stand beside others", "--augment", "none", "roll")
+    refused(2, "a melspectrogram_cnn model does not support it", "--gradient_checkpointing")
+    refused(2, "none cannot be combined with others", "--augment", "none", "roll")
     refused(3, "no such folder", data=tmp_path / "nowhere")
     short = write_processed(tmp_path / "short", clip_seconds=24 / 16_000)
     refused(3, "at least 25 samples (0.0015625 s at 16000 Hz)", architecture="waveform", data=short)
@@ -164,4 +164,4 @@ def test_bad_input_is_refused_with_the_fix(data_dir, tmp_path, caplog, capsys):
 
 def test_help_shows_its_own_defaults():
     text = " ".join(stage.build_parser().format_help().split())
-    assert "falling linearly (default: 0.001)" in text and "epochs at most (default: 50)" in text
+    assert "falling linearly (default: 0.001)" in text and "maximum number of epochs (default: 50)" in text

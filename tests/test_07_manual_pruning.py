@@ -115,9 +115,7 @@ def test_classify_py_lies_only_in_models_that_say_how_files_are_cut(run_dir, bas
     ):
         assert main("--model_dir", source, "--keep_layers", "0", "--output_dir", tmp_path / name) == 0
         assert (tmp_path / name / "model" / "classify.py").exists() == is_there
-        said = (
-            "without classify.py: the model does not say how files are cut" in (tmp_path / name / "log.txt").read_text()
-        )
+        said = "without classify.py: the model does not record how" in (tmp_path / name / "log.txt").read_text()
         assert said != is_there
 
 
@@ -509,7 +507,7 @@ def test_bad_models(run_dir, tmp_path, capfd):
     wanted = "expected a run folder of 02_finetuning.py, or the folder of a model"
     refused(f"has no config.json.*{wanted}", broken("a", lambda folder: (folder / "config.json").unlink()))
     other = broken("g", lambda folder: (folder / "config.json").write_text('{"stage": 5}'))
-    refused(f"config.json holds 'stage' and no 'model_type', so it is of no model; {wanted}", other)
+    refused(f"config.json holds 'stage' and no 'model_type', so it does not describe a model; {wanted}", other)
     refused("has no weights", broken("b", lambda folder: (folder / "model.safetensors").unlink()))
     refused("is damaged", broken("c", lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99)))
     refused("cannot be read as JSON", broken("d", lambda folder: (folder / "config.json").write_text("{")))

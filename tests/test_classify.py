@@ -204,7 +204,7 @@ def test_a_file_that_libsndfile_reads_in_part_is_refused(model_dirs, tmp_path):
     tag = re.search(b"Xing|Info", whole).start()
     assert len(classify.classify(tmp_path / "whole.mp3", model_dirs["tiny"])[0]) == 2
     (tmp_path / "untagged.mp3").write_bytes(whole[:tag] + b"none" + whole[tag + 4 :])
-    with pytest.raises(ValueError, match="mp3 that does not say how long it is"):
+    with pytest.raises(ValueError, match="mp3 without its length"):
         classify.classify(tmp_path / "untagged.mp3", model_dirs["tiny"])
     stream = write(tmp_path / "one.ogg", mono, RATE_HZ, format="OGG", subtype="VORBIS").read_bytes()
     assert len(classify.classify(tmp_path / "one.ogg", model_dirs["tiny"])[0]) == 2
@@ -225,13 +225,13 @@ def test_the_channel_is_that_of_the_training():
 
 def test_another_sample_rate_without_soxr_is_refused(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "soxr", None)
-    with pytest.raises(ValueError, match="has 44100 Hz, the model takes 16000 Hz: pip install soxr"):
+    with pytest.raises(ValueError, match="has 44100 Hz, the model expects 16000 Hz: pip install soxr"):
         classify.read(data / "raw" / "wren" / "fast.wav", RATE_HZ)
 
 
 def test_a_base_model_is_no_classifier_of_files(tmp_path):
     encoders.save_model(small_model("hubert"), tmp_path / "model")
-    with pytest.raises(ValueError, match="does not say how the clips of its training were cut"):
+    with pytest.raises(ValueError, match="does not record how its training clips were cut"):
         classify.load_model(tmp_path / "model")
 
 
@@ -272,6 +272,6 @@ def test_the_command_goes_on_behind_files_that_it_cannot_classify(data, model_di
 
 def test_the_command_without_a_file_or_a_model_ends_with_a_message(monkeypatch, tmp_path):
     encoders.save_model(small_model("hubert"), tmp_path / "model")
-    for words, message in (((), "a line a clip"), (("song.wav",), "does not say how the clips")):
+    for words, message in (((), "one line per clip"), (("song.wav",), "does not record how its training clips")):
         with pytest.raises(SystemExit, match=message):
             command(monkeypatch, tmp_path / "model", *words)

@@ -86,7 +86,7 @@ def test_numbers(kind, good, bad):
 def test_augmentations():
     assert training_arguments.augmentations(["none"]) == ()
     assert training_arguments.augmentations(["mixup", "roll"]) == ("roll", "mixup")
-    with pytest.raises(UsageError, match="none cannot stand beside others"):
+    with pytest.raises(UsageError, match="none cannot be combined with others"):
         training_arguments.augmentations(["none", "roll"])
 
 

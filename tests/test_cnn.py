@@ -248,5 +248,5 @@ def test_clips_of_another_length_than_the_waveform_network(tmp_path):
 
 
 def test_a_sample_rate_below_the_spectrogram_is_refused():
-    with pytest.raises(InputError, match="begins at 50 Hz: its clips must have more than 100 Hz, these have 100 Hz"):
+    with pytest.raises(InputError, match="begins at 50 Hz: its clips need more than 100 Hz, these have 100 Hz"):
         cnn.build_cnn("melspectrogram", ["a", "b"], 100, 5.0)

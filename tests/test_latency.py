@@ -182,13 +182,13 @@ def test_load_is_recorded_and_marked_where_threads_lack_cpus(load, share, doubt,
     found = measure({"whole": pruned([0, 1, 2, 3])})["whole"]
     assert found.latency_doubt == doubt
     assert np.isnan(found.cpu_busy_share) if share is None else found.cpu_busy_share == pytest.approx(share)
-    assert ("other processes had the rest" in caplog.text) == (doubt == "load")
+    assert ("other processes used the rest" in caplog.text) == (doubt == "load")
 
 
 def test_a_few_slow_passes_are_marked(script, quiet, caplog):
     script([*[0.1] * 36, *[0.4, 0.1] * 2])  # two of 20 whole passes
     assert measure({"whole": pruned([0, 1, 2, 3])})["whole"].latency_doubt == "unsteady"
-    assert "one pass in twenty took 400 ms or more, and the median is 100 ms" in caplog.text
+    assert "one pass in twenty took 400 ms or more, but the median is 100 ms" in caplog.text
 
 
 def test_fewer_blocks_that_are_slower_are_marked(script, quiet, caplog):
@@ -202,7 +202,7 @@ def test_fewer_blocks_that_are_slower_are_marked(script, quiet, caplog):
         **{0: "no", 1: "order", 2: "order", 4: "no", "again": "order"}
     }
     assert {name: latency.latency_ms_median for name, latency in found.items()} == pytest.approx(ms)
-    assert "fewer blocks came out slower" in caplog.text
+    assert "fewer blocks were slower" in caplog.text
 
 
 def test_models_of_another_kind_or_length_have_no_order():

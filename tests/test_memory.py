@@ -70,7 +70,7 @@ def test_the_message_says_how_much_would_do():
 
     with pytest.raises(InputError, match=r"^it: out of memory \(.*\): about 3 GB$"):
         memory.advised(allocate, lambda: "about 3 GB", lambda: 0, "it: ")
-    with pytest.raises(InputError, match=r"not even one clip at once fits: give the job more than 2\.0 GB"):
+    with pytest.raises(InputError, match=r"not even one clip at a time fits: give the job more than 2\.0 GB"):
         memory.advised(lambda: fail(MemoryError()), allocate, lambda: 2e9)
     with pytest.raises(ZeroDivisionError):
         memory.advised(lambda: 1 / 0, lambda: "nothing", lambda: 0)
@@ -169,7 +169,7 @@ def test_a_model_that_no_memory_was_left_for_is_not_called_damaged(where, tmp_pa
         from_pretrained = from_config = __init__
 
     monkeypatch.setattr(loading, where, NoMemory)
-    with pytest.raises(InputError, match=r"model: out of memory .* only to load it takes about [\d.]+ GB"):
+    with pytest.raises(InputError, match=r"model: out of memory .* loading it alone needs about [\d.]+ GB"):
         encoders.load_model(tmp_path / "model", "cpu")
     monkeypatch.setattr(loading.AutoFeatureExtractor, "from_pretrained", no_thread)
     with pytest.raises(RuntimeError, match="new thread"):

@@ -112,7 +112,7 @@ def test_no_stage_runs_or_asks_about_code_of_a_model(stage, place, model_dir, da
     bring_code(model_dir, place, tmp_path / "marker")
     monkeypatch.setattr("builtins.input", asked)
     assert load_stage(stage).main(command(stage, model_dir, data_dir, tmp_path / "out")) == 3
-    assert re.search(r"(preprocessor_|processor_)?config\.json: the key '\w+' names code of its own", caplog.text)
+    assert re.search(r"(preprocessor_|processor_)?config\.json: the key '\w+' names its own code", caplog.text)
     assert "Traceback" not in caplog.text
     assert not list(tmp_path.rglob("marker")) and not list(tmp_path.rglob("own.pyc"))
     assert not (tmp_path / "out").exists()
@@ -130,7 +130,7 @@ def test_nobody_is_asked_on_a_terminal(place, model_dir, data_dir, tmp_path, mon
         assert load_stage("02_finetuning").main(words) == 3
     os.close(ours)
     said = "".join(capfd.readouterr())
-    assert "names code of its own" in said and "[y/N]" not in said
+    assert "names its own code" in said and "[y/N]" not in said
     assert not list(tmp_path.rglob("marker"))
 
 
@@ -291,7 +291,7 @@ def test_config_that_cannot_be(key, value, model_dir):
             {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 80},
             "is a WhisperFeatureExtractor; a wav",
         ),
-        ({"feature_extractor_type": "ASTFeatureExtractor"}, "is a ASTFeatureExtractor; a wav2vec2 model takes"),
+        ({"feature_extractor_type": "ASTFeatureExtractor"}, "is a ASTFeatureExtractor; a wav2vec2 model needs"),
         ({"feature_extractor_type": "NoSuchExtractor"}, "cannot be loaded"),
         ({"feature_extractor_type": 5}, "cannot be loaded"),
     ],
@@ -305,11 +305,11 @@ def test_feature_extractor_of_another_model(keys, words, model_dir):
 @pytest.mark.parametrize(
     ("name", "keys", "words"),
     [
-        ("whisper", {"chunk_length": 2}, "gives 200 frames, the model takes 100"),
-        ("whisper", {"chunk_length": 10**9}, "frames, the model takes 100"),
-        ("whisper", {"feature_size": 128}, "gives 128 bands, the model takes 80"),
-        ("ast", {"max_length": 64}, "gives 64 frames, the model takes 128"),
-        ("ast", {"num_mel_bins": 64}, "gives 64 bands, the model takes 32"),
+        ("whisper", {"chunk_length": 2}, "gives 200 frames, the model expects 100"),
+        ("whisper", {"chunk_length": 10**9}, "frames, the model expects 100"),
+        ("whisper", {"feature_size": 128}, "gives 128 bands, the model expects 80"),
+        ("ast", {"max_length": 64}, "gives 64 frames, the model expects 128"),
+        ("ast", {"num_mel_bins": 64}, "gives 64 bands, the model expects 32"),
     ],
 )
 def test_feature_extractor_of_another_size(name, keys, words, tmp_path):
@@ -404,9 +404,7 @@ def test_a_folder_renamed_read_only_and_without_its_feature_extractors_class(mod
 
 
 def test_a_file_is_not_a_folder(model_dir):
-    with pytest.raises(
-        InputError, match=r"config\.json is a file; expected the model folder that it lies in: .*model$"
-    ):
+    with pytest.raises(InputError, match=r"config\.json is a file; expected its model folder: .*model$"):
         model_folder.any_model_input(model_dir / "config.json")
 
 
@@ -465,7 +463,7 @@ def test_a_model_of_the_hub_is_checked_too(cached, tmp_path):
     blob = (cached / "config.json").resolve()
     blob.write_text(json.dumps(json.loads(blob.read_text()) | {"auto_map": {"AutoConfig": "own.Config"}}))
     for call in (model_folder.any_model_input, lambda name: encoders.load_base_model(name, LABELS)):
-        with pytest.raises(InputError, match=r"somebody/birds/config\.json: the key 'auto_map' names code"):
+        with pytest.raises(InputError, match=r"somebody/birds/config\.json: the key 'auto_map' names its own code"):
             call("somebody/birds")
 
 

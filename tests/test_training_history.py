@@ -116,7 +116,7 @@ def test_a_sound_is_known_by_another_name_and_a_name_by_another_sound(data, tmp_
     )
     assert known(model, renamed) == 2 and "by their names" not in caplog.text
     louder = write_other_split(data[0], tmp_path / "louder", SWAPS, dict.fromkeys(sounds, "f" * 64))
-    assert known(model, louder) == 2 and "(2 known by their names alone)" in caplog.text
+    assert known(model, louder) == 2 and "(2 known only by their names)" in caplog.text
     other = write_other_split(data[0], tmp_path / "other", SWAPS, {}, rename=lambda name: f"new/{name}")
     assert known(model, other) == 0
 

@@ -1,1 +1,1 @@
-"""Stages 02 and 06: encoders, CNNs, their training, their predictions, and what they cost."""
+"""Encoders and CNNs: loading, training, predictions, size and speed."""

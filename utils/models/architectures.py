@@ -1,7 +1,8 @@
-"""All that depends on an architecture: where a model type keeps its parts, what it hears, how it pools. The only list.
+"""All that depends on an architecture: the paths of its parts, the length of its input, its pooling. The only list.
 
-Another encoder of the shape of wav2vec 2.0 is one entry of `ARCHITECTURES`; one with a window or a pooling of its own
-is a subclass. A model type that is not listed is refused. Nothing heavy is loaded here: help texts name the list.
+Another encoder with the shape of wav2vec 2.0 is one entry of `ARCHITECTURES`. One with its own window or pooling is a
+subclass. A model type that is not listed is refused. This module imports nothing large, because help texts print the
+list.
 """
 
 from __future__ import annotations
@@ -16,39 +17,39 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
 
-# Of Whisper's window: crop it to the clips, or compute it in full.
+# Options for Whisper's window: crop it to the clips, or compute it in full.
 WINDOWS = CLIP_WINDOW, FULL_WINDOW = ("clip", "full")
-# The networks of `bird_cnn`, which have no blocks: the names that stage 06 offers, and their model types.
+# The networks of `bird_cnn`, which have no blocks: the names in stage 06, and their model types.
 CNNS = {"melspectrogram": "melspectrogram_cnn", "waveform": "waveform_cnn"}
 CNN_HEAD = ("classifier",)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An encoder that hears clips of any length and pools its frames. Parts are paths from the whole model.
+    """An encoder that reads clips of any length and pools its frames. Parts are paths from the whole model.
 
     Attributes
     ----------
     name : str
-        What the field calls it.
+        The usual name in the literature.
     blocks : str
         The list of transformer blocks.
     feature_encoder : tuple of str
-        The convolutions (or patch embedding) in front.
+        The convolutions (or patch embedding) before the blocks.
     final_norm : str, optional
-        The norm between the last block and the head. Default: there is none, whatever the config says.
+        The norm between the last block and the head. Default: no norm, whatever the config contains.
     head : tuple of str
-        What a base model has not and fine-tuning adds, first module first.
+        The modules that fine-tuning adds to a base model, in order.
     stable_norm_only : bool
-        True where only models with ``do_stable_layer_norm`` apply the final norm there, and others before the blocks.
+        True if only models with ``do_stable_layer_norm`` apply the final norm there, and others before the blocks.
     can_sum_layers : bool
-        True where the model can pool a weighted sum of all its layers (``use_weighted_layer_sum``).
+        True if the model can pool a weighted sum of all its layers (``use_weighted_layer_sum``).
     sums_normed : bool
-        True where that sum takes the last layer after the final norm. Other models take it before, so that the norm
-        does nothing. Seen in transformers 5.23.0: the encoder's ``capture_outputs`` says so, and the key
-        ``tie_last_hidden_states`` of a config overrules it.
+        True if that sum uses the last layer after the final norm. Other models use it before the norm, so that the norm
+        has no effect. Checked in transformers 5.23.0: the encoder's ``capture_outputs`` sets this, and the key
+        ``tie_last_hidden_states`` of a config overrides it.
     protected : frozenset of int
-        Blocks that hold what the others need; they go only if all go.
+        Blocks that hold weights which the other blocks use; they can only be removed together with all blocks.
     """
 
     name: str
@@ -64,11 +65,11 @@ class Architecture:
     can_crop_window = False
 
     def longest_clip_seconds(self, extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
-        """Return the longest clip, in seconds, that a model hears whole; infinite where it has no window."""
+        """Return the longest clip, in seconds, that a model reads in full; infinite if it has no window."""
         return float("inf")
 
     def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
-        """Return the fewest samples of which a model makes a frame: what its convolutions see at once."""
+        """Return the least number of samples that gives one frame: the receptive field of the convolutions."""
         n_samples = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             n_samples = (n_samples - 1) * stride + kernel
@@ -81,16 +82,16 @@ class Architecture:
     def hears(
         self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, n_samples: int, n_frames: int
     ) -> list[bool]:
-        """Tell of each frame whether it hears the clip, and not the silence that a window is filled up with."""
+        """Return for each frame whether it covers the clip, and not the silent padding of a window."""
         return [True] * n_frames
 
     def extractor_settings(self, config: dict[str, Any]) -> str:
-        """Return the arguments that its feature extractor most likely had, for a folder that has lost it."""
+        """Return the most likely arguments of its feature extractor, for a folder without that file."""
         return "do_normalize=True"
 
 
 class Whisper(Architecture):
-    """Hears a window, 30 s as published, whose rest is silence. Its positions are sinusoids that begin at the start."""
+    """Reads a window (30 s in published models), padded with silence; its positions are sinusoids from the start."""
 
     can_crop_window = True
 
@@ -99,13 +100,13 @@ class Whisper(Architecture):
         return float(extractor.chunk_length)
 
     def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
-        """Return 1: what is shorter than the window is padded."""
+        """Return 1: a clip that is shorter than the window is padded."""
         return 1
 
     def hears(
         self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, n_samples: int, n_frames: int
     ) -> list[bool]:
-        """Tell of each frame whether it begins within the clip."""
+        """Return for each frame whether it begins within the clip."""
         n_heard = -(-n_samples // (extractor.hop_length * self._stride(model)))
         return [frame < n_heard for frame in range(n_frames)]
 
@@ -117,7 +118,7 @@ class Whisper(Architecture):
     def crop(
         self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, seconds: int
     ) -> SequenceFeatureExtractor:
-        """Give a model a shorter window, in place: the first rows of its positions are those of the shorter one."""
+        """Give a model a shorter window, in place: its positions are the first rows of those of the longer window."""
         from torch import nn
 
         extractor = type(extractor).from_dict({**extractor.to_dict(), "chunk_length": seconds})
@@ -132,7 +133,7 @@ class Whisper(Architecture):
 
 
 class SpectrogramTransformer(Architecture):
-    """AST: patches of a spectrogram of fixed length, whose positions were learned, and two class tokens before them."""
+    """AST: patches of a spectrogram of fixed length with learned positions, after two class tokens."""
 
     n_tokens = 2
     frame_s, shift_s = 0.025, 0.010  # of the Kaldi filter bank in its feature extractor
@@ -152,7 +153,7 @@ class SpectrogramTransformer(Architecture):
     def hears(
         self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, n_samples: int, n_frames: int
     ) -> list[bool]:
-        """Tell of each token whether it is a patch that begins within the clip; patches overlap."""
+        """Return for each token whether it is a patch that begins within the clip; patches overlap."""
         config, rate = model.config, extractor.sampling_rate
         n_mel_frames = 1 + max(0, n_samples - round(self.frame_s * rate)) // round(self.shift_s * rate)
         starts = range(0, config.max_length - config.patch_size + 1, config.time_stride)
@@ -165,7 +166,7 @@ class SpectrogramTransformer(Architecture):
 
 
 def _like_wav2vec2(name: str, prefix: str, **differences: Any) -> Architecture:
-    """Return the entry of a model that keeps its parts where wav2vec 2.0 does, below a name of its own."""
+    """Return the entry of a model that has the parts of wav2vec 2.0, below a name of its own."""
     norm = {"final_norm": f"{prefix}.encoder.layer_norm", "stable_norm_only": True}
     return Architecture(name, f"{prefix}.encoder.layers", (f"{prefix}.feature_extractor",), **{**norm, **differences})
 
@@ -173,9 +174,9 @@ def _like_wav2vec2(name: str, prefix: str, **differences: Any) -> Architecture:
 ARCHITECTURES = {
     "wav2vec2": _like_wav2vec2("wav2vec2", "wav2vec2"),
     "hubert": _like_wav2vec2("HuBERT", "hubert"),
-    # Block 0 of WavLM owns the embedding of relative positions that all blocks add to their attention.
+    # Block 0 of WavLM holds the embedding of relative positions that all blocks add to their attention.
     "wavlm": _like_wav2vec2("WavLM", "wavlm", protected=frozenset({0})),
-    # Its encoder norms before the blocks alone, and does not read do_stable_layer_norm.
+    # This encoder applies its norm only before the blocks, and does not read do_stable_layer_norm.
     "data2vec-audio": _like_wav2vec2("data2vec-audio", "data2vec_audio", final_norm=None, stable_norm_only=False),
     "unispeech-sat": _like_wav2vec2("UniSpeech-SAT", "unispeech_sat"),
     "whisper": Whisper(
@@ -194,12 +195,12 @@ ARCHITECTURES = {
         can_sum_layers=False,
     ),
 }
-# What help texts and messages name.
+# The list in help texts and messages.
 NAMES = ", ".join(architecture.name for architecture in ARCHITECTURES.values())
 
 
 def check_known(model_type: str) -> None:
-    """Refuse a model type that no stage takes.
+    """Refuse a model type that no stage supports.
 
     Raises
     ------
@@ -210,12 +211,12 @@ def check_known(model_type: str) -> None:
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """Return where the model type of `config` keeps its parts.
+    """Return the entry for the model type of `config`.
 
     Raises
     ------
     InputError
-        If it is not a transformer encoder that this project knows.
+        If it is not a transformer encoder that this project supports.
     """
     try:
         return ARCHITECTURES[config.model_type]
@@ -225,17 +226,17 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
 
 def _unknown(model_type: str) -> InputError:
     return InputError(
-        f"a {model_type!r} model has no transformer blocks that this project knows; it knows those of {NAMES}"
+        f"a {model_type!r} model has no transformer blocks that this project supports; it supports {NAMES}"
     )
 
 
 def has_blocks(config: PreTrainedConfig) -> bool:
-    """Tell whether a model is made of transformer blocks; the CNNs of stage 06 are not.
+    """Return whether a model has transformer blocks; the CNNs of stage 06 have none.
 
     Raises
     ------
     InputError
-        If this project does not know the model type.
+        If this project does not support the model type.
     """
     check_known(config.model_type)
     return config.model_type in ARCHITECTURES
@@ -247,12 +248,12 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def sums_layers(config: PreTrainedConfig) -> bool:
-    """Tell whether a model pools a weighted sum of all its layers."""
+    """Return whether a model pools a weighted sum of all its layers."""
     return architecture_of(config).can_sum_layers and getattr(config, "use_weighted_layer_sum", False)
 
 
 def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
-    """Return the norm that changes the logits between the last block and the head; None where there is none."""
+    """Return the norm between the last block and the head, if it changes the logits; otherwise None."""
     config, architecture = model.config, architecture_of(model.config)
     if architecture.final_norm is None:
         return None
@@ -265,9 +266,9 @@ def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
 
 
 def longest_clip_seconds(extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
-    """Return the longest clip, in seconds, that a model hears whole; infinite where it has no window.
+    """Return the longest clip, in seconds, that a model reads in full; infinite if it has no window.
 
-    Feature extractors with a fixed window cut what is longer, without a word.
+    Feature extractors with a fixed window cut longer clips without a warning.
     """
     if not has_blocks(config):
         return float("inf")
@@ -275,5 +276,5 @@ def longest_clip_seconds(extractor: SequenceFeatureExtractor, config: PreTrained
 
 
 def shortest_clip_samples(config: PreTrainedConfig) -> int:
-    """Return the fewest samples of which a model makes a frame."""
+    """Return the least number of samples that gives one frame of a model."""
     return architecture_of(config).shortest_clip_samples(config) if has_blocks(config) else 1

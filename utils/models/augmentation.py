@@ -1,6 +1,6 @@
-"""Random changes to training clips, made in the collator, never stored.
+"""Random changes to training clips; they are made in the collator and never stored.
 
-All draws come from a generator seeded with (seed, epoch, clips of the batch), so they are the same for
+All random numbers come from a generator seeded with (seed, epoch, clips of the batch). They are therefore the same for
 any number of data-loader workers and processes, and after a resume.
 """
 
@@ -21,7 +21,7 @@ MAX_SPEC_MASK_FRACTION = 0.15
 
 
 def batch_generator(seed: int, epoch: int, clip_indices: Sequence[int]) -> np.random.Generator:
-    """Return the generator of a batch: the same whatever was drawn before it."""
+    """Return the generator of a batch; it does not depend on earlier random numbers."""
     return np.random.default_rng([seed, epoch, *clip_indices])
 
 
@@ -37,7 +37,7 @@ def augment_audio(
     targets : ndarray of float32, shape (batch, n_classes)
         Rows that sum to 1.
     names : sequence of str
-        Which of `AUGMENTATIONS` to do.
+        Those of `AUGMENTATIONS` to apply.
     rng : numpy.random.Generator
         From `batch_generator`.
 
@@ -49,7 +49,7 @@ def augment_audio(
     audio, targets = audio.copy(), targets.copy()
     n_clips, n_samples = audio.shape
     if "roll" in names:
-        # Clips are cut anywhere and padded by repetition, so where one begins means nothing.
+        # Clips start anywhere in a recording and are padded by repetition, so their start has no meaning.
         for clip, shift in zip(audio, rng.integers(n_samples, size=n_clips), strict=True):
             clip[:] = np.roll(clip, shift)
     if "noise" in names and n_clips > 1:
@@ -59,8 +59,8 @@ def augment_audio(
         scale[rng.random(n_clips) >= NOISE_PROBABILITY] = 0.0
         audio += noise * scale[:, None].astype(np.float32)
     if "mixup" in names and n_clips > 1:
-        # mixup: Zhang et al. 2018, arXiv 1710.09412, eq. 1; clips are brought to one level first (Tokozume
-        # et al. 2018), so that the share of a clip in the sound is its share in the target.
+        # mixup: Zhang et al. 2018, arXiv 1710.09412, eq. 1. Clips are first scaled to the same level (Tokozume et al.
+        # 2018), so that the share of a clip in the sound is its share in the target.
         share = rng.beta(MIXUP_ALPHA, MIXUP_ALPHA, size=n_clips)
         share = np.maximum(share, 1 - share)
         share[rng.random(n_clips) >= MIXUP_PROBABILITY] = 1.0
@@ -83,7 +83,7 @@ def mask_spectrogram(features: torch.Tensor, n_mels: int, rng: np.random.Generat
     features : Tensor, shape (batch, n_mels, n_frames) or (batch, n_frames, n_mels)
         Spectrograms.
     n_mels : int
-        Number of mel bands: tells the axes apart.
+        Number of mel bands; it identifies the axis of the bands.
     rng : numpy.random.Generator
         From `batch_generator`.
 
@@ -110,7 +110,7 @@ def _rms(audio: np.ndarray) -> np.ndarray:
 
 
 def _other_order(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return an order in which no item is at its own place: a random cycle."""
+    """Return a random cycle: an order in which no item keeps its place."""
     order = rng.permutation(n)
     partner = np.empty(n, dtype=int)
     partner[order] = np.roll(order, 1)

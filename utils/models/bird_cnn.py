@@ -1,11 +1,11 @@
-"""Convolutional networks for bird sounds: the published one on the waveform, and a residual one on mel spectrograms.
+"""Convolutional networks for bird sounds: a published one on the waveform, and a residual one on mel spectrograms.
 
-Both are models of transformers. Importing this module registers them with the Auto classes, after which
-``from_pretrained`` and ``transformers.pipeline("audio-classification")`` know them. They have no transformer blocks:
+Both are models of transformers. Importing this module registers them with the Auto classes; then ``from_pretrained``
+and ``transformers.pipeline("audio-classification")`` support them. They have no transformer blocks:
 ``config.num_hidden_layers`` is 0.
 
-A copy of this file goes into the folder of every such model, so that it can be loaded where nothing else of the project
-is: ``sys.path.insert(0, folder)``, then ``import bird_cnn``. So it needs torch, numpy and transformers, and no more.
+A copy of this file is saved in the folder of every such model, so that the model can be loaded without this project:
+``sys.path.insert(0, folder)``, then ``import bird_cnn``. This file therefore needs only torch, numpy and transformers.
 """
 
 import functools
@@ -30,8 +30,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 HOP_S = 0.010
 WINDOW_S = 0.032
-LOG_FLOOR = 1e-6  # of the power of a clip that was brought to unit variance
-# PCEN: Wang et al. 2017, arXiv 1607.05666, §2; their smoothing of 0.025 is for frames 10 ms apart.
+LOG_FLOOR = 1e-6  # relative to the power of a clip with unit variance
+# PCEN: Wang et al. 2017, arXiv 1607.05666, §2; their smoothing of 0.025 applies to frames 10 ms apart.
 PCEN_SMOOTHING = 0.025
 PCEN_GAIN = 0.98
 PCEN_BIAS = 2.0
@@ -40,7 +40,7 @@ PCEN_FLOOR = 1e-6
 
 
 class Cnn(PreTrainedModel):
-    """What both networks share: PyTorch's own initialisation of each layer, as the published network had it."""
+    """Base of both networks: each layer keeps PyTorch's own initialisation, as in the published network."""
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -53,22 +53,22 @@ class Cnn(PreTrainedModel):
 class WaveformCnnConfig(PreTrainedConfig):
     """The published network: 32 x 2,322 features before the first dense layer for 58,050 samples.
 
-    Those are 160,000 samples at 44.1 kHz after resampling to 16 kHz: 3.628 s.
+    58,050 samples are 160,000 samples at 44.1 kHz after resampling to 16 kHz: 3.628 s.
 
     Attributes
     ----------
     clip_samples : int
-        Length of every clip, in samples; part of the network.
+        Length of every clip, in samples; it is fixed by the network.
     channels : sequence of int
-        Of each convolution.
+        Number of channels of each convolution.
     kernel_size, pool_size : int
-        Of every convolution, which keeps the length, and of the maximum after it.
+        Size of every convolution, which keeps the length, and of the max pooling after it.
     hidden_size : int
         Units of the first dense layer.
     dropout : float
-        Before the second.
+        Dropout before the second dense layer.
     num_hidden_layers : int
-        Transformer blocks.
+        Number of transformer blocks.
     """
 
     model_type = "waveform_cnn"
@@ -83,7 +83,7 @@ class WaveformCnnConfig(PreTrainedConfig):
 
     @property
     def samples_per_frame(self) -> int:
-        """Number of samples that pooling turns into one frame; what is left over at the end is not heard."""
+        """Number of samples that pooling turns into one frame; the remaining samples at the end are not used."""
         return self.pool_size ** len(self.channels)
 
     @property
@@ -129,7 +129,7 @@ class WaveformCnn(Cnn):
         Raises
         ------
         ValueError
-            If the clips have another length than those that the network was made for.
+            If the clips do not have the length for which the network was built.
         """
         if input_values.shape[1] != self.config.clip_samples:
             raise ValueError(
@@ -146,8 +146,8 @@ class WaveformCnn(Cnn):
 class MelspectrogramFeatureExtractor(SequenceFeatureExtractor):
     """Log-mel spectrograms, or mel spectrograms with per-channel energy normalisation (PCEN).
 
-    Clips are first brought to mean 0 and variance 1. Frames are 10 ms apart, under Hann windows of 32 ms;
-    the bands reach from `min_frequency_hz` to half the sample rate.
+    Clips are first scaled to mean 0 and variance 1. Frames are 10 ms apart, with Hann windows of 32 ms. The bands
+    extend from `min_frequency_hz` to half the sample rate.
 
     Parameters
     ----------
@@ -156,11 +156,11 @@ class MelspectrogramFeatureExtractor(SequenceFeatureExtractor):
     sampling_rate : int
         In Hz.
     padding_value : float
-        Of the base class; nothing is padded here.
+        Required by the base class; not used here.
     min_frequency_hz : float
         Lower edge of the lowest band.
     pcen : bool
-        PCEN in place of the logarithm.
+        Use PCEN instead of the logarithm.
     """
 
     model_input_names = ("input_features",)
@@ -190,7 +190,7 @@ class MelspectrogramFeatureExtractor(SequenceFeatureExtractor):
         Parameters
         ----------
         raw_speech : ndarray of shape (n_samples,), or sequence of these
-            A clip, or clips of one length.
+            A clip, or clips of equal length.
         sampling_rate : int, optional
             Sample rate of the clips in Hz.
         return_tensors : {"pt", "np"}, optional
@@ -204,7 +204,7 @@ class MelspectrogramFeatureExtractor(SequenceFeatureExtractor):
         Raises
         ------
         ValueError
-            If `sampling_rate` is not the one that the spectrogram is made for, or the clips differ in length.
+            If `sampling_rate` is not that of the spectrogram, or the clips differ in length.
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"this feature extractor takes audio at {self.sampling_rate} Hz, got {sampling_rate} Hz")
@@ -230,7 +230,7 @@ def _mel_energy(audio: torch.Tensor, sample_rate_hz: int, n_mels: int, min_frequ
         n_fft,
         hop_length=round(HOP_S * sample_rate_hz),
         window=torch.hann_window(n_fft),
-        pad_mode="constant",  # reflection would ask for clips of more than half a window
+        pad_mode="constant",  # reflection would need clips longer than half a window
         return_complex=True,
     )
     bank = _filter_bank(sample_rate_hz, n_fft // 2 + 1, n_mels, min_frequency_hz)
@@ -240,8 +240,8 @@ def _mel_energy(audio: torch.Tensor, sample_rate_hz: int, n_mels: int, min_frequ
 def pcen(energy: torch.Tensor) -> torch.Tensor:
     """Return spectrograms with per-channel energy normalisation (Wang et al. 2017, arXiv 1607.05666, eq. 1 and 2).
 
-    Each band is divided by its own recent level, which takes steady noise and the distance of the bird out
-    of it, and then compressed. The level begins as the energy of the first frame.
+    Each band is divided by its own recent level, which removes steady noise and the effect of distance, and is then
+    compressed. The level starts as the energy of the first frame.
 
     Parameters
     ----------
@@ -266,13 +266,13 @@ class MelspectrogramCnnConfig(PreTrainedConfig):
     Attributes
     ----------
     num_mel_bins : int
-        Bands of the spectrogram.
+        Number of bands of the spectrogram.
     channels : sequence of int
-        Of each residual block; each but the first halves bands and frames.
+        Number of channels of each residual block; each block after the first halves bands and frames.
     dropout : float
-        Before the classifier.
+        Dropout before the classifier.
     num_hidden_layers : int
-        Transformer blocks.
+        Number of transformer blocks.
     """
 
     model_type = "melspectrogram_cnn"
@@ -284,7 +284,7 @@ class MelspectrogramCnnConfig(PreTrainedConfig):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions, with what goes in added to what comes out (He et al. 2016, arXiv 1512.03385, §3)."""
+    """Two 3 x 3 convolutions whose input is added to their output (He et al. 2016, arXiv 1512.03385, §3)."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
@@ -309,8 +309,8 @@ class ResidualBlock(nn.Module):
 class MelspectrogramCnn(Cnn):
     """Residual blocks over a spectrogram, then the mean over bands, and mean and maximum over time.
 
-    Norms of batches stand where bands, frames or both are many, so that small batches do for them. The
-    first has a scale and an offset for each band.
+    Batch norms are used only where there are many bands or frames, so that small batches are sufficient. The first one
+    has a scale and an offset per band.
     """
 
     config_class = MelspectrogramCnnConfig
@@ -353,7 +353,7 @@ class MelspectrogramCnn(Cnn):
 
 
 def _register() -> None:
-    """Make the Auto classes know the networks: a checkpoint holds no more than their names."""
+    """Register the networks with the Auto classes: a checkpoint holds only their names."""
     for config, model, extractor in (
         (WaveformCnnConfig, WaveformCnn, Wav2Vec2FeatureExtractor),
         (MelspectrogramCnnConfig, MelspectrogramCnn, MelspectrogramFeatureExtractor),

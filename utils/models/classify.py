@@ -1,13 +1,13 @@
-"""Classify the sound of files, clip by clip, with the model in the folder that this file lies in.
+"""Classify sound files, clip by clip, with the model in the folder of this file.
 
-    python classify.py song.wav another.flac     # a line a clip: file, start in s, label, probability
+    python classify.py song.wav another.flac     # one line per clip: file, start in s, label, probability
 
-    from classify import classify                # where this folder is on sys.path
+    from classify import classify                # with this folder on sys.path
     starts_s, labels, logits = classify("song.wav")
 
-This file belongs to the model, and goes where its folder goes. It needs transformers, numpy and soundfile, and soxr for
-files of another sample rate than the model's; nothing else of the project that the model is from. A file is cut as the
-clips of the training were, and its scores are those that 03_model_validation.py gives them.
+This file belongs to the model and can be copied with its folder. It needs transformers, numpy and soundfile, and soxr
+for files with another sample rate than the model's; it needs nothing else of the project that trained the model. Files
+are cut into clips as in the training. The scores are those of 03_model_validation.py.
 """
 
 import functools
@@ -25,11 +25,11 @@ from transformers import logging as transformers_logging
 
 FOLDER = Path(__file__).resolve().parent
 CLIPS_AT_ONCE = 8
-FULL_SCALE = 32768  # of the 16-bit samples in which the clips of the training are stored
-# What follows decides as 01_data_processing.py does.
+FULL_SCALE = 32768  # of 16-bit samples, in which the training clips are stored
+# The rest makes the same decisions as 01_data_processing.py.
 FINER_THAN_16_BIT = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 QUIETEST_PEAK = 2**-8
-CANCELLED = 0.5  # a mean of channels with less than this share of the power that unrelated channels would leave in it
+CANCELLED = 0.5  # lowest power of the mean of all channels, relative to that of unrelated channels
 SILENT_BESIDE = 1e-4  # power of a channel, relative to the loudest
 
 
@@ -38,23 +38,21 @@ def load_model(folder: Path = FOLDER) -> tuple:
     """Return the model of a folder, in evaluation mode, and its feature extractor."""
     if json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"].endswith("_cnn"):
         sys.path.append(str(FOLDER))
-        importlib.import_module("bird_cnn")  # it lies beside this file: transformers does not know the network
+        importlib.import_module("bird_cnn")  # it is beside this file: transformers does not include the network
     extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     if getattr(model.config, "clip_fill", None) is None:
-        raise ValueError(
-            f"{folder} does not say how the clips of its training were cut: train it with 02_finetuning.py"
-        )
+        raise ValueError(f"{folder} does not record how its training clips were cut: train it with 02_finetuning.py")
     return model.eval(), extractor
 
 
 def read(path: str | Path, rate_hz: int, channel: str = "mean") -> np.ndarray:
-    """Return the sound of a file as float32 of shape (n_samples,) in [-1, 1], of 16 bits, as the training's."""
+    """Return the sound of a file as float32 of shape (n_samples,) in [-1, 1], rounded to 16 bits as in the training."""
     content = Path(path).read_bytes()
     with soundfile.SoundFile(path) as file:
         is_fine, own_rate_hz = file.subtype in FINER_THAN_16_BIT, file.samplerate
         if file.format in ("MP3", "MPEG") and not re.search(rb"Xing|Info|VBRI", content[:500_000]):
-            raise ValueError(f"{path} is an mp3 that does not say how long it is: convert it to WAV")
+            raise ValueError(f"{path} is an mp3 without its length: convert it to WAV")
         if file.format == "OGG" and len(re.findall(rb"OggS\0[\2\3\6\7]", content)) > 1:
             raise ValueError(f"{path} holds several streams of sound: convert it to WAV")
         channels = file.read(dtype="float32", always_2d=True)
@@ -66,27 +64,27 @@ def read(path: str | Path, rate_hz: int, channel: str = "mean") -> np.ndarray:
     if is_fine and (peak > 1 or 0 < peak < QUIETEST_PEAK):
         raise ValueError(f"{path} peaks at {peak:.3g} times full scale: scale it to a peak of 0.9")
     if len(audio) and (audio.min() > 0 or audio.max() < 0):
-        raise ValueError(f"{path} never crosses zero: take its mean away")
+        raise ValueError(f"{path} never crosses zero: subtract its mean")
     if own_rate_hz != rate_hz:
         try:
             import soxr
         except ImportError:
             raise ValueError(
-                f"{path} has {own_rate_hz} Hz, the model takes {rate_hz} Hz: pip install soxr, or resample the file"
+                f"{path} has {own_rate_hz} Hz, the model expects {rate_hz} Hz: pip install soxr, or resample the file"
             ) from None
         audio = soxr.resample(audio, own_rate_hz, rate_hz)
     return (np.rint(audio * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1) / FULL_SCALE).astype(np.float32)
 
 
 def choose_channel(channels: np.ndarray, asked: str) -> int | None:
-    """Return the channel to take of sound of shape (n_samples, n_channels), from 0; None for the mean of all."""
+    """Return the index of the channel to use, from sound of shape (n_samples, n_channels); None for the mean of all."""
     n_channels = channels.shape[1]
     if asked not in ("mean", "best"):
         number = {"left": 1, "right": 2}.get(asked) or int(asked)
         if number > n_channels:
             raise ValueError(f"the model was trained on channel {number}, and the file has {n_channels}")
         return number - 1
-    steps = np.diff(channels.astype(np.float64), axis=0)  # neither an offset nor wind decides where the birds are
+    steps = np.diff(channels.astype(np.float64), axis=0)  # an offset or wind must not affect the choice
     products = steps.T @ steps
     powers = np.diagonal(products)
     cancels = products.sum() < CANCELLED * powers.sum()
@@ -95,7 +93,7 @@ def choose_channel(channels: np.ndarray, asked: str) -> int | None:
 
 
 def cut(n_samples: int, rate_hz: int, config: PreTrainedConfig) -> list[tuple[int, int]]:
-    """Return the first sample and the length of every clip of a file; the last may be shorter than the others."""
+    """Return the first sample and the length of every clip of a file; the last may be shorter."""
     size = round(config.clip_seconds * rate_hz)
     clips = [(start, size) for start in range(0, n_samples - size + 1, size)]
     rest = n_samples - len(clips) * size
@@ -121,12 +119,12 @@ def classify(path: str | Path, folder: Path = FOLDER) -> tuple[np.ndarray, list[
         Where each clip starts, in s.
     labels : list of str
     logits : ndarray of float32, shape (n_clips, n_labels)
-        Scores; their softmax over the labels is the probabilities.
+        Scores; their softmax over the labels gives the probabilities.
 
     Raises
     ------
     ValueError
-        If the file is too short for a clip, or cannot be taken as it is.
+        If the file is too short for a clip, or cannot be used as it is.
     """
     model, extractor = load_model(Path(folder))
     rate_hz, config = extractor.sampling_rate, model.config
@@ -137,7 +135,7 @@ def classify(path: str | Path, folder: Path = FOLDER) -> tuple[np.ndarray, list[
     size = round(config.clip_seconds * rate_hz)
     logits = []
     for first in range(0, len(clips), CLIPS_AT_ONCE):
-        # A clip that is too short is repeated from its start: zeros would change what the model hears of it.
+        # A clip that is too short is repeated from its start: padding with zeros would change the model's result.
         batch = [np.resize(audio[start : start + n], size) for start, n in clips[first : first + CLIPS_AT_ONCE]]
         features = extractor(batch, sampling_rate=rate_hz, return_tensors="pt")[model.main_input_name]
         with torch.no_grad():
@@ -147,7 +145,7 @@ def classify(path: str | Path, folder: Path = FOLDER) -> tuple[np.ndarray, list[
 
 
 def main() -> None:
-    """Print a line for every clip of the files that are named; go on behind one that cannot be classified."""
+    """Print one line per clip of the given files; continue after a file that cannot be classified."""
     paths, n_bad = sys.argv[1:], 0
     if not paths:
         sys.exit(__doc__)

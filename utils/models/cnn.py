@@ -1,4 +1,4 @@
-"""Convolutional baselines: building the networks of `bird_cnn` for a data set."""
+"""Convolutional baselines: build the networks of `bird_cnn` for a data set."""
 
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -27,12 +27,12 @@ def build_cnn(
     Parameters
     ----------
     architecture : str
-        Of `architectures.CNNS`.
+        One of `architectures.CNNS`.
     labels : list of str
         Labels by label id.
     sample_rate_hz : int
     clip_seconds : float
-        Length of the clips; part of the waveform network, and any length for the other.
+        Length of the clips; fixed in the waveform network, any length in the other.
     width : float
         Factor on the channels of every convolution and the units of the hidden dense layer.
     pcen : bool
@@ -41,7 +41,7 @@ def build_cnn(
     Raises
     ------
     UsageError
-        If PCEN is asked for where there is no spectrogram.
+        If PCEN is requested for a network without a spectrogram.
     InputError
         If the clips are too short for the waveform network, or their sample rate is too low for a spectrogram.
     """
@@ -51,7 +51,7 @@ def build_cnn(
         extractor = MelspectrogramFeatureExtractor(config.num_mel_bins, sample_rate_hz, pcen=pcen)
         if sample_rate_hz <= 2 * extractor.min_frequency_hz:
             raise InputError(
-                f"the spectrogram begins at {extractor.min_frequency_hz:g} Hz: its clips must have more than "
+                f"the spectrogram begins at {extractor.min_frequency_hz:g} Hz: its clips need more than "
                 f"{2 * extractor.min_frequency_hz:g} Hz, these have {sample_rate_hz} Hz; run 01_data_processing.py "
                 "with a higher --sample_rate"
             )

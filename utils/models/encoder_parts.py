@@ -1,8 +1,8 @@
-"""Running an encoder piece by piece: front end, one block at a time, head.
+"""Run an encoder part by part: front end, one block at a time, head.
 
-What analysis and sweeps share. A model run through its parts gives the logits that it gives as a whole;
-and since blocks can be left out, or fed with other hidden states, also those of every pruned model,
-without building it.
+Analysis and pruning share this module. A model that is run by its parts gives the same logits as the whole model.
+Blocks can be left out or get other hidden states, so this also gives the logits of every pruned model without building
+it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,22 +18,22 @@ from utils.models.architectures import architecture_of, blocks_of, final_norm_of
 from utils.models.encoders import front_end_call
 from utils.models.loaded_model import LoadedModel
 
-# Of the largest logit. Parts and model differ by the order of summation alone, by 1e-6 in float32; where a GPU rounds
-# to TF32, by the order of its 2^-11. A norm or a sum at another place changed a tenth or more.
+# Relative to the largest logit. Parts and model differ only by the order of summation: by 1e-6 in float32, and by
+# about 2^-11 on a GPU that rounds to TF32. A norm or a sum at a wrong place changed a tenth or more.
 MOST_DIFFERENCE = 2e-3
 N_CLIPS_COMPARED = 2
 
 
 @dataclass(frozen=True)
 class State:
-    """What one block hands to the next.
+    """The output of one block, which is the input of the next.
 
     Attributes
     ----------
     hidden_states : Tensor
         Shape (batch, frames, hidden_size).
     args, kwargs
-        What every block is given besides, such as WavLM's relative positions.
+        Other arguments of every block, such as WavLM's relative positions.
     """
 
     hidden_states: torch.Tensor
@@ -41,7 +41,7 @@ class State:
     kwargs: dict = field(default_factory=dict)
 
     def with_hidden_states(self, hidden_states: torch.Tensor) -> "State":
-        """Return a state of other hidden states, of as many frames."""
+        """Return this state with other hidden states, of the same number of frames."""
         return replace(self, hidden_states=hidden_states)
 
 
@@ -61,7 +61,7 @@ class EncoderParts:
     Raises
     ------
     InputError
-        If the model has no transformer blocks, or is of a type that this project does not know.
+        If the model has no transformer blocks, or is of a type that this project does not support.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -74,7 +74,7 @@ class EncoderParts:
         if not self.n_layers:
             raise InputError(
                 f"the model has no transformer block left (kept_layers is empty in the config of "
-                f"{model.config.name_or_path or type(model).__name__}): there are no layers to look at or to prune"
+                f"{model.config.name_or_path or type(model).__name__}): there are no layers to analyse or to prune"
             )
 
     def front_end(self, inputs: dict[str, torch.Tensor]) -> State:
@@ -83,7 +83,7 @@ class EncoderParts:
         Parameters
         ----------
         inputs : dict of str to Tensor
-            What `LoadedModel.prepare` returns.
+            Result of `LoadedModel.prepare`.
 
         Returns
         -------
@@ -113,7 +113,7 @@ class EncoderParts:
             yield state
 
     def logits(self, path: Sequence[State], keep: Sequence[int]) -> torch.Tensor:
-        """Run all that follows the blocks: `pool`, then `head`.
+        """Run all parts after the blocks: `pool`, then `head`.
 
         Parameters
         ----------
@@ -128,23 +128,23 @@ class EncoderParts:
         return self.head(self.pool(path, keep))
 
     def pool(self, path: Sequence[State], keep: Sequence[int]) -> torch.Tensor:
-        """Run the final norm and the pooling: all between the last block and the head.
+        """Run the final norm and the pooling: all parts between the last block and the head.
 
-        Where the architecture projects every frame and then takes the mean, the mean is taken first. The
-        projection is linear, so the logits are the same, and those of many subsets are cheaper.
+        If the architecture projects every frame and then takes the mean, the mean is taken first. The projection is
+        linear, so the logits are the same, and many subsets need less computing.
 
         Parameters
         ----------
         path : sequence of State, length len(keep) + 1
-            The input of the first block that was run, and the output of each; all but the last are read
-            only where the model sums its layers (``use_weighted_layer_sum``).
+            The input of the first block that was run, and the output of each block; all but the last are read only if
+            the model sums its layers (``use_weighted_layer_sum``).
         keep : sequence of int
             The blocks that were run.
 
         Returns
         -------
         Tensor
-            Shape (batch, hidden_size): the mean over all frames; of AST, over its two class tokens.
+            Shape (batch, hidden_size): the mean over all frames; for AST, over its two class tokens.
         """
         hidden_states = path[-1].hidden_states
         if self._final_norm is not None:
@@ -166,10 +166,10 @@ class EncoderParts:
 
 @torch.inference_mode()
 def check_parts(loaded: LoadedModel, clips: Clips) -> None:
-    """Check on a batch that a model, run piece by piece, gives the logits that it gives as a whole.
+    """Check on a batch that a model gives the same logits by its parts as in one piece.
 
-    Analysis and sweep call this before they start: where each architecture norms and sums is knowledge of this
-    package, and another version of transformers, or an option that it does not know, may do it elsewhere.
+    Analysis and pruning call this before they start. The places of norms and sums are written in this package; another
+    version of transformers, or an unknown option, may use other places.
 
     Parameters
     ----------
@@ -186,24 +186,24 @@ def check_parts(loaded: LoadedModel, clips: Clips) -> None:
     inputs = loaded.prepare(audio, clips.sample_rate_hz)
     whole = loaded.model(**inputs).logits
     if not whole.isfinite().all():
-        return  # broken weights; whoever runs all clips names the one
+        return  # broken weights; `predict` later names the clip
     found = parts.logits(list(parts.hidden_layers(inputs)), range(parts.n_layers))
     difference, largest = float((found - whole).abs().max()), float(whole.abs().max())
     if not difference <= MOST_DIFFERENCE * largest:
         config = loaded.config
         options = [f"{name} {value}" for name, value in config.to_diff_dict().items() if isinstance(value, bool)]
         raise InputError(
-            f"{config.name_or_path or 'the model'}, run block by block, gives other logits than by itself: they differ "
-            f"by up to {difference:.2g}, where the largest is {largest:.2g} and {MOST_DIFFERENCE * largest:.1g} was "
-            f"expected at most. This project does not know all that a {config.model_type!r} model with "
-            f"{', '.join(options) or 'these options'} does in transformers {transformers.__version__}, and what it "
-            "would say of the blocks would be wrong. 03_model_validation.py scores the model as a whole; "
-            "for this stage use a model without these options"
+            f"{config.name_or_path or 'the model'}, run block by block, gives other logits than in one piece: they "
+            f"differ by up to {difference:.2g}; the largest is {largest:.2g}, so at most "
+            f"{MOST_DIFFERENCE * largest:.1g} was expected. This project does not support all that a "
+            f"{config.model_type!r} model with {', '.join(options) or 'these options'} does in transformers "
+            f"{transformers.__version__}, so results for the blocks would be wrong. 03_model_validation.py scores "
+            "the whole model; for this stage use a model without these options"
         )
 
 
 def valid_frames(loaded: LoadedModel, n_samples: int, n_frames: int) -> torch.Tensor:
-    """Tell which hidden frames hear the clip, and not the silence that a fixed window is filled up with.
+    """Return which hidden frames cover the clip, and not the silent padding of a fixed window.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def valid_frames(loaded: LoadedModel, n_samples: int, n_frames: int) -> torch.Te
     Returns
     -------
     Tensor of bool, shape (n_frames,)
-        AST's two class tokens are not frames. Of its patches, which overlap, those that begin within the clip.
+        AST's two class tokens are not frames. Its patches overlap; those that begin within the clip are valid.
     """
     architecture = architecture_of(loaded.config)
     return torch.tensor(architecture.hears(loaded.model, loaded.extractor, n_samples, n_frames), device=loaded.device)

@@ -1,8 +1,8 @@
-"""The window of encoders that hear a fixed stretch of sound: cropped to the clips where that is possible, or its cost.
+"""The window of encoders with an input of fixed length: crop it to the clips if possible, or warn of its cost.
 
-Whisper's encoder computes its whole window, 30 s as published, whatever a clip lasts; the rest of it is silence.
-Its positions are sinusoids that start at the beginning, so that those of a shorter window are the first rows of
-those of a longer one. AST's positions were learned for its window: interpolated ones would be another model.
+Whisper's encoder always computes its whole window (30 s in the published models); beyond the clip it is silence. Its
+positions are sinusoids that start at the beginning. Those of a shorter window are therefore the first rows of those of
+a longer one. AST learned its positions for its window: interpolated ones would give another model.
 """
 
 import copy
@@ -18,35 +18,35 @@ from utils.models.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
-# Shares of a window that are not worth a line: a clip of 2.5 s in a window of 3 s.
+# Below these shares the extra window is not reported, such as for a clip of 2.5 s in a window of 3 s.
 LARGEST_WASTE = 0.25
 
 
 def shortest_window_seconds(clip_seconds: float) -> int:
-    """Return the shortest window that holds a clip: Whisper's feature extractor takes whole seconds alone."""
+    """Return the shortest window that holds a clip: Whisper's feature extractor accepts only whole seconds."""
     return math.ceil(round(clip_seconds, 6))
 
 
 def fit_window(loaded: LoadedModel, clip_seconds: float, window: str, name: str) -> LoadedModel:
-    """Crop a base model's window, in place, to the clips it will be given, and say what that saves; or what it costs.
+    """Crop a base model's window, in place, to the clips, and log the saving; or log the cost of the window.
 
-    The window that it came with is noted in its config as ``full_window_seconds``.
+    The config records the original window as ``full_window_seconds``.
 
     Parameters
     ----------
     loaded : LoadedModel
-        Of any type.
+        A model of any type.
     clip_seconds : float
         Length of the clips, not longer than the window.
     window : {"clip", "full"}
         ``full`` crops nothing.
     name : str
-        What the user calls the model.
+        The user's name for the model.
 
     Returns
     -------
     LoadedModel
-        The one to use: the same network with the feature extractor of the cropped window, or `loaded`.
+        The model to use: the same network with the feature extractor of the cropped window, or `loaded`.
     """
     config = loaded.config
     window_s, seconds = longest_clip_seconds(loaded.extractor, config), shortest_window_seconds(clip_seconds)
@@ -64,7 +64,7 @@ def fit_window(loaded: LoadedModel, clip_seconds: float, window: str, name: str)
 
 
 def warn_of_window(loaded: LoadedModel, clip_seconds: float, name: str) -> None:
-    """Warn if a model computes much more than its clips: a window that is longer than they are.
+    """Warn if a window is longer than the clips, so that a model computes much more than its clips.
 
     Parameters
     ----------
@@ -76,18 +76,21 @@ def warn_of_window(loaded: LoadedModel, clip_seconds: float, name: str) -> None:
     window_s = longest_clip_seconds(loaded.extractor, config)
     if window_s == float("inf") or (seconds if can_crop else clip_seconds) >= (1 - LARGEST_WASTE) * window_s:
         return
-    cost = "%s computes its whole window of %.4g s for clips of %g s, %.3g GMACs per clip, of which %.0f %% is padding"
+    cost = "%s computes its whole window of %.4g s for clips of %g s, %.3g GMACs per clip, and %.0f %% of it is padding"
     values = (name, window_s, clip_seconds, _gmacs(loaded), 100 * (1 - clip_seconds / window_s))
     if can_crop:
         with torch.device("meta"):
             cropped = type(loaded.model)(copy.deepcopy(config))
         extractor = architecture_of(config).crop(cropped, loaded.extractor, seconds)
         log.warning(
-            f"{cost}; with a window of %d s it would take %.3g: 02_finetuning.py crops that of a base model",
+            f"{cost}; a window of %d s would need %.3g: 02_finetuning.py crops the window of a base model",
             *(*values, seconds, _gmacs(LoadedModel(cropped, extractor, "meta"))),
         )
     else:
-        log.warning(f"{cost}; its positions were learned for this window, so clips of up to it cost no more", *values)
+        log.warning(
+            f"{cost}; its positions were learned for this window, so longer clips, up to this length, cost no more",
+            *values,
+        )
 
 
 def _can_crop(loaded: LoadedModel) -> bool:

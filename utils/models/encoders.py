@@ -1,7 +1,7 @@
 """Audio encoders: load, prune, check, freeze and save them.
 
 A *block* is one transformer layer, counted from 0. The *front end* is everything before the first
-block: convolutions or mel front, projection, positional embedding. The *head* is what turns hidden
+block: convolutions or mel front, projection, positional embedding. The *head* turns hidden
 states into logits.
 """
 
@@ -44,7 +44,7 @@ from utils.models.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
-# The first transformers in which a weighted sum takes the last layer of a stable-layer-norm model before that norm.
+# The first transformers in which a weighted sum uses the last layer of a stable-layer-norm model before that norm.
 SUMS_BEFORE_NORM = Version("5.16.0")
 
 
@@ -52,13 +52,13 @@ SUMS_BEFORE_NORM = Version("5.16.0")
 
 
 def kept_layers(config: PreTrainedConfig) -> list[int]:
-    """Return the numbers, in the base model, of the blocks that a model has."""
+    """Return the numbers of a model's blocks, counted in the base model."""
     recorded = getattr(config, "kept_layers", None)
     return list(range(config.num_hidden_layers)) if recorded is None else list(recorded)
 
 
 def kind_of(config: PreTrainedConfig) -> str:
-    """Return what a model is to the study, one of `plots.KINDS`: a CNN, whole, pruned before or after fine-tuning."""
+    """Return the kind of a model in the study, one of `plots.KINDS`: CNN, whole, pruned before or after fine-tuning."""
     if not has_blocks(config):
         return "CNN"
     if getattr(config, "pruned_from", None) is None:
@@ -67,14 +67,14 @@ def kind_of(config: PreTrainedConfig) -> str:
 
 
 class _FrontEndDone(Exception):
-    """Carries what the first block was called with out of a forward pass."""
+    """Carries the arguments of the first block out of a forward pass."""
 
     def __init__(self, args: tuple, kwargs: dict):
         self.args_of_block, self.kwargs_of_block = args, kwargs
 
 
 def front_end_forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Run a model up to its first block (up to its head, where it has no blocks).
+    """Run a model up to its first block, or up to its head if it has no blocks.
 
     Parameters
     ----------
@@ -84,9 +84,9 @@ def front_end_forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -
     Returns
     -------
     Tensor
-        The input of block 0: hidden states, shape (batch, frames, hidden_size). Without blocks, the input of
-        the head, which some architectures have pooled over the frames. Of a CNN `inputs` as they are: its
-        front end is its feature extractor alone.
+        The input of block 0: hidden states, shape (batch, frames, hidden_size). Without blocks, the input of the head,
+        which some architectures have pooled over the frames. For a CNN, `inputs` unchanged: its only front end is its
+        feature extractor.
     """
     if not has_blocks(model.config):
         return inputs[model.main_input_name]
@@ -94,19 +94,19 @@ def front_end_forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -
 
 
 def front_end_call(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[tuple, dict]:
-    """Run a model up to its first block, and return what that is called with.
+    """Run a model up to its first block, and return the arguments of that block.
 
     Parameters
     ----------
     model : PreTrainedModel
         An audio-classification model.
     inputs : dict of str to Tensor
-        What `LoadedModel.prepare` returns.
+        Result of `LoadedModel.prepare`.
 
     Returns
     -------
     args : tuple
-        The hidden states, shape (batch, frames, hidden_size), and what follows them.
+        The hidden states, shape (batch, frames, hidden_size), and the other positional arguments.
     kwargs : dict
     """
 
@@ -131,7 +131,7 @@ def front_end_call(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> t
 def tiny_model(labels: list[str], sample_rate_hz: int = 16_000) -> LoadedModel:
     """Return a small wav2vec2 with random weights, for demonstrations and tests.
 
-    Real in every part, with four blocks, so that all stages can be run in seconds on a CPU.
+    It has all parts of a real model, with four blocks, so that all stages run in seconds on a CPU.
     """
     config = Wav2Vec2Config(
         hidden_size=64,
@@ -170,12 +170,12 @@ def load_base_model(base_model: str, labels: list[str], flag: str = "--base_mode
     labels : list of str
         Labels by label id.
     flag : str
-        What the user named it with, for messages.
+        The user's flag for the model, for messages.
 
     Raises
     ------
     InputError
-        If it cannot be loaded, or if anything but the head would be newly initialised.
+        If it cannot be loaded, or if weights other than the head would be newly initialised.
     """
     if model_folder.is_tiny(base_model):
         return tiny_model(labels)
@@ -189,7 +189,7 @@ def load_base_model(base_model: str, labels: list[str], flag: str = "--base_mode
 
 
 def _base(loaded: LoadedModel, names: loading.WeightNames, what: str) -> LoadedModel:
-    """Check that nothing but the head is newly initialised, and say that a clip has one label."""
+    """Check that only the head is newly initialised, and record that a clip has one label."""
     head = _head_prefixes(loaded.model)
     fresh = sorted(name for name in names.missing | names.mismatched if not name.startswith(head))
     if fresh:
@@ -197,16 +197,16 @@ def _base(loaded: LoadedModel, names: loading.WeightNames, what: str) -> LoadedM
             f"{what}: {len(fresh)} weights besides the classification head are missing or of "
             f"another shape: {_some(fresh)}; the weights do not belong to this config.json"
         )
-    # The pipeline of transformers reads it: softmax or sigmoid.
+    # transformers.pipeline chooses softmax or sigmoid by this value.
     loaded.config.problem_type = "single_label_classification"
     return replace(loaded, has_head=False)
 
 
 def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Turn off, in place, what leaves out blocks at random or makes a model return other things than its logits.
+    """Turn off, in place, random skipping of blocks and outputs other than the logits.
 
-    Before the model is built: Whisper's encoder reads its layerdrop once. A pruned model has no blocks to spare,
-    and skipped blocks are unused parameters to DDP.
+    This comes before the model is built, because Whisper's encoder reads its layerdrop only once. A pruned model must
+    not skip blocks, and DDP treats the weights of skipped blocks as unused.
     """
     plain = {
         **{"layerdrop": 0.0, "encoder_layerdrop": 0.0},
@@ -220,7 +220,7 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _sum_as_when_made(config: PreTrainedConfig) -> None:
-    """Let a model that an earlier transformers made sum its layers as it did there, which is noted in the config."""
+    """Keep the order of norm and sum of layers of the transformers version that made a model; the config records it."""
     if not has_blocks(config) or not sums_layers(config):
         return
     stable = architecture_of(config).stable_norm_only and getattr(config, "do_stable_layer_norm", False)
@@ -230,8 +230,8 @@ def _sum_as_when_made(config: PreTrainedConfig) -> None:
         if Version(config.transformers_version) < SUMS_BEFORE_NORM:
             config.tie_last_hidden_states = True
             log.info(
-                "%s was saved by transformers %s, where a weighted sum takes the last layer after the final norm: "
-                "so it does here (tie_last_hidden_states)",
+                "%s was saved by transformers %s, where a weighted sum uses the last layer after the final norm: "
+                "it does the same here (tie_last_hidden_states)",
                 *(config.name_or_path or "the model", config.transformers_version),
             )
 
@@ -242,7 +242,7 @@ def _head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Return the parameters of the head: what a base model has not, and fine-tuning adds."""
+    """Return the parameters of the head: those that fine-tuning adds to a base model."""
     head = _head_prefixes(model)
     return [parameter for name, parameter in model.named_parameters() if name.startswith(head)]
 
@@ -260,7 +260,7 @@ def load_model(model_dir: Path, device: str) -> LoadedModel:
     Raises
     ------
     InputError
-        If it cannot be loaded or if a single weight is missing, left over or of another shape.
+        If it cannot be loaded, or if a weight is missing, unexpected or of another shape.
     """
     folder = model_folder.open_folder(*model_folder.find(model_dir))
     model_folder.check_labels(folder)
@@ -270,7 +270,7 @@ def load_model(model_dir: Path, device: str) -> LoadedModel:
 
 
 def _check_whole(folder: model_folder.ModelFolder, names: loading.WeightNames) -> None:
-    """Check that a model's folder holds its weights, all and no others."""
+    """Check that a model's folder holds all weights of the model and no others."""
     for kind in ("missing", "unexpected", "mismatched"):
         wrong = sorted(getattr(names, kind))
         if wrong:
@@ -281,10 +281,10 @@ def _check_whole(folder: model_folder.ModelFolder, names: loading.WeightNames) -
 
 
 def load_any_model(model: str | Path, device: str) -> LoadedModel:
-    """Load a classifier as it is, or a base model with a new classification head for its config's own labels.
+    """Load a classifier as it is, or a base model with a new classification head for the labels in its config.
 
-    It is in float32 and evaluation mode. `LoadedModel.has_head` tells the two apart; PyTorch's global generator draws
-    a new head.
+    The model is in float32 and evaluation mode. `LoadedModel.has_head` is False for a new head, which PyTorch's global
+    generator initialises.
 
     Parameters
     ----------
@@ -326,23 +326,23 @@ def _some(names: list[str], most: int = 3) -> str:
 
 
 def check_base_matches(loaded: LoadedModel, clips: Clips) -> None:
-    """Check that a model's sample rate, window and, where it is part of the network, clip length suit the clips.
+    """Check that a model's sample rate, window and, if fixed in the network, clip length suit the clips.
 
     Raises
     ------
     InputError
-        If they do not; the message says how to mend it.
+        If they do not suit; the message names the remedy.
     """
     extractor, config = loaded.extractor, loaded.config
     if extractor.sampling_rate != clips.sample_rate_hz:
         raise InputError(
-            f"sample rates differ: the model takes {extractor.sampling_rate} Hz, {clips.data_dir} has "
+            f"sample rates differ: the model expects {extractor.sampling_rate} Hz, {clips.data_dir} has "
             f"{clips.sample_rate_hz} Hz; run 01_data_processing.py with --sample_rate {extractor.sampling_rate}"
         )
     longest_s = longest_clip_seconds(extractor, config)
     if clips.clip_seconds > longest_s:
         raise InputError(
-            f"the clips of {clips.data_dir} last {clips.clip_seconds:g} s and the model hears only the first "
+            f"the clips of {clips.data_dir} last {clips.clip_seconds:g} s and the model reads only the first "
             f"{longest_s:g} s; run 01_data_processing.py with --clip_seconds {int(longest_s)} or less"
         )
 
@@ -367,7 +367,7 @@ def check_matches(loaded: LoadedModel, clips: Clips) -> None:
     Raises
     ------
     InputError
-        If they have not; the message says how to mend it.
+        If they differ; the message names the remedy.
     """
     check_base_matches(loaded, clips)
     trained_s = getattr(loaded.config, "clip_seconds", None)
@@ -398,7 +398,7 @@ def check_keep(config: PreTrainedConfig, keep: list[int]) -> None:
     Raises
     ------
     UsageError
-        If it is not ascending and within range, or leaves out a block that the others need.
+        If it is not ascending and within range, or leaves out a block whose weights the others use.
     """
     n_layers = config.num_hidden_layers
     if sorted(set(keep)) != list(keep) or any(not 0 <= layer < n_layers for layer in keep):
@@ -414,23 +414,23 @@ def check_keep(config: PreTrainedConfig, keep: list[int]) -> None:
 
 
 def prune_model(model: PreTrainedModel, keep: list[int]) -> None:
-    """Delete, in place, all transformer blocks but `keep`, and record it in the model's config.
+    """Delete, in place, all transformer blocks except `keep`, and record this in the model's config.
 
-    What follows the blocks, such as a final layer norm, stays. ``config.kept_layers`` counts in the
-    numbering of the base model, also when a pruned model is pruned again; ``config.pruned_from``
-    names the model of the first pruning, ``config.pruned_after_fine_tuning`` tells `kind_of` when the last was.
+    The parts after the blocks, such as a final layer norm, stay. ``config.kept_layers`` counts in the numbering of the
+    base model, even if a pruned model is pruned again. ``config.pruned_from`` names the model before the first pruning.
+    ``config.pruned_after_fine_tuning`` records when the last block was removed; `kind_of` reads it.
 
     Parameters
     ----------
     model : PreTrainedModel
         An audio-classification model.
     keep : list of int
-        Blocks to keep, ascending, in the numbering of this model; empty leaves the front end alone.
+        Blocks to keep, ascending, in the numbering of this model; an empty list leaves only the front end.
 
     Raises
     ------
     UsageError
-        If `keep` is not possible for this model.
+        If this model cannot keep these blocks.
     """
     check_keep(model.config, keep)
     config = model.config
@@ -440,7 +440,7 @@ def prune_model(model: PreTrainedModel, keep: list[int]) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(blocks[layer] for layer in keep))
     if sums_layers(config):
-        # One weight for the input of the blocks and one for the output of each.
+        # One weight for the input of the blocks, and one per block for its output.
         rows = [0, *(layer + 1 for layer in keep)]
         model.layer_weights = nn.Parameter(model.layer_weights.detach()[rows].clone())
     config.num_hidden_layers = len(keep)
@@ -453,7 +453,7 @@ def prune_model(model: PreTrainedModel, keep: list[int]) -> None:
 
 
 def pruned_copy(loaded: LoadedModel, keep: Sequence[int], shares_weights: bool = False) -> LoadedModel:
-    """Return a copy of a model that keeps some blocks alone, with weights of its own or those of the model itself."""
+    """Return a copy of a model with only some blocks, with its own weights or those of the original."""
     weights = [*loaded.model.parameters(), *loaded.model.buffers()] if shares_weights else []
     pruned = copy.deepcopy(loaded.model, memo={id(tensor): tensor for tensor in weights})
     prune_model(pruned, list(keep))
@@ -461,14 +461,14 @@ def pruned_copy(loaded: LoadedModel, keep: Sequence[int], shares_weights: bool =
 
 
 def freeze(model: PreTrainedModel, feature_encoder: bool, layers: list[int]) -> None:
-    """Keep parts of a model as they are in training.
+    """Exclude parts of a model from training.
 
     Parameters
     ----------
     model : PreTrainedModel
         An audio-classification model.
     feature_encoder : bool
-        Freeze the convolutions or patch embedding in front.
+        Freeze the convolutions or patch embedding before the blocks.
     layers : list of int
         Blocks to freeze, in the numbering of this model.
     """
@@ -487,7 +487,7 @@ def freeze(model: PreTrainedModel, feature_encoder: bool, layers: list[int]) -> 
 def configure_for_training(
     model: PreTrainedModel, clips: Clips, augment: Sequence[str], data_sha256: str | None = None
 ) -> None:
-    """Note in the model's config what later stages ask for, and let it mask its input only if asked to.
+    """Record in the model's config the values that later stages need; mask its input only if `augment` includes it.
 
     Parameters
     ----------
@@ -496,10 +496,10 @@ def configure_for_training(
     clips : Clips
         Training clips; their length is noted as ``clip_seconds``, and `Clips.cutting` under ``clip_…``.
     augment : sequence of str
-        Augmentations; without ``specaugment`` wav2vec2 and its kin mask no latent frames either.
+        Augmentations; without ``specaugment`` wav2vec2 and similar models do not mask latent frames either.
     data_sha256 : str, optional
-        Digest of the data set, noted under this name: it stays with the model when that is pruned or moved.
-        Default: what is noted stays.
+        Digest of the data set, recorded under this name; the model keeps it when it is pruned or moved. Default: the
+        recorded digest stays.
     """
     config = model.config
     config.clip_seconds = clips.clip_seconds
@@ -511,22 +511,22 @@ def configure_for_training(
             config.pruned_after_fine_tuning = False
     if has_blocks(config):
         config.kept_layers = kept_layers(config)
-    if hasattr(config, "mask_time_prob"):  # data2vec-audio masks, and its config has no apply_spec_augment
+    if hasattr(config, "mask_time_prob"):  # data2vec-audio masks without apply_spec_augment in its config
         config.apply_spec_augment = getattr(config, "apply_spec_augment", True) and "specaugment" in augment
         for name, parameter in model.named_parameters():
-            if name.endswith("masked_spec_embed"):  # where nothing is masked it has no gradient, and DDP waits for one
+            if name.endswith("masked_spec_embed"):  # without masking it has no gradient; DDP would wait
                 parameter.requires_grad_(config.apply_spec_augment and config.mask_time_prob > 0)
     if has_blocks(config) and sums_layers(config) and final_norm_of(model) is None:
         norm = architecture_of(config).final_norm
-        if norm is not None and getattr(config, "do_stable_layer_norm", True):  # the sum takes the layers before it
+        if norm is not None and getattr(config, "do_stable_layer_norm", True):  # the sum uses the layers before it
             model.get_submodule(norm).requires_grad_(False)
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Save a model so that plain ``from_pretrained`` loads it; reload it and compare every weight.
 
-    Beside it lies `classify`, which needs nothing of this project, unless the model does not say how the clips of its
-    training were cut; and the network of a CNN. The folder appears whole or not at all.
+    The folder also gets `classify`, which needs nothing of this project, if the model records how its training clips
+    were cut; and the network of a CNN. The folder appears whole or not at all.
 
     Parameters
     ----------
@@ -538,7 +538,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     Raises
     ------
     RuntimeError
-        If what was saved is not what was in memory.
+        If the saved model differs from the one in memory.
     """
     model = loaded.model
     partial = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
@@ -547,7 +547,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     loading.quiet_transformers()
     model.save_pretrained(partial)
     loaded.extractor.save_pretrained(partial)
-    # For whoever gets the folder alone; no stage runs what lies in one.
+    # For people who receive only this folder; no stage runs code from a model folder.
     for module, is_of_use in ((classify, can_classify_files(model.config)), (bird_cnn, not has_blocks(model.config))):
         if is_of_use:
             shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
@@ -562,16 +562,16 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
 
 
 def can_classify_files(config: PreTrainedConfig) -> bool:
-    """Tell whether a model says how files are cut into clips for it; a base model, or an old one, does not."""
+    """Return whether a model records how files are cut into clips for it; a base model or an old model does not."""
     return getattr(config, "clip_fill", None) is not None
 
 
 def log_without_classifier(config: PreTrainedConfig) -> None:
-    """Say why there is no ``classify.py`` in a model folder; nothing if there is one."""
+    """Log why a model folder has no ``classify.py``; nothing if it has one."""
     if not can_classify_files(config):
         log.info(
-            "without classify.py: the model does not say how files are cut into clips for it (it is a base model, or "
-            "an earlier version of this program trained it). A model that 02_finetuning.py trains says so"
+            "without classify.py: the model does not record how files are cut into clips for it (it is a base model, "
+            "or an earlier version of this program trained it). A model of 02_finetuning.py records this"
         )
 
 

@@ -1,8 +1,8 @@
-"""What a model costs to run: multiply-accumulates, time, memory, and the front end's share of them.
+"""The cost of running a model: multiply-accumulates, time, memory, and the front end's share of them.
 
-The front end is everything before the first block: dropping blocks cannot make it cheaper. It includes
-the feature extractor, which is timed; a mel spectrogram made there is no operation of the network and
-is not in the multiply-accumulates.
+The front end is everything before the first block: dropping blocks does not make it faster. It includes the feature
+extractor, which is timed. A mel spectrogram of the feature extractor is not an operation of the network, so the
+multiply-accumulates do not include it.
 """
 
 import contextlib
@@ -33,12 +33,13 @@ from utils.scores.summary import NO_DOUBT
 log = logging.getLogger(__name__)
 
 N_ROUNDS = 5
-MIN_PASSES, MAX_PASSES = 4, 20  # of a model in a round
+MIN_PASSES, MAX_PASSES = 4, 20  # per model and round
 N_WARM_UP = 3
 BUDGET_S = 10.0
 N_BATCHES = 3
 KIBIBYTE, MEGABYTE = 1024, 1e6
-# A time is doubted where the threads lacked more CPUs than this, or where the 95th percentile is so many medians.
+# A time is doubtful if the threads lacked more CPUs than this, or if the 95th percentile exceeds this multiple of the
+# median.
 MISSING_CPUS = 0.2
 UNSTEADY = 1.5
 ADVICE = "compare models by GMACs, or measure again on a quiet machine"
@@ -49,19 +50,19 @@ Name = TypeVar("Name", bound=Hashable)
 def count_macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[int, int]:
     """Count the multiply-accumulates of a forward pass: those of matrix products and convolutions.
 
-    Additions of biases, normalisations and activations are left out, as is the custom.
+    Additions of biases, normalisations and activations are not counted, as is usual.
 
     Parameters
     ----------
     model : PreTrainedModel
         An audio-classification model.
     inputs : dict of str to Tensor
-        What `LoadedModel.prepare` returns.
+        Result of `LoadedModel.prepare`.
 
     Returns
     -------
     total, front_end : int
-        For all clips in `inputs`.
+        Sums over all clips in `inputs`.
     """
     with torch.no_grad(), _eager_attention(model):
         return _macs_of(lambda: model(**inputs)), _macs_of(lambda: front_end_forward(model, inputs))
@@ -70,12 +71,12 @@ def count_macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple
 def _macs_of(forward: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         forward()
-    return counter.get_total_flops() // 2  # PyTorch counts a multiplication and an addition apart
+    return counter.get_total_flops() // 2  # PyTorch counts a multiplication and an addition as two
 
 
 @contextlib.contextmanager
 def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Make the products of attention visible: the counter does not know the fused kernel of CPUs."""
+    """Use plain attention, whose products the counter counts; it does not count the fused kernel of CPUs."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -89,28 +90,29 @@ def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Latency:
-    """What `measure_in_turn` found of one model.
+    """The times of one model from `measure_in_turn`.
 
     Attributes
     ----------
     latency_ms_median : float
-        From audio in memory to logits, one clip at a time, feature extraction included: median of the rounds' medians.
+        From audio in memory to logits, one clip at a time, with feature extraction: median of the rounds' medians.
     latency_ms_low, latency_ms_high : float
-        Least and greatest of the rounds' medians.
+        Lowest and highest of the rounds' medians.
     latency_ms_p95 : float
         95th percentile of all passes.
     latency_front_end_ms : float
         The part before the first block (median).
     n_repeats : int
-        Passes in all rounds together.
+        Number of passes in all rounds.
     n_threads : int
     load_average : float
-        Mean number of processes that ran or waited in the last minute, this one included; NaN where it is not known.
+        Mean number of processes that ran or waited in the last minute, with this one; NaN if it is not known.
     cpu_busy_share : float
-        Share of the time of this process's CPUs that others took while it measured, from 0 to 1; NaN likewise.
+        Share of the time of this process's CPUs that other processes used during the measurement, from 0 to 1; NaN
+        likewise.
     latency_doubt : str
-        ``no``, or why the time cannot be trusted, as words: ``load`` (fewer CPUs were free than there are threads),
-        ``unsteady`` (the 95th percentile is far above the median), ``order`` (a model with fewer blocks was slower).
+        ``no``, or the reasons for doubt, as words: ``load`` (fewer CPUs were free than there are threads), ``unsteady``
+        (the 95th percentile is far above the median), ``order`` (a model with fewer blocks was slower).
     """
 
     latency_ms_median: float
@@ -126,7 +128,7 @@ class Latency:
 
 
 class _Candidate:
-    """A model to be timed, ready to run, and its times in seconds."""
+    """A model to be timed, and its times in seconds."""
 
     def __init__(self, loaded: LoadedModel, audio: np.ndarray, sample_rate_hz: int):
         self.loaded, self._audio, self._sample_rate_hz = loaded, audio, sample_rate_hz
@@ -134,16 +136,16 @@ class _Candidate:
         self.front_end_s: list[float] = []
 
     def inputs(self, n_clips: int = 1) -> dict[str, torch.Tensor]:
-        """Return the model's input of the clip, so many times."""
+        """Return the model's input of `n_clips` copies of the clip."""
         return self.loaded.prepare([self._audio] * n_clips, self._sample_rate_hz)
 
     def run(self, n_clips: int = 1) -> None:
-        """Do all that a prediction takes, and wait for its end."""
+        """Run a whole prediction, and wait for its end."""
         self.loaded.model(**self.inputs(n_clips))
         _synchronise(self.loaded.device)
 
     def run_front_end(self) -> None:
-        """Do the same up to the first block."""
+        """Run the same up to the first block."""
         front_end_forward(self.loaded.model, self.inputs())
         _synchronise(self.loaded.device)
 
@@ -161,7 +163,7 @@ class _Candidate:
 
     @property
     def kind(self) -> Hashable:
-        """What models that differ in their blocks alone have in common; the model itself where it has no blocks."""
+        """A key that is equal for models that differ only in their blocks; the model itself if it has no blocks."""
         config = self.loaded.config
         if not has_blocks(config):
             return self
@@ -171,10 +173,11 @@ class _Candidate:
 def measure_in_turn(
     models: Mapping[Name, LoadedModel], audio: np.ndarray, sample_rate_hz: int, budget_s: float = BUDGET_S
 ) -> dict[Name, Latency]:
-    """Time models on one clip, in turn over several rounds, and tell whether the times can be trusted.
+    """Time models on one clip, in turn over several rounds, and report whether the times can be trusted.
 
-    Each round begins with another model, so that a change of the machine's load or clock reaches all. A model has
-    `MIN_PASSES` to `MAX_PASSES` in each of `N_ROUNDS` turns. What else the machine did is recorded, and warned of.
+    Each round begins with another model, so that a change of the machine's load or clock affects all models. A model
+    has `MIN_PASSES` to `MAX_PASSES` passes in each of `N_ROUNDS` turns. Other load on the machine is recorded, with a
+    warning.
 
     Parameters
     ----------
@@ -184,7 +187,7 @@ def measure_in_turn(
         A clip.
     sample_rate_hz : int
     budget_s : float
-        Seconds of each model, after which the fewest passes are enough.
+        Seconds per model, after which `MIN_PASSES` are enough.
     """
     candidates = {name: _Candidate(loaded, audio, sample_rate_hz) for name, loaded in models.items()}
     in_order = list(candidates.values())
@@ -198,7 +201,7 @@ def measure_in_turn(
 
 
 def _latencies(candidates: Sequence[_Candidate], load: "_Load") -> list[Latency]:
-    """Return what the times say, and warn of what makes them doubtful."""
+    """Return the summaries of the times, and warn if they are doubtful."""
     found = []
     for candidate in candidates:
         of_rounds = [np.median(turn) for turn in candidate.whole_s]
@@ -214,18 +217,18 @@ def _latencies(candidates: Sequence[_Candidate], load: "_Load") -> list[Latency]
     ]
     if load.is_high:
         log.warning(
-            "latency: %.1f of %d CPUs were free, PyTorch asks for %d, other processes had the rest: "
+            "latency: %.1f of %d CPUs were free, PyTorch uses %d threads, other processes used the rest: "
             "times are too long; %s",
             *(load.n_free_cpus, load.n_cpus, load.n_threads, ADVICE),
         )
     if any("unsteady" in doubt for doubt in doubts):
         median, *_, p95, _ = max(found, key=lambda times: times[3] / times[0])
         log.warning(
-            "latency: one pass in twenty took %.3g ms or more, and the median is %.3g ms: something disturbed it; %s",
+            "latency: one pass in twenty took %.3g ms or more, but the median is %.3g ms: something disturbed it; %s",
             *(p95, median, ADVICE),
         )
     if contradicted:
-        log.warning("latency: models with fewer blocks came out slower than models with more; %s", ADVICE)
+        log.warning("latency: models with fewer blocks were slower than models with more; %s", ADVICE)
     return [
         Latency(
             *times,
@@ -240,12 +243,12 @@ def _latencies(candidates: Sequence[_Candidate], load: "_Load") -> list[Latency]
 
 
 def slower_with_fewer(times: Sequence[tuple[Hashable, int, float]]) -> set[int]:
-    """Return the places of the models whose times contradict their numbers of blocks.
+    """Return the indices of the models whose times contradict their numbers of blocks.
 
     Parameters
     ----------
     times : sequence of (kind, n_blocks, milliseconds)
-        Models of one kind differ in their blocks alone.
+        Models of one kind differ only in their blocks.
     """
     places = set()
     for (first, one), (second, other) in itertools.combinations(enumerate(times), 2):
@@ -255,12 +258,12 @@ def slower_with_fewer(times: Sequence[tuple[Hashable, int, float]]) -> set[int]:
 
 
 class _Load:
-    """What else ran on this process's CPUs within the block.
+    """The load of other processes on this process's CPUs within the block.
 
     Attributes
     ----------
     n_cpus, n_threads : int
-        CPUs that this process may use; threads that its model does use.
+        CPUs that this process may use; threads that its model uses.
     busy_share, average : float
         See `Latency`.
     """
@@ -287,21 +290,21 @@ class _Load:
 
     @property
     def n_free_cpus(self) -> float:
-        """Number of CPUs that others left."""
+        """Number of CPUs that other processes left free."""
         return self.n_cpus * (1 - self.busy_share)
 
     @property
     def is_high(self) -> bool:
-        """Whether others left fewer CPUs than there are threads; False where that is not known."""
+        """Whether fewer CPUs were free than there are threads; False if that is not known."""
         return bool(self.n_free_cpus < min(self.n_threads, self.n_cpus) - MISSING_CPUS)
 
 
 def _busy_seconds() -> float:
-    """Return how long all of this process's CPUs together have been busy, whoever it was with; NaN if not known."""
+    """Return the busy seconds of all CPUs of this process, summed over all processes; NaN if not known."""
     try:
         times = psutil.cpu_times(percpu=True)
         own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(times))
-        idle = {"idle", "iowait", "guest", "guest_nice"}  # guests are counted as users too
+        idle = {"idle", "iowait", "guest", "guest_nice"}  # guest time is already part of user time
         return sum(sum(v for k, v in times[cpu]._asdict().items() if k not in idle) for cpu in own)
     except (OSError, IndexError, psutil.Error):
         return float("nan")
@@ -312,19 +315,19 @@ def _busy_seconds() -> float:
 
 @dataclass(frozen=True)
 class Cost(Latency):
-    """What `measure_cost` found, besides the latency.
+    """The result of `measure_cost`, in addition to the latency.
 
     Attributes
     ----------
     gmacs_per_clip, gmacs_front_end : float
         Billions of multiply-accumulates of one clip; see `count_macs`.
     real_time_factor : float
-        Seconds of computing for a second of audio, one clip at a time: below 1 is faster than real time.
+        Seconds of computing per second of audio, one clip at a time: below 1 is faster than real time.
     throughput_clips_per_s : float
-        In batches of `batch_size`, feature extraction included.
+        In batches of `batch_size`, with feature extraction.
     peak_memory_mb : float
-        In MB (10^6 bytes), for one clip. On a GPU what PyTorch allocated, weights included; on a CPU the resident
-        memory of the whole process, interpreter and libraries included.
+        In MB (10^6 bytes), for one clip. On a GPU, the memory that PyTorch allocated, with the weights; on a CPU, the
+        resident memory of the whole process, with the interpreter and libraries.
     batch_size : int
     dtype : str
     """
@@ -346,7 +349,7 @@ def measure_cost(loaded: LoadedModel, audio: np.ndarray, sample_rate_hz: int, ba
     loaded, audio, sample_rate_hz
         As for `measure_in_turn`.
     batch_size : int
-        For the throughput.
+        Clips per batch for the throughput.
     """
     candidate = _Candidate(loaded, audio, sample_rate_hz)
     with torch.inference_mode():
@@ -390,8 +393,8 @@ def _peak_memory_mb(call: Callable[[], None], device: str) -> float:
 
 
 def _reset_peak_resident() -> None:
-    # Linux forgets the peak on request. Where it cannot, the peak is that since the process began, which
-    # is the same unless loading the model took more than running it.
+    # Linux can reset the peak memory. Without that, the peak counts from the start of the process, which is the same
+    # unless loading the model needed more memory than running it.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

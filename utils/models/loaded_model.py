@@ -1,4 +1,4 @@
-"""A model as it travels from function to function: the network, its feature extractor, and where it runs."""
+"""A loaded model as one object: the network, its feature extractor, and its device."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def prepare(
     extractor: SequenceFeatureExtractor, audio: list[np.ndarray], sample_rate_hz: int, main_input_name: str
 ) -> dict[str, torch.Tensor]:
-    """Turn clips of equal length into a model's input: the one place where audio is normalised.
+    """Turn clips of equal length into a model's input: the only place where audio is normalised.
 
-    No attention mask is made: no clip is padded here, and base wav2vec2 and HuBERT take none.
+    There is no attention mask: no clip is padded here, and base wav2vec2 and HuBERT use none.
 
     Parameters
     ----------
@@ -40,18 +40,18 @@ def prepare(
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A classifier and all that it takes to run it.
+    """A classifier and all that is needed to run it.
 
     Attributes
     ----------
     model : PreTrainedModel
-        The network. What prunes, crops or trains it does so in place, and says so.
+        The network. Functions that prune, crop or train it work in place, and their docstrings record that.
     extractor : SequenceFeatureExtractor
         Its feature extractor.
     device : str
-        ``cpu`` or ``cuda``: where the network is.
+        ``cpu`` or ``cuda``: the device of the network.
     has_head : bool
-        False where the head was drawn at random when the model was loaded or built.
+        False if the head was initialised at random when the model was loaded or built.
     """
 
     model: PreTrainedModel
@@ -70,7 +70,7 @@ class LoadedModel:
         return [self.config.id2label[i] for i in range(self.config.num_labels)]
 
     def ready(self, device: str) -> LoadedModel:
-        """Put the network, in place, on a device and into evaluation mode."""
+        """Move the network, in place, to a device and set evaluation mode."""
         return replace(self, model=self.model.to(device).eval(), device=device)
 
     def prepare(self, audio: list[np.ndarray], sample_rate_hz: int) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""Loading a model folder: the only place that reads weights.
+"""Load a model folder: the only module that reads weights.
 
-Weights are read as numbers, in float32. What cannot be right is refused before memory is taken for it.
+Weights are read as numbers, in float32. Folders that cannot be right are refused before memory is allocated for them.
 """
 
 import logging
@@ -21,7 +21,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
-import utils.models.bird_cnn  # noqa: F401 (the Auto classes know its networks then)
+import utils.models.bird_cnn  # noqa: F401 (registers its networks with the Auto classes)
 from utils.core.errors import InputError, is_machine_limit
 from utils.models import memory, training_history
 from utils.models.loaded_model import LoadedModel
@@ -44,9 +44,9 @@ LARGEST_HEAD = 10_000_000  # parameters
 class WeightNames(NamedTuple):
     """Weights that a folder and its model do not share, by their names in the model."""
 
-    missing: set[str]  # in the folder
-    mismatched: set[str]  # of another shape than in the folder
-    unexpected: set[str]  # in the folder, and not in the model
+    missing: set[str]  # from the folder
+    mismatched: set[str]  # with another shape than in the folder
+    unexpected: set[str]  # in the folder, but not in the model
 
 
 def read_config(folder: ModelFolder, **changes) -> PreTrainedConfig:
@@ -55,7 +55,7 @@ def read_config(folder: ModelFolder, **changes) -> PreTrainedConfig:
     Raises
     ------
     InputError
-        If transformers does not know the architecture or refuses a value, or there is no such number of layers.
+        If transformers does not support the architecture or refuses a value, or there is no such number of layers.
     """
     config = _from_pretrained(AutoConfig, folder, **changes)
     kept = getattr(config, "kept_layers", None)
@@ -64,26 +64,26 @@ def read_config(folder: ModelFolder, **changes) -> PreTrainedConfig:
             f"{folder.name}/{CONFIG_NAME}: kept_layers has {len(kept)} numbers, num_hidden_layers is "
             f"{config.num_hidden_layers}; {ADVICE}"
         )
-    config.name_or_path = folder.name  # not the hub's cache
+    config.name_or_path = folder.name  # not the path in the hub's cache
     return config
 
 
 def load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, WeightNames]:
-    """Load a model in float32 onto the CPU; what is missing of it is newly initialised.
+    """Load a model in float32 onto the CPU; missing weights are newly initialised.
 
     Raises
     ------
     InputError
-        If they cannot be loaded, do not belong together, or are of another size than the weights.
+        If the files cannot be loaded, do not belong together, or the weights have another size than the model.
     """
 
     def need() -> float:
-        # The file is mapped, and its numbers are copied to where they stay.
+        # The file is memory-mapped, and its numbers are copied to their final place.
         return memory.used_bytes("cpu", most=False) + 2 * sum(path.stat().st_size for path in folder.weights)
 
     return memory.advised(
         lambda: _load(folder, config),
-        lambda: f"only to load it takes about {memory.more(need())}: give the job more",
+        lambda: f"loading it alone needs about {memory.more(need())}: give the job more",
         *(need, f"{folder.name}: "),
     )
 
@@ -100,7 +100,7 @@ def _load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, W
         config=config,
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # transformers would only say that there are some
+        ignore_mismatched_sizes=True,  # transformers would not name them
     )
     names = ({key[0] if isinstance(key, tuple) else str(key) for key in report[kind]} for kind in _REPORTED)
     model.config.name_or_path = folder.name
@@ -112,13 +112,13 @@ _REPORTED = ("missing_keys", "mismatched_keys", "unexpected_keys")
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' warnings and bars out of the log: what they would warn of is an error of ours, or nothing."""
+    """Keep the warnings and progress bars of transformers out of the log: this project reports such errors itself."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 def _from_pretrained(auto_class: type, folder: ModelFolder, **options) -> object:
-    """Call the only ``from_pretrained``: it runs no code of the folder, asks no question and stays off the network."""
+    """Call the only ``from_pretrained``: it runs no code of the folder, never asks, and stays off the network."""
     quiet_transformers()
     try:
         return auto_class.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True, **options)
@@ -129,12 +129,12 @@ def _from_pretrained(auto_class: type, folder: ModelFolder, **options) -> object
 
 
 def _check_extractor(folder: ModelFolder, extractor: object, config: PreTrainedConfig) -> None:
-    """Check that a feature extractor gives what the model takes."""
+    """Check that the output of a feature extractor fits the model."""
     where = f"{folder.name}: its feature extractor"
     wanted = FEATURE_EXTRACTOR_MAPPING.get(type(config), SequenceFeatureExtractor)
     if not isinstance(extractor, wanted):
         raise InputError(
-            f"{where} is a {type(extractor).__name__}; a {config.model_type} model takes a {wanted.__name__}: copy the "
+            f"{where} is a {type(extractor).__name__}; a {config.model_type} model needs a {wanted.__name__}: copy the "
             f"{EXTRACTOR_NAMES[0]} of the model that this one was made from"
         )
     rate = extractor.sampling_rate
@@ -143,7 +143,7 @@ def _check_extractor(folder: ModelFolder, extractor: object, config: PreTrainedC
     seconds = getattr(extractor, "chunk_length", 1)
     if not is_count(seconds) or seconds == 0:  # 30.0 would be accepted, and fail with the first shorter clip
         raise InputError(f"{where} has the chunk_length {short(seconds)}; expected whole seconds above 0; {ADVICE}")
-    bands = getattr(extractor, "num_mel_bins", extractor.feature_size)  # AST has its own word
+    bands = getattr(extractor, "num_mel_bins", extractor.feature_size)  # AST has its own name for it
     pairs = {
         "bands": (bands, getattr(config, "num_mel_bins", bands)),
         "frames": (getattr(extractor, "max_length", None), getattr(config, "max_length", None)),
@@ -152,11 +152,11 @@ def _check_extractor(folder: ModelFolder, extractor: object, config: PreTrainedC
         pairs["frames"] = extractor.nb_max_frames, 2 * config.max_source_positions
     for what, (given, taken) in pairs.items():
         if None not in (given, taken) and given != taken:
-            raise InputError(f"{where} gives {short(given)} {what}, the model takes {short(taken)}; {ADVICE}")
+            raise InputError(f"{where} gives {short(given)} {what}, the model expects {short(taken)}; {ADVICE}")
 
 
 def _check_size(folder: ModelFolder, config: PreTrainedConfig) -> None:
-    """Check, before memory is taken, that the weights can be those of the model that `config` describes."""
+    """Check, before memory is allocated, that the weights fit the model that `config` describes."""
     numbers, sizes, n_values = {-1}, set(), 0
     for name, shape in _shapes(folder):
         sizes.update(shape)

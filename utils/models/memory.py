@@ -1,4 +1,4 @@
-"""How much memory work takes, for the message when there was not enough."""
+"""Estimates of the memory for a task, for the message when memory runs out."""
 
 import contextlib
 import gc
@@ -17,16 +17,16 @@ from utils.core.errors import InputError, is_out_of_memory
 
 T = TypeVar("T")
 
-ADAM_BYTES = 12  # of each trained parameter besides itself, in float32: gradient and two moments
-# Of a step's tensors: oneDNN's convolutions copy theirs into another layout, and the allocator leaves gaps.
-# The peaks that this comes from stand in docs/reliability.md.
+ADAM_BYTES = 12  # per trained parameter, in addition to itself, in float32: gradient and two moments
+# Factor on the tensors of a step: oneDNN's convolutions copy theirs into another layout, and the allocator leaves
+# gaps. docs/reliability.md lists the measured peaks.
 TRAINING_OVERHEAD = 1.5
 
 
 def used_bytes(device: str, most: bool = True) -> int:
-    """Return the memory of this process as its limit counts it: the most that it has had, or has now.
+    """Return the memory of this process as its limit counts it: the peak, or the present use.
 
-    On the GPU it is always what it has now.
+    On the GPU it is always the present use.
     """
     if device == "cuda":
         return torch.cuda.memory_allocated()
@@ -40,19 +40,19 @@ def used_bytes(device: str, most: bool = True) -> int:
 
 
 def amount(n_bytes: float) -> str:
-    """Return a size in words that name the limit which it has to fit."""
+    """Return a size as text that names the limit for it."""
     return f"{n_bytes / 1e9:.1f} GB" + (" of address space (ulimit -v)" if _addresses_are_limited() else "")
 
 
 def more(n_bytes: float) -> str:
-    """Return a size in words, above the limit that was too low: the estimate may be below it."""
+    """Return a size as text, above the limit that was too low: the estimate may be below that limit."""
     return amount(
         max(n_bytes, 1.1 * resource.getrlimit(resource.RLIMIT_AS)[0]) if _addresses_are_limited() else n_bytes
     )
 
 
 def _addresses_are_limited() -> bool:
-    """Tell whether a limit counts all that is mapped: libraries and reserves too, several GB that are never used."""
+    """Return whether a limit counts all mapped memory, with several GB that are reserved but never used."""
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
@@ -62,17 +62,17 @@ def adam_bytes(model: PreTrainedModel) -> int:
 
 
 def training_bytes(model: PreTrainedModel, clip: dict[str, torch.Tensor], batch_size: int, before: int) -> float:
-    """Return about how much memory a process needs to train a model with AdamW.
+    """Return an estimate of the memory that a process needs to train a model with AdamW.
 
     Parameters
     ----------
     model : PreTrainedModel
-        In training mode, without gradients. Gets gradients that mean nothing.
+        In training mode, without gradients. It gets gradients without meaning.
     clip : dict of str to Tensor
         A batch of one clip.
     batch_size : int
     before : int
-        Bytes of the process with the model, before training.
+        Memory of the process with the model, before training.
     """
     with LiveBytes() as live:
         model(**clip)["logits"].sum().backward()
@@ -82,18 +82,18 @@ def training_bytes(model: PreTrainedModel, clip: dict[str, torch.Tensor], batch_
 
 
 def advised(work: Callable[[], T], need: Callable[[], str], at_least: Callable[[], float], where: str = "") -> T:
-    """Do work; turn an error for want of memory into one that says how much would do.
+    """Run a task; if memory runs out, raise an error that estimates the memory needed.
 
     Parameters
     ----------
     work : callable
         Its result is returned.
     need : callable
-        Returns the end of the message; it may run out of memory itself.
+        Returns the end of the message; it may itself run out of memory.
     at_least : callable
-        Returns the bytes that are surely needed, for where `need` runs out of memory itself.
+        Returns a lower bound of the bytes needed, in case `need` runs out of memory.
     where : str
-        Begins the message.
+        Start of the message.
 
     Raises
     ------
@@ -105,19 +105,19 @@ def advised(work: Callable[[], T], need: Callable[[], str], at_least: Callable[[
         if not is_out_of_memory(error):
             raise
         said = (str(error) or type(error).__name__).splitlines()[0]
-    # Only now: an error that is alive holds the frames that it went through, and these all tensors of the work.
+    # Only now: a live error keeps its frames, and these keep all tensors of the task.
     gc.collect()
     try:
         advice = need()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        advice = f"not even one clip at once fits: give the job more than {more(at_least())}"
+        advice = f"not even one clip at a time fits: give the job more than {more(at_least())}"
     raise InputError(f"{where}out of memory ({said:.200}): {advice}")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts, within the block, the bytes of all new tensors that are alive, and their highest sum."""
+    """Counts, within the block, the bytes of all new tensors that exist, and the peak of their sum."""
 
     def __init__(self):
         super().__init__()
@@ -128,7 +128,7 @@ class LiveBytes(TorchDispatchMode):
         known = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:  # a view brings no storage of its own
+            if storage.data_ptr() not in known:  # a view has no storage of its own
                 known.add(storage.data_ptr())
                 self._count(storage.nbytes())
                 weakref.finalize(storage, self._count, -storage.nbytes())

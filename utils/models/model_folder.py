@@ -1,7 +1,7 @@
-"""Model folders: find one, check what its files say, and know it by a digest. Neither PyTorch nor a weight is loaded.
+"""Find a model folder, check its files, and compute its digest. This module loads neither PyTorch nor weights.
 
-A model folder can come from anybody. Nothing that lies in it is run: code that its files name is refused without a
-question. `loading` reads the weights.
+A model folder can come from anybody. Nothing in it is run: a folder whose files name code is refused. `loading` reads
+the weights.
 """
 
 import json
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 TINY = "tiny"
 MODEL_STAGES = ("02_finetuning", "05_pruning", "06_cnn", "07_manual_pruning")
 CONFIG_NAME = "config.json"
-# The second is where transformers 5 keeps the feature extractor of a processor; it goes before the first.
+# transformers 5 keeps the feature extractor of a processor in the second file, and prefers it to the first.
 EXTRACTOR_NAMES = ("preprocessor_config.json", "processor_config.json")
 INDEX_SUFFIX = ".index.json"
-# In the order in which transformers looks for them.
+# In the order in which transformers searches for them.
 WEIGHT_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -39,22 +39,22 @@ ADAPTER_NAME = "adapter_config.json"
 CODE_KEYS = ("auto_map", "custom_pipelines")
 LARGEST_DEPTH = 1000
 MOST_LABELS = 1_000_000
-ADVICE = "mend the file, or copy the whole model folder again"
+ADVICE = "repair the file, or copy the whole model folder again"
 WANTED = "expected a run folder of 02_finetuning.py, or the folder of a model for transformers with its config.json"
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that `open_folder` found sound.
+    """A folder that `open_folder` has checked.
 
     Attributes
     ----------
     name : str
-        What the user calls it: a folder, or a name on the hub.
+        The user's name for it: a folder, or a name on the hub.
     path : Path
         The folder that holds ``config.json``.
     config : dict
-        What stands in it.
+        Content of ``config.json``.
     weights : tuple of Path
         The files that hold the weights.
     """
@@ -76,7 +76,7 @@ def resolve_model_dir(model_dir: Path) -> Path:
 
 
 def find(model: str | Path) -> tuple[str, Path]:
-    """Return the name and the folder of a model; one of the hub is downloaded if it is not in the cache.
+    """Return the name and the folder of a model; a model on the hub is downloaded if it is not in the cache.
 
     Parameters
     ----------
@@ -93,8 +93,8 @@ def find(model: str | Path) -> tuple[str, Path]:
         path = resolve_model_dir(Path(text))
         return str(path), path
     if Path(text).is_file():
-        raise InputError(f"{text} is a file; expected the model folder that it lies in: {Path(text).parent}")
-    # The hub would be asked again and again for what can only be a path.
+        raise InputError(f"{text} is a file; expected its model folder: {Path(text).parent}")
+    # Without this check, the hub would be asked several times for a text that can only be a path.
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise InputError(f"{text} cannot be loaded: no such folder, and no name on the hub looks like this")
     return text, _hub_snapshot(text)
@@ -112,7 +112,7 @@ def _hub_snapshot(name: str) -> Path:
             snapshot_download(name, allow_patterns=["pytorch_model*.bin", WEIGHT_NAMES[3]])
     except Exception as error:  # of the hub, of the network, of the name
         raise InputError(
-            f"{name} cannot be loaded: there is no such folder, and the hub or its cache gives no such model "
+            f"{name} cannot be loaded: there is no such folder, and neither the hub nor its cache has such a model "
             f"({one_line(error)}); check the name, or download the model where there is internet"
         ) from error
     return folder
@@ -122,25 +122,27 @@ def _hub_snapshot(name: str) -> Path:
 
 
 def open_folder(name: str, path: Path) -> ModelFolder:
-    """Read what a model folder says of itself, and check it.
+    """Read the files of a model folder except its weights, and check them.
 
     Parameters
     ----------
     name, path
-        As `find` returns them.
+        Results of `find`.
 
     Raises
     ------
     InputError
-        If a file is missing or breaks its contract, names code or weights that lie elsewhere, or describes a model
-        that the weights cannot be of.
+        If a file is missing or breaks its contract, names code or weights in other places, or describes a model that
+        does not fit the weights.
     """
     if not (path / CONFIG_NAME).is_file():
         raise InputError(f"{name} has no {CONFIG_NAME}, so it is not a whole model folder; {WANTED}")
     config = _read_json(name, path / CONFIG_NAME)
     if config.get("model_type") is None:
         found = some([repr(key) for key in config], 3) or "nothing"
-        raise InputError(f"{name}/{CONFIG_NAME} holds {found} and no 'model_type', so it is of no model; {WANTED}")
+        raise InputError(
+            f"{name}/{CONFIG_NAME} holds {found} and no 'model_type', so it does not describe a model; {WANTED}"
+        )
     found = [extractor for extractor in EXTRACTOR_NAMES if (path / extractor).is_file()]
     if not found:
         raise InputError(f"{name} has no {EXTRACTOR_NAMES[0]}, {_extractor_advice(name, path, config)}")
@@ -156,11 +158,11 @@ def open_folder(name: str, path: Path) -> ModelFolder:
 
 
 def _extractor_advice(name: str, path: Path, config: dict) -> str:
-    """Say what the missing file is for, and how to make it; models of the hub and of other programs often lack it."""
+    """Describe the missing file and how to create it; models of the hub and of other programs often lack it."""
     from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 
     known = architectures.ARCHITECTURES.get(str(config.get("model_type")))
-    if "clip_seconds" in config or known is None:  # trained here, with settings that nobody should guess
+    if "clip_seconds" in config or known is None:  # trained here, with settings that must not be guessed
         return f"so it is not a whole model folder; {ADVICE}"
     extractor = FEATURE_EXTRACTOR_MAPPING_NAMES[config["model_type"]]
     settings = known.extractor_settings(config)
@@ -168,9 +170,9 @@ def _extractor_advice(name: str, path: Path, config: dict) -> str:
     folder = str(path.resolve() if is_local else Path(name.rpartition("/")[2]))
     code = f"from transformers import {extractor} as F; F({settings}).save_pretrained({folder!r})"
     return (
-        "which says how sound becomes its input. "
+        "which describes how sound becomes its input. "
         + ("" if is_local else f"Download it into a folder of your own: hf download {name} --local-dir {folder}. ")
-        + "Copy the file from the model that this one was made from, or make it with the settings of its training, "
+        + "Copy the file from the model that this one was made from, or create it with the settings of its training, "
         f"which its model card names (do_normalize, sampling rate, bands), as python -c {shlex.quote(code)}"
         + ("" if is_local else f"; then give the folder {folder}")
     )
@@ -187,7 +189,7 @@ def _read_json(name: str, path: Path) -> dict:
 
 
 def _refuse_code(where: str, content: dict) -> None:
-    """Refuse keys, at any depth, by which transformers would run code that came with the model or from the hub."""
+    """Refuse keys, at any depth, with which transformers would run code that came with the model or from the hub."""
     values: list[object] = [content]
     while values:
         value = values.pop()
@@ -195,14 +197,14 @@ def _refuse_code(where: str, content: dict) -> None:
         for key, item in value.items() if isinstance(value, dict) else ():
             if (key in CODE_KEYS and item) or (key.endswith("_implementation") and "/" in str(item)):
                 raise InputError(
-                    f"{where}: the key {key!r} names code of its own ({short(item)}), and no stage runs code that "
-                    "comes with a model. If transformers knows the architecture without it, delete the key; else "
-                    "choose another model"
+                    f"{where}: the key {key!r} names its own code ({short(item)}), and no stage runs code that "
+                    "comes with a model. If transformers supports the architecture without it, delete the key; "
+                    "otherwise choose another model"
                 )
 
 
 def is_count(value: object) -> bool:
-    """Tell whether a value of a JSON file is a whole number of at least 0."""
+    """Return whether a value of a JSON file is a whole number of at least 0."""
     return type(value) is int and value >= 0
 
 
@@ -218,7 +220,8 @@ def _ascends(value: object) -> bool:
     return isinstance(value, list) and all(map(is_count, value)) and sorted(set(value)) == value
 
 
-# What our stages ask of a config.json, and what transformers would take memory by; None counts as absent.
+# The values in config.json that our stages read, and those by which transformers allocates memory. None counts as
+# absent.
 FIELDS = {
     "model_type": (lambda value: isinstance(value, str), "a name"),
     "kept_layers": (_ascends, "numbers of layers, ascending"),
@@ -239,7 +242,7 @@ FIELDS = {
     "num_labels": (lambda value: is_count(value) and value <= MOST_LABELS, f"a number from 0 to {MOST_LABELS}"),
     "id2label": (lambda value: isinstance(value, dict), "an object of labels by id"),
     "label2id": (lambda value: isinstance(value, dict), "an object of ids by label"),
-    # They would have transformers read other files than those that are checked and digested here.
+    # With these keys, transformers would read other files than those that are checked and digested here.
     "transformers_weights": (lambda value: False, "the weights in model.safetensors and no such key"),
     "configuration_files": (lambda value: False, "the configuration in config.json and no such key"),
 }
@@ -256,7 +259,7 @@ def _check_fields(where: str, config: dict) -> None:
 
 
 def _weight_files(name: str, path: Path) -> tuple[Path, ...]:
-    """Return the files that transformers reads the weights from."""
+    """Return the files from which transformers reads the weights."""
     found = [weights for weights in WEIGHT_NAMES if (path / weights).is_file()]
     if not found:
         raise InputError(f"{name} has no weights (model.safetensors or pytorch_model.bin); {ADVICE}")
@@ -268,7 +271,7 @@ def _weight_files(name: str, path: Path) -> tuple[Path, ...]:
         raise InputError(f"{name}/{found[0]}: weight_map is {short(shards)}; expected file names by weight; {ADVICE}")
     suffix = Path(found[0].removesuffix(INDEX_SUFFIX)).suffix
     for shard in sorted(set(shards.values())):
-        # By name alone: the files of the hub's cache are links to where it keeps all content.
+        # By name only: the files of the hub's cache are links to its store of contents.
         if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts or not shard.endswith(suffix):
             raise InputError(
                 f"{name}/{found[0]} names the weights {short(shard)}; expected *{suffix} files in the same folder: "
@@ -280,12 +283,12 @@ def _weight_files(name: str, path: Path) -> tuple[Path, ...]:
 
 
 def check_labels(folder: ModelFolder) -> None:
-    """Check the labels of a fine-tuned model: ids from 0 without a gap, and nothing that contradicts them.
+    """Check the labels of a fine-tuned model: consecutive ids from 0, without contradictions.
 
     Raises
     ------
     InputError
-        If they cannot be told.
+        If the labels are not clear.
     """
     where = f"{folder.name}/{CONFIG_NAME}"
     named = folder.config.get("id2label")
@@ -310,9 +313,9 @@ def check_labels(folder: ModelFolder) -> None:
 
 
 def digest(folder: ModelFolder) -> str:
-    """Return the SHA-256 of all that is loaded from a folder, whatever the folder is called.
+    """Return the SHA-256 of all that is loaded from a folder, independent of the name of the folder.
 
-    Files that transformers might read beside them, all JSON and all weights at its top, are part of it.
+    It includes files that transformers might also read: all JSON files and all weights at the top of the folder.
     """
     beside = [path for path in folder.path.iterdir() if path.suffix in {*WEIGHT_SUFFIXES, ".json"} and path.is_file()]
     files = {path.relative_to(folder.path).as_posix(): path for path in (*beside, *folder.weights)}
@@ -323,37 +326,37 @@ def digest(folder: ModelFolder) -> str:
 
 
 def is_tiny(model: str | Path) -> bool:
-    """Tell whether a model is the small one that is built in.
+    """Return whether a model is the small built-in one.
 
     Raises
     ------
     UsageError
-        If a model folder of the same name could be meant.
+        If the user could also mean a model folder of the same name.
     """
     if str(model) != TINY:
         return False
     if (resolve_model_dir(Path(TINY)) / CONFIG_NAME).is_file():
         raise UsageError(
-            f"{TINY!r} is a model that is built in, and there is a model folder of this name here: write ./{TINY} for "
-            "the folder, or rename it to have the built-in model"
+            f"{TINY!r} is a built-in model, but there is a model folder of this name here: write ./{TINY} for "
+            "the folder, or rename it to use the built-in model"
         )
     return True
 
 
 def any_model_input(model: str | Path, flag: str = "--model_dir") -> runs.Input:
-    """Describe a model of any kind as the input of a stage: by what is loaded of it, wherever it lies.
+    """Describe a model of any kind as the input of a stage, by its content and not by its place.
 
     Parameters
     ----------
     model : str or Path
         As for `encoders.load_any_model`.
     flag : str
-        What the user named it with, for messages.
+        The user's flag for the model, for messages.
 
     Raises
     ------
     InputError
-        If there is none, its run is not complete, its folder is not sound, or no stage takes its architecture.
+        If there is none, its run is not complete, its folder has a fault, or no stage supports its architecture.
     """
     if is_tiny(model):
         return runs.Input(TINY, sha256_of_lines([TINY]), is_local=False)
@@ -386,7 +389,7 @@ def model_input(model_dir: Path) -> runs.Input:
 
 
 def _check_run_of(model_dir: Path) -> None:
-    """Check that the run that made a model is whole; its folder is up to two above, as for ``06-blocks/model``."""
+    """Check that the run that made a model is whole; its folder is one or two levels up, as for ``06-blocks/model``."""
     for folder in (model_dir, *model_dir.resolve().parents[:2]):
         record = runs.read_record(folder)
         if record is not None and record["stage"] in MODEL_STAGES:
@@ -394,13 +397,13 @@ def _check_run_of(model_dir: Path) -> None:
 
 
 def one_line(error: Exception, most: int = 200) -> str:
-    """Return the kind and the message of an error on one line, without what would steer a terminal."""
-    words = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()  # PyTorch's are in colour
+    """Return the type and the message of an error on one line, without codes that control a terminal."""
+    words = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()  # PyTorch's messages have colours
     text = printable(" ".join(words)) or "no message"
     return f"{type(error).__name__}: {text if len(text) <= most else text[: most - 1] + '…'}"
 
 
 def short(value: object, most: int = 80) -> str:
-    """Return a value of a JSON file as a message quotes it."""
+    """Return a value of a JSON file as text for a message."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 1]}…"

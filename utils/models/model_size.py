@@ -1,7 +1,7 @@
-"""How large a model is, and would be with fewer blocks: parameters, multiply-accumulates, bytes of weights.
+"""The size of a model, whole or with fewer blocks: parameters, multiply-accumulates, bytes of weights.
 
-Counted on a copy without weights (PyTorch's ``meta`` device), so that every subset of the blocks is
-counted exactly, by building that model, in a fraction of a second and without memory.
+Sizes are counted on a copy without weights (PyTorch's ``meta`` device). Every subset of the blocks is counted exactly,
+by building that model, in a fraction of a second and without memory.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from utils.models.loaded_model import LoadedModel
 
 MEGABYTE = 1e6
-DEFAULT_CLIP_SECONDS = 5.0  # as 01_data_processing.py cuts where it is not told otherwise
+DEFAULT_CLIP_SECONDS = 5.0  # the default of 01_data_processing.py
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What `SizeCounter.size_of` found.
+    """The result of `SizeCounter.size_of`.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class ModelSize:
     macs_per_clip, macs_front_end : int
         Multiply-accumulates of one clip; see `latency.count_macs`.
     weights_bytes : int
-        Of the weights as saved, in float32.
+        Size of the saved weights, in float32.
     """
 
     kept_layers: list[int]
@@ -51,9 +51,9 @@ class ModelSize:
 
 
 class SizeCounter:
-    """Counts what is left of a model when it keeps some of its blocks.
+    """Counts the size of a model with some of its blocks.
 
-    Pruning the model afterwards does not change the answers.
+    The results stay the same if the model is pruned afterwards.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class SizeCounter:
         self._inputs = replace(loaded, device="meta").prepare([silence], rate_hz)
 
     def size_of(self, keep: list[int]) -> ModelSize:
-        """Return the size of the model with the blocks `keep` alone.
+        """Return the size of the model with only the blocks `keep`.
 
         Parameters
         ----------
@@ -90,7 +90,7 @@ class SizeCounter:
         Raises
         ------
         UsageError
-            If `keep` is not possible for this model.
+            If this model cannot keep these blocks.
         """
         with torch.device("meta"):
             skeleton = self._class(copy.deepcopy(self._config)).eval()
@@ -106,13 +106,13 @@ class SizeCounter:
 
 
 def weights_on_disk(model_dir: Path) -> int:
-    """Return the bytes of the weights in a model folder: safetensors, or the older format where it has none."""
+    """Return the bytes of the weights in a model folder: safetensors, or the older format if there is none."""
     sizes = ([path.stat().st_size for path in model_dir.glob(f"*{suffix}")] for suffix in model_folder.WEIGHT_SUFFIXES)
     return sum(next(filter(None, sizes)))
 
 
 def size_table(sizes: Mapping[str, ModelSize]) -> str:
-    """Return sizes as aligned text, a row each, named by their keys."""
+    """Return sizes as aligned text, one row per size, named by their keys."""
     rows = {
         name: {
             "blocks": str(len(size.kept_layers)),

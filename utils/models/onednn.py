@@ -11,18 +11,18 @@ from torch import nn
 
 @contextlib.contextmanager
 def linear_layers(model: nn.Module, device: str) -> Iterator[None]:
-    """Run the linear layers of a model through oneDNN within the block, where that is no loss.
+    """Run the linear layers of a model with oneDNN within the block, where that is not slower.
 
-    In float32 PyTorch gives them to MKL, which uses half the width of the vector units of AMD's
-    processors; oneDNN uses all of it and takes less than half the time there, and the same on Intel's. The
-    results are those of another order of summation. There are no gradients.
+    In float32 PyTorch uses MKL, which uses half the width of the vector units of AMD's processors. oneDNN uses the full
+    width and needs less than half the time there, and the same time on Intel's. Only the order of summation differs.
+    There are no gradients.
 
     Parameters
     ----------
     model : Module
         A model in evaluation mode.
     device : str
-        Where it is; on any but ``cpu`` nothing changes, nor on processors that are not x86.
+        Its device; with a device other than ``cpu`` or a processor other than x86, nothing changes.
     """
     layers = []
     if device == "cpu" and platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available():

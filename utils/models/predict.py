@@ -1,4 +1,4 @@
-"""From clips to a model's inputs, batch by batch, and from there to logits."""
+"""Clips to model inputs, batch by batch, and inputs to logits."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,16 +20,16 @@ MOST_WORKERS = 4
 def predict(loaded: LoadedModel, clips: Clips, batch_size: int) -> np.ndarray:
     """Return the logits of all clips, in their order.
 
-    Processes that torchrun started share the clips, and all get all logits.
+    Processes that torchrun started share the clips; each gets all logits.
 
     Parameters
     ----------
     loaded : LoadedModel
-        In evaluation mode. For a GPU other processes read the clips and extract features.
+        In evaluation mode. For a GPU, other processes read the clips and extract features.
     clips : Clips
-        What to classify.
+        Clips to classify.
     batch_size : int
-        Clips at once.
+        Clips per batch.
 
     Returns
     -------
@@ -69,28 +69,28 @@ def input_batches(
     first: int = 0,
     among: tuple[int, int] | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield a model's inputs for all clips, in their order, batch by batch; show how far it is.
+    """Yield a model's inputs for all clips, in their order, batch by batch; show the progress.
 
     Parameters
     ----------
     loaded, clips, batch_size
         As for `predict`.
     desc : str
-        What is done with them, for the log.
+        Name of the task, for the log.
     first : int
-        Index of the clip to begin with.
+        Index of the first clip.
     among : tuple of int, optional
-        Where these are a part of more clips: how many of those were done before, and how many there are, for the
-        log. Default: `first`, and all.
+        If these clips are a part of more clips: the number already done and the total number, for the log. Default:
+        `first`, and all.
 
     Yields
     ------
     dict of str to Tensor
-        On the model's device.
+        Inputs on the model's device.
     """
-    # The network itself stays out of the other processes.
+    # The network itself is not sent to the other processes.
     collate = partial(_collate, loaded.extractor, clips.sample_rate_hz, loaded.model.main_input_name)
-    # On a CPU the model itself takes every core.
+    # On a CPU the model itself uses every core.
     num_workers = 0 if loaded.device == "cpu" else min(MOST_WORKERS, available_cpus() - 1)
     wanted = Subset(clips, range(first, len(clips)))
     loader = DataLoader(wanted, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)

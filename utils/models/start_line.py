@@ -1,4 +1,4 @@
-"""The line that every stage begins with: where it runs, what it reads, and what guessing would score."""
+"""The first log line of every stage: its device, its inputs, and the accuracy of guessing."""
 
 import logging
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ log = logging.getLogger(__name__)
 
 
 def log_start(asked: str, device: str, models: Mapping[str, PreTrainedModel], clips: Mapping[str, Clips]) -> None:
-    """Log device, models and clips, so that a wrong one is seen before hours of computing.
+    """Log device, models and clips, so that the user notices a wrong one before hours of computing.
 
     Parameters
     ----------
     asked : str
         Value of ``--device``.
     device : str
-        ``cpu`` or ``cuda``: where the stage runs.
+        ``cpu`` or ``cuda``: the device of the stage.
     models : mapping of str to PreTrainedModel
-        By the name that the user gave.
+        By the user's name.
     clips : mapping of str to Clips
-        By split; the last is what scores are measured on.
+        By split; scores are measured on the last one.
     """
     if device == "cpu":
         runs.log_cpu_only(asked)
@@ -47,10 +47,10 @@ def describe_model(model: PreTrainedModel) -> str:
 
 
 def describe_clips(clips: Mapping[str, Clips]) -> str:
-    """Return numbers of clips and classes, what the split keeps together, and the accuracies of two guesses.
+    """Return numbers of clips and classes, the unit of the split, and the accuracies of two guesses.
 
-    One names any class, the other always the largest. All but the numbers of clips are of the last split. Chance counts
-    all classes that a model can name, with or without clips here.
+    One guess names a random class, the other always the largest. Everything except the numbers of clips refers to the
+    last split. Chance counts all classes of the model, with or without clips in this split.
     """
     split, scored = list(clips.items())[-1]
     label_ids = scored.table["label_id"].to_numpy()

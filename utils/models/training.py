@@ -1,9 +1,9 @@
-"""Fine-tuning on the Hugging Face Trainer: collator, loss, early stopping, resume, curves.
+"""Fine-tuning with the Hugging Face Trainer: collator, loss, early stopping, resume, curves.
 
-Used by stages 02 and 06. What makes a resumed run end with the same weights, bit for bit, as an
-uninterrupted one: the order of clips and every augmentation depend on (seed, epoch) alone, the
-Trainer restores its generators, early stopping is read from the log history, and a run is only
-stopped where the Trainer could have stopped by itself.
+Stages 02 and 06 use this module. A resumed run ends with the same weights, bit for bit, as an uninterrupted one,
+because: the order of clips and every augmentation depend only on (seed, epoch); the Trainer restores its random
+generators; early stopping is read from the log history; and a run only stops where the Trainer could have stopped by
+itself.
 """
 
 import argparse
@@ -44,7 +44,7 @@ CURVE_COLUMNS = ["epoch", "step", "train_loss", "eval_loss", "eval_accuracy", "e
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Hyper-parameters; every field is the flag of the same name (`training_arguments.add_arguments`)."""
+    """Hyper-parameters; every field has a flag of the same name (`training_arguments.add_arguments`)."""
 
     seed: int
     num_train_epochs: int
@@ -66,10 +66,10 @@ class TrainingSettings:
 
 @contextlib.contextmanager
 def denormals_flushed() -> Iterator[None]:
-    """Take numbers below 1.2e-38 for zero, on this thread and those of PyTorch that start meanwhile.
+    """Treat numbers below 1.2e-38 as zero, on this thread and on threads of PyTorch that start within the block.
 
-    The optimizer's momentum of a weight that gets no gradient any more decays to such numbers, and some processors
-    compute with them many times slower. PyTorch's threads start with the first work that is shared among them.
+    The optimizer's momentum of a weight without gradient decays to such numbers, and some processors compute with them
+    many times more slowly. PyTorch's threads start with the first shared work.
     """
     torch.set_flush_denormal(True)
     try:
@@ -80,9 +80,9 @@ def denormals_flushed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def curves_fail_in_silence() -> Iterator[None]:
-    """Print no traceback where the thread that writes TensorBoard's curves finds its file gone or the disk full.
+    """Print no traceback if the thread that writes TensorBoard's curves loses its file or the disk is full.
 
-    What it met is raised again by the next thing that this stage writes, and told there.
+    The next write of this stage raises the same error, which is then reported.
     """
     print_traceback = threading.excepthook
     threading.excepthook = lambda args: isinstance(args.exc_value, OSError) or print_traceback(args)
@@ -100,19 +100,19 @@ def train_in_run_folder(
     inputs: dict[str, runs.Input],
     build: Callable[[Clips], LoadedModel],
 ) -> None:
-    """Train a classifier on the clips of ``data_dir``: what stages 02 and 06 share.
+    """Train a classifier on the clips of ``data_dir``; stages 02 and 06 share this.
 
     Parameters
     ----------
     run : runs.Run
-        As `training_arguments.open_run_folder` opens it.
+        From `training_arguments.open_run_folder`.
     args : argparse.Namespace
         With the flags of `cli.add_data_arguments`, `cli.add_common_arguments` and those of `training_arguments`;
-        ``augment`` as `training_arguments.augmentations` returns it.
+        ``augment`` is the result of `training_arguments.augmentations`.
     inputs : dict of str to Input
-        What the stage reads, ``data_dir`` among it.
+        Inputs of the stage, with ``data_dir`` among them.
     build : callable
-        Takes the training clips; returns the model, on the CPU. Random weights are seeded.
+        Takes the training clips; returns the model, on the CPU. The seed is set before it.
     """
     device = run.choose_device(args.device)
     train_clips, val_clips = (
@@ -133,7 +133,7 @@ def train_in_run_folder(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingSettings)}
     )
     with run.timed("training"):
-        # The Trainer moves the network: each process has a device of its own.
+        # The Trainer moves the network: each process has its own device.
         loaded = dataclasses.replace(loaded, device=device)
         train(loaded, train_clips, val_clips, settings, run, resume=args.resume == "auto")
 
@@ -146,20 +146,20 @@ def train(
     run: runs.Run,
     resume: bool,
 ) -> None:
-    """Train a classifier and leave the best checkpoint by val macro F1 in ``model/`` of the run folder.
+    """Train a classifier and save the best checkpoint by val macro F1 in ``model/`` of the run folder.
 
     Parameters
     ----------
     loaded : LoadedModel
         Its network is trained in place.
     train_clips, val_clips : Clips
-        Clips to train on, and to choose the checkpoint by.
+        Clips for training, and clips for choosing the checkpoint.
     settings : TrainingSettings
         Hyper-parameters.
     run : runs.Run
         Open run folder; opened with ``defer_signals``.
     resume : bool
-        Go on from the last whole checkpoint in the run folder, if there is one.
+        Continue from the last whole checkpoint in the run folder, if there is one.
 
     Raises
     ------
@@ -168,18 +168,20 @@ def train(
     InputError
         If the loss becomes NaN or infinite.
     UsageError
-        If the model cannot do without stored activations and gradient checkpointing is asked for.
+        If gradient checkpointing is requested and the model does not support it.
     """
     model = loaded.model
     if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        raise UsageError(f"--gradient_checkpointing: a {model.config.model_type} model cannot do that; leave it out")
+        raise UsageError(
+            f"--gradient_checkpointing: a {model.config.model_type} model does not support it; leave it out"
+        )
     loading.quiet_transformers()  # `tiny` and a CNN were not loaded
     checkpoints = run.output_dir / CHECKPOINTS_NAME
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
     last = _last_whole_checkpoint(checkpoints)
     if last is not None:
-        log.info("going on from %s", last)
+        log.info("continuing from %s", last)
     collator = Collator(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed)
     trainer = ClassifierTrainer(
         model=model,
@@ -208,7 +210,7 @@ def _train_from(last: Path | None, trainer: "ClassifierTrainer", patience: int) 
     """Train from a checkpoint, or from the beginning; end with the best model."""
     state = _read_state(last) if last else None
     if state and _epochs_without_gain(state["log_history"]) >= patience:
-        # Killed between the last checkpoint and the end: training is over, only the best model is to be saved.
+        # If a kill came after the last checkpoint, training is over and only the best model must be saved.
         trainer.state.log_history = state["log_history"]
         trainer.state.best_model_checkpoint = state["best_model_checkpoint"]
         trainer._load_best_model()
@@ -248,7 +250,7 @@ def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.
     if run.stop_signal is not None:
         raise Interrupted(
             f"stopped by {run.stop_signal} after step {trainer.state.global_step} of {trainer.state.max_steps}, "
-            "a checkpoint is saved: run the same command again to go on"
+            "a checkpoint is saved: run the same command again to continue"
         )
     best = curves.loc[curves["eval_macro_f1"].idxmax()]
     run.metrics.update({"n_epochs": len(curves), "best_epoch": float(best["epoch"]), "bf16": trainer.args.bf16})
@@ -265,19 +267,19 @@ def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.
         shutil.rmtree(run.output_dir / MODEL_NAME, ignore_errors=True)
         trained = dataclasses.replace(loaded, model=trainer.accelerator.unwrap_model(trainer.model))
         encoders.save_model(trained, run.output_dir / MODEL_NAME)
-        # Optimizer states are three times the size of the model and of no use to a finished run.
+        # Optimizer states are three times as large as the model, and a finished run does not need them.
         shutil.rmtree(run.output_dir / CHECKPOINTS_NAME)
 
 
 class ClassifierTrainer(Trainer):
-    """A Trainer that gathers nothing but logits, and can give the head a learning rate of its own.
+    """A Trainer that gathers only logits, and can give the head its own learning rate.
 
     Parameters
     ----------
     head_learning_rate : float, optional
         Peak learning rate of the head; it rises and falls with the encoder's. Default: the encoder's.
     **kwargs
-        Of the Trainer.
+        Arguments of the Trainer.
     """
 
     def __init__(self, *, head_learning_rate: float | None = None, **kwargs):
@@ -287,12 +289,12 @@ class ClassifierTrainer(Trainer):
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict, return_outputs: bool = False, **kwargs
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss, and of all that a model returns, such as the layers that it sums, the logits."""
+        """Return the loss and, of all outputs of a model, only the logits."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Return the Trainer's optimizer, the head's parameters in groups of their own where they have a rate."""
+        """Return the Trainer's optimizer; the head's parameters are in their own groups if they have their own rate."""
         optimizer = super().create_optimizer(model)
         if self.head_learning_rate is not None:
             head = {id(parameter) for parameter in encoders.head_parameters(self.model)}
@@ -304,13 +306,13 @@ class ClassifierTrainer(Trainer):
 
 
 def uses_bf16(mixed_precision: str, device: str) -> bool:
-    """Tell whether matrix products are computed in bfloat16: ``bf16``, or ``auto`` where that is faster and safe.
+    """Return whether matrix products are computed in bfloat16: ``bf16``, or ``auto`` where that is faster and safe.
 
-    Weights, gradients and the optimizer's state stay float32. One of AMD's cores with AVX-512 BF16 trains two to three
-    times as fast with it. Intel's execute the same instructions at half the rate and take nearly twice as long as in
-    float32. Those with AMX would be as fast as AMD's, but there oneDNN, up to its version 3.14, multiplies what lies
-    beyond the end of a row by zero: where that is not a finite number, the product is NaN
-    (https://github.com/uxlfoundation/oneDNN/issues/5717), and a training is lost now and then.
+    Weights, gradients and the optimizer's state stay float32. An AMD core with AVX-512 BF16 trains two to three times
+    as fast with bfloat16. Intel's cores run the same instructions at half the rate; they need nearly twice as long as
+    in float32. Intel's cores with AMX would be as fast as AMD's. There, however, oneDNN up to version 3.14 multiplies
+    values beyond the end of a row by zero. If such a value is not finite, the product is NaN
+    (https://github.com/uxlfoundation/oneDNN/issues/5717), and a training sometimes fails.
     """
     if mixed_precision != "auto":
         return mixed_precision == "bf16"
@@ -322,7 +324,7 @@ def uses_bf16(mixed_precision: str, device: str) -> bool:
 
 def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: str) -> TrainingArguments:
     n_workers = settings.dataloader_num_workers
-    if n_workers is None:  # on a CPU the workers would take their time from the model
+    if n_workers is None:  # on a CPU, workers would slow down the model
         n_workers = 0 if device == "cpu" else min(8, max(1, available_cpus() - 1))
     return TrainingArguments(
         output_dir=str(checkpoints),
@@ -332,7 +334,7 @@ def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: st
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_ratio,  # below 1 the Trainer takes it as a share of all steps
+        warmup_steps=settings.warmup_ratio,  # the Trainer treats a value below 1 as a share of all steps
         activation_checkpointing=settings.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         bf16=uses_bf16(settings.mixed_precision, device),
@@ -342,7 +344,7 @@ def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: st
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        # A step whose loss is NaN must show in the log; by default the Trainer hides it.
+        # A NaN loss must appear in the log; by default the Trainer hides it.
         logging_nan_inf_filter=False,
         save_total_limit=2,
         load_best_model_at_end=True,
@@ -371,9 +373,9 @@ class Collator:
     main_input_name : str
         ``input_values`` or ``input_features``.
     train_clips : Clips
-        The clips to augment; those of other splits pass unchanged.
+        The clips to augment; clips of other splits stay unchanged.
     augment : sequence of str
-        Which of `augmentation.AUGMENTATIONS` to do.
+        Those of `augmentation.AUGMENTATIONS` to apply.
     seed : int
         Seed of the augmentation.
     """
@@ -418,8 +420,8 @@ def class_weights(clips: Clips, kind: str) -> torch.Tensor | None:
     clips : Clips
         Training clips.
     kind : {"balanced", "none"}
-        Balanced: n_clips / (n_classes present × clips of the class), as scikit-learn has it, so that the mean over
-        the training clips is 1. A class without clips weighs 1.
+        Balanced: n_clips / (n_classes present × clips of the class), as in scikit-learn, so that the mean over the
+        training clips is 1. The weight of a class without clips is 1.
 
     Returns
     -------
@@ -433,14 +435,14 @@ def class_weights(clips: Clips, kind: str) -> torch.Tensor | None:
 
 
 class Loss:
-    """Cross-entropy with soft targets, class weights and label smoothing, summed and divided by clips.
+    """Cross-entropy with soft targets, class weights and label smoothing: the sum divided by the number of clips.
 
     Parameters
     ----------
     weights : Tensor of shape (n_classes,), or None
         From `class_weights`.
     label_smoothing : float
-        Share of a target that is spread over all classes.
+        Share of a target that is distributed over all classes.
     """
 
     def __init__(self, weights: torch.Tensor | None, label_smoothing: float):
@@ -466,10 +468,10 @@ def _compute_metrics(prediction) -> dict[str, float]:
 
 
 class Steering(TrainerCallback):
-    """Tell the collator the epoch, log progress, stop early, and stop for a signal without a trace.
+    """Give the collator the epoch, log progress, stop early, and stop for a signal without any effect on the result.
 
-    A signal ends training after the optimizer step in progress, with a checkpoint and without an
-    evaluation; where that step is the last of its epoch, after the epoch's evaluation and checkpoint.
+    A signal ends training after the current optimizer step, with a checkpoint and without an evaluation. If that step
+    is the last of its epoch, training ends after the evaluation and checkpoint of the epoch.
     """
 
     def __init__(self, run: runs.Run, collator: Collator, patience: int):
@@ -482,7 +484,7 @@ class Steering(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         n_before, left = state.global_step, range(state.global_step, state.max_steps)
         self.steps = iter(())
-        if state.is_world_process_zero:  # another process's bar would write over this one's
+        if state.is_world_process_zero:  # the bars of several processes would overwrite each other
             self.steps = runs.progress(left, state.max_steps, "training", "steps", n_before)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -492,7 +494,7 @@ class Steering(TrainerCallback):
         next(self.steps, None)
         if state.epoch != int(state.epoch) and self._asked_to_stop():
             self.stopping = True
-            # The share of this epoch's loss is logged, so that the resumed epoch's curve is whole.
+            # Log the loss of this part of the epoch, so that the curve of the resumed epoch is complete.
             control.should_log = control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -506,7 +508,7 @@ class Steering(TrainerCallback):
         if loss is not None and not np.isfinite(loss):
             raise InputError(
                 f"the training loss became {loss} in epoch {state.epoch:.2f}; lower --learning_rate, "
-                f"{'give --mixed_precision no, ' if args.bf16 else ''}or look for broken weights in --base_model"
+                f"{'give --mixed_precision no, ' if args.bf16 else ''}or check the weights of --base_model"
             )
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -520,12 +522,12 @@ class Steering(TrainerCallback):
         if state.is_world_process_zero:
             write_text(self.run.output_dir / "metrics.csv", curve.to_csv(index=False))
         if _epochs_without_gain(state.log_history) >= self.patience:
-            log.info("no gain in val macro F1 for %d epochs: stopping early", self.patience)
+            log.info("val macro F1 has not improved for %d epochs: stopping early", self.patience)
             control.should_training_stop = True
 
     def _asked_to_stop(self) -> bool:
         asked = self.run.stop_signal is not None
-        if torch.distributed.is_initialized():  # all processes stop at one step, or none
+        if torch.distributed.is_initialized():  # all processes stop at the same step
             votes = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(votes, self.run.stop_signal)
             names = [name for name in votes if name is not None]
@@ -534,13 +536,13 @@ class Steering(TrainerCallback):
 
 
 def training_curves(log_history: list[dict]) -> pd.DataFrame:
-    """Return a row an evaluation, with the mean training loss since the one before.
+    """Return one row per evaluation, with the mean training loss since the evaluation before it.
 
     Parameters
     ----------
     log_history : list of dict
-        ``TrainerState.log_history``. An epoch that was interrupted has its training loss in parts, each
-        the mean over the steps since the entry before it.
+        ``TrainerState.log_history``. An interrupted epoch has several training losses, each the mean over the steps
+        since the entry before it.
 
     Returns
     -------
@@ -566,10 +568,10 @@ def _epochs_without_gain(log_history: list[dict]) -> int:
 
 
 def _read_state(checkpoint: Path) -> dict:
-    """Return what the Trainer has noted in a checkpoint; InputError, ValueError or TypeError if that is rubbish."""
+    """Return the Trainer's state in a checkpoint; InputError, ValueError or TypeError if it is invalid."""
     path = checkpoint / "trainer_state.json"
     state = read_json(path, dict, "delete the checkpoint")
-    TrainerState(**state)  # as the Trainer itself will read it
+    TrainerState(**state)  # the Trainer reads it the same way
     if not isinstance(state.get("log_history"), list) or not isinstance(state.get("best_model_checkpoint"), str | None):
         raise ValueError(f"{path} is not the state of a training")
     scores = [entry["eval_macro_f1"] for entry in state["log_history"] if "eval_macro_f1" in entry]
@@ -582,9 +584,9 @@ def _read_state(checkpoint: Path) -> dict:
 
 
 def _last_whole_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the newest checkpoint from which a run goes on as if it had not stopped; delete newer ones.
+    """Return the newest checkpoint from which a run can continue without loss; delete newer ones.
 
-    The Trainer itself would start with a new optimizer, or end with another model than the best, where files are gone.
+    If files are missing, the Trainer itself would start with a new optimizer, or end with a model other than the best.
     """
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
@@ -596,6 +598,6 @@ def _last_whole_checkpoint(checkpoints: Path) -> Path | None:
                 return path
         except BROKEN:
             pass
-        log.warning("%s is not whole and is deleted", path)
-        shutil.rmtree(path, ignore_errors=True)  # every process of torchrun finds it
+        log.warning("%s is incomplete and is deleted", path)
+        shutil.rmtree(path, ignore_errors=True)  # every process of torchrun deletes it
     return None

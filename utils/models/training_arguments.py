@@ -1,4 +1,4 @@
-"""The flags and the run folder of a training, which stages 02 and 06 share. Nothing heavy is loaded to parse them."""
+"""The flags and the run folder of a training, shared by stages 02 and 06. Parsing them loads no large library."""
 
 import argparse
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ AUGMENTATIONS = ("roll", "gain", "noise", "mixup", "specaugment")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the hyper-parameters that stages 02 and 06 share: the fields of `training.TrainingSettings`."""
     add = parser.add_argument
-    add("--num_train_epochs", type=cli.positive_int, default=20, help="epochs at most")
-    add("--per_device_train_batch_size", type=cli.positive_int, default=8, help="clips in a batch of one device")
-    add("--per_device_eval_batch_size", type=cli.positive_int, default=16, help="the same in evaluation")
-    add("--gradient_accumulation_steps", type=cli.positive_int, default=1, help="batches in an optimizer step")
+    add("--num_train_epochs", type=cli.positive_int, default=20, help="maximum number of epochs")
+    add("--per_device_train_batch_size", type=cli.positive_int, default=8, help="clips per batch and device")
+    add("--per_device_eval_batch_size", type=cli.positive_int, default=16, help="the same for evaluation")
+    add("--gradient_accumulation_steps", type=cli.positive_int, default=1, help="batches per optimizer step")
     add("--learning_rate", type=cli.positive_float, default=1e-4, help="peak learning rate of AdamW, falling linearly")
     add(
         "--head_learning_rate",
@@ -29,30 +29,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--weight_decay", type=cli.non_negative_float, default=0.01, help="weight decay of AdamW")
     add("--warmup_ratio", type=cli.fraction, default=0.1, help="share of all steps in which the learning rate rises")
-    add("--label_smoothing_factor", type=cli.fraction, default=0.1, help="share of a target spread over all classes")
-    add("--class_weights", choices=["balanced", "none"], default="balanced", help="weights of classes in the loss")
+    add(
+        "--label_smoothing_factor",
+        type=cli.fraction,
+        default=0.1,
+        help="share of a target distributed over all classes",
+    )
+    add("--class_weights", choices=["balanced", "none"], default="balanced", help="class weights in the loss")
     add(
         "--augment",
         nargs="+",
         choices=[*AUGMENTATIONS, "none"],
         default=list(AUGMENTATIONS),
-        help="random changes to training clips; specaugment only where the input is a spectrogram",
+        help="random changes to training clips; specaugment needs a model with a spectrogram as input",
     )
-    add("--early_stopping_patience", type=cli.positive_int, default=5, help="epochs without a gain in val macro F1")
+    add(
+        "--early_stopping_patience",
+        type=cli.positive_int,
+        default=5,
+        help="stop after this many epochs without a higher val macro F1",
+    )
     add(
         "--mixed_precision",
         choices=["auto", "bf16", "no"],
         default="auto",
-        help="bf16 computes matrix products in bfloat16; auto does so on GPUs and AMD's CPUs made for it",
+        help="bf16 computes matrix products in bfloat16; auto does so on GPUs and AMD CPUs with bfloat16 support",
     )
-    add("--gradient_checkpointing", action="store_true", help="less memory for a third more computing")
+    add("--gradient_checkpointing", action="store_true", help="use less memory, but a third more computing")
     add(
         "--dataloader_num_workers",
         type=cli.non_negative_int,
         default=None,
-        help="processes that read clips (default: none on a CPU, up to 8 on a GPU)",
+        help="processes that read clips (default: 0 on a CPU, up to 8 on a GPU)",
     )
-    add("--resume", choices=["auto", "never"], default="auto", help="go on from the last checkpoint of a stopped run")
+    add(
+        "--resume",
+        choices=["auto", "never"],
+        default="auto",
+        help="auto continues from the last checkpoint of a stopped run",
+    )
 
 
 def open_run_folder(
@@ -71,13 +86,13 @@ def open_run_folder(
 
 
 def augmentations(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the augmentations that ``--augment`` asks for.
+    """Return the augmentations of ``--augment``.
 
     Raises
     ------
     UsageError
-        If ``none`` stands beside others.
+        If ``none`` is combined with others.
     """
     if "none" in names and len(names) > 1:
-        raise UsageError(f"--augment none cannot stand beside others, got {' '.join(names)}")
+        raise UsageError(f"--augment none cannot be combined with others, got {' '.join(names)}")
     return tuple(name for name in AUGMENTATIONS if name in names)

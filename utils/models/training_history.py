@@ -1,8 +1,9 @@
-"""Which recordings a model was trained on: short digests that lie in its folder and go wherever it goes.
+"""The recordings on which a model was trained: short digests in its folder, which stay with the model.
 
-A model that is trained again, on another split, has heard recordings that the new split tests it on. So its folder
-lists all recordings of all its trainings, by their sound and by their name, and stages look up their own there.
-Names catch what was decoded in another way, as by another ``--channel``.
+A model may be trained again on another split; the test split then contains recordings of its first training. The model
+folder therefore lists all recordings of all its trainings, by their sound and by their name, and stages compare their
+own recordings with this list. Names find recordings that were decoded in another way, such as with another
+``--channel``.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "training_recordings.json"
 SCHEMA_VERSION = 1
-# What a recording was to a training: its clips were learned, or they chose the epoch.
+# Role of a recording in a training: its clips were used for training, or for choosing the epoch.
 ROLES = ("train", "val")
-DIGITS = 16  # of 64: by chance one in 10^11 pairs of a million recordings and a million others is taken for the same
+DIGITS = 16  # of 64; with a million recordings in each of two sets, a match by chance has a probability of 5e-8
 
 
 @dataclass(frozen=True)
 class History:
-    """All that a model has heard.
+    """All recordings on which a model was trained.
 
     Attributes
     ----------
     data : tuple of str
         Digests of the data sets whose recordings are listed, in the order of the trainings.
     recordings : mapping of str to frozenset of str
-        By role, ``name:`` or ``sound:`` and a digest.
+        By role: digests, each after ``name:`` or ``sound:``.
     """
 
     data: tuple[str, ...] = ()
@@ -51,12 +52,12 @@ class History:
 
 
 def history_of(model: PreTrainedModel) -> History:
-    """Return what a model has heard, as far as its folder says."""
+    """Return the training history of a model, as far as its folder records it."""
     return getattr(model, "training_history", History())
 
 
 def read_history(folder: Path) -> History:
-    """Read the history in a model folder; an empty one where there is none.
+    """Read the history in a model folder; an empty one if there is none.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def read_history(folder: Path) -> History:
 
 
 def write_history(model: PreTrainedModel, folder: Path) -> None:
-    """Write what a model has heard into its folder; nothing where that is nothing."""
+    """Write the training history of a model into its folder; write no file if it is empty."""
     history = history_of(model)
     if history.data:
         content = {"schema_version": SCHEMA_VERSION, "data_sha256": list(history.data)}
@@ -90,7 +91,7 @@ def write_history(model: PreTrainedModel, folder: Path) -> None:
 
 
 def note_training(model: PreTrainedModel, data_sha256: str, train_clips: Clips, val_clips: Clips) -> None:
-    """Add a training to the history of a model, in memory; ``config.trained_on`` lists the data sets of all."""
+    """Add a training to the history of a model, in memory; ``config.trained_on`` lists all data sets."""
     config, history = model.config, history_of(model)
     config.trained_on = _with(trained_on(config), data_sha256)
     sounds = _sounds(train_clips.data_dir)
@@ -102,21 +103,21 @@ def note_training(model: PreTrainedModel, data_sha256: str, train_clips: Clips, 
 
 
 def trained_on(config: PreTrainedConfig) -> list[str]:
-    """Return the digests of all data sets that a model is known to be trained on, first to last."""
-    last = getattr(config, "data_sha256", None)  # all that models have that were trained before there was a list
+    """Return the digests of all data sets on which a model is known to be trained, first to last."""
+    last = getattr(config, "data_sha256", None)  # older models have no list, only this value
     return list(getattr(config, "trained_on", None) or ([] if last is None else [last]))
 
 
 def warn_of_known_recordings(
     model: PreTrainedModel, name: str, data: runs.Input, splits: Mapping[str, Iterable[str]]
 ) -> dict[str, float]:
-    """Warn if a model was trained on recordings that it is to be scored on.
+    """Warn if a model was trained on recordings that will be used to score it.
 
     Parameters
     ----------
     model : PreTrainedModel
     name : str
-        What the user calls it.
+        The user's name for the model.
     data : Input
         The processed data set.
     splits : mapping of str to iterable of str
@@ -125,7 +126,8 @@ def warn_of_known_recordings(
     Returns
     -------
     dict of str to float
-        By split, how many of these recordings the model is known to be trained on; NaN where its folder lists none.
+        By split, the number of these recordings on which the model is known to be trained; NaN if its folder lists
+        none.
     """
     history, sounds = history_of(model), _sounds(Path(data.path))
     known = {}
@@ -137,9 +139,9 @@ def warn_of_known_recordings(
         if n_heard:
             log.warning(
                 "%s was trained on %d of the %d %s recordings of %s%s: its scores on them are too high. Use a model "
-                "that has heard none of them, or the split that this one was trained with",
+                "that was trained on none of them, or the split with which this one was trained",
                 *(name, n_heard, len(names), split, data.path),
-                f" ({n_heard - n_by_sound} known by their names alone)" if n_by_sound < n_heard else "",
+                f" ({n_heard - n_by_sound} known only by their names)" if n_by_sound < n_heard else "",
             )
         chosen = sum(bool(_keys(recording_id, sounds) & history.recordings["val"]) for recording_id in names)
         if chosen and split == "test":
@@ -150,15 +152,15 @@ def warn_of_known_recordings(
     unlisted = set(trained_on(model.config)) - set(history.data) - {data.sha256}
     if unlisted:
         log.warning(
-            "%s was trained on other data than what is in %s now (sha256 %s…), and its folder does not list those "
-            "recordings: clips that it was trained on may be among those that score it here",
+            "%s was trained on other data than those now in %s (sha256 %s…), and its folder does not list those "
+            "recordings: some of its training clips may be among the clips that score it here",
             *(name, data.path, "…, ".join(sorted(digest[:12] for digest in unlisted))),
         )
     return known
 
 
 def recordings_of_split(data_dir: Path, split: str) -> list[str]:
-    """Return the ids of the recordings of a split, from ``recordings.csv``; none where there is no such file."""
+    """Return the ids of the recordings of a split, from ``recordings.csv``; an empty list if there is no such file."""
     return [row["recording_id"] for row in read_recordings(data_dir) if split in row.get("split", "").split("|")]
 
 
