@@ -1,4 +1,4 @@
-"""Find out which blocks of a fine-tuned encoder can go, by every rule of the field, without training.
+"""Find the blocks of a fine-tuned encoder that can be removed, by all common rules, without training.
 
     python 05_pruning.py --model_dir runs/wav2vec2 --data_dir processed_data
     python 05_pruning.py --model_dir runs/wav2vec2 --analysis_dir analysis_results/wav2vec2-train   # measured in 04
@@ -7,20 +7,20 @@
 
 Every strategy proposes subsets of the blocks. All are scored on --search_split, and every choice is made there. Then
 the whole model, the proposals of the rules and the best subsets of the searches are scored on --report_split, once.
-The rules use the numbers of --analysis_dir, or measure on the clips of `train`.
+The rules use the measurements in --analysis_dir, or measure on the clips of `train`.
 
 forward, backward, middle, single, alternate, simple_deep: by position
-random: five draws of each size, which every rule must beat
+random: five random subsets of each size, the control for every rule
 block_influence, knn_block_influence: least influence first
 angular_block, cka_block: the adjacent blocks that change least
 convexity_peak: all blocks after the layer of highest convexity
 greedy, beam, exhaustive: searches for the best accuracy
 
 Block 0 stays unless --remove_first_block is given. Subsets with the same first blocks share their computation: all
-2,048 subsets of 12 blocks cost one front end and 2,048 blocks per clip. Stopped at any moment, the same command
-continues.
+2,048 subsets of 12 blocks need one pass of the front end and 2,048 block passes per clip. After a stop at any moment
+the same command continues.
 
-Writes <output_dir>/pruning.csv (grows with the strategies), best.json (for 07_manual_pruning.py --from), log.txt and
+Writes <output_dir>/pruning.csv (one row per subset), best.json (for 07_manual_pruning.py --from), log.txt and
 run.json; pruning.pdf/.png (blocks kept and removed beside their scores), strategies.pdf/.png (accuracy by size) and
 pareto.pdf/.png (against parameters and latency); with --heal also healing.csv and healed/model. Layers count from 0 in
 the given model.
@@ -84,55 +84,60 @@ def build_parser() -> argparse.ArgumentParser:
         choices=pruning_plan.STRATEGIES,
         default=None,
         metavar="STRATEGY",
-        help=f"of {', '.join(pruning_plan.STRATEGIES)} (default: all; exhaustive only up to "
+        help=f"one or more of {', '.join(pruning_plan.STRATEGIES)} (default: all; exhaustive only up to "
         f"{pruning_plan.MOST_SUBSETS} subsets)",
     )
-    add("--sizes", default=None, help="numbers of layers that exhaustive keeps, as 3-6,9 (default: all)")
-    add("--beam_width", type=cli.positive_int, default=4, help="subsets of a size that beam goes on from")
+    add("--sizes", default=None, help="numbers of layers that exhaustive keeps, such as 3-6,9 (default: all)")
+    add("--beam_width", type=cli.positive_int, default=4, help="subsets that beam follows at each size")
     add(
         "--iterative",
         action="store_true",
-        help="also measure the influence anew on the pruned model after every removal: one pass over the clips of "
-        "train for each",
+        help="also measure the influence again on the pruned model after every removal; each time takes one pass over "
+        "the clips of train",
     )
-    add("--search_split", choices=splits.SPLITS, default="val", help="clips to choose subsets by")
-    add("--report_split", choices=["val", "test"], default="test", help="clips to score the chosen subsets on, once")
+    add("--search_split", choices=splits.SPLITS, default="val", help="split on which subsets are chosen")
+    add(
+        "--report_split",
+        choices=["val", "test"],
+        default="test",
+        help="split on which the chosen subsets are scored, once",
+    )
     add(
         "--analysis_dir",
         type=Path,
         default=None,
         help="output folder of 04_analysis.py for this model (default: measure what is needed on the clips of train)",
     )
-    add("--remove_first_block", action="store_true", help="let block 0 go too, where the architecture allows it")
+    add("--remove_first_block", action="store_true", help="remove block 0 too, if the architecture permits it")
     add("--margin", type=cli.fraction, default=0.02, help="accuracy that may be lost, as a share of all clips")
     add("--heal", type=cli.non_negative_int, default=0, help="epochs of fine-tuning for the chosen subset")
     add(
         "--heal_part",
         choices=pruning_plan.HEAL_PARTS,
         default="head",
-        help="what healing trains: head, head and last block, all",
+        help="part that healing trains: head, head and last block, all",
     )
     add(
         "--heal_keep",
         default=None,
-        help="subset to heal, as 0-3,7 (default: the smallest that is no worse than the margin; if there is none, the "
-        "best with the fewest blocks removed)",
+        help="subset to heal, such as 0-3,7 (default: the smallest within the margin; if there is none, the best with "
+        "the fewest blocks removed)",
     )
-    add("--batch_size", type=cli.positive_int, default=16, help="clips at once")
+    add("--batch_size", type=cli.positive_int, default=16, help="clips per batch")
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Leave a folder of results, and the summary of all results beside it."""
+    """Write a folder of results, and rebuild the summary of all results."""
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         name = names.variant_of(names.of_model(args.model_dir), names.SWEEP)
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
     if args.search_split == args.report_split:
         raise UsageError(
-            f"--search_split and --report_split are both {args.report_split}: a subset that was chosen by its score on "
-            "some clips looks better on these than on any others; choose on val, report on test"
+            f"--search_split and --report_split are both {args.report_split}: the score of a subset is too high on the "
+            "clips on which it was chosen; choose on val, report on test"
         )
     inputs = {"model_dir": model_folder.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
     if args.analysis_dir is not None:
@@ -145,12 +150,12 @@ def run(args: argparse.Namespace) -> None:
     except AlreadyComplete:
         runs.log_figures(args.output_dir)
         raise
-    summary.rebuild_summary(names.root_of(args.output_dir))  # in which this result has no row
+    summary.rebuild_summary(names.root_of(args.output_dir))  # a sweep has no row there
     runs.log_figures(args.output_dir)
 
 
 class Sweep(NamedTuple):
-    """What is asked for, once it is known to be possible.
+    """The checked inputs of a sweep.
 
     Attributes
     ----------
@@ -160,9 +165,9 @@ class Sweep(NamedTuple):
     train_clips, search_clips, report_clips : Clips
     plan : pruning_plan.Plan
     evidence : Evidence
-        What stage 04 has measured.
+        The measurements of stage 04.
     heal_keep : tuple of int or None
-        The subset that the user wants healed.
+        The subset of --heal_keep.
     """
 
     args: argparse.Namespace
@@ -177,7 +182,7 @@ class Sweep(NamedTuple):
 
 
 def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run) -> Sweep:
-    """Load the model and the clips, and check what was asked for against them."""
+    """Load the model and the clips, and check the flags against them."""
     device = this_run.choose_device(args.device)
     evidence = layer_selection.Evidence()
     if args.analysis_dir is not None:
@@ -202,7 +207,7 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
 
 
 def sweep(asked: Sweep, this_run: runs.Run) -> None:
-    """Score what the strategies propose, choose, and report."""
+    """Score the subsets of the strategies, choose, and report."""
     args, loaded, plan = asked.args, asked.loaded, asked.plan
     start_line.log_start(
         *(args.device, loaded.device, {str(args.model_dir): loaded.model}),
@@ -224,7 +229,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
     )
     table = pruning_table.PruningTable(args.output_dir / pruning_table.CSV_NAME, loaded, on_search, on_report)
 
-    # What the rules propose is scored in one walk, with all subsets if the search is exhaustive.
+    # One walk scores the candidates of the rules, and all subsets if the search is exhaustive.
     with this_run.timed("rules"):
         proposed = [
             layer_selection.Candidate(pruning_table.FULL, plan.whole, 0),
@@ -239,7 +244,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
             table.add(plan.all_subsets() if strategy == pruning_plan.EXHAUSTIVE else found)
             finalists |= {candidate.keep for candidate in found}
 
-    # Every choice is made before the first look at the clips of the report.
+    # Every choice is made before any clip of the report split is scored.
     choices = pruning_table.choose(table.candidates, on_search, args.margin)
     finalists |= choices.keeps()
     to_heal = asked.heal_keep or choices.to_heal()
@@ -268,7 +273,7 @@ def write_choices(
     on_search: subset_scores.SubsetScores,
     on_report: subset_scores.SubsetScores,
 ) -> dict:
-    """Write ``best.json``; return what of it stands in ``run.json`` too."""
+    """Write ``best.json``; return the part of it that ``run.json`` records too."""
     args = asked.args
     swept = {
         "model_sha256": asked.inputs["model_dir"].sha256,
@@ -291,7 +296,7 @@ def write_choices(
 def heal(
     asked: Sweep, keep: Keep, on_search: subset_scores.SubsetScores, on_report: subset_scores.SubsetScores
 ) -> None:
-    """Leave a healed model, and the row of ``healing.csv`` that compares it with the same subset before."""
+    """Write a healed model, and ``healing.csv`` with a row that compares it with the same subset before."""
     args, loaded, work_dir = asked.args, asked.loaded, asked.args.output_dir / SCRATCH / HEALED
     healed_dir = args.output_dir / HEALED / "model"
     training_history.note_training(loaded.model, asked.inputs["data_dir"].sha256, asked.train_clips, asked.search_clips)
@@ -305,17 +310,17 @@ def heal(
 
 
 def parse_heal_keep(args: argparse.Namespace, config: PreTrainedConfig) -> Keep | None:
-    """Return the subset that the user wants healed; None leaves it to the sweep.
+    """Return the subset of --heal_keep; None lets the sweep choose.
 
     Raises
     ------
     UsageError
-        If it is impossible for this model, or nothing is to be healed.
+        If it is impossible for this model, or --heal is 0.
     """
     if args.heal_keep is None:
         return None
     if not args.heal:
-        raise UsageError("--heal_keep names what --heal trains: give the number of epochs by --heal")
+        raise UsageError("--heal_keep names the subset that --heal trains: give the number of epochs with --heal")
     keep = cli.parse_layer_list(args.heal_keep, config.num_hidden_layers)
     encoders.check_keep(config, keep)
     if not keep:

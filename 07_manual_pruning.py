@@ -1,22 +1,22 @@
 """Keep chosen blocks of an encoder and delete the others, without training.
 
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --keep_layers 0-3,7 --output_dir runs/wav2vec2-0-3,7
-    python 07_manual_pruning.py --model_dir runs/wav2vec2 --drop_layers 4-6 --dry_run        # what would be left
+    python 07_manual_pruning.py --model_dir runs/wav2vec2 --drop_layers 4-6 --dry_run        # prints the sizes only
     python 07_manual_pruning.py --model_dir facebook/wav2vec2-base --ladder --output_dir runs/ladder
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --from validation_results/sweep/best.json --n_layers 6
     python 07_manual_pruning.py --model_dir tiny                                             # interactive
 
-Takes a fine-tuned model, whose head stays as it is, or a base model, which gets a new head drawn by --seed. Layers
-count from 0 in the given model. `kept_layers` in its config counts in the base model, also after several prunings.
-Without --keep_layers, --drop_layers, --ladder and --from it asks on a terminal, step by step, and ends with the command
-that does the same.
+Takes a fine-tuned model, whose head is not changed, or a base model, which gets a new random head (--seed). Layers
+count from 0 in the given model. `kept_layers` in its config has the numbers of the base model, also after several
+prunings. Without --keep_layers, --drop_layers, --ladder and --from the stage asks for the layers on a terminal, step by
+step. At the end it prints the command that gives the same result.
 
-Prints blocks, parameters, multiply-accumulates of a clip, the share of the front end (all before the first block, which
-pruning cannot make cheaper) and the size of the weights, before and after.
+Prints blocks, parameters, multiply-accumulates per clip, the share of the front end, and the size of the weights,
+before and after. The front end is everything before the first block; pruning does not make it cheaper.
 
 Writes <output_dir>/model (plain `from_pretrained` loads it), with --ladder <output_dir>/00-blocks/model,
-01-blocks/model … up to the whole model, and log.txt and run.json. Each is a --model_dir of stages 03 to 05 and a
---base_model of stage 02. Works on the CPU.
+01-blocks/model … up to the whole model, and log.txt and run.json. Each can be the --model_dir of stages 03 to 05
+and the --base_model of stage 02. Runs on the CPU.
 """
 
 from __future__ import annotations
@@ -60,25 +60,25 @@ def build_parser() -> argparse.ArgumentParser:
         "random weights)",
     )
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--keep_layers", default=None, help="layers to keep, as 0-3,7, or none")
-    choice.add_argument("--drop_layers", default=None, help="layers to delete, as 4-6, or none")
+    choice.add_argument("--keep_layers", default=None, help="layers to keep, such as 0-3,7, or none")
+    choice.add_argument("--drop_layers", default=None, help="layers to delete, such as 4-6, or none")
     choice.add_argument(
-        "--ladder", action="store_true", help="one model a depth: the first n layers, from none to the whole model"
+        "--ladder", action="store_true", help="one model per depth: the first n layers, from none to the whole model"
     )
-    choice.add_argument("--from", type=Path, default=None, help="best.json of 05_pruning.py, for this very model")
+    choice.add_argument("--from", type=Path, default=None, help="best.json of 05_pruning.py for this model")
     parser.add_argument(
         "--n_layers",
         type=cli.non_negative_int,
         default=None,
         help="with --from: number of layers to keep (default: the fewest within the margin of the sweep)",
     )
-    parser.add_argument("--dry_run", action="store_true", help="print what would be left; write nothing")
+    parser.add_argument("--dry_run", action="store_true", help="print the sizes; write nothing")
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the sizes before and after, and leave the pruned models."""
+    """Print the sizes before and after, and write the pruned models."""
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         name = names.variant_of(names.of_model(args.model_dir), names.PRUNED)
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> None:
         keep = interact(source.config.num_hidden_layers, source.counter)
         if keep is None:
             return
-        args.keep_layers = cli.format_layer_list(keep)  # the run is recorded as that of the command
-        print(f"the same again: {command_of(args)}")
+        args.keep_layers = cli.format_layer_list(keep)  # run.json records the equivalent command
+        print(f"to repeat: {command_of(args)}")
     if args.dry_run:
         source = source or Source(args)
         show(source.sizes(layers_to_keep(args, inputs, source)))
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 class Source:
-    """The model to prune, and the sizes that it and its parts have."""
+    """The model to prune, and the sizes of the model and its subsets."""
 
     def __init__(self, args: argparse.Namespace):
         runs.seed_everything(args.seed)  # a base model's head is initialised here
@@ -117,7 +117,9 @@ class Source:
         self.config = self.loaded.config
         if not self.loaded.has_head:
             n_labels = self.config.num_labels
-            log.info("%s has no classification head: a new one for %d labels, by --seed", args.model_dir, n_labels)
+            log.info(
+                "%s has no classification head: it gets a new one for %d labels, by --seed", args.model_dir, n_labels
+            )
         self.counter, self._output_dir = model_size.SizeCounter(self.loaded), args.output_dir
         self._whole = self.counter.size_of(list(range(self.config.num_hidden_layers)))
         folder = model_folder.resolve_model_dir(Path(args.model_dir))
@@ -136,20 +138,20 @@ class Source:
 
 
 def check_arguments(args: argparse.Namespace, best_path: Path | None, asked: bool) -> None:
-    """Refuse what no model can answer, before one is loaded."""
+    """Check the flags that need no model, before a model is loaded."""
     if args.n_layers is not None and best_path is None:
-        raise UsageError("--n_layers chooses among the subsets in a best.json: give it together with --from")
+        raise UsageError("--n_layers chooses among the subsets in a best.json: use it together with --from")
     if not asked and not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageError(
-            "which layers? Give one of --keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from best.json; "
-            "only on a terminal can they be chosen step by step"
+            "no layers are given: use one of --keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from best.json; "
+            "to choose them step by step, run this on a terminal"
         )
     read = {"model_dir": args.model_dir} | ({} if best_path is None else {"from": best_path})
     replacing.check_apart(args.output_dir, read)
 
 
 def layers_to_keep(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source) -> dict[Path, list[int]]:
-    """Return the layers that the user asks for, by the model folder that is to hold them."""
+    """Return the layers to keep, by the model folder to write."""
     n_layers, folder = source.config.num_hidden_layers, args.output_dir / "model"
     if args.ladder:
         return ladder(source.config, args.output_dir)
@@ -162,7 +164,7 @@ def layers_to_keep(args: argparse.Namespace, inputs: dict[str, runs.Input], sour
 
 
 def ladder(config: PreTrainedConfig, output_dir: Path) -> dict[Path, list[int]]:
-    """Return the folder and the layers of every depth that is possible, the whole model first."""
+    """Return the folder and the layers of every possible depth, the whole model first."""
     rungs = {}
     for n_layers in range(config.num_hidden_layers, -1, -1):
         keep = list(range(n_layers))
@@ -192,7 +194,7 @@ def interact(n_layers: int, counter: SizeCounter) -> list[int] | None:
 
 
 def command_of(args: argparse.Namespace) -> str:
-    """Return the command that does what was chosen in a session."""
+    """Return the command that makes the choice of a session."""
     words = ["python", Path(__file__).name, "--model_dir", args.model_dir, "--keep_layers", args.keep_layers]
     words += ["--output_dir", str(args.output_dir)]
     if args.seed != build_parser().get_default("seed"):
@@ -201,7 +203,7 @@ def command_of(args: argparse.Namespace) -> str:
 
 
 def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source | None) -> None:
-    """Write one model, or those of a ladder that a stopped run has not written; the model is pruned in place."""
+    """Write one model, or the models of a ladder that a stopped run did not write; prune the model in place."""
     stage = Path(__file__).stem
     with runs.open_run(stage, args, inputs, outputs=OUTPUTS, result_neutral={"dry_run"}) as this_run:
         this_run.device = runs.device_name("cpu")
@@ -210,11 +212,11 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
             keeps = layers_to_keep(args, inputs, source)
         start_line.log_start(args.device, "cpu", {args.model_dir: source.loaded.model}, {})
         with this_run.timed("writing"):
-            # Down a ladder every model holds the next: the first layers of the first layers.
+            # Each model of a ladder contains the next, so one model is pruned step by step.
             for folder, keep in keeps.items():
                 encoders.prune_model(source.loaded.model, keep)
                 if folder.is_dir():
-                    log.info("%s is there already", folder)
+                    log.info("%s exists already", folder)
                     continue
                 folder.parent.mkdir(exist_ok=True)
                 encoders.save_model(source.loaded, folder)
@@ -224,14 +226,14 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
 
 
 def show_recorded(output_dir: Path) -> None:
-    """Print the sizes that a complete run has noted; an early version has noted none."""
+    """Print the sizes that a complete run recorded; early versions recorded none."""
     sizes = runs.read_record(output_dir)["metrics"].get("sizes")
     if sizes is not None:
         show(sizes)
 
 
 def show(sizes: dict) -> None:
-    """Print what was there and what remains; `Source.sizes` made it."""
+    """Print the sizes before and after, which `Source.sizes` returned."""
     print(model_size.size_table({name: model_size.ModelSize(**size) for name, size in sizes["rows"].items()}))
     print(f"A clip of {sizes['clip']}. Front end: its share of the GMACs. Models are saved in float32.")
 

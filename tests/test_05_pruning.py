@@ -218,7 +218,7 @@ def test_the_answer_is_in_the_log(data_dir, run_dir, tmp_path):
     assert main(run_dir, data_dir, tmp_path / "out", *CHEAP, "--margin", 0.9) == 0
     text = (tmp_path / "out" / "log.txt").read_text()
     known_by = "at no worse than 0.9 in accuracy ({} on val, best of 7): keep 0 (forward)"
-    assert f"3 of 4 blocks can go {known_by.format('point estimate')}" in text
+    assert f"3 of 4 blocks can be removed {known_by.format('point estimate')}" in text
     assert f"3 of 4 blocks are shown to be removable {known_by.format('95 % interval')}" in text
     assert "val: 9 groups are few" in text and "test: 9 groups are few" in text
     assert "the subset was chosen among 7 by its accuracy on val" in text
@@ -357,15 +357,15 @@ def test_the_log_says_which_subset_is_healed_and_whether_it_could_go_as_it_is(sc
 
     start = "--heal trains layers 0,2 (2 of 3 blocks): "
     assert said(0.05) == (
-        f"{start}no subset is within the margin, so the best of those with the fewest blocks removed. Before it, "
-        "pruned - whole = -0.056 in accuracy on val: worse than the margin of 0.05, so these blocks cannot go without "
-        "healing"
+        f"{start}the best with the fewest blocks removed, because no subset is within the margin. Before it, "
+        "pruned - whole = -0.056 in accuracy on val: worse than the margin of 0.05, so these blocks cannot be removed "
+        "without healing"
     )
     assert said(0.12).startswith(f"{start}the smallest within the margin. ")
     assert said(0.12).endswith("within the margin of 0.12 by the point estimate, but not by the 95 % interval")
     assert said(0.25).endswith("within the margin of 0.25 by the point estimate, and by the 95 % interval")
-    assert said(0.25, (0,)).startswith("--heal trains layers 0 (1 of 3 blocks): as --heal_keep asks. Before it, ")
-    assert said(0.25, of=candidates[:1]) == "--heal trains the whole model: nothing smaller was scored"
+    assert said(0.25, (0,)).startswith("--heal trains layers 0 (1 of 3 blocks): as given by --heal_keep. Before it, ")
+    assert said(0.25, of=candidates[:1]) == "--heal trains the whole model: no smaller subset was scored"
 
 
 def test_an_interval_without_width_of_few_groups_shows_nothing(scores_of, monkeypatch):
@@ -384,7 +384,7 @@ def test_where_no_block_can_go_the_log_says_by_what(scores_of, caplog):
     found = choose([Candidate("full", whole, 0), Candidate("a", (0, 1), 1)], on_val, margin=0.02)
     with caplog.at_level("INFO"):
         log_answer(found, 0.02, on_val, on_val)
-    assert "no block can go at no worse than 0.02 in accuracy (point estimate on val, best of 1)" in caplog.text
+    assert "no block can be removed at no worse than 0.02 in accuracy (point estimate on val, best of 1)" in caplog.text
     assert "no block is shown to be removable at no worse than 0.02 in accuracy (95 % interval on val" in caplog.text
     assert "the subset was chosen" not in caplog.text
 
@@ -552,7 +552,7 @@ def test_healing_says_what_was_before_and_after(data_dir, run_dir, healed):
     assert not (healed / "healed" / "model" / "classify.py").exists()
     said = (healed / "log.txt").read_text()
     assert "without classify.py: the model does not record" in said
-    assert "--heal trains layers 0,3 (2 of 4 blocks): as --heal_keep asks" in said
+    assert "--heal trains layers 0,3 (2 of 4 blocks): as given by --heal_keep" in said
     loaded = encoders.load_model(run_dir, "cpu")
     encoders.prune_model(loaded.model, [0, 3])
     model_folder.model_input(healed / "healed")  # the run that made it is whole
@@ -682,8 +682,8 @@ def test_what_an_analysis_lacks_is_measured(data_dir, run_dir, result, tmp_path)
     ("options", "message"),
     [
         ({"sha256": "0" * 64}, "is of another model"),
-        ({"split": "test"}, "what chooses must not see the clips of the report"),
-        ({"split": "all"}, "what chooses must not see the clips of the report"),
+        ({"split": "test"}, "the clips of the report must not influence the choice"),
+        ({"split": "all"}, "the clips of the report must not influence the choice"),
         ({"stage_name": "03_model_validation"}, "is not a complete output of 04_analysis.py"),
         ({"text": "{"}, "cannot be read as JSON"),
         ({"text": "[]"}, "holds a list […]; expected an object {…}"),
@@ -725,15 +725,15 @@ def refused(capfd, message, output_dir):
         (("--report_split", "val"), "choose on val, report on test"),
         (("--report_split", "train"), "invalid choice: 'train'"),
         (("--strategies", "luck"), "invalid choice: 'luck'"),
-        (("--sizes", "9"), "--sizes 9: expected numbers of layers to keep, from 1 to 3, as 3-6,9; layer list '9'"),
+        (("--sizes", "9"), "--sizes 9: expected numbers of layers to keep, from 1 to 3, such as 3-6,9; layer list '9'"),
         (("--sizes", "0-2"), "--sizes 0-2: expected numbers of layers to keep, from 1 to 3"),
         (("--sizes", "none"), "--sizes none: expected numbers of layers to keep, from 1 to 3"),
         (("--sizes", "a"), "'a' is not a layer or range"),
-        (("--sizes", "2", "--strategies", "forward"), "--sizes is of the strategy exhaustive"),
+        (("--sizes", "2", "--strategies", "forward"), "--sizes needs the strategy exhaustive"),
         (("--beam_width", "0"), "'0' is not an integer of at least 1"),
         (("--margin", "2"), "'2' is not a number of at least 0 and below 1"),
-        (("--iterative", "--strategies", "forward"), "--iterative goes with one of --strategies block_influence"),
-        (("--heal_keep", "0"), "give the number of epochs by --heal"),
+        (("--iterative", "--strategies", "forward"), "--iterative needs one of --strategies block_influence"),
+        (("--heal_keep", "0"), "give the number of epochs with --heal"),
         (("--heal", "1", "--heal_keep", "7"), "there is no layer 7; this model has layers 0-3"),
         (("--heal", "1", "--heal_keep", "none"), "there is no encoder to heal"),
     ],
@@ -747,7 +747,7 @@ def test_too_many_subsets_are_refused_if_asked_for_and_left_out_if_not(data_dir,
     monkeypatch.setattr(pruning_plan, "MOST_SUBSETS", 6)
     for words in (("--strategies", "exhaustive"), ("--sizes", "1-3")):
         assert main(run_dir, data_dir, tmp_path / "out", *words) == 2
-        refused(capfd, "exhaustive would score 7 subsets of 4 layers, 6 at most", tmp_path / "out")
+        refused(capfd, "exhaustive would score 7 subsets of 4 layers (limit 6)", tmp_path / "out")
     model = encoders.load_model(run_dir, "cpu").model
     plan = pruning_plan.make_plan(model, None, None, 4, False, False, 0)
     assert plan.searches == ["greedy", "beam"] and plan.all_subsets() == []

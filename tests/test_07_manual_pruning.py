@@ -377,7 +377,7 @@ def test_from_best_json(more, keep, run_dir, tmp_path):
             {"model_sha256": "0" * 64, "model_dir": "runs/other"},
             (),
             3,
-            r"of runs/other \(sha256 000000000000…\), swept on",
+            r"runs/other \(sha256 000000000000…\), swept on",
         ),
         ({"schema_version": 2}, (), 3, "schema_version 2, expected 1"),
         ({"by_depth": None}, (), 3, "is not a best.json: it holds "),
@@ -386,7 +386,7 @@ def test_from_best_json(more, keep, run_dir, tmp_path):
             (),
             3,
             r"is not a best.json: it holds 'schema_version', 'model_sha256', 'model_dir', .*; expected schema_version, "
-            r"model_sha256, model_dir, by_depth; expected what 05_pruning.py found for this very model, by default .*; "
+            r"model_sha256, model_dir, by_depth; expected the result of 05_pruning.py for this model, by default .*; "
             "run it on this model",
         ),
         ({"smallest_within_margin": {"keep": "0-3"}}, (), 3, "expected a list of layers under 'keep', got '0-3'"),
@@ -407,7 +407,7 @@ def test_a_best_json_of_another_training_says_which_file_is_wanted(run_dir, tmp_
     best = best_json(tmp_path / "best.json", run_dir, **swept, model_sha256="0" * 64)
     words = (
         r"swept on clips of 3 s of processed_data/short \(sha256 aaaaaaaaaaaa…\); --model_dir .* was trained on clips "
-        r"of 0.5 s \(a data set that is not noted\); expected what 05_pruning.py found for this very model, by default "
+        r"of 0.5 s \(an unknown data set\); expected the result of 05_pruning.py for this model, by default "
         r"validation_results/birds.sweep/best.json"
     )
     refuse(capfd, 3, words, tmp_path / "no", "--model_dir", run_dir, "--from", best)
@@ -417,8 +417,8 @@ def test_a_best_json_of_another_training_says_which_file_is_wanted(run_dir, tmp_
     ("changes", "words"),
     [
         ({"data_sha256": "b" * 64}, "clips that it was trained on may be among them"),
-        ({"search_split": "test"}, "by the split test: scores of the pruned model on test are too good"),
-        ({"search_split": "train"}, "by the split train, which the model has learned"),
+        ({"search_split": "test"}, "on the split test: scores of the pruned model on test are too high"),
+        ({"search_split": "train"}, "on the split train, where the model was trained"),
         ({"data_sha256": "d" * 64, "search_split": "val"}, None),
         ({}, None),  # of an earlier version
     ],
@@ -588,8 +588,8 @@ def test_session_ends_with_the_command_that_does_the_same(run_dir, tmp_path, mon
     assert "[ 0] .  [ 2][ 3]" in out
     assert config_of(first / "model")["kept_layers"] == [0, 2, 3]
 
-    command = next(line for line in out.splitlines() if line.startswith("the same again: "))
-    words = shlex.split(command.removeprefix("the same again: "))
+    command = next(line for line in out.splitlines() if line.startswith("to repeat: "))
+    words = shlex.split(command.removeprefix("to repeat: "))
     assert words[:2] == ["python", "07_manual_pruning.py"]
     assert words[2:] == ["--model_dir", str(run_dir), "--keep_layers", "0,2-3", "--output_dir", str(first)]
     monkeypatch.setattr("sys.stdin", io.StringIO())
@@ -602,7 +602,7 @@ def test_command_of_a_base_model_names_a_seed_that_is_not_the_default(base_dir, 
     command = ("--model_dir", base_dir, "--output_dir", tmp_path / "a", "--seed", 7)
     code, out = typed(monkeypatch, capsys, ["-2\n", "ok\n"], *command)
     assert code == 0
-    words = shlex.split(next(line for line in out.splitlines() if line.startswith("the same again: ")))[5:]
+    words = shlex.split(next(line for line in out.splitlines() if line.startswith("to repeat: ")))[5:]
     words[words.index(str(tmp_path / "a"))] = tmp_path / "b"
     assert main(*words) == 0
     assert same(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))

@@ -451,7 +451,8 @@ def test_missing_evidence_is_named_with_what_to_do(rule):
         with pytest.raises(InputError) as error:
             candidates(rule, 6, evidence)
         assert str(error.value) == (
-            f"rule {rule} needs {need}, of which there is no number; run 04_analysis.py with --metrics {METRICS[need]}"
+            f"rule {rule} needs {need}, but there is no finite number of it; "
+            f"run 04_analysis.py with --metrics {METRICS[need]}"
         )
     assert missing_evidence(rule, Evidence()) == [need]
     assert missing_evidence(rule, full_evidence(6)) == []
@@ -466,9 +467,9 @@ def test_evidence_of_another_model_is_refused(name):
 
 
 def test_usage_errors():
-    with pytest.raises(UsageError, match="no rule 'upwards', expected one of forward, backward"):
+    with pytest.raises(UsageError, match="unknown rule 'upwards', expected one of forward, backward"):
         candidates("upwards", 6)
-    with pytest.raises(UsageError, match=r"cannot protect blocks \[6\]: this model has 6, counted from 0"):
+    with pytest.raises(UsageError, match=r"cannot protect blocks \[6\]: this model has 6 blocks, from 0 on"):
         candidates("forward", 6, protected=frozenset({0, 6}))
     with pytest.raises(UsageError, match="width of at least 1, got 0"):
         beam(6, lambda keeps: [0.0] * len(keeps), width=0)
@@ -545,7 +546,7 @@ def test_recommendation_of_hardly_any_blocks(n_layers):
         ({"n_layers": True, "evidence": {}}, "n_layers is True"),
         ({"n_layers": -1, "evidence": {}}, "n_layers is -1"),
         ({"n_layers": 2}, "evidence holds null, expected an object"),
-        ({"n_layers": 2, "evidence": {"probe": [1, 2]}}, "no evidence 'probe', expected block_influence"),
+        ({"n_layers": 2, "evidence": {"probe": [1, 2]}}, "unknown evidence 'probe', expected block_influence"),
         (
             {"n_layers": 2, "evidence": {"block_influence": [1, "2"]}},
             r"block_influence is not an array .* shape \(2,\)",

@@ -1,1 +1,1 @@
-"""Stages 05 and 07: which blocks can go."""
+"""Stages 05 and 07: which blocks can be removed."""

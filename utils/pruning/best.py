@@ -47,7 +47,7 @@ def read_best(path: Path, redo: str) -> dict:
     ----------
     path : Path
     redo : str
-        What the user can do where the file is missing or not as expected; ends the message.
+        What the user can do if the file is missing or malformed; the end of the error message.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def read_best(path: Path, redo: str) -> dict:
 
 
 def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_layers: int | None) -> list[int]:
-    """Return the layers to keep that a sweep found best.
+    """Return the layers that a sweep chose to keep.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
     config : PreTrainedConfig
         Its config.
     n_layers : int or None
-        Number of layers to keep; None takes the fewest within the sweep's margin.
+        Number of layers to keep; None uses the smallest subset within the sweep's margin.
 
     Raises
     ------
@@ -85,11 +85,11 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
         If the sweep holds no subset of that depth.
     """
     usual = Path("validation_results", names.variant_of(names.of_model(model.path), names.SWEEP), NAME)
-    redo = f"expected what 05_pruning.py found for this very model, by default {usual}; run it on this model"
+    redo = f"expected the result of 05_pruning.py for this model, by default {usual}; run it on this model"
     best = read_best(path, redo)
     if best["model_sha256"] != model.sha256:
         raise InputError(
-            f"{path} is of another model: of {best['model_dir']} (sha256 {best['model_sha256'][:12]}…), swept on "
+            f"{path} is of another model: {best['model_dir']} (sha256 {best['model_sha256'][:12]}…), swept on "
             f"{_describe_data(best)}; --model_dir {model.path} has {model.sha256[:12]}… and was trained on "
             f"{_describe_data(vars(config))}; {redo}"
         )
@@ -116,24 +116,24 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
 
 
 def _describe_data(source: dict) -> str:
-    """Return clip length and data set that a ``best.json`` or a model's config notes, in words."""
+    """Return clip length and data set that a ``best.json`` or a model's config records, in words."""
     folder, seconds, digest = (source.get(name) for name in ("data_dir", "clip_seconds", "data_sha256"))
-    clips = f"clips of {seconds:g} s" if isinstance(seconds, int | float) else "clips of a length that is not noted"
-    data = f"sha256 {digest[:12]}…" if isinstance(digest, str) else "a data set that is not noted"
+    clips = f"clips of {seconds:g} s" if isinstance(seconds, int | float) else "clips of unknown length"
+    data = f"sha256 {digest[:12]}…" if isinstance(digest, str) else "an unknown data set"
     return f"{clips} of {folder} ({data})" if isinstance(folder, str) else f"{clips} ({data})"
 
 
 def _warn_of_choice(path: Path, best: dict, config: PreTrainedConfig) -> None:
-    """Warn where layers were chosen by clips that the model has learned from, or that later score it."""
+    """Warn if layers were chosen on clips that the model was trained on, or that will score it."""
     trained_on, swept_on = getattr(config, "data_sha256", None), best.get("data_sha256")
     if None not in (trained_on, swept_on) and trained_on != swept_on:
         log.warning(
-            "%s chose layers by %s, and the model was trained on %s: clips that it was trained on may be among them; "
+            "%s chose layers on %s, but the model was trained on %s: clips that it was trained on may be among them; "
             "run 05_pruning.py with the --data_dir that the model was trained on",
             *(path, _describe_data(best), _describe_data(vars(config))),
         )
     split = best.get("search_split")
     if split == "test":
-        log.warning("%s chose layers by the split test: scores of the pruned model on test are too good", path)
+        log.warning("%s chose layers on the split test: scores of the pruned model on test are too high", path)
     elif split == "train":
-        log.warning("%s chose layers by the split train, which the model has learned: they may not be the best", path)
+        log.warning("%s chose layers on the split train, where the model was trained: they may not be the best", path)

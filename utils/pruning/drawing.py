@@ -1,4 +1,4 @@
-"""Figures of a sweep of stage 05, drawn from its files: by the stage, and whenever they are asked for."""
+"""Draw the figures of a sweep of stage 05 from its files; used by the stage and by experiments.figures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Healing: a brief fine-tuning of a pruned model, of its head alone or of more, and what it is good for."""
+"""Healing: a brief fine-tuning of a pruned model, of its head alone or of more, and its effect on the scores."""
 
 import argparse
 import dataclasses
@@ -24,12 +24,12 @@ from utils.scores.evaluation import macro_f1
 
 log = logging.getLogger(__name__)
 
-# A head on fixed features bears ten times the rate of a whole encoder (the default of 02_finetuning.py).
+# A head on fixed features can use ten times the learning rate of an encoder (the default of 02_finetuning.py).
 HEAD_RATE_FACTOR = 10.0
 
 
 def settings_for(n_epochs: int, seed: int) -> training.TrainingSettings:
-    """Return the hyper-parameters of 02_finetuning.py, all but the number of epochs and the seed at their defaults."""
+    """Return the default hyper-parameters of 02_finetuning.py, with the given number of epochs and seed."""
     parser = argparse.ArgumentParser()
     training_arguments.add_arguments(parser)
     flags = vars(parser.parse_args([]))
@@ -55,18 +55,18 @@ def heal_subset(
     Parameters
     ----------
     loaded : LoadedModel
-        In evaluation mode; left as it is.
+        In evaluation mode; it is not changed.
     keep : tuple of int
         Blocks to keep.
     folder : Path
-        Model folder to write; the folder that it is in is replaced.
+        Model folder to write; its parent folder is replaced.
     part, train_clips, val_clips, settings, work_dir, batch_size
         As for `heal`.
     """
     if folder.is_dir():
-        log.info("%s is there already", folder)
+        log.info("%s exists already", folder)
         return
-    shutil.rmtree(folder.parent, ignore_errors=True)  # left by a kill in the middle of a write
+    shutil.rmtree(folder.parent, ignore_errors=True)  # a killed run may have left a part of it
     folder.parent.mkdir()
     pruned = encoders.pruned_copy(loaded, keep)
     heal(pruned, part, train_clips, val_clips, settings, work_dir, batch_size)
@@ -75,23 +75,23 @@ def heal_subset(
 
 
 def compare(folder: Path, keep: Keep, before_on: dict[str, SubsetScores], device: str) -> dict[str, float]:
-    """Score a healed model and the same subset before, on each split.
+    """Score a healed model and the same subset before healing, on each split.
 
     Parameters
     ----------
     folder : Path
-        What `heal_subset` saved.
+        The model folder of `heal_subset`.
     keep : tuple of int
-        Its blocks, in the model of the sweep.
+        Its blocks, with the numbers of the swept model.
     before_on : dict of str to SubsetScores
-        By a name for the split; the subset must have been run.
+        Scores before healing by a name for the split; the subset must have been run.
     device : str
         ``cpu`` or ``cuda``.
 
     Returns
     -------
     dict of str to float
-        Of each split ``<name>_accuracy_before, …_after, <name>_macro_f1_before, …_after``, and
+        For each split ``<name>_accuracy_before, …_after, <name>_macro_f1_before, …_after``, and
         ``<name>_difference`` in accuracy with its paired 95 % interval, ``…_low`` and ``…_high``.
     """
     healed = encoders.load_model(folder, device)
@@ -127,18 +127,18 @@ def heal(
     Parameters
     ----------
     loaded : LoadedModel
-        In evaluation mode, and left so.
+        In evaluation mode, before and after.
     part : {"head", "last", "all"}
-        What learns. ``head``: the modules after the pooling, on pooled states that are computed once, with no
+        The part to train. ``head``: the modules after the pooling, on pooled states that are computed once, with no
         augmentation. ``last``: these, the last block and a norm between the two. ``all``: everything.
     train_clips, val_clips : Clips
-        To learn from, and to choose the epoch by.
+        Clips to train on, and clips to choose the epoch.
     settings : TrainingSettings
         Hyper-parameters.
     work_dir : Path
-        Work in progress: a second call goes on from the checkpoints of a first that was stopped.
+        Folder for checkpoints; after a stop the next call continues from them.
     batch_size : int
-        Clips at once, of computing the pooled states.
+        Clips per batch when the pooled states are computed.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def heal(
 
 
 def freeze_all_but_last(model: PreTrainedModel) -> None:
-    """Let only the head, the last block, and a norm between the two learn."""
+    """Make only the head, the last block and a norm between the two trainable."""
     architecture = architectures.architecture_of(model.config)
     blocks = architectures.blocks_of(model)
     encoders.freeze(model, feature_encoder=True, layers=list(range(len(blocks) - 1)))
@@ -194,9 +194,9 @@ def fit_head(
         From `layer_sweep.pooled_states`.
     train_label_ids, val_label_ids : ndarray of int, shape (n_clips,)
     weights : Tensor of shape (n_classes,), or None
-        Of classes in the loss.
+        Weights of the classes in the loss.
     settings : TrainingSettings
-        Of which augmentation, warm-up, early stopping and precision are not read.
+        Augmentation, warm-up, early stopping and precision are not used.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the rules of `layer_selection` go by: measured from the hidden states of a model or of a part of it."""
+"""Measure the evidence for the rules of `layer_selection` from hidden states of a model or of some of its blocks."""
 
 import json
 import zipfile
@@ -25,12 +25,12 @@ def measure_evidence(
     n_classes: int,
     seed: int,
 ) -> Evidence:
-    """Measure what the rules need.
+    """Measure the evidence that the rules need.
 
     Parameters
     ----------
     hidden : HiddenStates
-        Of all layers of the model.
+        Hidden states of all layers of the model.
     needs : collection of str
         Names of fields of `Evidence`; the others stay None.
     num_neighbors : int
@@ -40,12 +40,12 @@ def measure_evidence(
     n_classes : int
         Number of labels, for ``convexity``.
     seed : int
-        Of the draw of those pairs.
+        Seed of the draw of these pairs.
 
     Raises
     ------
     InputError
-        If there are too few clips for what is needed.
+        If there are too few clips for the evidence.
     """
 
     def convexity_of_layers() -> np.ndarray:
@@ -77,15 +77,15 @@ def evidence_of_subset(
     folder: Path,
     key: dict,
 ) -> Evidence:
-    """Run clips through the model that keeps some blocks alone, and measure; or take what an earlier call left.
+    """Measure the evidence of the model that keeps only some blocks, or read the results of an earlier call.
 
-    Can be killed at any moment; see `hidden_states.extract`. The numbers stay in the folder, the hidden
-    states do not.
+    A call can be killed at any moment; see `hidden_states.extract`. The results stay in the folder; the
+    hidden states are deleted.
 
     Parameters
     ----------
     loaded, clips, batch_size, folder, key
-        As for `hidden_states.extract`; the model is left as it is.
+        As for `hidden_states.extract`; the model is not changed.
     keep : tuple of int
         Blocks to keep, ascending.
     needs, num_neighbors, num_pairs, seed
@@ -94,7 +94,7 @@ def evidence_of_subset(
     Raises
     ------
     InputError
-        If a hidden state is not finite, or there are too few clips for what is needed.
+        If a hidden state is not finite, or there are too few clips for the evidence.
     """
     needs = sorted(needs)
     name = f"{'+'.join(needs)}-{cli.format_layer_list(keep)}"

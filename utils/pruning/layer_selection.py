@@ -1,12 +1,12 @@
-"""Which blocks to keep: every rule of the field, from what was measured to kept lists.
+"""Rules and searches that choose the blocks to keep.
 
-Blocks count from 0 in the numbering of the model at hand. Hidden layer 0 is the input of block 0, hidden
-layer l the output of block l-1. A kept list is an ascending tuple of blocks. Blocks in `protected` are
-never removed, and where it is empty every list still keeps at least one block, but for the two cases
-that say so (``convexity_peak``, and a size of 0 that was asked for).
+Blocks are numbered from 0 in the given model. Hidden layer 0 is the input of block 0, hidden layer l the
+output of block l-1. A kept list is an ascending tuple of blocks. Blocks in `protected` are never removed. If
+it is empty, every list still keeps at least one block, except with ``convexity_peak`` and with a requested
+size of 0.
 
-Unless said otherwise, of two equally good choices the one is taken that removes the later block: in the
-published study the early blocks mattered most. A number that is not finite never removes a block.
+Of two equally good choices the one that removes the later block is taken, if nothing else is documented: in
+the published study the early blocks mattered most. A block whose number is not finite is never removed.
 """
 
 import itertools
@@ -27,7 +27,7 @@ Evaluate = Callable[[list[Keep]], Sequence[float]]
 
 FIRST_BLOCK = frozenset({0})
 SEARCHES = ("greedy", "beam", "exhaustive")
-# What 04_analysis.py has to be asked for, by the evidence it gives.
+# The --metrics of 04_analysis.py that measure each kind of evidence.
 METRICS = {
     "block_influence": "block_influence",
     "knn_block_influence": "mutual_knn",
@@ -39,16 +39,16 @@ METRICS = {
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What 04_analysis.py measured of a model; None where it did not.
+    """Measurements of 04_analysis.py on a model; None if not measured.
 
     Attributes
     ----------
     block_influence, knn_block_influence : ndarray of float, shape (n_layers,), or None
         Influence of every block.
     angular_distance : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
-        Entry [i, j], i < j, is the distance between hidden layers i and j; the rest is not read.
+        Entry [i, j], i < j, is the distance between hidden layers i and j; other entries are not read.
     cka : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
-        Similarity of hidden layers, of which entries [i, j], i < j, are read.
+        Similarity of hidden layers; only entries [i, j], i < j, are read.
     convexity : ndarray of float, shape (n_layers + 1,), or None
         Graph convexity of every hidden layer.
     """
@@ -78,7 +78,7 @@ class Rule:
     needs : tuple of str
         Names of `Evidence`'s fields.
     removals : callable
-        Takes a `_Task`, gives the removed blocks of each candidate.
+        Takes a `_Task`, returns the removed blocks of each candidate.
     several : bool
         Whether a depth may have more than one candidate.
     """
@@ -89,12 +89,12 @@ class Rule:
 
     def __post_init__(self):
         if unknown := set(self.needs) - set(METRICS):
-            raise ValueError(f"a rule needs {', '.join(sorted(unknown))}, which METRICS has no metric of 04 for")
+            raise ValueError(f"a rule needs {', '.join(sorted(unknown))}, but METRICS names no metric of 04 for it")
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a rule works from: `removable` ascends, `most` is the greatest number of blocks to remove."""
+    """Input of a rule; `removable` is ascending, `most` is the largest number of blocks to remove."""
 
     n_layers: int
     removable: list[int]
@@ -116,25 +116,25 @@ def candidates(
 ) -> list[Candidate]:
     """Return the kept lists that a rule without search proposes, by number of removed blocks.
 
-    Unless said otherwise a rule gives one list for each number of removed blocks from 1 to
-    ``n_layers - max(1, len(protected))``. Protected blocks are passed over.
+    A rule gives one list for each number of removed blocks from 1 to ``n_layers - max(1, len(protected))``,
+    if nothing else is documented below. Protected blocks are skipped.
 
     - ``forward``: removes the first, the first two, …; ``backward``: the last, the last two, ….
-    - ``middle``: the block at the centre, then its neighbours outwards, one at a time, the later of two
-      equally near ones first; keeps the first and the last block.
+    - ``middle``: removes the block at the centre, then its neighbours outwards, one at a time; of two equally
+      near blocks the later one first. It keeps the first and the last block.
     - ``single``: removes one block, each in turn.
     - ``alternate``: removes 1, then 1 and 3, …, until every other block is gone.
     - ``simple_deep``: the deepest n except the last (Gromov et al. 2024, arXiv 2403.17887).
-    - ``random``: `n_random` different lists for each number, uniform among all; all where there are
-      not more.
+    - ``random``: `n_random` different lists for each number, drawn uniformly; all lists if there are no
+      more than `n_random`.
     - ``block_influence`` (Men et al. 2024, arXiv 2403.03853), ``knn_block_influence`` (Dorszewski et
       al. 2024, arXiv 2409.16302): by ascending influence, measured once on the whole model.
     - ``angular_block`` (Gromov et al. 2024), ``cka_block``: the n adjacent blocks l … l+n-1 with the
-      least distance between hidden layers l and l+n, which is the angular distance or 1 - CKA; the
-      lower l of two equal ones; nothing where every such run holds a protected block.
+      least distance between hidden layers l and l+n. The distance is the angular distance or 1 - CKA. Of
+      equal runs the one with the lower l; no list if every such run holds a protected block.
     - ``convexity_peak`` (Dorszewski et al. 2024, arXiv 2408.11858): one list, blocks 0 … l-1 for the
       first hidden layer l whose convexity is at most `convexity_tolerance` below the best. It may
-      remove nothing (the last layer is best) or all that is not protected (l = 0).
+      remove nothing (the last layer is best) or all blocks that are not protected (l = 0).
 
     Parameters
     ----------
@@ -143,13 +143,13 @@ def candidates(
     n_layers : int
         Number of blocks; fewer than 2 leave nothing to choose.
     evidence : Evidence or None
-        What the rule's ``needs`` ask for.
+        The evidence in the rule's ``needs``.
     protected : set of int
         Blocks that every list keeps.
     seed, n_random : int
-        Of ``random``.
+        Seed and number of lists of ``random``.
     convexity_tolerance : float
-        Of ``convexity_peak``, in units of convexity.
+        Tolerance of ``convexity_peak``, in units of convexity.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def candidates(
     missing = missing_evidence(rule, evidence)
     if missing:
         raise InputError(
-            f"rule {rule} needs {' and '.join(missing)}, of which there is no number; "
+            f"rule {rule} needs {' and '.join(missing)}, but there is no finite number of it; "
             f"run 04_analysis.py with --metrics {' '.join(METRICS[name] for name in missing)}"
         )
     task = _Task(
@@ -187,14 +187,14 @@ def candidates(
 
 
 def missing_evidence(rule: str, evidence: Evidence) -> list[str]:
-    """Return the names of the evidence that a rule of `RULES` needs and that holds no finite number."""
+    """Return the names of the evidence that a rule of `RULES` needs and that has no finite number."""
     return [name for name in RULES[rule].needs if not _has_number(getattr(evidence, name))]
 
 
 def iterative(
     rule: str, n_layers: int, measure: Callable[[Keep], np.ndarray], protected: AbstractSet[int] = FIRST_BLOCK
 ) -> list[Candidate]:
-    """Remove the least influential block, measure the pruned model, and so on.
+    """Remove the least influential block, measure the pruned model, and repeat.
 
     Parameters
     ----------
@@ -203,8 +203,8 @@ def iterative(
     n_layers : int
         Number of blocks of the whole model.
     measure : callable
-        Takes a kept list, returns the influence of each of its blocks in the model that keeps these
-        alone, shape (len(keep),). Called once for each removal, first with all blocks.
+        Takes a kept list, returns the influence of each of its blocks in the model that keeps only these,
+        shape (len(keep),). Called once for each removal, first with all blocks.
     protected : set of int
         Blocks that are never removed.
 
@@ -239,7 +239,7 @@ def iterative(
 
 
 def greedy(n_layers: int, evaluate: Evaluate, protected: AbstractSet[int] = FIRST_BLOCK) -> list[Candidate]:
-    """Remove, again and again, the block whose removal costs the least; see `beam`, of width 1."""
+    """Remove the block whose removal costs the least, and repeat; this is `beam` with width 1."""
     return _beam("greedy", n_layers, evaluate, protected, width=1)
 
 
@@ -248,16 +248,16 @@ def beam(
 ) -> list[Candidate]:
     """Remove blocks one by one, following the `width` best kept lists of each depth.
 
-    A plain beam may drop the list that `greedy` follows and end below it. Here that list always has one
-    of the places, so that at every depth the beam is at least as good as greedy.
+    A plain beam can drop the list that `greedy` follows, and end below it. Here that list always has one of
+    the places. So the beam is at least as good as greedy at every depth.
 
     Parameters
     ----------
     n_layers : int
         Number of blocks.
     evaluate : callable
-        Takes kept lists, returns their scores, higher is better. Called once a depth with all lists of
-        that depth, so that it can share their prefixes. A score of NaN is the worst.
+        Takes kept lists, returns their scores, higher is better. Called once per depth with all lists of
+        that depth, so that it can share their prefixes. NaN is the worst score.
     protected : set of int
         Blocks that every list keeps.
     width : int
@@ -282,7 +282,7 @@ def beam(
 def exhaustive(
     n_layers: int, evaluate: Evaluate, protected: AbstractSet[int] = FIRST_BLOCK, sizes: Collection[int] | None = None
 ) -> list[Candidate]:
-    """Evaluate every kept list of the asked sizes and return the best of each.
+    """Evaluate every kept list of the requested sizes and return the best of each.
 
     Parameters
     ----------
@@ -318,10 +318,10 @@ def exhaustive(
 def all_subsets(
     n_layers: int, protected: AbstractSet[int] = FIRST_BLOCK, sizes: Collection[int] | None = None
 ) -> Iterator[Keep]:
-    """Yield every kept list of the asked sizes that holds the protected blocks.
+    """Yield every kept list of the requested sizes that holds the protected blocks.
 
-    The largest come first, those of one size in lexicographic order. By default all sizes are asked for,
-    the whole model among them, but not the empty list.
+    The largest lists come first; lists of one size are in lexicographic order. The default is all sizes,
+    including the whole model but not the empty list.
 
     Raises
     ------
@@ -381,7 +381,7 @@ def _random(task: _Task) -> Iterator[Sequence[int]]:
         if math.comb(len(task.removable), n_removed) <= task.n_random:
             yield from itertools.combinations(task.removable, n_removed)
             continue
-        drawn: dict[Keep, None] = {}  # a set that remembers the order of drawing
+        drawn: dict[Keep, None] = {}  # an ordered set
         while len(drawn) < task.n_random:
             drawn[tuple(sorted(rng.choice(task.removable, n_removed, replace=False).tolist()))] = None
         yield from drawn
@@ -464,7 +464,7 @@ def _beam(rule: str, n_layers: int, evaluate: Evaluate, protected: AbstractSet[i
 
 
 def _children(keep: Keep, removable: Collection[int]) -> list[Keep]:
-    """Return the lists that lack one more block."""
+    """Return the lists with one more block removed."""
     return [tuple(other for other in keep if other != block) for block in keep if block in removable]
 
 
@@ -473,7 +473,7 @@ def _evaluate(evaluate: Evaluate, keeps: list[Keep]) -> dict[Keep, float]:
 
 
 def _best_first(scores: Mapping[Keep, float]) -> list[Keep]:
-    """Return kept lists by falling score, NaN last, equal ones in lexicographic order."""
+    """Return kept lists by descending score, NaN last, equal ones in lexicographic order."""
     return sorted(scores, key=lambda keep: (math.inf if math.isnan(scores[keep]) else -scores[keep], keep))
 
 
@@ -486,20 +486,20 @@ def _without(rule: str, n_layers: int, removed: Collection[int]) -> Candidate:
 
 def _check_name(rule: str, names: Collection[str]) -> None:
     if rule not in names:
-        raise UsageError(f"there is no rule {rule!r}, expected one of {', '.join(names)}")
+        raise UsageError(f"unknown rule {rule!r}, expected one of {', '.join(names)}")
 
 
 def _removable(n_layers: int, protected: AbstractSet[int]) -> list[int]:
     blocks = range(n_layers)
     if not protected <= set(blocks):
         raise UsageError(
-            f"cannot protect blocks {sorted(protected - set(blocks))}: this model has {n_layers}, counted from 0"
+            f"cannot protect blocks {sorted(protected - set(blocks))}: this model has {n_layers} blocks, from 0 on"
         )
     return [block for block in blocks if block not in protected]
 
 
 def _checked_sizes(n_layers: int, protected: AbstractSet[int], sizes: Collection[int] | None) -> list[int]:
-    """Return the asked sizes, falling, each once."""
+    """Return the requested sizes in descending order, each once."""
     if sizes is None:
         sizes = range(max(1, len(protected)), n_layers + 1)
     impossible = sorted({size for size in sizes if not len(protected) <= size <= n_layers})
@@ -512,7 +512,7 @@ def _checked_sizes(n_layers: int, protected: AbstractSet[int], sizes: Collection
 
 
 def shape_of(name: str, n_layers: int) -> tuple[int, ...]:
-    """Return the shape that a piece of evidence of a model of `n_layers` blocks has."""
+    """Return the shape of a kind of evidence for a model of `n_layers` blocks."""
     if name in ("block_influence", "knn_block_influence"):
         return (n_layers,)
     return (n_layers + 1,) if name == "convexity" else (n_layers + 1, n_layers + 1)
@@ -530,7 +530,7 @@ def check_evidence(n_layers: int, evidence: Evidence) -> None:
 
 
 def _has_number(values: np.ndarray | None) -> bool:
-    """Say whether any entry that a rule reads is finite: of a matrix, those above the diagonal."""
+    """Return whether any entry that a rule reads is finite; in a matrix these are above the diagonal."""
     if values is None:
         return False
     values = np.asarray(values, dtype=np.float64)

@@ -1,9 +1,9 @@
-"""Evaluating many pruned versions of one model at little more than the cost of their different parts.
+"""Evaluate many pruned versions of one model, and compute the parts that they share once.
 
-Kept lists that begin alike share all blocks up to where they part, and all share the front end. So each
-batch of clips walks the trie of the lists depth first: a node is one block applied to one hidden state, a
-leaf is pooling and head. In lexicographic order every list continues the part of its predecessor's path
-that the two share, so that a path of at most depth + 1 hidden states is all that is ever kept.
+Kept lists with the same first blocks share the computation of these blocks, and all lists share the front
+end. So each batch of clips walks the trie of the lists depth first: a node is one block applied to one hidden
+state, a leaf is pooling and head. In lexicographic order every list continues from the blocks that it shares
+with the list before it. So memory holds one path of at most depth + 1 hidden states.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ log = logging.getLogger(__name__)
 
 Keep = tuple[int, ...]
 
-# Kernels work in memory of their own besides their inputs and outputs. oneDNN's convolutions copy both
-# into another layout, and the allocator leaves gaps: together as much again as the tensors themselves.
+# Kernels need working memory besides their inputs and outputs. oneDNN's convolutions copy both into another
+# layout, and the allocator leaves gaps. Together this doubles the memory of the tensors.
 OVERHEAD = 2.0
-# What the first run of each kernel leaves behind, whatever the batch.
+# Memory that the first run of each kernel allocates and keeps, for any batch size.
 KERNELS_BYTES = 60e6
 
 
 def trie_cost(keeps: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Count the block passes of a clip through all different lists, shared and one list at a time.
+    """Count the block passes of one clip through all different lists, with and without sharing.
 
     Returns
     -------
     n_nodes : int
         Nodes of the trie of the lists.
     n_blocks_one_by_one : int
-        Sum of their lengths.
+        Sum of the lengths of the lists.
     """
     n_nodes, previous = 0, ()
     ordered = _ordered(keeps)
@@ -62,8 +62,8 @@ def predict_subsets(
 ) -> np.ndarray:
     """Return the classes that every pruned version of a model predicts.
 
-    Enough for accuracy, macro F1 and their bootstrap, and small: all 2,048 subsets on 20,000 clips take
-    82 MB.
+    Classes are enough for accuracy, macro F1 and their bootstrap, and they are small: all 2,048 subsets on
+    20,000 clips take 82 MB.
 
     Parameters
     ----------
@@ -95,35 +95,35 @@ def logits_by_batch(
     batch_size: int,
     among: tuple[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield, batch by batch, the logits of every pruned version of a model: those that it would give by itself.
+    """Yield, batch by batch, the logits of every pruned version of a model, the same as without sharing.
 
-    On a GPU matrix products are computed in bfloat16 where it can, on a CPU in float32.
+    Matrix products are computed in bfloat16 on a GPU that supports it, otherwise in float32.
 
     Parameters
     ----------
     loaded : LoadedModel
         In evaluation mode; it is not changed.
     clips : Clips
-        What to classify.
+        Clips to classify.
     keeps : sequence of sequences of int
-        Blocks that each subset keeps, ascending, in the numbering of the model; an empty list leaves the
-        front end alone. Equal lists are evaluated once.
+        Blocks that each subset keeps, ascending, in the numbering of the model; an empty list keeps
+        only the front end. Equal lists are evaluated once.
     batch_size : int
-        Clips at once, at most.
+        Most clips per batch.
     among : tuple of int, optional
         As for `predict.input_batches`.
 
     Yields
     ------
     ndarray of float32, shape (n_subsets, batch, n_classes)
-        In the order of `keeps`; nothing where that is empty.
+        In the order of `keeps`; no array if `keeps` is empty.
 
     Raises
     ------
     UsageError
         If a list is not possible for this model.
     InputError
-        If the model has no blocks, a logit is not finite, or the memory does not suffice.
+        If the model has no blocks, a logit is not finite, or there is not enough memory.
     """
     ordered = _checked(loaded.model, keeps)
     if not ordered:
@@ -144,10 +144,10 @@ def logits_by_batch(
 
 
 def pooled_states(loaded: LoadedModel, clips: Clips, keep: Sequence[int], batch_size: int) -> np.ndarray:
-    """Return what the head of a pruned model gets to see of every clip; always in float32.
+    """Return the input of the head of a pruned model for every clip; always in float32.
 
-    With these at hand a head is trained without running the encoder again:
-    `encoder_parts.EncoderParts.head` turns them into the logits, and carries gradients.
+    With these a head can be trained without running the encoder again: `encoder_parts.EncoderParts.head`
+    computes the logits from them, with gradients.
 
     Parameters
     ----------
@@ -197,14 +197,14 @@ def _checked(model: PreTrainedModel, keeps: Sequence[Sequence[int]]) -> list[Kee
 def _logits(parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str) -> np.ndarray:
     leaves = runs.progress(_walk(parts, inputs, ordered), len(ordered), "this batch", "subsets")
     with torch.inference_mode(), _computing(parts.model, device):
-        # All at once to the host: waiting for every leaf would leave a GPU idle.
+        # One copy to the host for all leaves: a copy per leaf would leave a GPU idle.
         return torch.stack([parts.logits(path, keep).float() for keep, path in leaves]).cpu().numpy()
 
 
 def _walk(
     parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep]
 ) -> Iterator[tuple[Keep, list[State]]]:
-    """Yield each list with the states along its path; the path is one list, and changes with the next."""
+    """Yield each list with the states along its path; the path is one list object, which the next step changes."""
     path, previous = [parts.front_end(inputs)], ()
     for keep in ordered:
         shared = _shared(previous, keep)
@@ -240,9 +240,9 @@ def _check_finite(values: np.ndarray, ordered: list[Keep], clips: Clips, start: 
 def memory_need(loaded: LoadedModel, clips: Clips, keeps: Sequence[Keep], batch_size: int) -> str:
     """Return how much memory a walk needs, as the end of a message.
 
-    What a clip takes is measured: the highest sum of all tensors alive while it runs through the deepest list with
-    every hidden state kept, times `OVERHEAD`, and the logits of all subsets. A batch of n takes at most n times as
-    much: what does not grow with n is counted n times.
+    The need of one clip is measured. It is the highest sum of all live tensors while the clip runs through the longest
+    list with every hidden state kept, plus its inputs and the logits of all subsets, times `OVERHEAD`. A batch of n
+    clips needs at most n times as much: the part that does not grow with n is counted n times.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a pruning sweep is to do with a model: its strategies, and the subsets of blocks that they propose."""
+"""The plan of a pruning sweep: its strategies, and the subsets of blocks that they propose."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ log = logging.getLogger(__name__)
 EXHAUSTIVE = "exhaustive"
 STRATEGIES = (*layer_selection.RULES, *layer_selection.SEARCHES)
 MOST_SUBSETS = 4096
-# What healing trains: the head, the head and the last block, or all.
+# The parts that healing can train: the head, the head and the last block, or all.
 HEAL_PARTS = ("head", "last", "all")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Strategies that suit a model.
+    """Strategies that are possible for a model.
 
     Attributes
     ----------
     n_layers : int
     fewest : int
-        Number of blocks without which the model cannot run: 0, or 1 where it pools the outputs of its blocks.
+        Smallest number of blocks with which the model can run: 0, or 1 if it sums the outputs of its blocks.
     protected : frozenset of int
         Blocks that every subset keeps.
     rules, iterative, searches : list of str
-        Strategies; the iterative ones are rules whose influence is measured anew after each removal.
+        Strategies; the iterative ones are rules whose influence is measured again after each removal.
     sizes : sequence of int
         Numbers of blocks that the exhaustive search keeps.
     beam_width : int
     seed : int
-        Of the random subsets.
+        Seed of the random subsets.
     """
 
     n_layers: int
@@ -72,14 +72,15 @@ class Plan:
         return [Candidate(EXHAUSTIVE, keep, self.n_layers - len(keep)) for keep in keeps]
 
     def by_rules(self, evidence: Evidence, measure: Callable[[Keep, Sequence[str]], Evidence]) -> list[Candidate]:
-        """Return what the rules propose.
+        """Return the candidates of the rules.
 
         Parameters
         ----------
         evidence : Evidence
-            What is known of the whole model.
+            Evidence of the whole model, as far as it is measured.
         measure : callable
-            Takes a kept list and names of fields of `Evidence`; gives these of the model that keeps these blocks.
+            Takes a kept list and names of fields of `Evidence`; returns this evidence of the model that keeps only
+            these blocks.
         """
         missing = sorted({name for rule in self.rules for name in layer_selection.missing_evidence(rule, evidence)})
         if missing:
@@ -112,26 +113,26 @@ def make_plan(
     remove_first_block: bool,
     seed: int,
 ) -> Plan:
-    """Check what was asked for against the model; arguments are the flags of the same name.
+    """Check the flags against the model, and return the plan; arguments are the flags of the same name.
 
     Parameters
     ----------
     model : PreTrainedModel
     strategies : sequence of str or None
-        Names in `STRATEGIES`. None takes all, and the exhaustive search only up to `MOST_SUBSETS` subsets.
+        Names in `STRATEGIES`. None uses all, but the exhaustive search only up to `MOST_SUBSETS` subsets.
     sizes : str or None
-        Numbers of blocks that the exhaustive search keeps, in the syntax of layer lists; None takes all.
+        Numbers of blocks that the exhaustive search keeps, in the syntax of layer lists; None uses all.
     beam_width : int
     iterative : bool
         Add the iterative form of the rules that have one.
     remove_first_block : bool
-        Protect no block but those that the architecture needs.
+        Protect only the blocks that the architecture needs.
     seed : int
 
     Raises
     ------
     UsageError
-        If what was asked for is impossible for this model, or too much.
+        If a flag is impossible for this model, or asks for too many subsets.
     InputError
         If the model has no blocks.
     """
@@ -140,7 +141,7 @@ def make_plan(
     if remove_first_block and needed:
         raise UsageError(
             f"--remove_first_block: block {min(needed)} of a {model.config.model_type} model holds the relative "
-            "positions that all other blocks use, and has to stay"
+            "positions that all other blocks use, and cannot be removed"
         )
     protected = needed if remove_first_block else needed | layer_selection.FIRST_BLOCK
     asked = strategies or STRATEGIES
@@ -148,16 +149,16 @@ def make_plan(
     searches = [name for name in layer_selection.SEARCHES if name in asked]
     with_iterative = [rule for rule in rules if rule in layer_selection.ITERATIVE] if iterative else []
     if iterative and not with_iterative:
-        raise UsageError(f"--iterative goes with one of --strategies {', '.join(layer_selection.ITERATIVE)}")
+        raise UsageError(f"--iterative needs one of --strategies {', '.join(layer_selection.ITERATIVE)}")
     if sizes is not None and EXHAUSTIVE not in searches:
-        raise UsageError(f"--sizes is of the strategy {EXHAUSTIVE}, which is not among --strategies")
+        raise UsageError(f"--sizes needs the strategy {EXHAUSTIVE}, which is not among --strategies")
     numbers = _sizes(sizes, n_layers, fewest=max(1, len(protected)))
     n_subsets = layer_selection.n_subsets(n_layers, protected, numbers)
     if EXHAUSTIVE in searches and n_subsets > MOST_SUBSETS:
-        too_many = f"{EXHAUSTIVE} would score {n_subsets:,} subsets of {n_layers} layers, {MOST_SUBSETS:,} at most"
+        too_many = f"{EXHAUSTIVE} would score {n_subsets:,} subsets of {n_layers} layers (limit {MOST_SUBSETS:,})"
         if strategies is not None or sizes is not None:
-            raise UsageError(f"{too_many}: name fewer numbers of layers to keep by --sizes, as 3-4")
-        log.info("%s: left out; --sizes says which numbers of layers to keep", too_many)
+            raise UsageError(f"{too_many}: give fewer numbers of layers to keep with --sizes, such as 3-4")
+        log.info("%s: it is left out; choose numbers of layers to keep with --sizes", too_many)
         searches.remove(EXHAUSTIVE)
     fewest = int(getattr(model.config, "use_weighted_layer_sum", False))
     return Plan(n_layers, fewest, protected, rules, with_iterative, searches, numbers, beam_width, seed)
@@ -166,7 +167,7 @@ def make_plan(
 def _sizes(text: str | None, n_layers: int, fewest: int) -> Sequence[int]:
     if text is None:
         return range(fewest, n_layers)
-    expected = f"--sizes {text}: expected numbers of layers to keep, from {fewest} to {n_layers - 1}, as 3-6,9"
+    expected = f"--sizes {text}: expected numbers of layers to keep, from {fewest} to {n_layers - 1}, such as 3-6,9"
     try:
         sizes = cli.parse_layer_list(text, n_layers)
     except UsageError as error:

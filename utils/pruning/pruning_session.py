@@ -1,6 +1,6 @@
-"""Choosing blocks by hand, step by step: what an interactive session knows and answers.
+"""An interactive session that chooses blocks by hand, step by step.
 
-It reads and prints nothing itself: a line goes in, the answer comes out.
+It reads and prints nothing itself: `PruningSession.respond` takes a line and returns the answer.
 """
 
 from collections.abc import Callable
@@ -12,31 +12,32 @@ from utils.models.model_size import ModelSize
 BLOCKS_A_ROW = 12
 HELP = """\
   -4      drop block 4; lists and ranges too: -4-6,8
-  +4      keep it again
-  undo    take the last step back
-  ok      accept what is kept
+  +4      keep block 4 again
+  undo    undo the last step
+  ok      accept the kept blocks
   q       leave; nothing is written
   help    this list"""
 
 
 class PruningSession:
-    """The blocks of a model, of which some are dropped.
+    """The blocks of a model, some of which are dropped.
 
     Parameters
     ----------
     n_layers : int
         Number of blocks of the model.
     size_of : callable
-        Returns the `ModelSize` with a list of blocks; raises `UsageError` where the model cannot do with them.
+        Takes a list of blocks, returns the `ModelSize` of the model with these; raises `UsageError` if that is
+        impossible.
 
     Attributes
     ----------
     keep : list of int
-        The blocks kept now, ascending, in the numbering of the model.
+        The blocks that are kept now, ascending, with the numbers of the model.
     is_open : bool
-        Whether it awaits another line.
+        Whether the session accepts another line.
     is_accepted : bool
-        Whether it ended with ``ok``.
+        Whether the session ended with ``ok``.
     """
 
     def __init__(self, n_layers: int, size_of: Callable[[list[int]], ModelSize]):
@@ -49,7 +50,7 @@ class PruningSession:
     def respond(self, line: str) -> str:
         """Take one line as typed; return the answer.
 
-        Any text is answered; what is impossible changes nothing.
+        Every text gets an answer; an impossible step changes nothing.
         """
         command = line.strip()
         word = command.lower()
@@ -108,5 +109,5 @@ class PruningSession:
         if not self.is_accepted:
             return "nothing is written"
         if len(self.keep) == self._n_layers:
-            return "no block is dropped: a copy of the whole model"
+            return "no block is dropped: the result is a copy of the whole model"
         return f"{len(self.keep)} of {self._n_layers} blocks are kept"

@@ -1,7 +1,7 @@
-"""The table of a pruning sweep: a row a subset, the choices made from it, and both in words.
+"""The table of a pruning sweep with one row per subset, the choices made from it, and log lines about both.
 
-Every choice is made on the search split alone. Of two subsets of one size the better has the higher search
-accuracy, then the higher search macro F1, then the earlier row of the table.
+Every choice is made on the search split alone. Subsets of one size are ranked by search accuracy, then by
+search macro F1, then by their order in the table.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ COLUMNS = (
     "latency_doubt",
 )
 LATENCY_BUDGET_S = 2.0
-# Differences of accuracies that are equal in exact arithmetic differ by less.
+# Two differences of accuracies that are equal in exact arithmetic differ by less than this.
 ROUNDING = 1e-9
 
 
@@ -71,7 +71,7 @@ ROUNDING = 1e-9
 
 
 class PruningTable:
-    """Rows of ``pruning.csv``; the file is written anew whenever some are added.
+    """Rows of ``pruning.csv``; the file is rewritten whenever rows are added.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class PruningTable:
     loaded : LoadedModel
         The whole model.
     on_search, on_report : SubsetScores
-        Candidates must have been run on the search split when they are added; on the report split they may be.
+        Candidates must have been run on the search split before they are added; the report split is optional.
 
     Attributes
     ----------
@@ -93,21 +93,21 @@ class PruningTable:
         self._costs: dict[int, dict] = {}
 
     def add(self, candidates: Iterable[Candidate]) -> None:
-        """Add a row a candidate and write the file."""
+        """Add one row per candidate, and write the file."""
         self.candidates += candidates
         self.write()
 
     def write(self) -> pd.DataFrame:
-        """Write a row a candidate, and return what was written; what is not known (yet) is NaN.
+        """Write one row per candidate, and return the table; a value that is not known (yet) is NaN.
 
         Returns
         -------
         DataFrame
-            Columns `COLUMNS`. ``kept_layers`` counts in the model that is swept, ``kept_layers_base`` in its base
-            model. ``seconds`` is the time of the walks that ran the subset, on either split, each divided evenly
-            over its subsets: what several strategies propose was run once, and says so in every row.
-            ``relative_accuracy`` is a share of the whole model's, ```report_difference`` minus the whole model's,
-            with a paired 95 % interval.
+            Columns `COLUMNS`. ``kept_layers`` has the block numbers of the swept model, ``kept_layers_base`` those of
+            its base model. ``seconds`` is the time of the walks that ran the subset, on both splits; the time of a walk
+            is divided evenly over its subsets. A subset that several strategies propose is run once, and every row has
+            the same time. ``relative_accuracy`` is the accuracy divided by that of the whole model.
+            ``report_difference`` is the accuracy minus that of the whole model, with a paired 95 % interval.
         """
         keeps = {candidate.keep for candidate in self.candidates}
         n_parameters = count_parameters(self._loaded.model, keeps)
@@ -149,14 +149,14 @@ class PruningTable:
         }
 
     def measure_costs(self, clips: Clips, path: Path) -> None:
-        """Measure a model of each size in the table, as all blocks of a model cost the same; write the file.
+        """Measure one model of each size in the table, because all blocks cost the same; write the file.
 
         Parameters
         ----------
         clips : Clips
-            The first is timed.
+            The first clip is timed.
         path : Path
-            JSON file where the numbers are kept for a run that goes on from here.
+            JSON file that stores the costs for a run that continues from here.
         """
         sizes = sorted({len(candidate.keep) for candidate in self.candidates})
         self._costs = _read_costs(path)
@@ -172,10 +172,10 @@ class PruningTable:
 
 
 def count_parameters(model: PreTrainedModel, keeps: Iterable[Keep]) -> dict[Keep, int]:
-    """Return the exact number of parameters of the model that keeps some blocks alone, of each kept list."""
+    """Return the exact number of parameters for each kept list."""
     of_block = [encoders.count_parameters(block) for block in architectures.blocks_of(model)]
     if getattr(model.config, "use_weighted_layer_sum", False):
-        of_block = [n + 1 for n in of_block]  # the weight of its output in the sum
+        of_block = [n + 1 for n in of_block]  # its weight in the sum of outputs
     besides = encoders.count_parameters(model) - sum(of_block)
     return {keep: besides + sum(of_block[block] for block in keep) for keep in keeps}
 
@@ -186,12 +186,12 @@ def read_rows(folder: Path) -> pd.DataFrame:
 
 
 def write_rows(path: Path, rows: pd.DataFrame) -> None:
-    """Write a table, atomically; six significant digits, ``nan`` for no number."""
+    """Write a table atomically, with six significant digits and ``nan`` for a missing number."""
     write_text(path, rows.to_csv(index=False, float_format="%.6g", na_rep="nan"))
 
 
 def _read_costs(path: Path) -> dict[int, dict]:
-    """Return what `PruningTable.measure_costs` has kept, by number of blocks; nothing where it is damaged."""
+    """Return the costs that `PruningTable.measure_costs` stored, by number of blocks; none if they are damaged."""
     try:
         costs = {int(size): dict(cost) for size, cost in read_json(path, dict, "").items()}
     except BROKEN:
@@ -209,21 +209,21 @@ def _read_costs(path: Path) -> dict[int, dict]:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the search split says.
+    """The subsets chosen on the search split.
 
     Attributes
     ----------
     whole : tuple of int
         All blocks.
     by_depth : dict of int to Candidate
-        The best of each number of kept blocks, falling.
+        The best subset of each number of kept blocks, in descending order.
     within : Candidate or None
-        The smallest that is pruned and no worse than the margin in search accuracy; the best of these.
+        The smallest pruned subset whose search accuracy is no worse than the margin; the best of several.
     within_by_interval : Candidate or None
-        The same, and of whose paired interval the lower end, too, is no worse than the margin. An interval of fewer
-        than `evaluation.FEW_GROUPS` groups that has no width shows nothing.
+        The same, but the lower end of the paired interval must be no worse than the margin as well. With fewer than
+        `evaluation.FEW_GROUPS` groups an interval without width does not count.
     n_pruned : int
-        Number of pruned subsets that were chosen from; intervals are not widened for it.
+        Number of pruned subsets among which the choice was made; intervals are not adjusted for it.
     """
 
     whole: Keep
@@ -233,29 +233,29 @@ class Choices:
     n_pruned: int
 
     def keeps(self) -> set[Keep]:
-        """Return all that were chosen."""
+        """Return all chosen subsets."""
         chosen = [*self.by_depth.values(), self.within, self.within_by_interval]
         return {candidate.keep for candidate in chosen if candidate is not None}
 
     def to_heal(self) -> Keep:
-        """Return the smallest within the margin; where none is, the best of those that lack the fewest blocks."""
+        """Return the smallest subset within the margin; if there is none, the best with the fewest blocks removed."""
         if self.within is not None:
             return self.within.keep
         pruned = (candidate.keep for depth, candidate in self.by_depth.items() if depth < len(self.whole))
         return next(pruned, self.whole)
 
     def log_healing(self, keep: Keep, is_asked: bool, margin: float, on_search: SubsetScores) -> None:
-        """Say which subset is healed, why this one, and whether its blocks could go without."""
+        """Log which subset is healed and why, and whether its blocks can be removed without healing."""
         if keep == self.whole:
-            log.info("--heal trains the whole model: nothing smaller was scored")
+            log.info("--heal trains the whole model: no smaller subset was scored")
             return
         difference, _, _ = on_search.difference(keep, on_search.predicted(self.whole))
         why = "the smallest within the margin"
         if is_asked:
-            why = "as --heal_keep asks"
+            why = "as given by --heal_keep"
         elif self.within is None:
-            why = "no subset is within the margin, so the best of those with the fewest blocks removed"
-        state = f"worse than the margin of {margin:g}, so these blocks cannot go without healing"
+            why = "the best with the fewest blocks removed, because no subset is within the margin"
+        state = f"worse than the margin of {margin:g}, so these blocks cannot be removed without healing"
         if difference >= -margin - ROUNDING:
             too = "and" if is_shown(keep, self.whole, margin, on_search) else "but not"
             state = f"within the margin of {margin:g} by the point estimate, {too} by the 95 % interval"
@@ -292,7 +292,7 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
     Parameters
     ----------
     candidates : sequence of Candidate
-        First the whole model.
+        The first is the whole model.
     on_search : SubsetScores
         All candidates must have been run.
     margin : float
@@ -300,7 +300,7 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
     """
     whole = candidates[0].keep
     least = on_search.score(whole)[0] - margin - ROUNDING
-    best_first = sorted(candidates, key=lambda c: [-score for score in on_search.score(c.keep)])  # keeps equal ones so
+    best_first = sorted(candidates, key=lambda c: [-score for score in on_search.score(c.keep)])  # a stable sort
     by_depth: dict[int, Candidate] = {}
     possible: dict[Keep, Candidate] = {}
     for candidate in sorted(best_first, key=lambda c: len(c.keep)):
@@ -318,9 +318,9 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
 
 
 def is_shown(keep: Keep, whole: Keep, margin: float, on_search: SubsetScores) -> bool:
-    """Tell whether the interval, too, of a subset's difference from the whole model is no worse than the margin."""
+    """Return whether the interval of a subset's difference from the whole model is no worse than the margin."""
     _, low, high = on_search.difference(keep, on_search.predicted(whole))
-    # Where all of a few groups differ alike the bootstrap gives no width, and that shows nothing.
+    # If all of a few groups have the same difference, the interval has no width and is not evidence.
     has_width = high > low or on_search.n_groups >= evaluation.FEW_GROUPS
     return has_width and low >= -margin - ROUNDING
 
@@ -329,7 +329,7 @@ def is_shown(keep: Keep, whole: Keep, margin: float, on_search: SubsetScores) ->
 
 
 def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_report: SubsetScores) -> None:
-    """Say in the log how many blocks can go, by what that is known, and whether the report split agrees."""
+    """Log how many blocks can be removed, by point estimate and by interval, with the scores on both splits."""
     whole = choices.whole
     for scores in (on_search, on_report):
         log.info(
@@ -340,7 +340,7 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
         evaluation.warn_of_few_groups(scores.split, scores.n_groups)
     split, n_pruned = on_search.split, choices.n_pruned
     answers = (
-        ("point estimate", "no block can go", "%d of %d blocks can go", choices.within),
+        ("point estimate", "no block can be removed", "%d of %d blocks can be removed", choices.within),
         (
             *("95 % interval", "no block is shown to be removable", "%d of %d blocks are shown to be removable"),
             choices.within_by_interval,
@@ -362,7 +362,7 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
     if choices.within is None:
         return
     log.info(
-        "the subset was chosen among %d by its accuracy on %s, which flatters it there, and no interval is widened for "
-        "the choice; the numbers on %s are free of it",
+        "the subset was chosen among %d by its accuracy on %s: that accuracy is biased upwards, and no interval is "
+        "adjusted for the choice; the numbers on %s are not affected",
         *(n_pruned, split, on_report.split),
     )

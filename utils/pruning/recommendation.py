@@ -1,6 +1,6 @@
-"""``recommendation.json``: what stage 04 measured of a model, and what every rule would keep by it.
+"""``recommendation.json``: the measurements of stage 04 on a model, and the blocks that every rule keeps.
 
-Stage 04 writes it, and 05 takes the numbers from it.
+Stage 04 writes it, and stage 05 reads the measurements.
 """
 
 import math
@@ -45,38 +45,38 @@ def write_recommendation(
     ----------
     output_dir : Path
     source : mapping of str to str
-        Of what it is: ``model_dir``, ``model_sha256``, ``data_sha256`` and ``split``.
+        Model and data: ``model_dir``, ``model_sha256``, ``data_sha256`` and ``split``.
     n_layers, evidence, protected, seed
         As for `recommendation`.
     boundaries : mapping of str to dict or None
-        By metric, where the similarity of the layers falls in two blocks.
+        By metric, the two blocks of the similarity of the layers.
     """
     made = recommendation(n_layers, evidence, protected, seed)
     write_json(output_dir / NAME, {**source, **made, "two_block_boundary": boundaries})
 
 
 def recommendation(n_layers: int, evidence: Evidence, protected: AbstractSet[int] = FIRST_BLOCK, seed: int = 0) -> dict:
-    """Return what every rule without search would keep at every depth, with the numbers behind it.
+    """Return the blocks that every rule without search keeps at every depth, with the measurements.
 
     Parameters
     ----------
     n_layers : int
         Number of blocks.
     evidence : Evidence
-        What was measured.
+        The measurements.
     protected : set of int
         Blocks that every list keeps.
     seed : int
-        Of ``random``.
+        Seed of ``random``.
 
     Returns
     -------
     dict
-        Ready for JSON; numbers that are not finite are None. ``n_layers``, ``protected``, ``seed``;
-        ``rules``: of each rule ``needs`` (names in ``evidence``) and ``keep`` (number of removed blocks, as a
-        string, to the kept list; to a list of kept lists for ``single`` and ``random``);
-        ``not_measured``: of each rule that lacks evidence ``needs`` and ``metrics``, what 04_analysis.py
-        has to be asked for; ``evidence``: the numbers.
+        Ready for JSON; a number that is not finite is None. Keys: ``n_layers``, ``protected``, ``seed``;
+        ``rules``: for each rule ``needs`` (names in ``evidence``) and ``keep`` (maps the number of removed
+        blocks, as a string, to the kept list; to a list of kept lists for ``single`` and ``random``);
+        ``not_measured``: for each rule that lacks evidence ``needs`` and ``metrics`` (the --metrics of
+        04_analysis.py that measure it); ``evidence``: the measurements.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def recommendation(n_layers: int, evidence: Evidence, protected: AbstractSet[int
 
 
 def evidence_from_recommendation(value: object) -> Evidence:
-    """Return the evidence in what `recommendation` made, as read back from JSON; None becomes NaN.
+    """Return the evidence in a dict of `recommendation` that was read back from JSON; None becomes NaN.
 
     Raises
     ------
@@ -134,9 +134,7 @@ def evidence_from_recommendation(value: object) -> Evidence:
     numbers: dict[str, np.ndarray] = {}
     for name, values in stored.items():
         if name not in METRICS:
-            raise InputError(
-                f"recommendation.json: there is no evidence {name!r}, expected {', '.join(METRICS)}; {advice}"
-            )
+            raise InputError(f"recommendation.json: unknown evidence {name!r}, expected {', '.join(METRICS)}; {advice}")
         try:
             numbers[name] = np.array(_from_json(values), dtype=np.float64)
         except (TypeError, ValueError, OverflowError, RecursionError):
@@ -152,7 +150,7 @@ def evidence_from_recommendation(value: object) -> Evidence:
 def analysis_input(analysis_dir: Path) -> runs.Input:
     """Check an output folder of stage 04 and describe its ``recommendation.json`` as the input of a stage.
 
-    The other outputs are not looked at: the hidden states among them are large, and not everywhere.
+    The other outputs are not checked: the hidden states are large, and a copied folder may lack them.
 
     Raises
     ------
@@ -161,9 +159,9 @@ def analysis_input(analysis_dir: Path) -> runs.Input:
     """
     record = runs.read_record(analysis_dir)
     if record is None or record["stage"] != ANALYSIS_STAGE or record["status"] != "complete":
-        found = f"it is of {record['stage']}.py, {record['status']}" if record else "it has no run.json"
+        found = f"it is from {record['stage']}.py, {record['status']}" if record else "it has no run.json"
         raise InputError(
-            f"--analysis_dir {analysis_dir} is not a complete output of {ANALYSIS_STAGE}.py: {found}; run that first"
+            f"--analysis_dir {analysis_dir} is not a complete output of {ANALYSIS_STAGE}.py: {found}; run it first"
         )
     outputs = [output for output in record["outputs"] if output["path"] == NAME]
     if not outputs:
@@ -176,34 +174,34 @@ def analysis_input(analysis_dir: Path) -> runs.Input:
 
 
 def read_evidence(analysis_dir: Path, model: runs.Input, report_split: str) -> Evidence:
-    """Read what stage 04 measured of a model.
+    """Read the measurements of stage 04 on a model.
 
     Parameters
     ----------
     analysis_dir : Path
     model : Input
-        The model that it must be of.
+        The model that must have been measured.
     report_split : str
-        The split that it must not be of: what is measured there would choose by the clips of the report.
+        The split that must not have been measured: the choice would depend on the clips of the report.
 
     Raises
     ------
     InputError
-        If it is of another model or of the wrong split, or is malformed.
+        If it is of another model or of the wrong split, or malformed.
     """
     path = analysis_dir / NAME
     value = read_json(path, dict, f"run {ANALYSIS_STAGE}.py again")
     evidence = evidence_from_recommendation(value)
     if value.get("model_sha256") != model.sha256:
         raise InputError(
-            f"{path} is of another model: of sha256 {str(value.get('model_sha256'))[:12]}…, --model_dir {model.path} "
-            f"has {model.sha256[:12]}…; run {ANALYSIS_STAGE}.py on this model"
+            f"{path} is of another model: its sha256 is {str(value.get('model_sha256'))[:12]}…, that of --model_dir "
+            f"{model.path} is {model.sha256[:12]}…; run {ANALYSIS_STAGE}.py on this model"
         )
     split = value.get("split")
     if not isinstance(split, str) or split not in SPLITS or split == report_split:
         raise InputError(
-            f"{path} was measured on the split {split!r}, and --report_split is {report_split!r}: what chooses must "
-            f"not see the clips of the report; run {ANALYSIS_STAGE}.py with --split train"
+            f"{path} was measured on the split {split!r}, and --report_split is {report_split!r}: the clips "
+            f"of the report must not influence the choice; run {ANALYSIS_STAGE}.py with --split train"
         )
     return evidence
 
@@ -214,11 +212,11 @@ def _to_json(values: np.ndarray) -> list:
 
 
 def _from_json(values: object) -> object:
-    """Return nested lists of floats; anything else than numbers and None in them is a TypeError."""
+    """Return nested lists of floats; raise TypeError for anything except numbers and None."""
     if isinstance(values, list):
         return [_from_json(value) for value in values]
     if values is None:
         return math.nan
     if isinstance(values, bool) or not isinstance(values, int | float):
-        raise TypeError(f"no number: {values!r}")
+        raise TypeError(f"not a number: {values!r}")
     return float(values)

@@ -1,4 +1,4 @@
-"""Scores of subsets of a model's blocks on the clips of one split; no subset is ever run twice."""
+"""Scores of subsets of a model's blocks on the clips of one split; each subset is run once."""
 
 import json
 import logging
@@ -24,23 +24,23 @@ SAVE_EVERY_S = 30.0
 
 
 class SubsetScores:
-    """What every subset of a model's blocks predicts for the clips of a split, and how good that is.
+    """Predictions of subsets of a model's blocks on the clips of a split, and their scores.
 
-    Subsets are run together in walks (see `layer_sweep`). What a walk finds is kept in a folder, also what
-    an unfinished one has found so far: the next object with the same key goes on from there.
+    Subsets are run together in walks (see `layer_sweep`). The predictions of a walk are stored in a folder,
+    also those of an unfinished walk. The next object with the same key continues from them.
 
     Parameters
     ----------
     loaded, clips, batch_size
         As for `layer_sweep.predict_subsets`.
     split : str
-        Name of the split that `clips` are.
+        Name of the split of `clips`.
     folder : Path
-        Where predictions are kept.
+        Folder for the predictions.
     key : dict
-        What they depend on besides the clips: digests of model and data. JSON-ready.
+        Digests of model and data, on which the predictions depend besides the clips; ready for JSON.
     seed : int
-        Of all bootstraps, so that differences are paired.
+        Seed of all bootstraps; the same seed makes the differences paired.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class SubsetScores:
                 self._take(walk)
 
     def of_other_model(self, loaded: LoadedModel, digest: str) -> "SubsetScores":
-        """Return the scores of another model, known by the digest of its weights, on the same clips."""
+        """Return the scores of another model, identified by the digest of its weights, on the same clips."""
         key = {**self._key, "model": digest}
         return SubsetScores(loaded, self._clips, self.split, self._batch_size, self._folder, key, self._seed)
 
     def run(self, keeps: Iterable[Keep]) -> None:
-        """Run in one walk those of the subsets that have not been run.
+        """Run the subsets that have not been run yet, in one walk.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class SubsetScores:
             seconds = time.monotonic() - start
             walk = _Walk(new, np.concatenate([walk.predicted, predicted], axis=1), walk.seconds + seconds)
             _write(path, self._stamp, walk, self._loaded.config.num_hidden_layers)
-            # Whole batches, so that their limits do not depend on where a walk was stopped.
+            # Whole batches, so that the clips of a batch do not depend on where a walk was stopped.
             n_at_once = self._batch_size * max(1, int(n_at_once / self._batch_size * SAVE_EVERY_S / max(seconds, 1e-3)))
         self._take(walk)
 
@@ -110,11 +110,11 @@ class SubsetScores:
         self._seconds.update(dict.fromkeys(walk.keeps, walk.seconds / len(walk.keeps)))
 
     def has(self, keep: Keep) -> bool:
-        """Tell whether a subset has been run."""
+        """Return whether a subset has been run."""
         return keep in self._predicted
 
     def seconds(self, keep: Keep) -> float:
-        """Return an even share of the time of the walk that ran a subset; 0 if none did."""
+        """Return an equal share of the time of the walk that ran a subset; 0 if it was not run."""
         return self._seconds.get(keep, 0.0)
 
     def predicted(self, keep: Keep) -> np.ndarray:
@@ -130,9 +130,9 @@ class SubsetScores:
         return self._scores[keep]
 
     def ranks(self, keeps: Collection[Keep]) -> list[float]:
-        """Run subsets; return a number of each that orders them by accuracy, and equal ones by macro F1."""
+        """Run subsets; return one number per subset that orders them by accuracy, then by macro F1."""
         self.run(keeps)
-        # Accuracies that differ do so by at least one clip, and macro F1 is at most 1.
+        # Two different accuracies differ by at least one clip, and macro F1 is at most 1.
         return [accuracy + macro_f1 / (2 * self.n_clips) for accuracy, macro_f1 in map(self.score, keeps)]
 
     def interval(self, keep: Keep) -> tuple[float, float]:
@@ -150,7 +150,7 @@ class SubsetScores:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Subsets, what they predict for the clips done, shape (n_subsets, n_done), and the seconds that took."""
+    """Subsets, their predictions for the clips done so far, shape (n_subsets, n_done), and the time taken."""
 
     keeps: list[Keep]
     predicted: np.ndarray
