@@ -2,6 +2,7 @@
 
     python 01_data_processing.py --raw_dir recordings --output_dir processed_data
     python 01_data_processing.py --raw_dir recordings --metadata recordings/metadata.csv --min_recordings 7
+    python 01_data_processing.py --raw_dir recordings --metadata recordings/metadata.csv --folds 5
 
 Without --metadata every species has a folder of its own; with it a CSV names file and label, and
 recording_id and recordist where they are known. Every file is decoded, mixed to mono, resampled and only
@@ -18,6 +19,7 @@ is the same again:
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import re
 import shlex
@@ -59,6 +61,8 @@ SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
     "split_by",
     "val_fraction",
     "test_fraction",
+    "folds",
+    "collection_column",
     "seed",
 }
 
@@ -91,6 +95,17 @@ def number_of_shards(text: str) -> int:
     if not match or len(match[1]) > len(str(shards.MOST_SHARDS)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of shards; expected 1 to {shards.MOST_SHARDS}")
     return int(match[1])
+
+
+def number_of_folds(text: str) -> int:
+    """Parse the number of folds."""
+    most = len(splits.FOLDS)
+    if not re.fullmatch(r"\d{1,2}", text, flags=re.ASCII) or not splits.FEWEST_FOLDS <= int(text) <= most:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of folds; expected {splits.FEWEST_FOLDS} to {most}: one is tested, one chooses "
+            "the epoch, the others train"
+        )
+    return int(text)
 
 
 def channel(text: str) -> str:
@@ -163,6 +178,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_workers", type=cli.positive_int, default=workers.available_cpus(), help="worker processes"
     )
+    parser.add_argument(
+        "--folds",
+        type=number_of_folds,
+        default=None,
+        metavar="K",
+        help="divide into K folds instead: each recordist is tested once, by --fold 1 to K of the later stages; "
+        "--val_fraction and --test_fraction are not used (default: one split)",
+    )
+    parser.add_argument(
+        "--collection_column",
+        default=None,
+        help="column of --metadata that names the collection of a recording: archive, publisher or project. Stage 03 "
+        "then gives scores per collection (default: collection, if the table has it)",
+    )
     add_shard_arguments(parser)
     cli.add_common_arguments(parser, output_dir="processed_data")
     return parser
@@ -190,7 +219,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Leave a processed data set, or what one of many jobs contributes to it."""
     check_arguments(args)
-    files, skipped = recordings.find_recordings(args.raw_dir, args.metadata, args.label_level)
+    files, skipped = recordings.find_recordings(args.raw_dir, args.metadata, args.label_level, args.collection_column)
     listed, vanished = preparation.list_files(args.raw_dir, files)
     files = [file for file in files if file.path in listed]
     inputs = {"raw_dir": runs.Input(str(args.raw_dir), preparation.listing_sha256(listed.values()))}
@@ -345,6 +374,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuse values that do not go together."""
     if args.label_level is not None and args.metadata is not None:
         raise UsageError("--label_level is for folders that are labels, and --metadata gives labels: leave one out")
+    if args.collection_column is not None and args.metadata is None:
+        raise UsageError("--collection_column names a column of --metadata: give the table too")
     clip_samples = round(args.clip_seconds * args.sample_rate)
     if not clips.SHORTEST_CLIP <= clip_samples <= clips.LARGEST_CLIP:
         raise UsageError(
@@ -393,13 +424,15 @@ def process(
     preparation.check_two_labels([r.file for r in recorded], rare, args.raw_dir, args.min_recordings)
 
     preparation.report_short_clips(clip_format, recorded)
-    stretches, warnings = preparation.split(recorded, args.split_by, args.val_fraction, args.test_fraction, args.seed)
+    stretches, warnings = preparation.split(
+        recorded, args.split_by, args.val_fraction, args.test_fraction, args.folds, args.seed
+    )
     for warning in warnings:
         log.warning("%s", warning)
     who = {r.file.recording_id: r.file.recordist for r in recorded}
     label_names.warn_of_odd_labels(Counter({r.file.recording_id: r.file.label for r in recorded}.values()))
     n_known = sum(recordist is not None for recordist in who.values())
-    if n_known == 0 and args.split_by in ("recordist", "strict_recordist"):
+    if n_known == 0 and args.split_by in splits.BY_RECORDIST:
         log.warning(
             "no recordist is known, so the split is by recording: recordings by one person are on both sides of it, "
             "and scores are too good for a person who was never heard. A metadata table names recordists, and so do "
@@ -413,21 +446,24 @@ def process(
     labels = sorted({r.file.label for r in recorded})
     clips.write_labels(args.output_dir, labels)
     n_recordings = recordings_table.write_recordings(args.output_dir, args.sample_rate, recorded, stretches)
-    preparation.write_split_report(args.output_dir, clip_format.clip_samples, stretches)
+    preparation.write_split_report(args.output_dir, clip_format.clip_samples, stretches, args.folds)
     preparation.warn_of_formulas(recorded, skipped)
 
     n_clips = Counter(name for stretch in stretches for name in stretch.splits)
+    heard = preparation.who_was_heard(recorded, stretches, args.folds)
+    log.info("who is tested: %d clips; %s", heard.n_clips, heard)
     this_run.metrics |= {
         "n_files_found": n_found,
         "n_files": len(recorded),
         "n_skipped": len(skipped),
         "n_recordings": n_recordings,
         "n_labels": len(labels),
-        "n_clips": {name: n_clips[name] for name in splits.SPLITS},
+        "n_clips": {name: n_clips[name] for name in splits.names_of_parts(args.folds)},
         "n_parts": n_parts,
         "n_recordings_with_recordist": n_known,
         "n_recordists": len(set(who.values()) - {None}),
         "kept_together": splits.kept_together(args.split_by, n_known, len(who)),
+        "heard_in_train": dataclasses.asdict(heard),
         "hours": round(sum(r.sound.n_samples for r in recorded) / args.sample_rate / 3600, 4),
     }
     log_end(args, this_run.metrics)

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         return load(args, train_clips.labels, train_clips)
 
     inputs = {
-        "data_dir": clips.data_input(args.data_dir),
+        "data_dir": clips.data_input(args.data_dir, args.fold),
         "base_model": model_folder.any_model_input(args.base_model, "--base_model"),
     }
     with training_arguments.open_run_folder(Path(__file__).stem, args, inputs) as this_run:

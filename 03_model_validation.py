@@ -151,10 +151,13 @@ def compare(args: argparse.Namespace) -> None:
 
 def validate(args: argparse.Namespace) -> None:
     """Score the model and leave a folder of results."""
-    inputs = {"model_dir": model_folder.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
+    inputs = {
+        "model_dir": model_folder.model_input(args.model_dir),
+        "data_dir": clips.data_input(args.data_dir, args.fold),
+    }
     with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS) as this_run:
         device = this_run.choose_device(args.device)
-        split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed)
+        split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed, args.fold)
         loaded = encoders.load_model(args.model_dir, device)
         model = loaded.model
         encoders.check_matches(loaded, split_clips)
@@ -197,6 +200,8 @@ def validate(args: argparse.Namespace) -> None:
         }
         # JSON has no NaN.
         this_run.metrics = {name: None if value != value else value for name, value in row.items()}
+        if heard := split_clips.heard_in_train():
+            this_run.metrics["heard_in_train"] = dataclasses.asdict(heard)
 
         with this_run.timed("writing"):
             write_results(args.output_dir, split_clips, logits)

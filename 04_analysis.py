@@ -115,7 +115,10 @@ def run(args: argparse.Namespace) -> None:
         if args.compare_to is not None:
             name = names.both(name, names.of_model(args.compare_to))
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
-    inputs = {"model_dir": model_folder.any_model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
+    inputs = {
+        "model_dir": model_folder.any_model_input(args.model_dir),
+        "data_dir": clips.data_input(args.data_dir, args.fold),
+    }
     if args.compare_to is not None:
         inputs["compare_to"] = model_folder.any_model_input(args.compare_to, "--compare_to")
     states = {name for stem in (STATES, TRAIN_STATES, OTHER_STATES) for name in hidden_states.file_names(stem)}
@@ -311,8 +314,9 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
 
 
 def read_split(args: argparse.Namespace, split: str) -> clips.Clips:
-    """Return the clips of one split or of all splits."""
-    return clips.read_clips(args.data_dir, None if split == ALL_SPLITS else split, args.max_clips_per_class, args.seed)
+    """Return the clips of a split, or of all."""
+    name = None if split == ALL_SPLITS else split
+    return clips.read_clips(args.data_dir, name, args.max_clips_per_class, args.seed, args.fold)
 
 
 def metrics_of(split_clips: clips.Clips) -> dict:

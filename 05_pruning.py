@@ -139,7 +139,10 @@ def run(args: argparse.Namespace) -> None:
             f"--search_split and --report_split are both {args.report_split}: the score of a subset is too high on the "
             "clips on which it was chosen; choose on val, report on test"
         )
-    inputs = {"model_dir": model_folder.model_input(args.model_dir), "data_dir": clips.data_input(args.data_dir)}
+    inputs = {
+        "model_dir": model_folder.model_input(args.model_dir),
+        "data_dir": clips.data_input(args.data_dir, args.fold),
+    }
     if args.analysis_dir is not None:
         inputs["analysis_dir"] = recommendation.analysis_input(args.analysis_dir)
     try:
@@ -189,7 +192,7 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
         evidence = recommendation.read_evidence(args.analysis_dir, inputs["model_dir"], args.report_split)
     loaded = encoders.load_model(args.model_dir, device)
     train_clips, search_clips, report_clips = (
-        clips.read_clips(args.data_dir, split, args.max_clips_per_class, args.seed)
+        clips.read_clips(args.data_dir, split, args.max_clips_per_class, args.seed, args.fold)
         for split in ("train", args.search_split, args.report_split)
     )
     encoders.check_matches(loaded, report_clips)

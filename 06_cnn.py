@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
             args.pcen,
         )
 
-    inputs = {"data_dir": clips.data_input(args.data_dir)}
+    inputs = {"data_dir": clips.data_input(args.data_dir, args.fold)}
     with training_arguments.open_run_folder(Path(__file__).stem, args, inputs) as this_run:
         training.train_in_run_folder(this_run, args, inputs, build)
 

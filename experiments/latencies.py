@@ -50,11 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Time the models; write the table and print it."""
     found = {path: names.parse(path.relative_to(args.runs_dir).as_posix()) for path in args.runs_dir.glob("*/*/*")}
-    wanted = (args.name, names.DEFAULT_SPLIT, "seed", args.seed)
+    wanted = (args.name, names.DEFAULT_SPLIT, None, args.seed)
     folders = {
         name.full_model: path
         for path, name in sorted(found.items())
-        if name is not None and (name.data_set, name.split_by, name.part, name.number) == wanted
+        if name is not None and (name.data_set, name.split_by, name.fold, name.seed) == wanted
     }
     if not folders:
         raise InputError(f"{args.runs_dir} has no run {args.name}/<model>/seed-{args.seed}; run make study")

@@ -142,11 +142,11 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         return str(args.output_dir / kind / str(name))
 
     def on_data_of(name: Name) -> tuple[str, ...]:
-        return ("--data_dir", path("processed_data", name.data), "--seed", str(name.number))
+        return ("--data_dir", path("processed_data", name.data), "--seed", str(name.seed))
 
     def prepared(name: Name) -> Job:
         words = ["--raw_dir", str(args.raw_dir), *(["--metadata", str(args.metadata)] if args.metadata else [])]
-        words += ["--split_by", name.split_by, "--seed", str(name.number), *args.data_args]
+        words += ["--split_by", name.split_by, "--seed", str(name.seed), *args.data_args]
         return Job(name.data, ((PREPARE, *words, "--output_dir", path("processed_data", name.data)),))
 
     def validation(name: Name) -> tuple[str, ...]:
@@ -291,9 +291,7 @@ def make_tables(args: argparse.Namespace, claim_layers: str) -> None:
     make(ladder_table, *of_study, "--model", first.model)
     if not (results_dir / args.name / study_table.LATENCIES_NAME).exists():
         data_dir = args.output_dir / "processed_data" / first.data
-        make(
-            latencies, *of_study, "--runs_dir", args.output_dir / "runs", "--data_dir", data_dir, "--seed", first.number
-        )
+        make(latencies, *of_study, "--runs_dir", args.output_dir / "runs", "--data_dir", data_dir, "--seed", first.seed)
     make(study_table, *of_study)
 
 

@@ -87,14 +87,14 @@ def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
     """
     rows = summary.read_metrics(results_dir / f"{summary.SUMMARY_NAME}.csv")
     parsed = rows["model_name"].map(names.parse)
-    is_own = parsed.map(lambda one: one is not None and (one.data_set, one.part) == (name, "seed"))
+    is_own = parsed.map(lambda one: one is not None and (one.data_set, one.fold) == (name, None))
     rows, parsed = rows[is_own], parsed[is_own]
     if rows.empty:
         raise InputError(f"{results_dir} has no result {name}/<model>/seed-<n>; run make study, or experiments.study")
     return rows.assign(
         model=[label(one.full_model, one.split_by) for one in parsed],
         split_by=[one.split_by for one in parsed],
-        seed=[one.number for one in parsed],
+        seed=[one.seed for one in parsed],
     )
 
 

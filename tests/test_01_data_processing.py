@@ -230,7 +230,7 @@ def test_metadata_gives_labels_recordings_and_recordists(tmp_path):
     assert len(recordings) == 12
     assert set(recordings.n_files) == {"2"}
     columns = ["label", "recordist", "licence", "group"]
-    assert recordings.loc["R0", columns].tolist() == ["Crow", "Ann", LICENCE, "Ann|Crow"]
+    assert recordings.loc["R0", columns].tolist() == ["Crow", "Ann", LICENCE, "Ann"]
     assert set(recordings.licence) == {LICENCE, ""}
     table = read_parts(tmp_path / "out")
     first = table[table.recording_id == "R0"]
@@ -489,7 +489,7 @@ def test_untouched_downloads_are_split_by_the_recordists_of_their_tags(tmp_path,
     assert table.licence.tolist() == of_tags, "who publishes results must credit recordings by their licence"
     assert (table.groupby(["recordist", "label"]).split.nunique() == 1).all()
     record = json.loads((tmp_path / "out/run.json").read_text())
-    assert record["metrics"]["kept_together"] == "recordist and species"
+    assert record["metrics"]["kept_together"] == "recordist"
     assert record["metrics"]["n_recordings_with_recordist"] == 24 and record["metrics"]["n_recordists"] == 4
     assert "24 of 24 files have a recordist: 0 from the table, 24 from tags of xeno-canto" in caplog.text
 
@@ -546,8 +546,9 @@ def test_the_unit_of_the_split_is_said_where_few_recordists_are_known(tmp_path, 
         assert run(tmp_path / "raw", output_dir, "--metadata", tmp_path / "list.csv", *more) == 0
         return json.loads((output_dir / "run.json").read_text())["metrics"]["kept_together"]
 
-    assert unit("--val_fraction", 0) == "recordist and species for 25 % of the recordings, recording for the rest"
-    assert unit("--split_by", "strict_recordist") == "recordist for 25 % of the recordings, recording for the rest"
+    assert unit("--val_fraction", 0) == "recordist for 25 % of the recordings, recording for the rest"
+    both = "recordist and species for 25 % of the recordings, recording for the rest"
+    assert unit("--split_by", "recordist_and_species") == both
     assert unit("--split_by", "recording") == "recording"
     assert "no recordist is known" not in caplog.text
     (tmp_path / "list.csv").write_text("\n".join(rows).replace("Ada", "?") + "\n")

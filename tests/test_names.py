@@ -27,19 +27,19 @@ VARIANTS = st.one_of(
 @given(
     data_set=WORDS,
     model=WORDS,
-    number=st.integers(0, 2**32),
+    seed=st.integers(0, 2**32),
     variants=st.lists(VARIANTS, max_size=3).map(tuple),
-    split_by=st.sampled_from(["recordist", "strict_recordist", "recording", "clip"]),
-    part=st.sampled_from(["seed", "fold"]),
+    split_by=st.sampled_from(["recordist", "recordist_and_species", "recording", "clip"]),
+    fold=st.sampled_from([None, "1", "20", "all"]),
 )
-def test_what_is_composed_is_read_back(data_set, model, number, variants, split_by, part):
+def test_what_is_composed_is_read_back(data_set, model, seed, variants, split_by, fold):
     try:
-        name = Name(data_set, model, number, variants, split_by, part)
+        name = Name(data_set, model, seed, variants, split_by, fold)
     except UsageError:
         assert ".by-" in data_set or re.search(r"\.(blocks|after|pruned|sweep|pretrained|all)", model)
         return
     assert names.parse(str(name)) == name
-    assert str(name) == f"{name.data.split('/')[0]}/{name.full_model}/{part}-{number}"
+    assert str(name) == f"{name.data.split('/')[0]}/{name.full_model}/{name.part}"
 
 
 @given(st.text(alphabet="ab/.-+,0123 byseedblocks", max_size=40))
@@ -52,7 +52,7 @@ def test_the_parts_of_a_name():
     name = names.parse("birds25.by-clip/whisper-base.blocks-0-3.sweep/seed-1")
     assert name == Name("birds25", "whisper-base", 1, ("blocks-0-3", "sweep"), "clip")
     assert (name.data, name.full_model) == ("birds25.by-clip/seed-1", "whisper-base.blocks-0-3.sweep")
-    assert names.parse("birds/w2v.blocks-0-3,7/fold-0").variants == ("blocks-0-3,7",)
+    assert names.parse("birds/w2v.blocks-0-3,7/fold-2.seed-0").variants == ("blocks-0-3,7",)
     assert names.parse("birds/data2vec-0.5b/seed-0").model == "data2vec-0.5b"
     for text in ("whole", "birds/whole", "birds/whole/1", "birds/whole/seed-01", "a/b/c/seed-1", "birds/a+b/seed-1"):
         assert names.parse(text) is None

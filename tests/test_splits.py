@@ -7,7 +7,18 @@ from collections import Counter, defaultdict
 import pytest
 
 from utils.core.errors import UsageError
-from utils.data.splits import SPLIT_BY, assign_splits, group_keys, merge_groups
+from utils.data.splits import (
+    FOLDS,
+    SPLIT_BY,
+    SPLITS,
+    Heard,
+    assign_folds,
+    assign_splits,
+    group_keys,
+    merge_groups,
+    split_in_fold,
+    who_was_heard,
+)
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -57,20 +68,20 @@ def single_label_case(rng, n_labels, max_groups, max_weight):
 @pytest.mark.parametrize(
     ("changed", "kept_together"),
     [
-        ({"clip_id": "XC1:1"}, {"recordist", "strict_recordist", "recording"}),
+        ({"clip_id": "XC1:1"}, {"recordist", "recordist_and_species", "recording"}),
         (
             {"recording_id": "XC2", "clip_id": "XC2:0", "audio_sha256": "bb"},
-            {"recordist", "strict_recordist"},
+            {"recordist", "recordist_and_species"},
         ),
         (
             {"label": "Jay", "recording_id": "XC2", "clip_id": "XC2:0", "audio_sha256": "bb"},
-            {"strict_recordist"},
+            {"recordist"},
         ),
         ({"recordist": "Bo", "recording_id": "XC2", "clip_id": "XC2:0"}, set(SPLIT_BY)),  # equal audio
         ({"recordist": "Bo", "recording_id": "XC2", "clip_id": "XC2:1"}, set(SPLIT_BY) - {"clip"}),
         ({"recordist": "Bo", "recording_id": "XC2", "clip_id": "XC2:0", "audio_sha256": "bb"}, set()),
         ({"recordist": None, "recording_id": "XC2", "clip_id": "XC2:0", "audio_sha256": "bb"}, set()),
-        ({"recordist": None, "clip_id": "XC1:1"}, {"recordist", "strict_recordist", "recording"}),
+        ({"recordist": None, "clip_id": "XC1:1"}, {"recordist", "recordist_and_species", "recording"}),
     ],
 )
 def test_what_two_items_must_share_to_stay_together(changed, kept_together):
@@ -84,7 +95,7 @@ def test_pieces_of_one_origin_stay_together_under_several_labels():
     assert not any(together(s, one, other | {"origin": "20250601_070000"}) for s in SPLIT_BY)
 
 
-@pytest.mark.parametrize("split_by", ["recordist", "strict_recordist"])
+@pytest.mark.parametrize("split_by", ["recordist", "recordist_and_species"])
 def test_recordings_of_unknown_recordists_are_no_group(split_by):
     one = item(recordist=None)
     other = item(recordist=None, recording_id="XC2", clip_id="XC2:0", audio_sha256="bb")
@@ -93,13 +104,13 @@ def test_recordings_of_unknown_recordists_are_no_group(split_by):
 
 def test_group_names_can_be_read():
     names = {s: merge_groups([group_keys(s, **item())])[0] for s in SPLIT_BY}
-    assert names == {"recordist": "Ada|Rook", "strict_recordist": "Ada", "recording": "XC1", "clip": "XC1:0"}
+    assert names == {"recordist": "Ada", "recordist_and_species": "Ada|Rook", "recording": "XC1", "clip": "XC1:0"}
     assert merge_groups([group_keys("recordist", **item(recordist=None))]) == ["XC1"]
 
 
 def test_equal_audio_joins_two_recordists():
     keys = [group_keys("recordist", **item(recordist=r, recording_id=i)) for r, i in [("Bo", "XC2"), ("Ada", "XC1")]]
-    assert merge_groups(keys) == ["Ada|Rook", "Ada|Rook"]
+    assert merge_groups(keys) == ["Ada", "Ada"]
 
 
 def test_merge_groups_agrees_with_repeated_merging():
@@ -317,3 +328,139 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused(val, test):
 def test_weightless_items_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         place(["a", "b"], ["a", "a"], [1, 0])
+
+
+# ------------------------------------------------------------------------------------------------------ folds
+
+
+def random_recordists(rng, n_labels, n_recordists):
+    """Return groups that span labels: some large, some of one recording."""
+    groups, labels, weights = [], [], []
+    for recordist in range(n_recordists):
+        for label in rng.sample(range(n_labels), rng.randint(1, min(4, n_labels))):
+            groups.append(f"r{recordist:03d}")
+            labels.append(f"l{label}")
+            weights.append(rng.choice([1, 2, 3, 30]))
+    return groups, labels, weights
+
+
+def test_the_fold_after_the_tested_one_is_val():
+    splits = {fold: [split_in_fold(name, fold, 4) for name in ("train", *FOLDS[:4])] for fold in (1, 4)}
+    assert splits == {
+        1: ["train", "test", "val", "train", "train"],
+        4: ["train", "val", "train", "train", "test"],
+    }
+
+
+@pytest.mark.parametrize("n_folds", [3, 5, 8])
+def test_each_group_is_tested_once_and_each_tested_label_is_trained_on(n_folds):
+    rng = random.Random(n_folds)
+    for case in range(15):
+        groups, labels, weights = random_recordists(rng, rng.randint(2, 12), rng.randint(3 * n_folds, 60))
+        fold_of, warnings = assign_folds(groups, labels, weights, n_folds, seed=case)
+        assert set(fold_of) == set(groups)
+        assert set(FOLDS[:n_folds]) <= set(fold_of.values()) <= {"train", *FOLDS[:n_folds]}
+        never_tested = {group for group, name in fold_of.items() if name == "train"}
+        assert bool(never_tested) == bool(warnings)
+        for fold in range(1, n_folds + 1):
+            seen = defaultdict(set)
+            for group, label in zip(groups, labels, strict=True):
+                seen[split_in_fold(fold_of[group], fold, n_folds)].add(label)
+            assert seen["test"] <= seen["train"]
+
+
+def test_folds_are_stratified_and_large_groups_are_tested_too():
+    groups = [f"{label}{i}" for label in "abcd" for i in range(10)]
+    labels = [group[0] for group in groups]
+    weights = [40 if group.endswith(("0", "5")) else 4 for group in groups]
+    fold_of, warnings = assign_folds(groups, labels, weights, 5, seed=1)
+    assert warnings == []
+    assert "train" not in fold_of.values(), "a group that is always trained on is never tested"
+    n_of = Counter()
+    for group, label, weight in zip(groups, labels, weights, strict=True):
+        n_of[fold_of[group], label] += weight
+    for label in "abcd":  # two groups of 40 clips and eight of 4: no better division exists
+        assert sorted(n_of[name, label] for name in FOLDS[:5]) in ([8, 8, 16, 40, 40], [8, 12, 12, 40, 40])
+    totals = Counter()
+    for (name, _), n in n_of.items():
+        totals[name] += n
+    assert max(totals.values()) - min(totals.values()) <= 16  # of 448 clips in 5 folds, eight groups of 40 among them
+
+
+def test_a_label_of_one_group_is_trained_on_in_each_fold_and_named():
+    groups = [f"a{i}" for i in range(10)] + ["b0"]
+    fold_of, warnings = assign_folds(groups, [group[0] for group in groups], [2] * 11, 5, seed=0)
+    assert [group for group, name in fold_of.items() if name == "train"] == ["b0"]
+    assert warnings == [
+        "labels whose recordings are all of one group are trained on in each fold and never tested: b (2 clips)"
+    ]
+
+
+def test_two_groups_of_a_label_are_not_in_neighbouring_folds():
+    for seed in range(10):
+        groups = [f"a{i}" for i in range(10)] + ["b0", "b1", "c0", "c1"]
+        fold_of, warnings = assign_folds(groups, [group[0] for group in groups], [2] * 14, 5, seed)
+        assert warnings == []
+        for label in "bc":
+            one, other = (FOLDS.index(fold_of[f"{label}{i}"]) for i in range(2))
+            assert (one - other) % 5 in (2, 3)
+
+
+def test_with_three_folds_a_label_of_two_groups_keeps_one_in_train():
+    groups = [f"a{i}" for i in range(9)] + ["b0", "b1"]
+    fold_of, warnings = assign_folds(groups, [group[0] for group in groups], [2] * 9 + [5, 3], 3, seed=0)
+    assert fold_of["b1"] == "train"
+    assert fold_of["b0"] in FOLDS
+    assert warnings == [
+        "labels with too few groups for training in each fold: their smallest group is never tested: b (3 clips)"
+    ]
+
+
+def test_folds_depend_on_the_items_and_the_seed_alone():
+    rng = random.Random(5)
+    items = list(zip(*random_recordists(rng, 8, 40), strict=True))
+    expected = assign_folds(*zip(*items, strict=True), 5, 3)
+    for _ in range(3):
+        assert assign_folds(*zip(*rng.sample(items, len(items)), strict=True), 5, 3) == expected
+    assert assign_folds(*zip(*items, strict=True), 5, 4) != expected
+
+
+def test_more_folds_than_groups_are_refused():
+    with pytest.raises(UsageError, match="--folds 5: there are only 4 groups"):
+        assign_folds(["a", "b", "c", "d"], ["x"] * 4, [1] * 4, 5, 0)
+    with pytest.raises(UsageError, match="nothing is left for fold-"):
+        assign_folds(["a", "b", "c"], ["x", "y", "z"], [1] * 3, 3, 0)
+
+
+# --------------------------------------------------------------------------------------------- who was heard
+
+
+def test_who_was_heard_counts_clips_by_hand():
+    items = [
+        ("train", "Rook", ["Ada"], 9),
+        ("train", "Jay", ["Bo"], 9),
+        ("val", "Rook", ["Cy"], 9),
+        ("test", "Rook", ["Ada"], 1),  # the same species
+        ("test", "Rook", ["Bo"], 2),  # another species
+        ("test", "Rook", ["Bo", "Ada"], 4),  # recorded by two, of whom one is heard with this species
+        ("test", "Rook", ["Cy"], 8),  # heard in val alone
+        ("test", "Jay", [], 16),
+    ]
+    heard = who_was_heard(items)
+    assert heard == Heard(n_clips=31, same_species=5, other_species=2, unknown=16)
+    assert who_was_heard(items, "val") == Heard(n_clips=9)
+    assert str(heard) == (
+        "recordist heard in train with the same species 5 (16%), with another species 2 (6%), unknown 16 (52%)"
+    )
+    assert heard + heard == Heard(62, 10, 4, 32)
+
+
+def test_the_split_by_recordist_lets_nobody_be_heard():
+    rng = random.Random(8)
+    groups, labels, weights = random_recordists(rng, 10, 60)
+    split_of, _ = place(groups, labels, weights)
+    items = [(split_of[g], label, [g], w) for g, label, w in zip(groups, labels, weights, strict=True)]
+    for split in SPLITS[1:]:
+        heard = who_was_heard(items, split)
+        assert heard.n_clips > 0
+        assert (heard.same_species, heard.other_species) == (0, 0)

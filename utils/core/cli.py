@@ -94,9 +94,16 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--data_dir --max_clips_per_class``, which stages 02 to 06 share."""
+    """Add ``--data_dir --fold --max_clips_per_class``, which stages 02 to 06 share."""
     parser.add_argument(
         "--data_dir", type=Path, default=Path("processed_data"), help="output folder of 01_data_processing.py"
+    )
+    parser.add_argument(
+        "--fold",
+        type=positive_int,
+        default=None,
+        help="fold to test, from 1, of clips that 01 has divided by --folds: the next fold is val, the others are "
+        "train (default: none)",
     )
     parser.add_argument(
         "--max_clips_per_class",

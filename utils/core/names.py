@@ -1,10 +1,10 @@
 """Names of runs and results. Only this module composes and parses them, so that no part can be mistaken for another.
 
-    <data set>[.by-<split>]/<model>[.<variant>]/seed-<n>      birds25.by-clip/whisper-base.blocks-0-3/seed-1
+    <data set>[.by-<split>]/<model>[.<variant>]/[fold-<k>.]seed-<n>      birds34/whisper-base.blocks-0-3/fold-2.seed-1
 
-The name stands below ``runs``, ``validation_results`` and ``analysis_results``; without the model it stands below
-``processed_data``. A data set without ``.by-`` is split by recordist. The last part of a fold is ``fold-<n>``. A model
-may have several variants:
+The name stands below ``runs``, ``validation_results`` and ``analysis_results``. A data set without ``.by-`` is split by
+recordist. ``fold-all`` holds the pooled results of all folds. Below ``processed_data`` the data set of several folds
+is ``birds34/folds``, and that of one split ``birds34/seed-1``. A model may have several variants:
 
 blocks-0-3    fine-tuned with only these blocks of its base model; ``blocks-none`` has no block
 after-3       pruned to three blocks after fine-tuning
@@ -37,7 +37,7 @@ _VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|pretrained|all-clips"
 _NAME = re.compile(
     r"(?P<data_set>[^/.][^/]*?)(?:\.by-(?P<split_by>[a-z_]+))?/"
     rf"(?P<model>[^/.+][^/+]*?)(?P<variants>(?:\.(?:{_VARIANT}))*)/"
-    r"(?P<part>seed|fold)-(?P<number>0|[1-9]\d*)"
+    r"(?:fold-(?P<fold>all|[1-9]\d*)\.)?seed-(?P<seed>0|[1-9]\d*)"
 )
 
 
@@ -49,13 +49,14 @@ class Name:
     ----------
     data_set, model : str
         Short names.
-    number : int
-        Seed or fold.
+    seed : int
+        Of the training; of the split too where there are no folds.
     variants : tuple of str
         Changes to the model; see the docstring of this module.
     split_by : str
         The unit that the split keeps together, such as the recordist.
-    part : {"seed", "fold"}
+    fold : str or None
+        Number of the fold that is tested; ``all`` for the pooled results of all folds.
 
     Raises
     ------
@@ -65,10 +66,10 @@ class Name:
 
     data_set: str
     model: str
-    number: int
+    seed: int
     variants: tuple[str, ...] = ()
     split_by: str = DEFAULT_SPLIT
-    part: str = "seed"
+    fold: str | None = None
 
     def __post_init__(self):
         if _fields(str(self)) != vars(self):
@@ -78,7 +79,12 @@ class Name:
             )
 
     def __str__(self) -> str:
-        return f"{self.data_folder}/{self.full_model}/{self.part}-{self.number}"
+        return f"{self.data_folder}/{self.full_model}/{self.part}"
+
+    @property
+    def part(self) -> str:
+        """The last part: ``seed-1`` or ``fold-2.seed-1``."""
+        return f"seed-{self.seed}" if self.fold is None else f"fold-{self.fold}.seed-{self.seed}"
 
     @property
     def data_folder(self) -> str:
@@ -93,7 +99,7 @@ class Name:
     @property
     def data(self) -> str:
         """The name of the data, below ``processed_data``."""
-        return f"{self.data_folder}/{self.part}-{self.number}"
+        return f"{self.data_folder}/seed-{self.seed}" if self.fold is None else f"{self.data_folder}/folds"
 
     def without(self, variant: str) -> "Name":
         """Return the name of the model without a variant: the model from which this one was made."""
@@ -117,10 +123,10 @@ def _fields(text: str) -> dict | None:
     return {
         "data_set": found["data_set"],
         "model": found["model"],
-        "number": int(found["number"]),
+        "seed": int(found["seed"]),
         "variants": tuple(found["variants"].split(".")[1:]),
         "split_by": found["split_by"] or DEFAULT_SPLIT,
-        "part": found["part"],
+        "fold": found["fold"],
     }
 
 
@@ -164,9 +170,9 @@ def of_model(model_dir: str | Path) -> str:
 
 
 def of_data(data_dir: Path) -> str:
-    """Return the name of the data set in an output folder of stage 01, without the seed or fold."""
+    """Return the name of the data set in an output folder of stage 01, without its last part."""
     folder = Path(data_dir).resolve()
-    return folder.parent.name if re.fullmatch(r"(seed|fold)-\d+", folder.name) else folder.name
+    return folder.parent.name if re.fullmatch(r"seed-\d+|folds", folder.name) else folder.name
 
 
 def variant_of(name: str, variant: str) -> str:
@@ -181,7 +187,7 @@ def both(first: str, second: str) -> str:
     added = theirs.full_model if theirs else second
     if ours is None:
         return f"{first}+{added}"
-    return f"{ours.data_folder}/{ours.full_model}+{added}/{ours.part}-{ours.number}"
+    return f"{ours.data_folder}/{ours.full_model}+{added}/{ours.part}"
 
 
 def result_folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:

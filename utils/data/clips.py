@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.core import lazy, runs
-from utils.core.errors import InputError, is_machine_limit
+from utils.core.errors import InputError, UsageError, is_machine_limit
 from utils.core.files import atomic_path, read_json, write_json
 from utils.core.text import some
-from utils.data.splits import SPLITS, UNIT_NOT_NOTED
+from utils.data import recordings_table
+from utils.data.splits import FOLDS, UNIT_NOT_NOTED, Heard, names_of_parts, split_in_fold
 
 with lazy.imported_on_first_use():
     import pandas as pd
@@ -177,6 +178,8 @@ class Clips:
     sample_rate_hz : int
     clip_seconds : float
     data_dir : Path
+    fold : int or None
+        The fold that is tested, where the data set is divided into folds.
     """
 
     table: pd.DataFrame
@@ -184,6 +187,7 @@ class Clips:
     sample_rate_hz: int
     clip_seconds: float
     data_dir: Path
+    fold: int | None = None
 
     def __post_init__(self):
         self._parts: dict[int, pq.ParquetFile] = {}
@@ -213,6 +217,10 @@ class Clips:
         """What the split keeps on one side, in words; ``recording`` also where no recordist is known."""
         record = runs.read_record(self.data_dir) or {}
         return str(record.get("metrics", {}).get("kept_together", UNIT_NOT_NOTED))
+
+    def heard_in_train(self) -> Heard | None:
+        """Count these clips, of one split, by whether training heard their recordist; None where that is not known."""
+        return recordings_table.heard_in_train(self.table["recording_id"], self.data_dir, self.fold)
 
     def cutting(self) -> dict[str, object]:
         """Return how stage 01 cut recordings into these clips, and filled those that were too short.
@@ -265,7 +273,11 @@ class Clips:
 
 
 def read_clips(
-    data_dir: Path, split: str | None = None, max_clips_per_class: int | None = None, seed: int = 0
+    data_dir: Path,
+    split: str | None = None,
+    max_clips_per_class: int | None = None,
+    seed: int = 0,
+    fold: int | None = None,
 ) -> Clips:
     """Open the clips of a processed data set; nothing but their table is read.
 
@@ -279,6 +291,8 @@ def read_clips(
         Keep at most this many clips of a class and split, drawn without replacement.
     seed : int
         Seed of that draw.
+    fold : int, optional
+        The fold that is tested, from 1, where the data set is divided into folds; see `splits.split_in_fold`.
 
     Returns
     -------
@@ -289,6 +303,8 @@ def read_clips(
     ------
     InputError
         If a part is missing, damaged or of another schema, or no clip is left.
+    UsageError
+        If `fold` does not go with the data set.
     """
     data_dir = Path(data_dir)
     paths = sorted(data_dir.glob(PART_NAMES))
@@ -305,6 +321,8 @@ def read_clips(
     table, labels = pd.concat(tables, ignore_index=True), read_labels(data_dir)
     sample_rate_hz, clip_seconds = next(iter(formats.values()))
     _check_rows(table, labels, round(clip_seconds * sample_rate_hz) / sample_rate_hz, data_dir)
+    if fold is not None or split is not None:
+        table["split"] = _splits_in_fold(table["split"], fold, data_dir)
     found = table["split"].value_counts().to_dict()
     if split is not None:
         table = table[table["split"] == split]
@@ -316,7 +334,27 @@ def read_clips(
     if max_clips_per_class is not None:
         shuffled = table.iloc[np.random.default_rng(seed).permutation(len(table))]
         table = shuffled.groupby(["label_id", "split"]).head(max_clips_per_class).sort_index()
-    return Clips(table.reset_index(drop=True), labels, sample_rate_hz, clip_seconds, data_dir)
+    return Clips(table.reset_index(drop=True), labels, sample_rate_hz, clip_seconds, data_dir, fold)
+
+
+def _splits_in_fold(names: pd.Series, fold: int | None, data_dir: Path) -> pd.Series:
+    """Return the split of each clip when `fold` is tested; the splits themselves where there are no folds."""
+    n_folds = len(set(names) & set(FOLDS))
+    if n_folds == 0 and fold is None:
+        return names
+    if fold is None:
+        raise UsageError(f"{data_dir} is divided into {n_folds} folds: say which one is tested, --fold 1 to {n_folds}")
+    _check_fold(fold, n_folds, data_dir)
+    return names.map({name: split_in_fold(name, fold, n_folds) for name in set(names)})
+
+
+def _check_fold(fold: int, n_folds: int, data_dir: Path) -> None:
+    if n_folds == 0:
+        raise UsageError(
+            f"--fold {fold}: {data_dir} has no folds; leave --fold out, or run {DATA_STAGE}.py with --folds"
+        )
+    if fold > n_folds:
+        raise UsageError(f"--fold {fold}: {data_dir} has {n_folds} folds; expected 1 to {n_folds}")
 
 
 def _read_part_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
@@ -388,6 +426,7 @@ def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir:
     group_ids, split_ids = pd.factorize(table["group"])[0], pd.factorize(table["split"])[0]
     split_of_group = np.zeros(len(table), int)
     split_of_group[group_ids[::-1]] = split_ids[::-1]  # of the first clip of each group
+    split_names = names_of_parts(len(set(table["split"]) & set(FOLDS)) or None)
     rules = {
         "clip_id": (~table["clip_id"].duplicated().to_numpy(), "an id that no other clip has"),
         "clip_index": (table["clip_index"].to_numpy() >= 0, "0 or more"),
@@ -398,7 +437,7 @@ def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir:
             ~inside | (label_of == table["label"].to_numpy()),
             f"the label that {LABELS_NAME} has for its label_id",
         ),
-        "split": (table["split"].isin(SPLITS).to_numpy(), " or ".join(SPLITS)),
+        "split": (table["split"].isin(split_names).to_numpy(), " or ".join(split_names)),
         "group": (split_of_group[group_ids] == split_ids, "a group whose clips are all of one split"),
     }
     for column, (is_good, expected) in rules.items():
@@ -411,6 +450,14 @@ def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir:
             )
 
 
-def data_input(data_dir: Path) -> runs.Input:
-    """Describe and check a processed data set as the input of a stage; see `runs.folder_input`."""
-    return runs.folder_input(data_dir, stages=[DATA_STAGE])
+def data_input(data_dir: Path, fold: int | None = None) -> runs.Input:
+    """Describe and check a processed data set as the input of a stage; see `runs.folder_input`.
+
+    Its digest names the fold that is tested, if there is one: another fold is other data to train and to test on.
+    """
+    data = runs.folder_input(data_dir, stages=[DATA_STAGE])
+    if fold is None:
+        return data
+    n_folds = (runs.read_record(data_dir) or {}).get("arguments", {}).get("folds") or 0
+    _check_fold(fold, n_folds, data_dir)
+    return replace(data, sha256=f"{data.sha256}/fold-{fold}-of-{n_folds}")

@@ -37,6 +37,7 @@ COLUMNS = {
     "recording_id": [("recording_id",), ("xc_id",), ("id",)],
     "recordist": [("recordist",), ("rec",), ("author",)],
     "licence": [("licence",), ("license",), ("lic",)],
+    "collection": [("collection",)],
 }
 # Of these the one counts whose files are there: xeno-canto's `file` is an address and its `file-name` the uploader's.
 FILE_COLUMNS = ("file-name", "file_name", "file", "filename", "path", "filepath", "file_path")
@@ -73,7 +74,7 @@ class Row:
     label : str
     names : tuple of str
         All that the label columns hold; a folder of the species may be named after any.
-    recording_id, recordist, licence : str
+    recording_id, recordist, licence, collection : str
         Empty where the table does not say.
     """
 
@@ -84,6 +85,7 @@ class Row:
     recording_id: str
     recordist: str
     licence: str
+    collection: str
 
     @property
     def xeno_canto_id(self) -> str | None:
@@ -91,8 +93,14 @@ class Row:
         return self.recording_id if XENO_CANTO_ID.fullmatch(self.recording_id) else None
 
 
-def read_rows(metadata: Path) -> list[Row]:
+def read_rows(metadata: Path, collection_column: str | None = None) -> list[Row]:
     """Read a table of recordings; warn of what it says and nobody listens to.
+
+    Parameters
+    ----------
+    metadata : Path
+    collection_column : str, optional
+        Column that names the collection of a recording.
 
     Raises
     ------
@@ -102,6 +110,10 @@ def read_rows(metadata: Path) -> list[Row]:
     table = _read_table(metadata)
     _refuse_stretches(table, metadata)
     names = {field: _columns_of(field, table) for field in COLUMNS}
+    if collection_column is not None:
+        names["collection"] = (collection_column.strip().lower(),)
+        if names["collection"][0] not in table.columns:
+            raise _no_column("collection", [names["collection"]], table, metadata)
     file_columns = [name for name in FILE_COLUMNS if name in table.columns]
     has_xeno_canto_id = names["recording_id"] and names["recording_id"][0] in XENO_CANTO_ID_COLUMNS
     if not file_columns and not has_xeno_canto_id:
@@ -134,6 +146,7 @@ def read_rows(metadata: Path) -> list[Row]:
                 recording_id=recording_id,
                 recordist=of_field["recordist"][i],
                 licence=of_field["licence"][i],
+                collection=of_field["collection"][i],
             )
         )
     return rows

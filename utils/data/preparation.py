@@ -21,10 +21,10 @@ from utils.core import runs, workers
 from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 from utils.core.files import read_json, sha256_of_lines, write_csv, write_json
 from utils.core.text import formulas, printable, some
-from utils.data import audio, clips, sources, spool
+from utils.data import audio, clips, sources, splits, spool
 from utils.data.recordings import Skipped, SourceFile
 from utils.data.recordists import similar_names
-from utils.data.splits import SPLITS, assign_splits, group_keys, merge_groups
+from utils.data.splits import assign_folds, assign_splits, group_keys, merge_groups
 
 SCRATCH_NAME = ".work"
 PLAN_NAME = "plan.json"
@@ -337,9 +337,22 @@ def report_short_clips(clip_format: ClipFormat, recorded: Sequence[Recorded]) ->
 
 
 def split(
-    recorded: Sequence[Recorded], split_by: str, val_fraction: float, test_fraction: float, seed: int
+    recorded: Sequence[Recorded],
+    split_by: str,
+    val_fraction: float,
+    test_fraction: float,
+    n_folds: int | None,
+    seed: int,
 ) -> tuple[list[spool.Stretch], list[str]]:
-    """Give every clip its index, group and split; return the clips by file, and warnings of what was impossible."""
+    """Give every clip its index, group and split, or its fold where `n_folds` is given.
+
+    Returns
+    -------
+    stretches : list of Stretch
+        The clips by file.
+    warnings : list of str
+        What was impossible.
+    """
     label_ids = {label: i for i, label in enumerate(sorted({r.file.label for r in recorded}))}
     by_clip = split_by == "clip"
     next_index: Counter[str] = Counter()
@@ -355,7 +368,10 @@ def split(
             labels.append(r.file.label)
             weights.append(1 if by_clip else len(r.cuts))
     groups = merge_groups(keys)
-    split_of, warnings = assign_splits(groups, labels, weights, val_fraction, test_fraction, seed)
+    if n_folds is None:
+        split_of, warnings = assign_splits(groups, labels, weights, val_fraction, test_fraction, seed)
+    else:
+        split_of, warnings = assign_folds(groups, labels, weights, n_folds, seed)
     stretches = []
     remaining = iter(groups)
     for r, first in zip(recorded, first_indices, strict=True):
@@ -366,6 +382,22 @@ def split(
         stretch = spool.Stretch(r.file.path, r.file.recording_id, r.file.label, label_id, first, r.cuts, own, splits)
         stretches.append(stretch)
     return stretches, warnings
+
+
+def who_was_heard(
+    recorded: Sequence[Recorded], stretches: Sequence[spool.Stretch], n_folds: int | None
+) -> splits.Heard:
+    """Count the test clips whose recordist is heard in train; those of each fold when it is tested."""
+    heard = splits.Heard()
+    for fold in range(1, (n_folds or 1) + 1):
+        items = []
+        for r, stretch in zip(recorded, stretches, strict=True):
+            recordists = [] if r.file.recordist is None else [r.file.recordist]
+            for name, n_clips in Counter(stretch.splits).items():
+                own = name if n_folds is None else splits.split_in_fold(name, fold, n_folds)
+                items.append((own, stretch.label, recordists, n_clips))
+        heard += splits.who_was_heard(items)
+    return heard
 
 
 def plan_parts(stretches: Sequence[spool.Stretch], clips_per_part: int) -> list[tuple[spool.Stretch, ...]]:
@@ -465,8 +497,10 @@ def write_similar_recordists(output_dir: Path, recorded: Sequence[Recorded]) -> 
     )
 
 
-def write_split_report(output_dir: Path, clip_samples: int, stretches: Sequence[spool.Stretch]) -> None:
-    """Write ``split_report.csv``: recordings, clips, those shorter than a clip, and groups of every label and split."""
+def write_split_report(
+    output_dir: Path, clip_samples: int, stretches: Sequence[spool.Stretch], n_folds: int | None
+) -> None:
+    """Write ``split_report.csv``: recordings, clips, clips that were filled, and groups per label and split or fold."""
     n_clips: Counter[tuple[str, str]] = Counter()
     n_short: Counter[tuple[str, str]] = Counter()
     recordings, groups = defaultdict(set), defaultdict(set)
@@ -478,7 +512,7 @@ def write_split_report(output_dir: Path, clip_samples: int, stretches: Sequence[
             recordings[cell].add(stretch.recording_id)
             groups[cell].add(group)
     labels = sorted({stretch.label for stretch in stretches})
-    cells = [(label, name) for label in labels for name in SPLITS]
+    cells = [(label, name) for label in labels for name in splits.names_of_parts(n_folds)]
     rows = [[*cell, len(recordings[cell]), n_clips[cell], n_short[cell], len(groups[cell])] for cell in cells]
     columns = ["label", "split", "recordings", "clips", "short_clips", "groups"]
     write_csv(output_dir / "split_report.csv", columns, rows)

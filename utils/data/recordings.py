@@ -51,8 +51,8 @@ class SourceFile:
         POSIX path, relative to the folder of recordings.
     label : str
     recording_id : str
-    recordist, licence : str or None
-        None where unknown.
+    recordist, licence, collection : str or None
+        None where unknown. A collection is the source of recordings: an archive, a publisher, a project.
     origin : str or None
         What the pieces of one original recording share, whatever their label; see `recording_ids.name_recordings`.
     is_named_by_path : bool
@@ -66,6 +66,7 @@ class SourceFile:
     origin: str | None = field(default=None, compare=False)
     is_named_by_path: bool = field(default=False, compare=False)
     licence: str | None = None
+    collection: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ class Skipped:
 
 
 def find_recordings(
-    raw_dir: Path, metadata: Path | None = None, label_level: int | None = None
+    raw_dir: Path,
+    metadata: Path | None = None,
+    label_level: int | None = None,
+    collection_column: str | None = None,
 ) -> tuple[list[SourceFile], list[Skipped]]:
     """List the labelled audio files of a folder.
 
@@ -104,6 +108,8 @@ def find_recordings(
         CSV, UTF-8, comma-separated.
     label_level : int, optional
         Level of the folders that are the labels, counted from 1: the folders in `raw_dir`.
+    collection_column : str, optional
+        Column of the metadata that names the collection; ``collection`` where it is not given.
 
     Returns
     -------
@@ -126,7 +132,7 @@ def find_recordings(
         if metadata is None:
             files, skipped = _from_folders(raw_dir, label_level)
         else:
-            files, skipped = _from_metadata(raw_dir, Path(metadata))
+            files, skipped = _from_metadata(raw_dir, Path(metadata), collection_column)
         if _identity(raw_dir) != identity:  # such as the empty folder below a network disk that was unmounted
             raise OSError("it is another folder than a moment ago")
     except OSError as error:
@@ -379,8 +385,10 @@ def _skip(path: str, reason: str) -> Skipped:
 # ------------------------------------------------------------------------------------------------ metadata
 
 
-def _from_metadata(raw_dir: Path, metadata: Path) -> tuple[list[SourceFile], list[Skipped]]:
-    table = read_rows(metadata)
+def _from_metadata(
+    raw_dir: Path, metadata: Path, collection_column: str | None
+) -> tuple[list[SourceFile], list[Skipped]]:
+    table = read_rows(metadata, collection_column)
     finder = _Finder(raw_dir, {name for row in table for name in row.names})
     by_column = _find_by_column(finder, table, metadata)
     rows: dict[str, list[SourceFile]] = defaultdict(list)
@@ -402,7 +410,8 @@ def _from_metadata(raw_dir: Path, metadata: Path) -> tuple[list[SourceFile], lis
         n_by_id += is_by_id
         recordist = None if is_unknown(row.recordist) else row.recordist
         for path in paths:
-            rows[path].append(SourceFile(path, row.label, row.recording_id, recordist, licence=row.licence or None))
+            known = {"licence": row.licence or None, "collection": row.collection or None}
+            rows[path].append(SourceFile(path, row.label, row.recording_id, recordist, **known))
     if n_unlabelled:
         log.warning("%s: %d of %d rows have no label and are left out", metadata, n_unlabelled, len(table))
     if n_by_id:

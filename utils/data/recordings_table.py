@@ -1,13 +1,13 @@
-"""``recordings.csv`` of a data set: a row a recording. 01 writes it, and what a model has heard is looked up in it."""
+"""``recordings.csv`` of a data set, one row per recording. 01 writes it. It tells whom and what a model has heard."""
 
 import csv
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.core.files import sha256_of_lines, write_csv
-from utils.data.splits import SPLITS
+from utils.data.splits import FOLDS, NAMES_OF_SPLITS, SPLITS, Heard, split_in_fold, who_was_heard
 
 if TYPE_CHECKING:
     from utils.data.preparation import Recorded
@@ -19,7 +19,7 @@ NAME = "recordings.csv"
 def write_recordings(
     output_dir: Path, sample_rate_hz: int, recorded: Sequence["Recorded"], stretches: Sequence["Stretch"]
 ) -> int:
-    """Write ``recordings.csv``, a row a recording; return the number of rows.
+    """Write ``recordings.csv``, one row per recording; return the number of rows.
 
     ``sha256`` is that of the decoded PCM, or of the list of them where a recording has several files.
     Split by clip, a recording can have several groups, then none is named, and several splits.
@@ -41,7 +41,7 @@ def write_recordings(
                 "|".join(sorted({r.file.recordist for r, _ in own if r.file.recordist is not None})),
                 "|".join(sorted({r.file.licence for r, _ in own if r.file.licence is not None})),
                 groups.pop() if len(groups) == 1 else "",
-                "|".join(name for name in SPLITS if name in splits),
+                "|".join(name for name in NAMES_OF_SPLITS if name in splits),
                 round(sum(sound.n_samples for sound in sounds) / sample_rate_hz, 6),
                 sum(len(stretch) for _, stretch in own),
                 len(own),
@@ -49,22 +49,53 @@ def write_recordings(
                 "|".join(sorted({sound.channel for sound in sounds})),
                 *(sounds[0].start.time, sounds[0].start.source),
                 checksums[0] if len(checksums) == 1 else sha256_of_lines(checksums),
+                "|".join(sorted({r.file.collection for r, _ in own if r.file.collection is not None})),
             ]
         )
     columns = ["recording_id", "label", "recordist", "licence", "group", "split", "duration_s", "n_clips", "n_files"]
     write_csv(
         output_dir / NAME,
-        [*columns, "sample_rate_hz", "channel", "recorded_at", "recorded_at_from", "sha256"],
+        [*columns, "sample_rate_hz", "channel", "recorded_at", "recorded_at_from", "sha256", "collection"],
         rows,
     )
     return len(rows)
 
 
-def read_recordings(data_dir: Path) -> list[dict[str, str]]:
-    """Return the rows of a data set; none where there is no such file."""
-    path = data_dir / NAME
+def read_recordings(data_dir: Path, fold: int | None = None) -> list[dict[str, str]]:
+    """Return the rows of a data set; none where there is no such file.
+
+    With `fold`, the fold that is tested, ``split`` names the splits that follow from it.
+    """
+    path = Path(data_dir) / NAME
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if row.get("recording_id") is not None]
+        rows = [row for row in csv.DictReader(file) if row.get("recording_id") is not None]
+    if fold is not None:
+        names = [row.get("split", "").split("|") for row in rows]
+        n_folds = len({name for own in names for name in own} & set(FOLDS))
+        for row, own in zip(rows, names, strict=True):
+            splits = {split_in_fold(name, fold, n_folds) for name in own}
+            row["split"] = "|".join(name for name in SPLITS if name in splits)
+    return rows
+
+
+def recordings_of_split(data_dir: Path, split: str, fold: int | None = None) -> list[str]:
+    """Return the ids of the recordings of a split; none where there is no ``recordings.csv``."""
+    rows = read_recordings(data_dir, fold)
+    return [row["recording_id"] for row in rows if split in row.get("split", "").split("|")]
+
+
+def heard_in_train(recording_ids: Iterable[str], data_dir: Path, fold: int | None = None) -> Heard | None:
+    """Count clips, given their recordings, by who was heard in train; None where there is no ``recordings.csv``."""
+    rows = {row["recording_id"]: row for row in read_recordings(data_dir, fold)}
+    if not rows:
+        return None
+
+    def item(name: str, recording_id: str, n_clips: int) -> tuple[str, str, list[str], int]:
+        row = rows.get(recording_id, {})
+        return name, row.get("label", ""), [text for text in row.get("recordist", "").split("|") if text], n_clips
+
+    train = [item("train", name, 0) for name, row in rows.items() if "train" in row.get("split", "").split("|")]
+    scored = Counter(recording_ids).items()
+    return who_was_heard([*train, *(item("scored", name, n) for name, n in scored)], "scored")

@@ -1,8 +1,11 @@
 """Dividing recordings into train, val and test so that nothing that belongs together is torn apart."""
 
+import itertools
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, fields
 
 from utils.core.errors import UsageError
 from utils.core.text import some
@@ -10,12 +13,17 @@ from utils.core.text import some
 SPLITS = ("train", "val", "test")
 # What is kept together, in words.
 UNITS = {
-    "recordist": "recordist and species",
-    "strict_recordist": "recordist",
+    "recordist": "recordist",
+    "recordist_and_species": "recordist and species",
     "recording": "recording",
     "clip": "clip",
 }
 SPLIT_BY = tuple(UNITS)
+BY_RECORDIST = SPLIT_BY[:2]
+FEWEST_FOLDS = 3
+FOLDS = tuple(f"fold-{number}" for number in range(1, 21))
+NAMES_OF_SPLITS = (*SPLITS, *FOLDS)
+MAX_ORDERS = 5000  # of folds
 UNIT_NOT_NOTED = "an unknown unit"  # what data of an earlier version keeps together
 
 # A class with fewer groups than splits goes without val first, then without test: one that is tested
@@ -42,13 +50,13 @@ def group_keys(
     """Return the keys of an item (a clip, or a recording): items that share a key stay together.
 
     Clips of a recording stay together, and so do recordings with the same decoded audio or of one origin. Above that
-    ``recordist`` keeps together one recordist's recordings of one label and ``strict_recordist``
-    everything by one recordist; where the recordist is unknown, a recording is by itself. With ``clip``
+    ``recordist`` keeps together everything by one recordist, and ``recordist_and_species`` only one recordist's
+    recordings of one label; where the recordist is unknown, a recording is by itself. With ``clip``
     nothing stays together but the clips at the same place of equal audio.
 
     Parameters
     ----------
-    split_by : {"recordist", "strict_recordist", "recording", "clip"}
+    split_by : {"recordist", "recordist_and_species", "recording", "clip"}
     label, recording_id : str
     recordist : str or None
         None where unknown.
@@ -70,10 +78,8 @@ def group_keys(
     keys = [recording_id, f"recording:{recording_id}", f"audio:{audio_sha256}"]
     if origin is not None:
         keys.append(f"origin:{origin}")
-    if recordist is not None and split_by == "recordist":
-        keys[0] = f"{recordist}|{label}"
-    elif recordist is not None and split_by == "strict_recordist":
-        keys[0] = recordist
+    if recordist is not None and split_by in BY_RECORDIST:
+        keys[0] = recordist if split_by == "recordist" else f"{recordist}|{label}"
     return keys
 
 
@@ -131,7 +137,7 @@ def assign_splits(
 
     First of all every label should be in every split. A label with one group is in train only, one with
     two in train and test; with three it is in all. Where every group is of one label this is guaranteed.
-    Where groups span labels (``strict_recordist``) it may be impossible, and is searched for: a
+    Where groups span labels (``recordist``) it may be impossible, and is searched for: a
     greedy start from the rarest label, then moves and exchanges of groups, from several seeded starts.
     Next, the shares of every label and of the whole are brought as near to the fractions as the groups
     allow: the search minimises, over labels c and splits s, the sum of (w_cs - f_s W_c)^2 / (W W_c), plus
@@ -174,6 +180,176 @@ def assign_splits(
     return division.split_of(), division.warnings()
 
 
+# --------------------------------------------------------------------------------------------------- folds
+
+
+def names_of_parts(n_folds: int | None) -> tuple[str, ...]:
+    """Return what clips can be dealt to: the splits, or train and the folds."""
+    return SPLITS if n_folds is None else ("train", *FOLDS[:n_folds])
+
+
+def split_in_fold(name: str, fold: int, n_folds: int) -> str:
+    """Return the split that a group is in when `fold` is tested: the next fold is val, all others are train.
+
+    Parameters
+    ----------
+    name : str
+        Of the fold that the group was dealt to; ``train`` where it is trained on in each fold.
+    fold, n_folds : int
+        The fold that is tested, from 1, and the number of folds.
+    """
+    return {FOLDS[fold - 1]: "test", FOLDS[fold % n_folds]: "val"}.get(name, "train")
+
+
+def assign_folds(
+    groups: Sequence[str], labels: Sequence[str], weights: Sequence[int], n_folds: int, seed: int
+) -> tuple[dict[str, str], list[str]]:
+    """Deal groups to folds, stratified by label, so that each group is tested once.
+
+    The search is that of `assign_splits` with equal shares. A label should be in as many folds as it can. When a fold
+    is tested, the next one is val. So a label needs a group outside each two neighbouring folds, or it would be tested
+    without training. Folds are numbered so that few labels lack one. Where a label still does, its smallest group
+    is trained on in each fold and never tested.
+
+    Parameters
+    ----------
+    groups, labels : sequence of str
+        Group and label of every item.
+    weights : sequence of int
+        Clips of every item, at least 1.
+    n_folds : int
+    seed : int
+
+    Returns
+    -------
+    fold_of : dict of str to str
+        One of `FOLDS` for every group, or ``train``.
+    warnings : list of str
+        What could not be had, with the labels by name.
+
+    Raises
+    ------
+    UsageError
+        If a fold would be empty.
+    """
+    names = FOLDS[:n_folds]
+    division = _Division(groups, labels, weights, dict.fromkeys(names, 1 / n_folds), random.Random(seed))
+    if len(division.group_names) < n_folds:
+        raise UsageError(f"--folds {n_folds}: there are only {len(division.group_names)} groups; give fewer folds")
+    division.search()
+    fold_of = division.split_of()
+    groups_of = defaultdict(set)
+    for group, label in zip(groups, labels, strict=True):
+        groups_of[label].add(group)
+    order = _best_order(names, [{fold_of[group] for group in own} for own in groups_of.values()])
+    fold_of = {group: order[name] for group, name in fold_of.items()}
+
+    n_clips: Counter[str] = Counter()
+    for group, weight in zip(groups, weights, strict=True):
+        n_clips[group] += weight
+    kept_in_train = defaultdict(list)
+    for label, own in sorted(groups_of.items()):
+        if _lacks_training({fold_of[group] for group in own}, n_folds):
+            smallest = min(own, key=lambda group: (n_clips[group], group))
+            fold_of[smallest] = "train"
+            kept_in_train[len(own) == 1].append(f"{label} ({n_clips[smallest]} clips)")
+    warnings = [
+        "labels whose recordings are all of one group are trained on in each fold and never tested: "
+        if is_alone
+        else "labels with too few groups for training in each fold: their smallest group is never tested: "
+        for is_alone in kept_in_train
+    ]
+    warnings = [text + some(kept_in_train[alone]) for text, alone in zip(warnings, kept_in_train, strict=True)]
+    if empty := sorted(set(names) - set(fold_of.values())):
+        raise UsageError(f"--folds {n_folds}: nothing is left for {some(empty)}; give fewer folds")
+    return fold_of, warnings
+
+
+def _lacks_training(folds: Collection[str], n_folds: int) -> bool:
+    """Say whether a label in these folds has no training clips when one of them is tested."""
+    return any(
+        all(split_in_fold(name, fold, n_folds) != "train" for name in folds)
+        for fold in range(1, n_folds + 1)
+        if FOLDS[fold - 1] in folds
+    )
+
+
+def _best_order(names: Sequence[str], folds_of_labels: list[set[str]]) -> dict[str, str]:
+    """Return a new name of each fold, so that the fewest labels have all their groups in two neighbouring folds."""
+    pairs = Counter(frozenset(folds) for folds in folds_of_labels if len(folds) == 2)
+
+    def n_neighbours(order: Sequence[str]) -> int:
+        return sum(pairs[frozenset((one, other))] for one, other in zip(order, [*order[1:], order[0]], strict=True))
+
+    orders = ((names[0], *rest) for rest in itertools.permutations(names[1:]))
+    best = min(itertools.islice(orders, MAX_ORDERS), key=n_neighbours)  # the first of equals
+    return dict(zip(best, names, strict=True))
+
+
+# ------------------------------------------------------------------------------------------- who was heard
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Clips that score a model, counted by whether training has heard their recordist.
+
+    Attributes
+    ----------
+    n_clips : int
+        All of them.
+    same_species, other_species : int
+        Clips whose recordist is in train with the same label; with other labels only.
+    unknown : int
+        Clips of unknown recordist.
+    """
+
+    n_clips: int = 0
+    same_species: int = 0
+    other_species: int = 0
+    unknown: int = 0
+
+    def __add__(self, other: "Heard") -> "Heard":
+        return Heard(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def __str__(self) -> str:
+        same, others, unknown = (
+            f"{n} ({n / max(self.n_clips, 1):.0%})" for n in (self.same_species, self.other_species, self.unknown)
+        )
+        return (
+            f"recordist heard in train with the same species {same}, with another species {others}, unknown {unknown}"
+        )
+
+
+def who_was_heard(items: Iterable[tuple[str, str, Collection[str], int]], split: str = "test") -> Heard:
+    """Count the clips of a split whose recordist is heard in train.
+
+    Parameters
+    ----------
+    items : iterable of (str, str, collection of str, int)
+        Split, label, recordists (none where unknown) and number of clips.
+    split : str
+        The split that scores the model.
+    """
+    items = list(items)
+    in_train = {(name, label) for where, label, recordists, _ in items if where == "train" for name in recordists}
+    names_in_train = {name for name, _ in in_train}
+    counts: Counter[str] = Counter()
+    for where, label, recordists, n_clips in items:
+        if where != split:
+            continue
+        counts["n_clips"] += n_clips
+        if not recordists:
+            counts["unknown"] += n_clips
+        elif any((name, label) in in_train for name in recordists):
+            counts["same_species"] += n_clips
+        elif names_in_train.intersection(recordists):
+            counts["other_species"] += n_clips
+    return Heard(**counts)
+
+
+# ---------------------------------------------------------------------------------------------- the search
+
+
 class _Division:
     """A division of groups, its cost, and the search for a better one.
 
@@ -183,7 +359,7 @@ class _Division:
 
     def __init__(self, groups, labels, weights, fractions: dict[str, float], rng: random.Random):
         self.rng = rng
-        self.splits = [split for split in SPLITS if fractions[split] > 0]
+        self.splits = [split for split in fractions if fractions[split] > 0]
         self.group_names = sorted(set(groups))
         self.label_names = sorted(set(labels))
         self.everything = len(self.label_names)
@@ -205,11 +381,12 @@ class _Division:
         total = totals[self.everything]
         self.scales = [1 / (total * t) if t else 0.0 for t in totals]
         # What a label that has no group in a split costs; 0 where it needs none there.
-        priority = sorted(self.splits, key=lambda split: -MISSING_WEIGHT[split])
+        priority = sorted(self.splits, key=lambda split: -MISSING_WEIGHT.get(split, 0))
         self.missing = []
         for members in self.members[: self.everything]:
-            needed = priority[: len(members)]
-            self.missing.append([MISSING_WEIGHT[s] if s in needed else 0 for s in self.splits])
+            # Folds are alike: a label gains by each that it is in.
+            needed = [split for i, split in enumerate(priority) if i < len(members) or split in FOLDS]
+            self.missing.append([MISSING_WEIGHT.get(split, 1) if split in needed else 0 for split in self.splits])
         self.missing.append([0] * len(self.splits))
         self.clear()
 

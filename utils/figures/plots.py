@@ -109,7 +109,7 @@ def model_label(name: str) -> str:
     parsed = names.parse(name)
     if parsed is None:
         return name
-    return f"{parsed.without(names.SWEEP).full_model}, {parsed.part} {parsed.number}"
+    return f"{parsed.without(names.SWEEP).full_model}, {parsed.part.replace('-', ' ').replace('.', ', ')}"
 
 
 def caption(name: str, data_dir: Path, splits: Mapping[str, tuple[int | None, int | None]]) -> str:

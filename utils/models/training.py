@@ -28,6 +28,7 @@ from utils.core import names, runs
 from utils.core.errors import InputError, Interrupted, UsageError
 from utils.core.files import BROKEN, read_json, write_text
 from utils.core.workers import available_cpus
+from utils.data import recordings_table
 from utils.data.clips import Clips, read_clips
 from utils.figures import plots
 from utils.models import encoders, loading, memory, training_history
@@ -116,7 +117,7 @@ def train_in_run_folder(
     """
     device = run.choose_device(args.device)
     train_clips, val_clips = (
-        read_clips(args.data_dir, split, args.max_clips_per_class, args.seed) for split in ("train", "val")
+        read_clips(args.data_dir, split, args.max_clips_per_class, args.seed, args.fold) for split in ("train", "val")
     )
     runs.seed_everything(args.seed)
     loaded = build(train_clips)
@@ -124,7 +125,7 @@ def train_in_run_folder(
     data = inputs["data_dir"]
     name = inputs["base_model"].path if "base_model" in inputs else "from scratch"
     later = {"val": val_clips.table["recording_id"]}
-    later["test"] = training_history.recordings_of_split(args.data_dir, "test")
+    later["test"] = recordings_table.recordings_of_split(args.data_dir, "test", args.fold)
     training_history.warn_of_known_recordings(model, name, data, later)
     encoders.configure_for_training(model, train_clips, args.augment, data.sha256)
     training_history.note_training(model, data.sha256, train_clips, val_clips)

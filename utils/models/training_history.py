@@ -159,11 +159,6 @@ def warn_of_known_recordings(
     return known
 
 
-def recordings_of_split(data_dir: Path, split: str) -> list[str]:
-    """Return the ids of the recordings of a split, from ``recordings.csv``; an empty list if there is no such file."""
-    return [row["recording_id"] for row in read_recordings(data_dir) if split in row.get("split", "").split("|")]
-
-
 def _with(digests: Iterable[str], last: str) -> list[str]:
     return [*(digest for digest in digests if digest != last), last]
 
