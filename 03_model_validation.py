@@ -5,6 +5,7 @@
     python 03_model_validation.py --model_dir runs/tiny --batch_size 8                  # in seconds on a CPU
     torchrun --nproc_per_node 4 03_model_validation.py --model_dir runs/wav2vec2        # on four GPUs
     python 03_model_validation.py --compare validation_results/a validation_results/b   # which of them is better?
+    python 03_model_validation.py --pool validation_results/birds/w2v/fold-*.seed-42    # all folds as one result
 
 Takes the output of stage 02, 06 or 07, or any folder of an audio-classification model with the labels of the data.
 
@@ -18,6 +19,9 @@ predictions.parquet, log.txt and run.json. Rebuilds summary.csv and summary.png 
 --compare takes results of models that were scored on the same clips. For each pair of models it measures the
 difference clip by clip: an interval from the same draws of groups for both, a sign-flip p value, and that value
 adjusted for the number of pairs (Holm). It writes comparison.csv and comparison.pdf/.png.
+
+--pool takes the results of one model on all folds. Together they are one result, in which each clip counts once. It
+writes the same files as a score does.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from utils.core.files import write_text
 from utils.core.text import some
 from utils.data import splits
 from utils.models import model_folder
-from utils.scores import comparison, predictions, summary
+from utils.scores import comparison, pooling, predictions, summary
 
 with lazy.imported_on_first_use():
     import numpy as np
@@ -72,6 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RESULTS_DIR",
         help="compare these results of this stage instead, two or more",
     )
+    what.add_argument(
+        "--pool",
+        type=Path,
+        nargs="+",
+        metavar="RESULTS_DIR",
+        help="pool these results of this stage instead: all folds of one model, so that each clip counts once",
+    )
     parser.add_argument("--split", choices=splits.SPLITS, default="test", help="clips to score")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="clips at once")
     cli.add_data_arguments(parser)
@@ -84,10 +95,12 @@ def run(args: argparse.Namespace) -> None:
     if args.compare is not None:
         compare(args)
         return
+    if args.pool is not None and args.output_dir == Path(DEFAULT_OUTPUT_DIR):
+        args.output_dir = pooling.default_folder(args.pool)
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / names.of_model(args.model_dir)
     try:
-        validate(args)
+        pool(args) if args.pool is not None else validate(args)
     except AlreadyComplete:
         if not summary.holds(args.output_dir):  # a kill may have come between the results and their summary
             show_results(args.output_dir)
@@ -204,16 +217,33 @@ def validate(args: argparse.Namespace) -> None:
             this_run.metrics["heard_in_train"] = dataclasses.asdict(heard)
 
         with this_run.timed("writing"):
-            write_results(args.output_dir, split_clips, logits)
-            summary.write_metrics(args.output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
-            drawing.draw_result(args.output_dir)
+            write_results(args.output_dir, table, labels, logits, row)
         log_scores(row, n_groups=table["group"].nunique())
-        evaluation.warn_of_few_groups(args.split, table["group"].nunique())
+        log.info("in batches of %d: %.1f clips/s", row["batch_size"], row["throughput_clips_per_s"])
 
 
-def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray) -> None:
-    """Write all that is told apart by clip or class: predictions, report, confusion matrix."""
-    label_ids, labels = split_clips.table["label_id"].to_numpy(), split_clips.labels
+def pool(args: argparse.Namespace) -> None:
+    """Pool the results of all folds of a model, and leave them as one result."""
+    inputs = {f"fold {folder}": comparison.results_input(folder) for folder in args.pool}
+    folds = pooling.read_folds(args.pool)
+    first = next(iter(folds))
+    args.data_dir = Path(runs.read_record(first)["arguments"]["data_dir"])  # for the captions
+    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["pool"]) as this_run:
+        table, logits, row = pooling.pool(folds, args.seed)
+        row["model_name"] = names.of_folder(args.output_dir)
+        log.info("%d folds: %s", len(folds), ", ".join(names.of_folder(folder) for folder in folds))
+        this_run.metrics = {name: None if value != value else value for name, value in row.items()}
+        this_run.metrics["heard_in_train"] = pooling.who_was_heard(folds)
+        write_results(args.output_dir, table, folds[first].labels, logits, row)
+        log_scores(row, n_groups=table["group"].nunique())
+
+
+def write_results(
+    output_dir: Path, table: pd.DataFrame, labels: list[str], logits: np.ndarray, row: dict[str, object]
+) -> None:
+    """Write the result: metrics, predictions, scores per class, confusion matrix and figures."""
+    label_ids = table["label_id"].to_numpy()
+    evaluation.warn_of_few_groups(str(row["split"]), table["group"].nunique())
     report = evaluation.per_class_report(label_ids, logits.argmax(axis=1), labels)
     missing = report.loc[report["support"] == 0, "label"]
     if len(missing):
@@ -221,9 +251,11 @@ def write_results(output_dir: Path, split_clips: clips.Clips, logits: np.ndarray
             "%d of %d labels have no clip here and no score: %s", len(missing), len(labels), some(list(missing))
         )
     confusion = evaluation.confusion_table(label_ids, logits.argmax(axis=1), labels)
-    predictions.write_predictions(output_dir, split_clips, logits)
+    predictions.write_predictions(output_dir, table, labels, logits)
     write_text(output_dir / "classification_report.csv", report.to_csv(index=False))
     write_text(output_dir / "confusion_matrix.csv", confusion.to_csv())
+    summary.write_metrics(output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
+    drawing.draw_result(output_dir)
 
 
 def log_scores(row: dict, n_groups: int) -> None:
@@ -254,12 +286,10 @@ def log_scores(row: dict, n_groups: int) -> None:
         row["gmacs_front_end"],
     )
     log.info(
-        "%.1f ms per clip (front end %.1f), real-time factor %.4f, %.1f clips/s in batches of %d, on %s",
+        "%.1f ms per clip (front end %.1f), real-time factor %.4f, on %s",
         row["latency_ms_median"],
         row["latency_front_end_ms"],
         row["real_time_factor"],
-        row["throughput_clips_per_s"],
-        row["batch_size"],
         row["device"],
     )
 

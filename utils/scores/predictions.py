@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.core import lazy
 from utils.core.errors import InputError
@@ -17,9 +16,6 @@ with lazy.imported_on_first_use():
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-if TYPE_CHECKING:
-    from utils.data.clips import Clips
-
 AGAIN = f"run {summary.STAGE}.py again with --overwrite"
 NAME = "predictions.parquet"
 SCHEMA_VERSION = 1
@@ -31,14 +27,13 @@ COLUMNS = {
 }
 
 
-def write_predictions(output_dir: Path, clips: Clips, logits: np.ndarray) -> None:
+def write_predictions(output_dir: Path, table: pd.DataFrame, labels: list[str], logits: np.ndarray) -> None:
     """Write what a model says of each clip to Parquet, atomically.
 
     Columns ``clip_id, recording_id, label_id, predicted_id, logits, group``; a row a clip, in the order
     of `clips`. With ``group`` two models can be compared by a paired bootstrap from their files alone.
     The file's metadata hold ``schema_version`` and, as JSON, ``labels`` by label id.
     """
-    table = clips.table
     n_classes = logits.shape[1]
     offsets = pa.array(np.arange(len(logits) + 1) * n_classes, pa.int32())
     columns = {
@@ -49,7 +44,7 @@ def write_predictions(output_dir: Path, clips: Clips, logits: np.ndarray) -> Non
         "logits": pa.ListArray.from_arrays(offsets, pa.array(logits.ravel(), pa.float32())),
         "group": pa.array(table["group"], pa.string()),
     }
-    metadata = {"schema_version": str(SCHEMA_VERSION), "labels": json.dumps(clips.labels, ensure_ascii=False)}
+    metadata = {"schema_version": str(SCHEMA_VERSION), "labels": json.dumps(labels, ensure_ascii=False)}
     with atomic_path(output_dir / NAME) as partial:
         pq.write_table(pa.table(columns, metadata=metadata), partial, compression="zstd")
 
@@ -98,6 +93,11 @@ def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str] | None]:
 def read_logits(folder: Path) -> np.ndarray:
     """Return a model's outputs for each clip, in the order of `read_predictions`; shape (n_clips, n_classes)."""
     return np.array(pq.read_table(folder / NAME, columns=["logits"])["logits"].to_pylist(), dtype=np.float32)
+
+
+def read_recording_ids(folder: Path) -> list[str]:
+    """Return the recording of each clip, in the order of `read_predictions`."""
+    return pq.read_table(folder / NAME, columns=["recording_id"])["recording_id"].to_pylist()
 
 
 def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
