@@ -9,12 +9,12 @@
 
 Takes the output of stage 02, 06 or 07, or any folder of an audio-classification model with the labels of the data.
 
-Scores are of clips, and of recordings (mean logits). 95 % intervals are from a bootstrap over the groups that the split
-keeps together, not over clips. The latency is of one clip, from audio in memory to logits. The share of the front end
-stands beside it: all before the first block, which pruning cannot make cheaper.
+Scores are for clips, and for recordings (mean logits). 95 % intervals are from a bootstrap over the groups that the
+split keeps together, not over clips. The latency is that of one clip, from audio in memory to logits. The front end is
+everything before the first block; its share is reported, because pruning does not make it cheaper.
 
 Writes <output_dir>/metrics.csv, classification_report.csv, confusion_matrix.csv/.pdf/.png, reliability.pdf/.png,
-predictions.parquet, log.txt and run.json. Rebuilds summary.csv and summary.png of all results of the folder.
+predictions.parquet, log.txt and run.json. Rebuilds summary.csv and summary.png of all results.
 
 --compare takes results of models that were scored on the same clips. For each pair of models it measures the
 difference clip by clip: an interval from the same draws of groups for both, a sign-flip p value, and that value
@@ -74,24 +74,24 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="RESULTS_DIR",
-        help="compare these results of this stage instead, two or more",
+        help="compare these results folders of this stage (two or more) instead of scoring a model",
     )
     what.add_argument(
         "--pool",
         type=Path,
         nargs="+",
         metavar="RESULTS_DIR",
-        help="pool these results of this stage instead: all folds of one model, so that each clip counts once",
+        help="pool these results folders of this stage instead: all folds of one model, so that each clip counts once",
     )
-    parser.add_argument("--split", choices=splits.SPLITS, default="test", help="clips to score")
-    parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="clips at once")
+    parser.add_argument("--split", choices=splits.SPLITS, default="test", help="split to score")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="clips per batch")
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Leave a folder of results, and the summary of all results beside it; or one that compares results."""
+    """Score a model or pool its folds, and rebuild the summary of all results; or compare results."""
     if args.compare is not None:
         compare(args)
         return
@@ -102,14 +102,14 @@ def run(args: argparse.Namespace) -> None:
     try:
         pool(args) if args.pool is not None else validate(args)
     except AlreadyComplete:
-        if not summary.holds(args.output_dir):  # a kill may have come between the results and their summary
+        if not summary.holds(args.output_dir):  # a run can be killed after its results and before the summary
             show_results(args.output_dir)
         raise
     show_results(args.output_dir)
 
 
 def show_results(output_dir: Path) -> None:
-    """Rebuild the summary of all results beside this one; log it, and where the figures are."""
+    """Rebuild the summary of all results; log it and the paths of the figures."""
     if not runs.is_first_process():
         return
     results_dir = names.root_of(output_dir)
@@ -120,11 +120,11 @@ def show_results(output_dir: Path) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Compare the models of results folders, every two of them, and leave a folder with the table and the figure."""
+    """Compare every pair of models, and write a folder with the table and the figure."""
     compared = [names.of_folder(folder) for folder in args.compare]
     if len(set(compared)) < max(2, len(compared)):
         raise UsageError(
-            f"--compare takes two or more results folders, each of another name; found {', '.join(compared)}"
+            f"--compare takes two or more results folders with different names; found {', '.join(compared)}"
         )
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         args.output_dir = names.root_of(args.compare[0]) / comparison.folder_name(compared)
@@ -163,7 +163,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def validate(args: argparse.Namespace) -> None:
-    """Score the model and leave a folder of results."""
+    """Score the model and write a folder of results."""
     inputs = {
         "model_dir": model_folder.model_input(args.model_dir),
         "data_dir": clips.data_input(args.data_dir, args.fold),
@@ -181,7 +181,7 @@ def validate(args: argparse.Namespace) -> None:
         encoder_window.warn_of_window(loaded, split_clips.clip_seconds, str(args.model_dir))
         table, labels = split_clips.table, split_clips.labels
 
-        # Before the predictions, whose batches would leave their memory with the process. The others wait.
+        # Measured before the predictions: their batches would add to the memory. The other processes wait.
         with this_run.timed("cost"):
             measure = functools.partial(latency.measure_cost, loaded, split_clips.audio(0), split_clips.sample_rate_hz)
             cost, *_ = runs.from_all_processes(lambda: measure(args.batch_size) if runs.is_first_process() else None)
@@ -223,7 +223,7 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def pool(args: argparse.Namespace) -> None:
-    """Pool the results of all folds of a model, and leave them as one result."""
+    """Pool the results of all folds of a model, and write them as one result."""
     inputs = {f"fold {folder}": comparison.results_input(folder) for folder in args.pool}
     folds = pooling.read_folds(args.pool)
     first = next(iter(folds))
@@ -259,7 +259,7 @@ def write_results(
 
 
 def log_scores(row: dict, n_groups: int) -> None:
-    """Say in the log how good the model is, how sure that is, and what it costs."""
+    """Log the scores of the model with their intervals, and its costs."""
     log.info(
         "%s, split by %s: %d clips of %d recordings in %d groups, %d classes",
         row["split"],

@@ -1,12 +1,12 @@
 """Draw all figures of runs and results again, from their tables and predictions.
 
-    make figures                                             # of all results that came with the code
-    python -m experiments.figures                            # the same, but for those of the studies
-    python -m experiments.figures runs validation_results    # of your own
+    make figures                                             # all results in the repository
+    python -m experiments.figures                            # the same, without the figures of studies
+    python -m experiments.figures runs validation_results    # your own
 
-A figure is never an input: no stage asks whether it is there. Takes folders of runs or results, or of many; what is not
-complete is left out with a warning. experiments.study_table and ladder_table draw the figures of a study beside the
-tables that they print.
+A figure is never an input: no stage needs one. Takes folders of runs or results, or folders that hold many. Incomplete
+ones are left out with a warning. experiments.study_table and ladder_table print the tables of a study and draw its
+figures.
 """
 
 import argparse
@@ -34,7 +34,7 @@ DEFAULT_FOLDERS = [Path(kind, names.PUBLISHED) for kind in ("validation_results"
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
-    parser.add_argument("folders", type=Path, nargs="*", default=DEFAULT_FOLDERS, help="runs or results, or many")
+    parser.add_argument("folders", type=Path, nargs="*", default=DEFAULT_FOLDERS, help="of runs or results, or of many")
     parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
     return parser
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def draw(folder: Path) -> bool:
-    """Draw the figures of a run or a result; say whether that could be done, with a warning where not."""
+    """Draw the figures of a run or a result; return whether this succeeded, and warn if not."""
     try:
         record = records.read_record(folder)
         if record["status"] != "complete":
@@ -73,7 +73,7 @@ def draw(folder: Path) -> bool:
 
 
 def drawing_of(record: dict) -> Callable[[Path], None] | None:
-    """Return what draws the figures of a stage's output folder; None for a stage without figures."""
+    """Return the function that draws the figures of a stage's output folder; None for a stage without figures."""
     if record["stage"] == summary.STAGE:
         return draw_result if record["arguments"].get("compare") is None else draw_comparison
     of_stage = {"04_analysis": draw_analysis, "05_pruning": draw_sweep}

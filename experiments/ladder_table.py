@@ -1,13 +1,14 @@
-"""Compare pruning before and after fine-tuning, from what experiments.study left: tables in Markdown, and a figure.
+"""Compare pruning before and after fine-tuning, by the results of experiments.study: Markdown tables and a figure.
 
-    python -m experiments.ladder_table --name birds25 --model whisper-base      # the results that came with the code
+    python -m experiments.ladder_table --name birds25 --model whisper-base      # the results in the repository
 
-Before: the models <name>/<model>.blocks-<layers>/seed-<n>, each fine-tuned with the blocks it has. After: the best
-subset of every size of the one with all blocks, chosen on val (best.json of its sweep), and its random subsets.
-All scores are on test clips. A difference is that to the whole model of the same seed; its 95 % interval is from a
-paired bootstrap over the groups of all seeds together, a group with its clips of every seed in which it is tested.
-The second table has the rules that need no search, after fine-tuning: how accurate what they keep is, and how much
-more so than the random subsets of the same sizes, for each seed; none where a rule removes no block.
+Before: the models <name>/<model>.blocks-<layers>/seed-<n>, each fine-tuned with its own blocks. After: for every
+size the best subset of the model with all blocks, chosen on val (best.json of its sweep), and the random subsets.
+All scores are for test clips. A difference is the accuracy minus that of the whole model of the same seed. Its 95
+% interval is from a paired bootstrap over the groups of all seeds together; a group has its clips of every seed in
+which it is in the test split. The second table has the rules without search, after fine-tuning: the accuracy of
+the subsets that they keep, and for each seed its difference to the random subsets of the same sizes; "none" if a
+rule removes no block.
 """
 
 import argparse
@@ -51,12 +52,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def fine_tuned(results_dir: Path, name: str, model: str) -> pd.DataFrame:
-    """Return the rows of the models that were pruned before fine-tuning, with their ``seed`` by name.
+    """Return the rows of the models that were pruned before fine-tuning, with the ``seed`` from their names.
 
     Raises
     ------
     InputError
-        If there is none.
+        If there are no such models.
     """
     rows = study_table.read_rows(results_dir, name)
     rows = rows[rows["model"] == f"{model}." + rows["kept_layers"].map(names.blocks)]
@@ -71,7 +72,7 @@ def whole_models(before: pd.DataFrame) -> dict[int, str]:
 
 
 def read_sweep(results_dir: Path, whole: str) -> tuple[dict, pd.DataFrame]:
-    """Return what a sweep chose at every size, and all its rows.
+    """Return the choices of a sweep at every size, and all its rows.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def read_sweep(results_dir: Path, whole: str) -> tuple[dict, pd.DataFrame]:
 
 
 def swept(results_dir: Path, whole: str, seed: int) -> pd.DataFrame:
-    """Return, of one whole model, the subset chosen at every size and the mean of the random ones.
+    """Return, for one whole model, the subset chosen at every size and the mean of the random subsets.
 
     Returns
     -------
@@ -113,7 +114,7 @@ def swept(results_dir: Path, whole: str, seed: int) -> pd.DataFrame:
 
 
 def difference_to_whole(before: pd.DataFrame, n_layers: int, results_dir: Path) -> tuple[float, float, float]:
-    """Return how much more accurate the models of a size are than the whole ones, over all seeds, with its interval."""
+    """Return the accuracy of the models of a size minus that of the whole models, over all seeds, with its interval."""
     whole = whole_models(before)
     rows = before[before["n_layers"] == n_layers]
     pairs = [
@@ -124,7 +125,7 @@ def difference_to_whole(before: pd.DataFrame, n_layers: int, results_dir: Path) 
 
 
 def markdown(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path) -> list[str]:
-    """Return the lines of the table: a line a size."""
+    """Return the lines of the table: one line per size."""
     lines = [
         "| blocks | parameters (millions) | latency (ms) | pruned before, each seed | mean | to the whole "
         "| pruned after, each seed (kept) | mean | random subsets |",
@@ -154,12 +155,12 @@ def markdown(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path) -> li
 
 
 def rules(whole: dict[int, str], results_dir: Path) -> list[str]:
-    """Return the lines of a table of the rules: a line a rule, best first, accuracies as means over the seeds."""
+    """Return the lines of a table of the rules: one line per rule, best first, with mean accuracies over the seeds."""
     tables = [read_sweep(results_dir, model)[1].assign(seed=seed) for seed, model in whole.items()]
     rows = pd.concat(tables, ignore_index=True)
-    # A rule may well propose to keep all blocks, which is not a subset.
+    # A rule can propose to keep all blocks. This row is not a subset.
     rows = rows[~rows["strategy"].isin([FULL, *SEARCHES]) & (rows["n_layers"] < rows["n_layers"].max())]
-    # The random subsets of a size, or the subsets that an iterative rule passes, count as one.
+    # Several subsets of one size from one strategy, such as the random ones, count as one: their mean.
     by_size = rows.groupby(["strategy", "seed", "n_layers"])["report_accuracy"].mean()
     gains = (by_size - by_size.loc[RANDOM]).groupby(["strategy", "seed"]).mean().unstack("seed")
     means = by_size.groupby(["strategy", "n_layers"]).mean().unstack("n_layers")

@@ -1,12 +1,13 @@
-"""Time all models of a study side by side, in one process on one machine: what their rows in summary.csv are not.
+"""Measure the latencies of all models of a study side by side, in one process on one machine.
 
     python -m experiments.latencies --results_dir study/validation_results --runs_dir study/runs --name birds20 \\
         --data_dir study/processed_data/birds20/seed-1
 
-Takes one seed's runs <name>/<model>/seed-<n>: weights change nothing in the time that a model takes. In every round
-each model is timed in turn on the same clip, so that what else the machine does reaches all; the latency is the
-median over the rounds, and their range stands beside it. What else ran meanwhile is recorded, and where the times
-cannot be trusted latency_doubt says why. Writes <results_dir>/<name>/latency.csv, which experiments.study_table reads.
+The latencies in summary.csv were measured in separate processes, perhaps under different load. This script takes the
+runs <name>/<model>/seed-<n> of one seed, because the weights do not change the latency. In every round each model is
+timed in turn on the same clip, so that other load on the machine affects all models. The latency is the median over the
+rounds; the table also has their range. Other load is recorded, and latency_doubt says why a latency cannot be trusted.
+Writes <results_dir>/<name>/latency.csv, which experiments.study_table reads.
 """
 
 import argparse
@@ -37,10 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--name", required=True, help="data set")
     parser.add_argument("--seed", type=cli.non_negative_int, default=1, help="seed whose models are timed")
-    parser.add_argument("--data_dir", type=Path, required=True, help="output folder of 01: its first test clip is used")
+    parser.add_argument("--data_dir", type=Path, required=True, help="output folder of 01; the first test clip is used")
     parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
     parser.add_argument(
-        "--seconds", type=cli.positive_float, default=5.0, help="of each model in all rounds, of 20 to 100 passes"
+        "--seconds", type=cli.positive_float, default=5.0, help="seconds for each model, in 20 to 100 passes"
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="device to time on")
     parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")

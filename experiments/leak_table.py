@@ -1,9 +1,9 @@
-"""Print what three ways of splitting claim for the same model: a table of `make study`, in Markdown.
+"""Print the scores of one model under three ways of splitting, as a table in Markdown; a part of `make study`.
 
     python -m experiments.leak_table --name birds25 --model whisper-base.blocks-0-1
 
-Reads the rows that experiments.study left: <name>/<model>/seed-<n> by recordist, <name>.by-recording/<model>/seed-<n>,
-<name>.by-clip/<model>/seed-<n>. An interval is that of one seed's test clips.
+Reads the results of experiments.study: <name>/<model>/seed-<n> by recordist, <name>.by-recording/<model>/seed-<n>,
+<name>.by-clip/<model>/seed-<n>. Each interval is for the test clips of one seed.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table_line(split_by: str, rows: pd.DataFrame) -> str:
-    """Return the line of one way of splitting, all its seeds side by side."""
+    """Return the line of one way of splitting, with all its seeds."""
     cells = [split_by, ", ".join(str(n) for n in rows["n_clips"])]
     for name in ("accuracy", "macro_f1"):
         scores = [f"{r[name]:.2f} [{r[f'{name}_low']:.2f}, {r[f'{name}_high']:.2f}]" for _, r in rows.iterrows()]

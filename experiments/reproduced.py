@@ -1,12 +1,12 @@
-"""Compare a study that was made again with the one that is committed: are its models as accurate?
+"""Compare a repeated study with the committed one: are its models as accurate?
 
     make study-birds20
     python -m experiments.reproduced --name birds20      # study/validation_results, validation_results/published
 
-Takes every model and every other split of a study, with the seeds that both have, and the scores of the test clips of
-these seeds together. A score is reproduced if it lies within the 95 % interval of the committed one, which is from a
-bootstrap over groups: other test clips could have moved that as far. How far training again moved it, on the same
-clips, is the paired difference.
+Takes all models and all other splits of a study, with the seeds that both studies have. Scores are those of the test
+clips of these seeds together. A score is reproduced if it is in the 95 % interval of the committed score, from a
+bootstrap over groups. The paired difference shows how much the repeated training changed the accuracy on the same
+clips.
 """
 
 import argparse
@@ -28,31 +28,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.build_stage_parser(__doc__)
     add = parser.add_argument
     add("--name", required=True, help="data set")
-    add("--results_dir", type=Path, default=Path("study/validation_results"), help="results of the study made again")
+    add("--results_dir", type=Path, default=Path("study/validation_results"), help="results of the repeated study")
     add("--committed_dir", type=Path, default=study_table.RESULTS_DIR, help="results to compare them with")
     add("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table, and how many scores are reproduced."""
+    """Print the table and the number of reproduced scores."""
     print("\n".join(markdown(compare(args.results_dir, args.committed_dir, args.name))))
 
 
 def compare(results_dir: Path, committed_dir: Path, name: str) -> pd.DataFrame:
-    """Return a row a model that both studies have, best first by the committed one.
+    """Return one row per model that both studies have, the best in the committed study first.
 
     Returns
     -------
     DataFrame
-        ``model, n_seeds``; for ``accuracy`` and ``macro_f1`` the score as committed with its interval ``_low, _high``,
-        the other one ``_again``, and whether that is ``_within``; ``difference, difference_low, difference_high``, of
-        accuracy, again minus committed, clip by clip, NaN where they had other data.
+        ``model, n_seeds``; for ``accuracy`` and ``macro_f1`` the committed score with its interval ``_low, _high``, the
+        repeated score ``_again``, and ``_within``: whether this is in the interval; ``difference, difference_low,
+        difference_high``: repeated minus committed accuracy, clip by clip, NaN if the data differ.
 
     Raises
     ------
     InputError
-        If they have no model in common, or one was scored on other clips of the same data.
+        If they have no model in common, or if a model was scored on other clips of the same data.
     """
     again, committed = study_table.read_rows(results_dir, name), study_table.read_rows(committed_dir, name)
     both = ["model", "seed"]
@@ -72,14 +72,14 @@ def compare(results_dir: Path, committed_dir: Path, name: str) -> pd.DataFrame:
 
 
 def paired_difference(pairs: Sequence[tuple[comparison.Scored, comparison.Scored]]) -> tuple[float, float, float]:
-    """Return the difference in accuracy with its interval; NaN where a pair was not scored on the same data."""
+    """Return the difference in accuracy with its interval; NaN if a pair was not scored on the same data."""
     if any(again.metrics["data_sha256"] != before.metrics["data_sha256"] for again, before in pairs):
         return (np.nan, np.nan, np.nan)
     return comparison.paired_difference(pairs)["accuracy"]
 
 
 def markdown(table: pd.DataFrame) -> list[str]:
-    """Return the lines of the table, and a sentence."""
+    """Return the lines of the table and a summary line."""
     lines = [
         "| model | seeds | accuracy, committed | again | macro F1, committed | again | difference in accuracy |",
         "|---|---|---|---|---|---|---|",

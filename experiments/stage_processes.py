@@ -1,7 +1,7 @@
-"""The numbered scripts as processes that start at once: forks of a server that has imported what they import.
+"""Start the numbered scripts without their import time, as forks of a server that has imported the same packages.
 
-To import PyTorch and transformers takes seconds, longer than a small stage, and far longer than to see that a finished
-one has nothing to do.
+The import of PyTorch and transformers takes seconds. This is longer than a small stage, and much longer than a finished
+stage needs.
 """
 
 import multiprocessing
@@ -31,18 +31,18 @@ CONTEXT = multiprocessing.get_context("forkserver")
 def start_stage(
     script: str, words: Sequence[str], printed: Path, prepare: Callable[[], None] | None = None
 ) -> BaseProcess:
-    """Start a stage; return when it is a process of its own, which signals reach, or has died before it was.
+    """Start a stage; return when its process handles signals, or has died before.
 
     Parameters
     ----------
     script : str
         File name of the stage.
     words : sequence of str
-        Its command line.
+        Its arguments.
     printed : Path
-        File to add to what it prints.
+        File to which its output is appended.
     prepare : callable, optional
-        Is called in the new process first; pickled.
+        Called first in the new process; must be picklable.
     """
     CONTEXT.set_forkserver_preload(IMPORTED)
     here, there = CONTEXT.Pipe(duplex=False)
@@ -57,8 +57,8 @@ def start_stage(
 def _become(
     script: str, words: list[str], printed: Path, prepare: Callable[[], None] | None, is_ready: Connection
 ) -> None:
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # as jobs/stage.sh leaves it
-    is_ready.close()  # all that the one who started it waits for
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # like jobs/stage.sh
+    is_ready.close()  # start_stage waits for this
     file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -1,25 +1,26 @@
-"""Train, prune and score every model of a study, and make its tables: what `make study` does for each data set.
+"""Train, prune and score every model of a study, and make its tables; `make study` runs this for each data set.
 
     python -m experiments.study --name wetland --raw_dir recordings --metadata metadata.csv \\
         --base_model wav2vec2=facebook/wav2vec2-base --output_dir study
-    python -m experiments.study ... --dry_run      # prints the command of every step, such as for a batch system
+    python -m experiments.study ... --dry_run      # prints the command of every step, for a batch system
 
-For every seed, all on the same clips, each seed with a split of its own by recordist:
+Each seed has its own split by recordist. For every seed these models are trained and scored on the same clips:
 
 <base>.blocks-<layers>  the base model with its first blocks only, fine-tuned: pruning before (02)
-<base>.after-<n>        the whole one, pruned without retraining to the best n blocks by val: pruning after (05, 07)
+<base>.after-<n>        the whole model, pruned without retraining to the best n blocks on val: pruning after (05, 07)
 <other>                 other encoders, fine-tuned whole (02)
 cnn-<architecture>      the CNN baselines (06)
 
-and one of the first once more, on clips that were split in another way, <name>.by-<way>: what that claims.
+One of the first models is also trained and scored on clips that were split in another way (<name>.by-<way>), to show
+the effect of the split.
 
-Every step is a stage with its command, run --jobs at a time, a share of the CPUs each. Stopped or killed, the same
-command goes on where it was: a finished step has nothing to do, a half-done one resumes. A step that fails lets those
-that run end, and no other start.
+Every step is a stage with its command. --jobs steps run at a time, each with its share of the CPUs. After a stop or a
+kill the same command continues: a finished step has nothing to do, an unfinished one resumes. If a step fails, the
+running steps end, and no other step starts.
 
-Writes <output_dir>/processed_data/<name>/seed-<n>, runs/<name>/<model>/seed-<n> and the same in validation_results/,
-as utils/core/names.py tells, and logs/ with what its steps print; then the tables of experiments.leak_table,
-ladder_table, latencies and study_table.
+Writes <output_dir>/processed_data/<name>/seed-<n>, runs/<name>/<model>/seed-<n> and
+validation_results/<name>/<model>/seed-<n> (see utils/core/names.py), logs/ with the output of the steps, and the tables
+of experiments.leak_table, ladder_table, latencies and study_table.
 """
 
 import argparse
@@ -55,14 +56,14 @@ SWEEP, TRAIN_CNN, PRUNE = "05_pruning.py", "06_cnn.py", "07_manual_pruning.py"
 
 @dataclass(frozen=True)
 class Job:
-    """Steps that follow one another.
+    """Steps that run one after the other.
 
     Attributes
     ----------
     name : str
-        Of what comes of it.
+        Name of the result.
     steps : tuple of tuple of str
-        A stage's file name and its words.
+        The file name of a stage and its arguments.
     """
 
     name: str
@@ -74,20 +75,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.build_stage_parser(__doc__)
     add = parser.add_argument
     add("--name", required=True, help="short name of the data set")
-    add("--raw_dir", type=Path, required=True, help="recordings, as stage 01 takes them")
-    add("--metadata", type=Path, default=None, help="table of the recordings, as stage 01 takes it")
+    add("--raw_dir", type=Path, required=True, help="recordings, as for stage 01")
+    add("--metadata", type=Path, default=None, help="table of the recordings, as for stage 01")
     add("--base_model", type=_named, required=True, metavar="NAME=MODEL", help="encoder to prune, and its short name")
     add("--other_models", type=_named, nargs="*", default=[], metavar="NAME=MODEL", help="encoders to fine-tune whole")
     add("--architectures", choices=CNNS, nargs="*", default=list(CNNS), help="CNNs of stage 06")
-    add("--seeds", type=cli.non_negative_int, nargs="+", default=[1, 2, 3], help="each with a split of its own")
+    add("--seeds", type=cli.non_negative_int, nargs="+", default=[1, 2, 3], help="seeds, each with its own split")
     add("--splits", choices=SPLIT_BY[1:], nargs="*", default=["recording", "clip"], help="other ways of splitting")
-    add("--claim_layers", default=None, help="layers of the model that they are tried on, as 0-3 (default: all)")
-    add("--data_args", type=shlex.split, default=[], help="more words for stage 01, in quotes after =")
+    add("--claim_layers", default=None, help="layers of the model for --splits, such as 0-3 (default: all)")
+    add("--data_args", type=shlex.split, default=[], help="more arguments for stage 01, in quotes after =")
     add("--train_args", type=shlex.split, default=[], help="the same for stage 02")
     add("--cnn_args", type=shlex.split, default=[], help="the same for stage 06")
     add("--jobs", type=cli.positive_int, default=2, help="steps at a time")
     add("--dry_run", action="store_true", help="print the commands and run none")
-    add("--output_dir", type=Path, default=Path("study"), help="folder of everything")
+    add("--output_dir", type=Path, default=Path("study"), help="folder for all outputs")
     add("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
     return parser
 
@@ -105,9 +106,9 @@ def run(args: argparse.Namespace) -> None:
     rungs = [cli.format_layer_list(range(n)) for n in range(model.config.num_hidden_layers + 1)]
     claim_layers = args.claim_layers or rungs[-1]
     if claim_layers not in rungs:
-        raise UsageError(f"--claim_layers {claim_layers} is none of the study's models, which keep {', '.join(rungs)}")
+        raise UsageError(f"--claim_layers {claim_layers}: no such model in the study, which has {', '.join(rungs)}")
     if len(set(args.seeds)) < len(args.seeds):
-        raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: each seed counts once")
+        raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     rounds = plan(args, rungs, claim_layers)
     if args.dry_run:
         for job in (job for jobs in rounds for job in jobs):
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[list[Job]]:
-    """Return all jobs, in rounds: those of a round need nothing of each other.
+    """Return all jobs, in rounds; the jobs of a round do not depend on each other.
 
     Parameters
     ----------
@@ -134,7 +135,7 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
     rungs : list of str
         Layer lists of the models that are pruned before fine-tuning, from no block to all.
     claim_layers : str
-        Which of them other splits are tried on.
+        The one of these whose model is trained on other splits too.
     """
     base, base_model = args.base_model
 
@@ -197,7 +198,7 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
 
 
 def run_jobs(jobs: Sequence[Job], n_at_once: int, logs_dir: Path) -> None:
-    """Run jobs, some at a time, each step as a process of its own whose output is added to ``<job>.txt``.
+    """Run several jobs at a time; each step is a process whose output is appended to ``<job>.txt``.
 
     Parameters
     ----------
@@ -208,9 +209,9 @@ def run_jobs(jobs: Sequence[Job], n_at_once: int, logs_dir: Path) -> None:
     Raises
     ------
     InputError
-        If a step fails; the message has its last line.
+        If a step fails; the message has the last line of its output.
     Interrupted
-        If this process got a signal, after passing it on and waiting for what runs to save itself.
+        If this process got a signal; it has passed the signal on and waited until the running steps ended.
     """
     waiting = list(jobs)
     running: dict[BaseProcess, tuple[Job, int, float]] = {}
@@ -249,13 +250,13 @@ def run_jobs(jobs: Sequence[Job], n_at_once: int, logs_dir: Path) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped_by:
-        raise Interrupted(f"stopped by {stopped_by[0]}: run the same command again to go on")
+        raise Interrupted(f"stopped by {stopped_by[0]}: run the same command again to continue")
     if failures:
         raise InputError("; ".join(_told(*failure, logs_dir) for failure in failures))
 
 
 def stop_with_parent() -> None:
-    """Have this process stop, as for a batch system, when the one that started it is gone: nobody waits for it."""
+    """Stop this process by SIGTERM, like a batch system does, when its parent process has ended."""
 
     def stop() -> None:
         multiprocessing.parent_process().join()
@@ -265,7 +266,7 @@ def stop_with_parent() -> None:
 
 
 def log_of(job: Job, logs_dir: Path) -> Path:
-    """Return the file for what a job's steps print, in a folder that is there."""
+    """Return the file for the output of a job's steps, and create its folder."""
     path = logs_dir / f"{job.name}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -275,11 +276,11 @@ def _told(job: Job, number: int, exit_code: int, logs_dir: Path) -> str:
     printed = log_of(job, logs_dir)
     lines = printed.read_text(encoding="utf-8").strip().splitlines()
     last = lines[-1] if lines else "it printed nothing"
-    return f"{job.name}: {job.steps[number][0]} ended with exit code {exit_code}: {last} (all of it is in {printed})"
+    return f"{job.name}: {job.steps[number][0]} ended with exit code {exit_code}: {last} (whole output: {printed})"
 
 
 def make_tables(args: argparse.Namespace, claim_layers: str) -> None:
-    """Print the tables of the study and draw its figures; latencies are taken once."""
+    """Print the tables of the study and draw its figures; latencies are measured once."""
     results_dir, first = args.output_dir / "validation_results", Name(args.name, args.base_model[0], args.seeds[0])
     of_study = ("--results_dir", results_dir, "--name", args.name)
 

@@ -1,15 +1,15 @@
 """Compare all models of a study over all its seeds: a table in Markdown and CSV, a figure, and the answers.
 
-    python -m experiments.study_table --name birds20                            # the results that came with the code
+    python -m experiments.study_table --name birds20                            # the results in the repository
     python -m experiments.study_table --name birds25 birds20                    # and their models side by side
     python -m experiments.study_table --results_dir study/validation_results --name birds20
 
-Takes the results <name>/<model>/seed-<n> that `make study` left. Scores are on the test clips of all seeds
-together; 95 % intervals are from a bootstrap over groups, a group with its clips of every seed in which it is
-tested. A difference is that to the most accurate model, clip by clip. What other splits left,
-<name>.by-clip/<model>/seed-<n> and so on, stands apart: it tells what another split would have claimed. Latencies are
-those of <name>/latency.csv, measured side by side by experiments.latencies; where it is missing, those that stage 03
-measured one after the other.
+Takes the results <name>/<model>/seed-<n> of `make study`. Scores are for the test clips of all seeds together. 95
+% intervals are from a bootstrap over groups; a group has its clips of every seed in which it is in the test split.
+A difference is the accuracy minus that of the most accurate model, clip by clip. Results of other splits, such as
+<name>.by-clip/<model>/seed-<n>, are printed separately: they show the scores that another split gives. Latencies
+are from <name>/latency.csv, which experiments.latencies measured side by side. Without that file they are those of
+stage 03, measured one after the other.
 
 Writes <results_dir>/<name>/study.csv, .pdf and .png.
 """
@@ -78,12 +78,12 @@ def report(results_dir: Path, name: str) -> pd.DataFrame:
 def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
     """Return the rows of ``summary.csv`` that belong to a study, with the columns ``model, split_by, seed``.
 
-    A ``model`` is told by `label`.
+    ``model`` is the name from `label`.
 
     Raises
     ------
     InputError
-        If there are none.
+        If there are no such rows.
     """
     rows = summary.read_metrics(results_dir / f"{summary.SUMMARY_NAME}.csv")
     parsed = rows["model_name"].map(names.parse)
@@ -99,12 +99,12 @@ def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
 
 
 def label(model: str, split_by: str) -> str:
-    """Return what a model is called in the tables: the same model stands once a way of splitting."""
+    """Return the name of a model in the tables; it names the way of splitting, unless this is the default."""
     return model if split_by == names.DEFAULT_SPLIT else f"{model} by {split_by}"
 
 
 def side_by_side(path: Path, models: pd.Series) -> pd.DataFrame:
-    """Return the latency of every model, in ms, and why it may be doubted, from what `experiments.latencies` wrote.
+    """Return the latency of every model, in ms, and the reason to doubt it, from the table of `experiments.latencies`.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def side_by_side(path: Path, models: pd.Series) -> pd.DataFrame:
         If one of the models is not in the table.
     """
     latencies = pd.read_csv(path, dtype={"model": str}).set_index("model")
-    if "latency_doubt" not in latencies:  # of an earlier version
+    if "latency_doubt" not in latencies:  # written by an earlier version
         latencies["latency_doubt"] = summary.DEFAULTS["latency_doubt"]
     missing = sorted(set(models) - set(latencies.index))
     if missing:
@@ -131,7 +131,7 @@ def read_seeds(rows: pd.DataFrame, results_dir: Path) -> dict[str, list[comparis
 
 
 def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]]) -> pd.DataFrame:
-    """Return each model's scores over the clips of all its seeds, with intervals; a row a model."""
+    """Return each model's scores over the clips of all its seeds, with intervals; one row per model."""
     found = []
     for model, own in rows.groupby("model"):
         clips = pd.concat([one.predictions for one in scored[model]])
@@ -161,7 +161,7 @@ def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]]
 def study(rows: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
     """Return the scores of every model and its difference to the most accurate one, best first.
 
-    A model that lacks a seed is left out with a warning: seeds differ in how hard their test clips are.
+    A model that lacks a seed is left out with a warning, because the test clips of some seeds are harder.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def study(rows: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> list[str]:
-    """Return the lines of the table: a line a model."""
+    """Return the lines of the table: one line per model."""
     lines = [
         "| | model | | blocks | parameters (millions) | GMACs | latency (ms) | accuracy | macro F1 | to the best |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -205,7 +205,7 @@ def markdown(table: pd.DataFrame) -> list[str]:
 
 
 def markdown_of_all(tables: dict[str, pd.DataFrame]) -> list[str]:
-    """Return the lines of a table of several studies: a line for each model that all have, as the first ranks them."""
+    """Return the lines of a table of several studies: one line per model that all have."""
     first = next(iter(tables))
     common = set.intersection(*(set(table["model"]) for table in tables.values()))
     by_model = {name: table.set_index("model") for name, table in tables.items()}
@@ -223,7 +223,7 @@ def markdown_of_all(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def description(row: pd.Series) -> list[str]:
-    """Return the cells that tell what a model is and what it costs."""
+    """Return the cells for the name, kind, size and cost of a model."""
     return [
         row["model"],
         row["kind"],
@@ -235,7 +235,7 @@ def description(row: pd.Series) -> list[str]:
 
 
 def is_doubtful(row: pd.Series) -> bool:
-    """Say whether a latency was measured under load, unsteadily, or against the order of the blocks."""
+    """Return whether a latency is doubtful: measured under load, unsteady, or not in the order of the blocks."""
     return not {*row["latency_doubt"].split()} <= {summary.NO_DOUBT, *summary.DEFAULTS["latency_doubt"].split()}
 
 
@@ -245,7 +245,7 @@ def score(row: pd.Series, name: str, form: str = ".3f") -> str:
 
 
 def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
-    """Return what the study was made for, in sentences that keep to what the intervals allow."""
+    """Return the answers of the study as sentences with their intervals."""
     best = table.iloc[0]
     near = table[table["difference"] >= -MARGIN]
 
@@ -253,7 +253,8 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
         by_interval = row["difference_low"] >= -MARGIN
         return (
             f"{what}: {row['model']}, accuracy {score(row, 'accuracy')}, {row['n_parameters'] / 1e6:.1f} M parameters, "
-            f"{row['latency_ms_median']:.0f}{'?' * is_doubtful(row)} ms; to the best {score(row, 'difference', '+.3f')}"
+            f"{row['latency_ms_median']:.0f}{'?' * is_doubtful(row)} ms; "
+            f"minus the best {score(row, 'difference', '+.3f')}"
             + ("" if by_interval else f": the point estimate is within {MARGIN:g}, the interval is not")
         )
 
@@ -267,15 +268,15 @@ def answers(table: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
     by_model = pd.concat([table, claims]).set_index("model")
     for claimed in claims["model"]:
         model, _, split = claimed.rpartition(" by ")
-        line = f"what a split by {split} claims of {model}: {score(by_model.loc[claimed], 'accuracy')}"
+        line = f"{model}, split by {split}: accuracy {score(by_model.loc[claimed], 'accuracy')}"
         if model in by_model.index:
-            line += f"; it has {score(by_model.loc[model], 'accuracy')}"
+            line += f"; split by {names.DEFAULT_SPLIT}: accuracy {score(by_model.loc[model], 'accuracy')}"
         lines.append(line)
     return lines
 
 
 def draw(table: pd.DataFrame, path: Path, name: str) -> None:
-    """Draw accuracy with its interval against parameters and latency: one point a model, numbered as in the table."""
+    """Draw accuracy with its interval against parameters and latency: one point per model, numbered as in the table."""
     with plots.style():
         fig = Figure(figsize=(9.5, 3.8), layout="constrained")
         panels = fig.subplots(1, 2, sharey=True)
@@ -310,12 +311,12 @@ def draw(table: pd.DataFrame, path: Path, name: str) -> None:
 
 
 def free_sides(x: np.ndarray, y: np.ndarray) -> list[str]:
-    """Return on which side of each point its number stands: not on that of the nearest other point.
+    """Return the side of each point for its number: not the side of the nearest other point.
 
     Parameters
     ----------
     x, y : ndarray, shape (n_points,)
-        As far apart as they are drawn, but for a factor.
+        Positions on the scale of the figure, up to a factor.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
     python -m experiments.synthetic_birds --output_dir demo/raw --seed 42
 
-A folder that is complete for these arguments is left as it is; a half-written one is completed.
+A complete folder of the same arguments is not changed; an incomplete one is completed.
 """
 
 import argparse
@@ -23,9 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("demo/raw"), help="folder to write")
     parser.add_argument("--n_species", type=cli.positive_int, default=8, help=f"species, up to {len(synthetic.SONGS)}")
-    parser.add_argument("--recordists_per_species", type=cli.positive_int, default=6, help="recordists of a species")
+    parser.add_argument("--recordists_per_species", type=cli.positive_int, default=6, help="recordists per species")
     parser.add_argument(
-        "--recordings_per_recordist", type=cli.positive_int, default=2, help="recordings of a species by a recordist"
+        "--recordings_per_recordist", type=cli.positive_int, default=2, help="recordings per species and recordist"
     )
     parser.add_argument("--min_seconds", type=cli.positive_float, default=6.0, help="shortest recording, in seconds")
     parser.add_argument("--max_seconds", type=cli.positive_float, default=12.0, help="longest recording, in seconds")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# lazy-loader 0.6, and importlib.util.LazyLoader that it is made of: whoever asks inspect for the module of a frame,
-# as inspect.stack() does, loads every module that was put off, at that moment: inspect asks each entry of sys.modules
-# for __file__. Packages that ask while they are themselves imported (torch.library does, for the source of a custom
-# operator) so load other packages in the middle of their own import, and those fail if they need it in turn.
-# Seen with numpy 2.4.6: put off, still not loaded after use of other modules, loaded by inspect.stack().
-# Exits 0 if that is still so, 1 if the behaviour changed.
+# lazy-loader 0.6 and importlib.util.LazyLoader, on which it is built: inspect.stack() loads every module that is
+# deferred. To find the module of a frame, inspect reads __file__ of each entry of sys.modules. Some packages do this
+# during their own import: torch.library does, to find the source of a custom operator. Other packages are then loaded
+# in the middle of that import. They fail if they need the package that is not yet imported completely.
+# Observed with numpy 2.4.6: not loaded by lazy_loader.load or by other work, but loaded by inspect.stack().
+# Exits 0 if this is still so, 1 if the behaviour changed.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# FFmpeg 8.1.2 (PyAV 18.1.0) and chained Ogg Vorbis, which recorders and radios write when a stream starts anew.
-# Seen on 2026-11-27: a chain of 16 kHz and 44.1 kHz is refused ("not yet implemented"); a chain of two streams of
-# 2 s and 3 s at 16 kHz gives 80,512 samples for 80,000; 0.5 s at 16 kHz in one page give 8,320 samples for 8,000.
-# libsndfile 1.2.2 reads the first stream alone: 32,000 of 80,000. Exits with 1 if any of this changes.
+# FFmpeg 8.1.2 (PyAV 18.1.0) and chained Ogg Vorbis, which recorders and radios write when a stream starts again.
+# Observed on 2026-11-27: a chain of 16 kHz and 44.1 kHz is refused ("not yet implemented"). A chain of two streams of
+# 2 s and 3 s at 16 kHz gives 80,512 samples instead of 80,000. 0.5 s at 16 kHz in one page gives 8,320 samples instead
+# of 8,000. libsndfile 1.2.2 reads only the first stream: 32,000 of 80,000 samples. Exits 1 if any of this changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# transformers 5.23.0: a folder can hold two descriptions of its feature extractor, and the one in
-# processor_config.json goes before preprocessor_config.json, without a word.
+# transformers 5.23.0: if a folder has two descriptions of its feature extractor, processor_config.json takes precedence
+# over preprocessor_config.json, without a warning.
 #
-# Versions before 5 wrote preprocessor_config.json alone, and all documentation of audio models names it. Version 5
+# Versions before 5 wrote only preprocessor_config.json, and all documentation of audio models names it. Version 5
 # writes the feature extractor of a processor (WhisperProcessor.save_pretrained, Wav2Vec2Processor.save_pretrained)
-# into processor_config.json. Whoever saves such a processor into an older folder, or mends preprocessor_config.json
-# by hand, has both; and a folder that a processor was saved in has no preprocessor_config.json at all.
-# Seen: the mended file says that audio is not normalised, and the loaded extractor normalises it.
+# into processor_config.json. A folder has both files if such a processor is saved into an older folder, or if a user
+# adds preprocessor_config.json by hand. A new folder of a processor has no preprocessor_config.json.
+# Observed: preprocessor_config.json turns normalisation off, but the loaded extractor normalises the audio.
 set -euo pipefail
 
 work=$(mktemp -d)
@@ -37,5 +37,5 @@ print("processor_config.json alone is enough:", type(alone).__name__)
 (folder / "preprocessor_config.json").write_text(json.dumps(extractor.to_dict() | {"do_normalize": False}))
 both = AutoFeatureExtractor.from_pretrained(folder)
 print("processor_config.json: do_normalize true; preprocessor_config.json: false; loaded:", both.do_normalize)
-sys.exit(0 if both.do_normalize else "the behaviour has changed: preprocessor_config.json goes first")
+sys.exit(0 if both.do_normalize else "the behaviour has changed: preprocessor_config.json takes precedence")
 PYTHON

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# transformers 5.23.0: WhisperFeatureExtractor with a chunk_length that is not an int, such as 2.5 or 30.0 in
-# preprocessor_config.json, accepts a clip that fills the window, and fails with every shorter clip:
-# "TypeError: `pad_width` must be of integral type". So a window has whole seconds, written without a point.
-# Exits 0 if that is still so, 1 if the behaviour changed.
+# transformers 5.23.0: if chunk_length in preprocessor_config.json is not an int, such as 2.5 or 30.0,
+# WhisperFeatureExtractor accepts a clip that fills the window, and fails with every shorter clip:
+# "TypeError: `pad_width` must be of integral type". So a window must be a whole number of seconds, written as an int.
+# Exits 0 if this is still so, 1 if the behaviour changed.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

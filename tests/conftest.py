@@ -1,4 +1,4 @@
-"""Fixtures of all tests, and how many examples the fuzz targets try."""
+"""Fixtures of all tests, and the number of examples of the fuzz tests."""
 
 import gc
 import logging
@@ -9,13 +9,13 @@ import hypothesis
 import pytest
 from matplotlib.figure import Figure
 
-# Read by the hub's client when it is imported: a test never waits for a network.
+# The hub's client reads this at its import. So no test waits for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
-# The same examples in each run of the tests; `make drills` asks for other ones, and many.
+# Each run of the tests has the same examples; `make drills` uses many other examples.
 SETTINGS = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck), "database": None}
 hypothesis.settings.register_profile("tests", max_examples=75, derandomize=True, **SETTINGS)
 hypothesis.settings.register_profile("drills", max_examples=20_000, **SETTINGS)
@@ -23,14 +23,14 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_finish() -> None:
-    """Have no garbage collection look again and again at what PyTorch and transformers made when imported."""
+    """Exclude all objects of the imported packages from garbage collection, which would check them repeatedly."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def undeclared_outputs(request):
-    """Fail where a stage writes a file that its ``OUTPUTS`` do not name; such a file is taken for the user's."""
+    """Fail if a stage writes a file that its ``OUTPUTS`` do not name; such a file would count as the user's."""
     from utils.core import runs
 
     said = []
@@ -44,14 +44,14 @@ def undeclared_outputs(request):
 
 @pytest.fixture
 def blank_figures(request, monkeypatch):
-    """Compose all figures, and save empty files for them; for modules where fixtures or a few tests draw the same."""
+    """Compose all figures, but save empty files; only tests marked ``drawn`` save the drawing."""
     if not request.node.get_closest_marker("drawn"):
         monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: None)
 
 
 @pytest.fixture(scope="session")
 def warm_python(tmp_path_factory):
-    """Return a command that runs a stage as Python does, without the seconds that the imports take."""
+    """Return a command that runs a stage like Python, but without the time of the imports."""
     from tests.warm_python import WarmPython
 
     with WarmPython(tmp_path_factory.mktemp("warm") / "python") as python:

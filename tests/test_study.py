@@ -98,7 +98,7 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
         "| clip |",
         "| rule, by number of blocks kept |",
         "best accuracy: ",
-        "what a split by clip claims of small.blocks-0: ",
+        "small.blocks-0, split by clip: accuracy ",
     ):
         assert line in printed
 
@@ -156,15 +156,15 @@ def test_a_step_that_fails_is_told_and_nothing_starts_after_it(tmp_path, caplog)
 
 def test_help_shows_its_defaults():
     text = " ".join(study.build_parser().format_help().split())
-    assert "each with a split of its own (default: 1 2 3)" in text
+    assert "seeds, each with its own split (default: 1 2 3)" in text
     assert "encoders to fine-tune whole (default: none)" in text
 
 
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (("--claim_layers", "1"), "--claim_layers 1 is none of the study's models, which keep none, 0, 0-1"),
-        (("--seeds", "1", "1"), "each seed counts once"),
+        (("--claim_layers", "1"), "--claim_layers 1: no such model in the study, which has none, 0, 0-1"),
+        (("--seeds", "1", "1"), "give each seed once"),
         (("--base_model", "tiny"), "'tiny' is not a short name and a model"),
         (("--other_models", "a/b=tiny"), "'a/b=tiny' is not a short name and a model"),
         (("--name", "birds.by-clip"), "no result can be called 'birds.by-clip/small/seed-1'"),

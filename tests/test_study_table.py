@@ -96,9 +96,9 @@ def test_answers_keep_to_what_is_shown(results_dir, capsys):
     assert best.startswith("best accuracy: whole, accuracy 0.817 [")
     assert smallest.startswith("smallest within 0.02 of it: half, accuracy 0.808 [")
     assert fastest.startswith("fastest within 0.02 of it: half")
-    assert "25.0 M parameters, 50 ms; to the best -0.008 [" in fastest
-    assert claim.startswith("what a split by clip claims of half: 0.983 [")
-    assert "]; it has 0.808 [" in claim
+    assert "25.0 M parameters, 50 ms; minus the best -0.008 [" in fastest
+    assert claim.startswith("half, split by clip: accuracy 0.983 [")
+    assert "]; split by recordist: accuracy 0.808 [" in claim
     row = pd.read_csv(results_dir / "birds" / "study.csv").set_index("model").loc["half"]
     assert smallest.endswith("the interval is not") == (row["difference_low"] < -0.02)
 
