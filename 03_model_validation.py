@@ -9,16 +9,18 @@
 
 Takes the output of stage 02, 06 or 07, or any folder of an audio-classification model with the labels of the data.
 
-Scores are for clips, and for recordings (mean logits). 95 % intervals are from a bootstrap over the groups that the
-split keeps together, not over clips. The latency is that of one clip, from audio in memory to logits. The front end is
-everything before the first block; its share is reported, because pruning does not make it cheaper.
+Scores are for clips, and for recordings (mean logits). A 95 % interval is that of this model on other recordists like
+these: its unit is the group that the split keeps together, not the clip. It does not include the random variation
+between trainings. The latency is that of one clip, from audio in memory to logits. The front end is everything before
+the first block; its share is reported, because pruning does not make it cheaper.
 
 Writes <output_dir>/metrics.csv, classification_report.csv, confusion_matrix.csv/.pdf/.png, reliability.pdf/.png,
 predictions.parquet, log.txt and run.json. Rebuilds summary.csv and summary.png of all results.
 
 --compare takes results of models that were scored on the same clips. For each pair of models it measures the
-difference clip by clip: an interval from the same draws of groups for both, a sign-flip p value, and that value
-adjusted for the number of pairs (Holm). It writes comparison.csv and comparison.pdf/.png.
+difference clip by clip: its interval by itself and together with all pairs (max-t), a sign-flip p value, and that value
+adjusted for the number of pairs (Holm). It also says whether the first model is no worse than the second by more than
+--margin: shown, not shown, or undecidable with so few groups. It writes comparison.csv and comparison.pdf/.png.
 
 --pool takes the results of one model on all folds. Together they are one result, in which each clip counts once. It
 writes the same files as a score does.
@@ -48,7 +50,7 @@ with lazy.imported_on_first_use():
 
     from utils.data import clips
     from utils.models import encoder_window, encoders, latency, predict, start_line, training_history
-    from utils.scores import drawing, evaluation
+    from utils.scores import drawing, evaluation, intervals
 
 log = logging.getLogger(Path(__file__).stem)
 
@@ -57,6 +59,8 @@ OUTPUTS = (
     *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv"),
     *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*"),
 )
+# What does not change a pooled result: --margin is of --compare.
+POOL_NEUTRAL = ("pool", "margin")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,6 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="RESULTS_DIR",
         help="pool these results folders of this stage instead: all folds of one model, so that each clip counts once",
+    )
+    parser.add_argument(
+        "--margin",
+        type=cli.fraction,
+        default=0.02,
+        help="for --compare: accuracy that may be lost, a share of clips",
     )
     parser.add_argument("--split", choices=splits.SPLITS, default="test", help="split to score")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="clips per batch")
@@ -143,11 +153,11 @@ def compare(args: argparse.Namespace) -> None:
             "%d models: %s; %s clips, split by %s; %s",
             *(len(models), ", ".join(compared), f"{len(first.predictions):,}", first.metrics["kept_together"], levels),
         )
-        table = comparison.comparison_table(models, args.seed)
+        table = comparison.comparison_table(models, args.seed, args.margin)
         path = args.output_dir / f"{comparison.COMPARISON_NAME}.csv"
         write_text(path, table.to_csv(index=False, float_format="%.6g"))
         drawing.draw_comparison(args.output_dir)
-        evaluation.warn_of_few_groups(first.metrics["split"], first.predictions["group"].nunique())
+        intervals.warn_of_few_groups(first.metrics["split"], first.predictions["group"].nunique())
         this_run.metrics = {
             "n_models": len(compared),
             "n_pairs": len(table),
@@ -155,10 +165,12 @@ def compare(args: argparse.Namespace) -> None:
         }
         for _, row in table.iterrows():
             log.info(
-                "%s minus %s: accuracy %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); macro F1 %+.3f [%+.3f, %+.3f]",
+                "%s minus %s: accuracy %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); macro F1 %+.3f [%+.3f, %+.3f]; "
+                "no worse in accuracy than by %g, by simultaneous intervals: %s",
                 *(row[name] for name in ("first", "second", "accuracy_difference", "accuracy_low", "accuracy_high")),
                 *(row[name] for name in ("accuracy_p", "accuracy_p_holm")),
                 *(row[name] for name in ("macro_f1_difference", "macro_f1_low", "macro_f1_high")),
+                *(args.margin, row["accuracy_verdict"]),
             )
 
 
@@ -168,7 +180,7 @@ def validate(args: argparse.Namespace) -> None:
         "model_dir": model_folder.model_input(args.model_dir),
         "data_dir": clips.data_input(args.data_dir, args.fold),
     }
-    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS) as this_run:
+    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["margin"]) as this_run:
         device = this_run.choose_device(args.device)
         split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed, args.fold)
         loaded = encoders.load_model(args.model_dir, device)
@@ -190,7 +202,7 @@ def validate(args: argparse.Namespace) -> None:
         if not runs.is_first_process():
             return
         with this_run.timed("scores"):
-            scores = evaluation.score_all(table, logits, args.seed)
+            scores = evaluation.score_all(table, logits)
         row = {
             "model_name": names.of_folder(args.output_dir),
             "model_dir": str(args.model_dir),
@@ -218,7 +230,7 @@ def validate(args: argparse.Namespace) -> None:
 
         with this_run.timed("writing"):
             write_results(args.output_dir, table, labels, logits, row)
-        log_scores(row, n_groups=table["group"].nunique())
+        log_scores(row)
         log.info("in batches of %d: %.1f clips/s", row["batch_size"], row["throughput_clips_per_s"])
 
 
@@ -228,14 +240,16 @@ def pool(args: argparse.Namespace) -> None:
     folds = pooling.read_folds(args.pool)
     first = next(iter(folds))
     args.data_dir = Path(runs.read_record(first)["arguments"]["data_dir"])  # for the captions
-    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["pool"]) as this_run:
+    with runs.open_run(
+        Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["pool", "margin"]
+    ) as this_run:
         table, logits, row = pooling.pool(folds, args.seed)
         row["model_name"] = names.of_folder(args.output_dir)
         log.info("%d folds: %s", len(folds), ", ".join(names.of_folder(folder) for folder in folds))
         this_run.metrics = {name: None if value != value else value for name, value in row.items()}
         this_run.metrics["heard_in_train"] = pooling.who_was_heard(folds)
         write_results(args.output_dir, table, folds[first].labels, logits, row)
-        log_scores(row, n_groups=table["group"].nunique())
+        log_scores(row)
 
 
 def write_results(
@@ -243,7 +257,7 @@ def write_results(
 ) -> None:
     """Write the result: metrics, predictions, scores per class, confusion matrix and figures."""
     label_ids = table["label_id"].to_numpy()
-    evaluation.warn_of_few_groups(str(row["split"]), table["group"].nunique())
+    intervals.warn_of_few_groups(str(row["split"]), table["group"].nunique())
     report = evaluation.per_class_report(label_ids, logits.argmax(axis=1), labels)
     missing = report.loc[report["support"] == 0, "label"]
     if len(missing):
@@ -258,7 +272,7 @@ def write_results(
     drawing.draw_result(output_dir)
 
 
-def log_scores(row: dict, n_groups: int) -> None:
+def log_scores(row: dict) -> None:
     """Log the scores of the model with their intervals, and its costs."""
     log.info(
         "%s, split by %s: %d clips of %d recordings in %d groups, %d classes",
@@ -266,18 +280,22 @@ def log_scores(row: dict, n_groups: int) -> None:
         row["kept_together"],
         row["n_clips"],
         row["n_recordings"],
-        n_groups,
+        row["n_groups"],
         row["n_classes"],
     )
     for name in ("accuracy", "macro_f1"):
         log.info(
-            "%-9s %.3f  (95 %% interval %.3f to %.3f), of recordings %.3f",
+            "%-9s %.3f  (95 %% interval %.3f to %.3f: this model on other recordists), of recordings %.3f",
             name,
             row[name],
             row[f"{name}_low"],
             row[f"{name}_high"],
             row[f"recording_{name}"],
         )
+    log.info(
+        "expected calibration error %.3f; a perfectly calibrated model has %.3f on so many clips",
+        *(row["expected_calibration_error"], row["expected_calibration_error_if_calibrated"]),
+    )
     log.info(
         "%s%.1f M parameters, %.2f GMACs per clip (front end %.2f)",
         "" if row["kind"] == summary.CNN else f"{row['n_layers']} layers, ",

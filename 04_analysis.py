@@ -50,7 +50,7 @@ with lazy.imported_on_first_use():
     from utils.layers import drawing, euclidean_convexity, hidden_states
     from utils.models import encoder_parts, encoder_window, encoders, predict, start_line, training_history
     from utils.pruning import layer_selection
-    from utils.scores import evaluation
+    from utils.scores import intervals
 
 if TYPE_CHECKING:
     from utils.models.loaded_model import LoadedModel
@@ -226,7 +226,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     split_clips = read_split(args, args.split)
     loaded = load(args.model_dir, split_clips, device)
     start_line.log_start(args.device, device, {args.model_dir: loaded.model}, {args.split: split_clips})
-    evaluation.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
+    intervals.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     this_run.metrics |= metrics_of(split_clips)
     cross_validated = args.split in ("train", ALL_SPLITS)
     if loaded.has_head and cross_validated:

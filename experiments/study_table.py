@@ -28,7 +28,7 @@ from utils.core import cli, names
 from utils.core.errors import InputError
 from utils.core.files import write_text
 from utils.figures import plots
-from utils.scores import comparison, evaluation, summary
+from utils.scores import comparison, evaluation, intervals, summary
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +151,8 @@ def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]]
             "macro_f1": evaluation.macro_f1(label_ids, predicted_ids),
             "accuracy_of_seeds": " ".join(f"{accuracy:.3f}" for accuracy in own["accuracy"]),
         }
-        intervals = evaluation.bootstrap_intervals(label_ids, predicted_ids, clips["group"].to_numpy())
-        for name, (low, high) in intervals.items():
+        ends = intervals.score_intervals(label_ids, predicted_ids, clips["group"].to_numpy())
+        for name, (low, high) in ends.items():
             row[f"{name}_low"], row[f"{name}_high"] = low, high
         found.append(row)
     return pd.DataFrame(found)

@@ -24,7 +24,7 @@ from utils.core.files import sha256_of_file
 from utils.data import clips
 from utils.figures import plots
 from utils.models import encoders, latency
-from utils.scores import comparison, evaluation, summary
+from utils.scores import comparison, evaluation, intervals, summary, verdicts
 
 stage = load_stage("03_model_validation")
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -166,7 +166,7 @@ def test_predictions_reloaded_give_the_metrics(result, run_dir, data_dir):
             np.testing.assert_allclose(loaded.model(**inputs).logits[0].numpy(), logits[i], atol=1e-5)
 
     assert list(predictions["predicted_id"]) == list(logits.argmax(axis=1))
-    scores = evaluation.score_all(predictions, logits, seed=42)
+    scores = evaluation.score_all(predictions, logits)
     assert row[list(scores)].to_dict() == pytest.approx(scores, rel=1e-5)
     assert row["accuracy"] == pytest.approx(
         reference.accuracy_score(predictions["label_id"], predictions["predicted_id"]), rel=1e-5
@@ -209,7 +209,8 @@ def test_log_tells_the_scores(result):
     text = (result / "log.txt").read_text()
     row = pd.read_csv(result / "metrics.csv").iloc[0]
     expected = (
-        f"accuracy  {row['accuracy']:.3f}  (95 % interval {row['accuracy_low']:.3f} to {row['accuracy_high']:.3f})"
+        f"accuracy  {row['accuracy']:.3f}  (95 % interval {row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}: "
+        "this model on other recordists)"
     )
     assert expected in text
     assert "clips of test, split by recording; 3 classes, chance 0.333, majority 0.333 (test)" in text
@@ -568,9 +569,10 @@ def test_comparison_says_what_the_predictions_say(two_results, tmp_path):
     assert (row["n_clips"], row["n_groups"]) == (len(whole), whole["group"].nunique())
     assert row["accuracy_difference"] == pytest.approx(hits[0].mean() - hits[1].mean(), abs=1e-5)
     columns = [whole["label_id"], whole["predicted_id"], half["predicted_id"], whole["group"]]
-    for name, expected in evaluation.paired_difference(*(c.to_numpy() for c in columns), seed=3).items():
+    for name, expected in intervals.paired_difference(*(c.to_numpy() for c in columns)).items():
         assert row[[f"{name}_difference", f"{name}_low", f"{name}_high"]].tolist() == pytest.approx(expected, abs=1e-5)
-    for name, expected in evaluation.sign_flip_p_values(*(c.to_numpy() for c in columns), seed=3).items():
+    for name, expected in verdicts.sign_flip_p_values(*(c.to_numpy() for c in columns), seed=3).items():
+        assert row[f"{name}_verdict"].split(":")[0] in ("shown", "not shown", "undecidable here")
         assert row[[f"{name}_p", f"{name}_p_holm"]].tolist() == pytest.approx([expected] * 2, rel=1e-5)
 
 
@@ -613,7 +615,7 @@ def refuses_to_compare(capfd, folders, tmp_path, code=3):
 def test_models_scored_on_other_clips_are_not_compared(two_results, data_dir, tmp_path, capfd):
     run_dir = two_results[0].parent.parent / "runs" / "whole"
     for name, more, words in (
-        ("val", ("--split", "val"), "of split test and of val"),
+        ("val", ("--split", "val"), "split test and val"),
         ("few", ("--max_clips_per_class", 2), "18 and 6 of the same split"),
     ):
         assert main(run_dir, data_dir, tmp_path / name, *more) == 0
@@ -656,11 +658,11 @@ def rewritten(folder, copy, metadata=None, **columns):
 OTHER_PREDICTIONS = {
     "other labels": (
         {"metadata": {"labels": json.dumps(["Blackbird", "Crow", "Wren"])}},
-        "have other classes: only whole has Great Tit and only copy has Wren; score both",
+        "have different classes: only whole has Great Tit and only copy has Wren; score both",
     ),
     "another order": (
         {"metadata": {"labels": json.dumps(["Crow", "Blackbird", "Great Tit"])}},
-        "have other classes: the same labels, in another order",
+        "have different classes: the same labels, in another order",
     ),
     "no list": ({"metadata": {"labels": "7"}}, "its metadata have no list of labels"),
     "deep labels": ({"metadata": {"labels": "[" * 100_000}}, "predictions.parquet cannot be read"),

@@ -23,7 +23,7 @@ from utils.layers.convexity import (
     null_levels,
     sample_pairs,
 )
-from utils.scores.evaluation import resample_weights
+from utils.scores.intervals import resample_weights
 
 ALL_PAIRS = 10**9
 

@@ -1,13 +1,9 @@
-"""Scores against scikit-learn and plain loops, intervals against closed forms, calibration by hand."""
-
-import itertools
-import logging
+"""Scores against scikit-learn and plain loops, calibration by hand."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics as reference
-from scipy import stats
 
 from utils.scores import evaluation
 
@@ -43,7 +39,7 @@ def test_scores_agree_with_scikit_learn(answers):
         "macro_auroc": reference.roc_auc_score(label_ids, probabilities, multi_class="ovr", average="macro"),
     }
     assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
-    assert set(scores) == {*expected, "expected_calibration_error"}
+    assert set(scores) == {*expected, "expected_calibration_error", "expected_calibration_error_if_calibrated"}
 
 
 def test_macro_scores_leave_out_classes_without_clips(answers):
@@ -146,205 +142,35 @@ def test_calibration_agrees_with_a_loop_over_bins(answers):
     assert evaluation.expected_calibration_error(evaluation.calibration(label_ids, logits)) == pytest.approx(error)
 
 
-# ------------------------------------------------------------------------------------------- bootstrap
+def test_error_of_a_calibrated_model_is_that_of_its_draws():
+    rng = np.random.default_rng(2)
+    confidence = rng.uniform(0.2, 1, 90)
+    logits = np.stack([np.log(confidence), *np.log(np.tile((1 - confidence) / 9, (9, 1)))], axis=1)
+    bins = evaluation.calibration(np.zeros(90, int), logits)
+    errors = []
+    for _ in range(3000):
+        right = rng.random(90) < confidence
+        errors.append(evaluation.expected_calibration_error(evaluation.calibration(np.where(right, 0, 1), logits)))
+    assert evaluation.error_if_calibrated(bins) == pytest.approx(np.mean(errors), abs=0.002)
 
 
-def test_interval_of_independent_clips_is_the_binomial_one():
-    n, rate = 400, 0.7
-    label_ids = np.zeros(n, int)
-    predicted_ids = (np.arange(n) >= rate * n).astype(int)
-    low, high = evaluation.bootstrap_intervals(label_ids, predicted_ids, np.arange(n), 20_000, seed=3)["accuracy"]
-    expected = stats.binom.ppf([0.025, 0.975], n, rate) / n
-    assert [low, high] == pytest.approx(expected, abs=1.01 / n)
-
-
-def test_spread_over_groups_is_the_standard_error_of_their_mean():
-    rng = np.random.default_rng(4)
-    n_groups, size = 40, 10
-    rates = rng.beta(2, 2, n_groups)
-    hits = rng.random((n_groups, size)) < rates[:, None]
-    groups = np.repeat(np.arange(n_groups), size)
-    scores = evaluation.bootstrap_scores(np.zeros(400, int), (~hits).ravel().astype(int), groups, 20_000, seed=5)
-    expected = hits.mean(axis=1).std() / np.sqrt(n_groups)
-    assert scores["accuracy"].std() == pytest.approx(expected, rel=0.03)
-    of_single_clips = np.sqrt(hits.mean() * (1 - hits.mean()) / 400)
-    assert scores["accuracy"].std() > 1.3 * of_single_clips
-
-
-def test_every_resample_scores_as_if_its_clips_were_copied_out(answers, monkeypatch):
-    label_ids, logits = answers
-    predicted_ids = logits.argmax(axis=1)
-    groups = np.array([f"g{i % 17 * (i % 3)}" for i in range(300)])  # of unequal size
-    monkeypatch.setattr(evaluation, "WEIGHTS_AT_ONCE", 200)  # in several chunks
-    scores = evaluation.bootstrap_scores(label_ids, predicted_ids, groups, 40, seed=6)
-    names = np.unique(groups)
-    weights = np.concatenate(list(evaluation.resample_weights(len(names), 40, seed=6)))
-    assert (weights.sum(axis=1) == len(names)).all()
-    for draw, accuracy, f1 in zip(weights.astype(int), scores["accuracy"], scores["macro_f1"], strict=True):
-        drawn = np.repeat(names, draw)
-        index = np.concatenate([np.flatnonzero(groups == name) for name in drawn])
-        true, predicted = label_ids[index], predicted_ids[index]
-        assert accuracy == pytest.approx(reference.accuracy_score(true, predicted))
-        expected = reference.f1_score(true, predicted, labels=np.unique(true), average="macro", zero_division=0)
-        assert f1 == pytest.approx(expected)
-
-
-def test_chunks_do_not_change_the_draws(monkeypatch):
-    whole = np.concatenate(list(evaluation.resample_weights(13, 50, seed=7)))
-    monkeypatch.setattr(evaluation, "WEIGHTS_AT_ONCE", 30)
-    np.testing.assert_array_equal(whole, np.concatenate(list(evaluation.resample_weights(13, 50, seed=7))))
-
-
-def test_interval_holds_the_score_and_depends_on_the_seed_alone(answers):
-    label_ids, logits = answers
-    predicted_ids, groups = logits.argmax(axis=1), np.arange(300) // 5
-    first, again, other = (
-        evaluation.bootstrap_intervals(label_ids, predicted_ids, groups, seed=seed) for seed in (8, 8, 9)
-    )
-    assert first == again != other
-    for name, (low, high) in first.items():
-        assert low < evaluation.score(label_ids, logits)[name] < high
-
-
-def test_one_group_has_no_interval(caplog):
-    with caplog.at_level(logging.WARNING):
-        intervals = evaluation.bootstrap_intervals(np.array([0, 1]), np.array([0, 0]), np.array(["a", "a"]))
-    assert np.isnan(list(intervals.values())).all()
-    assert "one group" in caplog.text
+def test_error_if_calibrated_by_hand():
+    # One clip of confidence 0.5: |1 - 0.5| or |0 - 0.5|. Two of 0.9: 0, 1 or 2 right, by 1.8, 0.8 and 0.2 off.
+    bins = pd.DataFrame({"n_clips": [0, 1, 2, 1], "confidence": [np.nan, 0.5, 0.9, 1.0]})
+    of_two = 0.01 * 1.8 + 0.18 * 0.8 + 0.81 * 0.2
+    assert evaluation.error_if_calibrated(bins) == pytest.approx((0.5 + of_two + 0) / 4)
 
 
 def test_score_all_names_the_columns_of_the_contract(answers):
     label_ids, logits = answers
     recording_ids = [f"r{label}-{i % 9}" for i, label in enumerate(label_ids)]
     table = pd.DataFrame({"label_id": label_ids, "recording_id": recording_ids, "group": recording_ids})
-    scores = evaluation.score_all(table, logits, seed=0)
+    scores = evaluation.score_all(table, logits)
     _, recording_labels, means = evaluation.recording_logits(np.array(recording_ids), label_ids, logits)
     assert scores["recording_accuracy"] == reference.accuracy_score(recording_labels, means.argmax(axis=1))
     assert scores["recording_macro_f1"] == pytest.approx(
         reference.f1_score(recording_labels, means.argmax(axis=1), average="macro")
     )
+    assert scores["n_groups"] == len(set(recording_ids))
     assert scores["accuracy_low"] < scores["accuracy"] < scores["accuracy_high"]
     assert scores["macro_f1_low"] < scores["macro_f1"] < scores["macro_f1_high"]
-
-
-def test_paired_difference_agrees_with_copied_out_resamples(answers):
-    label_ids, logits = answers
-    first = logits.argmax(axis=1)
-    second = np.where(np.arange(300) % 4 == 0, 0, first)
-    groups = np.array([f"g{i % 17 * (i % 3)}" for i in range(300)])
-    found = evaluation.paired_difference(label_ids, first, second, groups, 60, seed=6)
-    names = np.unique(groups)
-    differences = {"accuracy": [], "macro_f1": []}
-    for draw in np.concatenate(list(evaluation.resample_weights(len(names), 60, seed=6))).astype(int):
-        index = np.concatenate([np.flatnonzero(groups == name) for name in np.repeat(names, draw)])
-        true = label_ids[index]
-        differences["accuracy"].append((first[index] == true).mean() - (second[index] == true).mean())
-        f1 = [
-            reference.f1_score(true, model[index], labels=np.unique(true), average="macro", zero_division=0)
-            for model in (first, second)
-        ]
-        differences["macro_f1"].append(f1[0] - f1[1])
-    for name, values in differences.items():
-        assert found[name][1:] == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
-    assert found["accuracy"][0] == pytest.approx((first == label_ids).mean() - (second == label_ids).mean())
-    assert found["macro_f1"][0] == pytest.approx(
-        evaluation.macro_f1(label_ids, first) - evaluation.macro_f1(label_ids, second)
-    )
-
-
-def test_paired_interval_is_that_of_the_mean_difference_of_clusters():
-    # Groups of one size: the difference is a mean over groups, its error their standard deviation by sqrt(n).
-    rng = np.random.default_rng(3)
-    n_groups, size = 200, 5
-    label_ids = np.zeros(n_groups * size, dtype=int)
-    hard = np.repeat(rng.random(n_groups) < 0.4, size)  # for both: cancels
-    first = np.where(hard, 1, 0)
-    second = np.where(hard | (rng.random(len(label_ids)) < np.repeat(rng.choice([0.0, 0.3], n_groups), size)), 1, 0)
-    found = evaluation.paired_difference(label_ids, first, second, np.arange(len(label_ids)) // size, 8000, seed=1)
-    of_groups = ((first == 0).astype(float) - (second == 0)).reshape(n_groups, size).mean(axis=1)
-    error = of_groups.std() / np.sqrt(n_groups)
-    difference, low, high = found["accuracy"]
-    assert difference == pytest.approx(of_groups.mean())
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.06)
-    unpaired = np.hypot(*(np.sqrt(p * (1 - p) / n_groups) for p in ((first == 0).mean(), (second == 0).mean())))
-    assert high - low < 2 * 1.96 * unpaired / 2
-
-
-def test_equal_models_do_not_differ_and_one_group_has_no_interval(answers):
-    label_ids, logits = answers
-    predicted_ids = logits.argmax(axis=1)
-    same = evaluation.paired_difference(label_ids, predicted_ids, predicted_ids, np.arange(300) // 5)
-    assert same == {"accuracy": (0, 0, 0), "macro_f1": (0, 0, 0)}
-    value, low, high = evaluation.paired_difference(label_ids, predicted_ids, label_ids, np.zeros(300))["accuracy"]
-    assert value == pytest.approx((predicted_ids == label_ids).mean() - 1)
-    assert np.isnan([low, high]).all()
-
-
-# ------------------------------------------------------------------------------------------ sign flips
-
-
-def brute_force_p_values(label_ids, first, second, groups):
-    """Exchange the answers of every set of groups, clip by clip, and score with scikit-learn.
-
-    The first group is left as it is: with it exchanged, all differences are those of the other groups, negated.
-    """
-
-    def difference(a, b):
-        return np.array(
-            [
-                reference.accuracy_score(label_ids, a) - reference.accuracy_score(label_ids, b),
-                evaluation.macro_f1(label_ids, a) - evaluation.macro_f1(label_ids, b),
-            ]
-        )
-
-    observed = np.abs(difference(first, second))
-    names, as_far = np.unique(groups), np.zeros(2)
-    for flips in itertools.product([False, True], repeat=len(names) - 1):
-        exchanged = np.isin(groups, names[1:][list(flips)])
-        a, b = np.where(exchanged, second, first), np.where(exchanged, first, second)
-        as_far += np.abs(difference(a, b)) >= observed - 1e-9
-    return as_far / 2 ** (len(names) - 1)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_sign_flips_agree_with_every_exchange_made_by_hand(seed):
-    rng = np.random.default_rng(seed)
-    groups = np.sort(rng.integers(8, size=30))
-    label_ids = rng.integers(4, size=30)
-    first, second = (np.where(rng.random(30) < p, label_ids, rng.integers(4, size=30)) for p in (0.6, 0.3))
-    same = np.isin(groups, np.unique(groups)[:2])  # groups that are answered alike change nothing
-    second[same] = first[same]
-    expected = brute_force_p_values(label_ids, first, second, groups)
-    found = evaluation.sign_flip_p_values(label_ids, first, second, groups)
-    assert list(found.values()) == pytest.approx(expected, abs=1e-12)
-    drawn = evaluation.sign_flip_p_values(label_ids, first, second, groups, n_draws=15, seed=1)
-    assert list(drawn.values()) == pytest.approx(expected, abs=4 * 0.5 / 15**0.5)
-    assert all(p * 16 == pytest.approx(round(p * 16)) and p > 0 for p in drawn.values())
-
-
-def test_sign_flips_know_a_difference_when_they_see_one():
-    label_ids, groups = np.zeros(40, int), np.arange(40)
-    right, wrong = np.zeros(40, int), np.ones(40, int)
-    # Ten groups that one model alone gets right: of 2**10 signs two are as far as that.
-    first, second = right, np.where(groups < 10, wrong, right)
-    assert evaluation.sign_flip_p_values(label_ids, first, second, groups)["accuracy"] == pytest.approx(2 / 2**10)
-    assert evaluation.sign_flip_p_values(label_ids, first, wrong, groups)["accuracy"] == 1 / 10_000
-    assert evaluation.sign_flip_p_values(label_ids, first, first, groups) == {"accuracy": 1.0, "macro_f1": 1.0}
-
-
-def test_sign_flips_of_models_that_are_alike_have_uniform_p_values():
-    rng = np.random.default_rng(0)
-    groups, label_ids = np.repeat(np.arange(30), 4), np.zeros(120, int)
-    p_values = []
-    for seed in range(200):
-        first, second = (rng.random((2, 30, 1)) + 0.3 * rng.random((2, 30, 4)) > 0.6).reshape(2, -1).astype(int)
-        p_values.append(evaluation.sign_flip_p_values(label_ids, first, second, groups, 199, seed)["accuracy"])
-    # Standard error of the share under 0.2 is 0.028.
-    assert np.mean(np.array(p_values) <= 0.2) == pytest.approx(0.2, abs=0.1)
-    assert np.mean(np.array(p_values) <= 0.05) <= 0.05 + 0.05
-
-
-def test_p_values_by_holm_by_hand():
-    assert evaluation.holm_adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert evaluation.holm_adjusted([0.5, 0.9]) == pytest.approx([1, 1])
-    assert evaluation.holm_adjusted([0.2]) == pytest.approx([0.2])

@@ -9,7 +9,7 @@ import pytest
 from experiments import ladder_table
 from tests.results import write_result
 from utils.pruning import best
-from utils.scores import evaluation, summary
+from utils.scores import intervals, summary
 
 SEEDS = ("1", "2")
 N_CLIPS = 40
@@ -67,7 +67,7 @@ def test_tables_and_figure(ladder, capsys):
     differences = {}
     for n in (0, 1):
         predicted_ids = [np.where(hits[k], label_ids, (label_ids + 1) % 4) for k in (n, 2)]
-        differences[n] = evaluation.paired_difference(label_ids, *predicted_ids, groups)["accuracy"]
+        differences[n] = intervals.paired_difference(label_ids, *predicted_ids, groups)["accuracy"]
     assert differences[1][0] == pytest.approx(-0.05)
     shown = {n: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*differences[n]) for n in differences}
     assert lines[2:5] == [

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import reproduced
 from tests.results import write_result
-from utils.scores import evaluation, summary
+from utils.scores import evaluation, intervals, summary
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -55,7 +55,7 @@ def test_scores_are_of_the_seeds_that_both_have(committed_dir, tmp_path, capsys)
         {"half by clip": 1 / 60, "whole": 43 / 60, "half": 63 / 120}
     )
     assert table["difference"].to_dict() == pytest.approx({"half by clip": -54 / 60, "whole": 3 / 60, "half": 3 / 120})
-    interval = evaluation.bootstrap_intervals(LABEL_IDS, answers_of(40), np.array(GROUPS))
+    interval = intervals.score_intervals(LABEL_IDS, answers_of(40), np.array(GROUPS))
     for name, again in (("accuracy", 43 / 60), ("macro_f1", evaluation.macro_f1(LABEL_IDS, answers_of(43)))):
         row = table.loc["whole"]
         assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(interval[name])

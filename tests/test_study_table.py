@@ -8,7 +8,7 @@ import pytest
 
 from experiments import study_table
 from tests.results import write_result
-from utils.scores import evaluation, summary
+from utils.scores import intervals, summary
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -62,9 +62,9 @@ def test_table_pools_the_seeds(results_dir, capsys):
     for model, predicted_ids in pooled.items():
         row = table.loc[model]
         assert row["accuracy"] == pytest.approx((predicted_ids == label_ids).mean(), abs=1e-5)
-        interval = evaluation.bootstrap_intervals(label_ids, predicted_ids, groups)["accuracy"]
+        interval = intervals.score_intervals(label_ids, predicted_ids, groups)["accuracy"]
         assert row[["accuracy_low", "accuracy_high"]].tolist() == pytest.approx(interval, abs=1e-5)
-        difference = evaluation.paired_difference(label_ids, predicted_ids, pooled["whole"], groups)["accuracy"]
+        difference = intervals.paired_difference(label_ids, predicted_ids, pooled["whole"], groups)["accuracy"]
         columns = ["difference", "difference_low", "difference_high"]
         assert row[columns].tolist() == pytest.approx(difference, abs=1e-5)
     lines = capsys.readouterr().out.splitlines()

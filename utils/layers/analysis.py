@@ -20,7 +20,7 @@ with lazy.imported_on_first_use():
     import pandas as pd
 
     from utils.layers import convexity, probes, similarity
-    from utils.scores import evaluation
+    from utils.scores import evaluation, intervals
 
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def probe(hidden: HiddenStates, train: HiddenStates | None, seed: int) -> pd.Dat
     train : HiddenStates or None
         Clips to train on. None cross-validates over the groups of `hidden`.
     seed : int
-        Seed of the folds and of the bootstrap over groups.
+        Seed of the folds.
 
     Returns
     -------
@@ -217,14 +217,14 @@ def probe(hidden: HiddenStates, train: HiddenStates | None, seed: int) -> pd.Dat
             predicted_ids = probes.cross_validate(states, label_ids, groups, seed)
         else:
             predicted_ids = probes.fit_and_predict(train.pooled[layer], train_ids, states)
-        intervals = evaluation.bootstrap_intervals(label_ids, predicted_ids, groups, seed=seed)
+        ends = intervals.score_intervals(label_ids, predicted_ids, groups)
         scores = {
             "accuracy": float((predicted_ids == label_ids).mean()),
             "macro_f1": evaluation.macro_f1(label_ids, predicted_ids),
         }
         row = {"layer": layer}
         for name, value in scores.items():
-            row |= {name: value, f"{name}_low": intervals[name][0], f"{name}_high": intervals[name][1]}
+            row |= {name: value, f"{name}_low": ends[name][0], f"{name}_high": ends[name][1]}
         rows.append(row | {"chance": 1 / len(np.unique(train_ids))})
     return pd.DataFrame(rows)
 

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 
 from utils.layers.neighbors import nearest_neighbors
-from utils.scores.evaluation import INTERVAL_PERCENT, resample_weights
+from utils.scores.intervals import INTERVAL_PERCENT, resample_weights
 
 log = logging.getLogger(__name__)
 

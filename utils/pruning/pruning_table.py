@@ -22,7 +22,7 @@ from utils.core.files import BROKEN, read_json, write_json, write_text
 
 with lazy.imported_on_first_use():
     from utils.models import architectures, encoders, latency
-    from utils.scores import evaluation
+    from utils.scores import intervals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -220,8 +220,7 @@ class Choices:
     within : Candidate or None
         The smallest pruned subset whose search accuracy is no worse than the margin; the best of several.
     within_by_interval : Candidate or None
-        The same, but the lower end of the paired interval must be no worse than the margin as well. With fewer than
-        `evaluation.FEW_GROUPS` groups an interval without width does not count.
+        The same, but the lower end of the paired interval must be no worse than the margin as well.
     n_pruned : int
         Number of pruned subsets among which the choice was made; intervals are not adjusted for it.
     """
@@ -319,10 +318,8 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
 
 def is_shown(keep: Keep, whole: Keep, margin: float, on_search: SubsetScores) -> bool:
     """Return whether the interval of a subset's difference from the whole model is no worse than the margin."""
-    _, low, high = on_search.difference(keep, on_search.predicted(whole))
-    # If all of a few groups have the same difference, the interval has no width and is not evidence.
-    has_width = high > low or on_search.n_groups >= evaluation.FEW_GROUPS
-    return has_width and low >= -margin - ROUNDING
+    _, low, _ = on_search.difference(keep, on_search.predicted(whole))
+    return low >= -margin - ROUNDING
 
 
 # ------------------------------------------------------------------------------------------------- words
@@ -337,7 +334,7 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
             *(scores.split, scores.kept_together, scores.n_clips, scores.n_groups, len(whole)),
             *scores.score(whole),
         )
-        evaluation.warn_of_few_groups(scores.split, scores.n_groups)
+        intervals.warn_of_few_groups(scores.split, scores.n_groups)
     split, n_pruned = on_search.split, choices.n_pruned
     answers = (
         ("point estimate", "no block can be removed", "%d of %d blocks can be removed", choices.within),

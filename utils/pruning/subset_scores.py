@@ -16,7 +16,7 @@ from utils.data.clips import Clips
 from utils.models.loaded_model import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
-from utils.scores import evaluation
+from utils.scores import evaluation, intervals
 
 log = logging.getLogger(__name__)
 
@@ -137,15 +137,13 @@ class SubsetScores:
 
     def interval(self, keep: Keep) -> tuple[float, float]:
         """Return the 95 % interval of the accuracy of a subset that has been run."""
-        return evaluation.bootstrap_intervals(self._label_ids, self._predicted[keep], self._groups, seed=self._seed)[
-            "accuracy"
-        ]
+        return intervals.score_intervals(self._label_ids, self._predicted[keep], self._groups)["accuracy"]
 
     def difference(self, keep: Keep, other_predicted: np.ndarray) -> tuple[float, float, float]:
         """Return the accuracy of a subset minus that of other predictions, and the paired 95 % interval."""
-        return evaluation.paired_difference(
-            *(self._label_ids, self._predicted[keep], other_predicted, self._groups), seed=self._seed
-        )["accuracy"]
+        return intervals.paired_difference(*(self._label_ids, self._predicted[keep], other_predicted, self._groups))[
+            "accuracy"
+        ]
 
 
 @dataclass(frozen=True)

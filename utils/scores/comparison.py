@@ -1,8 +1,9 @@
-"""Compare models clip by clip, from what stage 03 left of each: differences, their intervals and p values."""
+"""Compare models clip by clip, from their results of stage 03: differences, intervals, p values and verdicts."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from utils.scores import predictions, summary
 with lazy.imported_on_first_use():
     import pandas as pd
 
-    from utils.scores import evaluation
+    from utils.scores import intervals, verdicts
 
 COMPARISON_NAME = "comparison"
 # Of a folder, in bytes; file systems take 255.
 LONGEST_NAME = 120
 SCORES = ("accuracy", "macro_f1")
+COUNTED = ("label_id", "predicted_id", "group")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Scored:
     predictions : DataFrame
         ``clip_id, label_id, predicted_id, group``; a row a clip.
     labels : list of str or None
-        By label id; None where an early version has not left them.
+        By label id; None in results of an early version.
     metrics : Series
         Its row of ``metrics.csv``.
     """
@@ -52,7 +54,7 @@ def results_input(folder: Path) -> runs.Input:
 
 
 def read_scored(folder: Path) -> Scored:
-    """Read what stage 03 left of a model.
+    """Read the results of stage 03 of a model.
 
     Raises
     ------
@@ -71,18 +73,18 @@ def read_scored(folder: Path) -> Scored:
 
 
 def check_same_clips(first: Scored, second: Scored) -> None:
-    """Raise `InputError` unless both models were scored on the same clips of the same data, with the same classes."""
+    """Raise `InputError` unless two models have the same classes and were scored on the same clips of the same data."""
     again = f"score both by {summary.STAGE}.py on the same --data_dir and --split"
     if None not in (first.labels, second.labels) and first.labels != second.labels:
         raise InputError(
-            f"{first.name} and {second.name} have other classes: {_labels_differ(first, second)}; {again}, with models "
-            "that were trained on these labels"
+            f"{first.name} and {second.name} have different classes: {_labels_differ(first, second)}; {again}, with "
+            "models that were trained on these labels"
         )
     where = f"{first.name} and {second.name} were scored on different clips"
     for column, what in (("split", "split"), ("data_sha256", "data (data_sha256)")):
         ours, theirs = first.metrics[column], second.metrics[column]
         if ours != theirs:
-            raise InputError(f"{where}: of {what} {str(ours)[:12]} and of {str(theirs)[:12]}; {again}")
+            raise InputError(f"{where}: {what} {str(ours)[:12]} and {str(theirs)[:12]}; {again}")
     columns = ["clip_id", "label_id", "group"]
     if not first.predictions[columns].equals(second.predictions[columns]):
         n_clips = (len(first.predictions), len(second.predictions))
@@ -95,7 +97,7 @@ def check_same_clips(first: Scored, second: Scored) -> None:
 def folder_name(models: Sequence[str]) -> str:
     """Return the name of the folder that compares models of these names; each set of models has its own.
 
-    Names that together are longer than `LONGEST_NAME` bytes are told by the first one, their number and a digest.
+    If all names are longer than `LONGEST_NAME` bytes, the folder has the first one, their number and a digest.
     """
     name = "-".join([COMPARISON_NAME, *models]).replace("/", ".")
     if len(name.encode()) <= LONGEST_NAME:
@@ -114,7 +116,7 @@ def _labels_differ(first: Scored, second: Scored) -> str:
 
 
 def _clips_differ(first: Scored, second: Scored) -> str:
-    """Say which clip of the same place is another one, or has another label or group; empty where there are fewer."""
+    """Say at which row clip, label or group differ; empty if the numbers of clips differ."""
     if len(first.predictions) != len(second.predictions):
         return ""
     for column in ("clip_id", "label_id", "group"):
@@ -125,23 +127,29 @@ def _clips_differ(first: Scored, second: Scored) -> str:
     return ""
 
 
-def paired_difference(pairs: Sequence[tuple[Scored, Scored]], seed: int = 0) -> dict[str, tuple[float, float, float]]:
-    """Return how much better the first model of each pair is; see `evaluation.paired_difference`.
+def jackknife_of(results: Sequence[Scored]) -> intervals.Jackknife:
+    """Return the scores of one model over the clips of all its results, and the same without each group."""
+    clips = pd.concat([one.predictions for one in results])
+    return intervals.jackknife(intervals.count(*(clips[name].to_numpy() for name in COUNTED)))
 
-    Several pairs, such as two ways of training with several seeds each, are taken together: what is drawn is
-    a group, with its clips of every pair that has it.
+
+def paired_difference(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, tuple[float, float, float]]:
+    """Return how much better the first model of each pair is; see `intervals.paired_difference`.
+
+    Several pairs, such as two ways of training with several seeds each, are taken together: the unit is a group with
+    its clips of every pair.
 
     Raises
     ------
     InputError
         If the two of a pair were scored on different clips.
     """
-    return evaluation.paired_difference(*_columns(pairs), seed=seed)
+    return intervals.paired_difference(*_columns(pairs))
 
 
 def sign_flip_p_values(pairs: Sequence[tuple[Scored, Scored]], seed: int = 0) -> dict[str, float]:
-    """Return the p values of `paired_difference`; see `evaluation.sign_flip_p_values`."""
-    return evaluation.sign_flip_p_values(*_columns(pairs), seed=seed)
+    """Return the p values of `paired_difference`; see `verdicts.sign_flip_p_values`."""
+    return verdicts.sign_flip_p_values(*_columns(pairs), seed=seed)
 
 
 def _columns(pairs: Sequence[tuple[Scored, Scored]]) -> list:
@@ -153,20 +161,25 @@ def _columns(pairs: Sequence[tuple[Scored, Scored]]) -> list:
     return [table[name].to_numpy() for name in ("label_id", "predicted_id", "other_id", "group")]
 
 
-def comparison_table(models: Sequence[Scored], seed: int) -> pd.DataFrame:
+def comparison_table(models: Sequence[Scored], seed: int, margin: float) -> pd.DataFrame:
     """Compare every model with every one that is named after it.
 
     Returns
     -------
     DataFrame
-        A row a pair: ``first, second, n_clips, n_groups, kept_together, split``, then for ``accuracy`` and ``macro_f1``
-        the two scores, ``_difference`` (first minus second) with its 95 % interval ``_low, _high``, the sign-flip
-        p value ``_p`` and the same adjusted for the number of rows, ``_p_holm``.
+        A row a pair: ``first, second, n_clips, n_groups, kept_together, split, margin``, then for ``accuracy`` and
+        ``macro_f1`` the two scores, ``_difference`` (first minus second) with its 95 % interval ``_low, _high``, the
+        ends ``_low_of_all, _high_of_all`` of simultaneous intervals of all rows, the sign-flip p value ``_p`` and the
+        same adjusted for the number of rows, ``_p_holm``; and ``_verdict``, whether the first model is shown to be no
+        worse than the second one by more than the margin: see `verdicts.within_margin`.
     """
+    pairs = list(itertools.combinations(range(len(models)), 2))
+    for first, second in pairs:
+        check_same_clips(models[first], models[second])
+    found = intervals.differences([jackknife_of([model]) for model in models], pairs)
     rows = []
-    for first, second in itertools.combinations(models, 2):
-        pair = [(first, second)]
-        differences, p_values = paired_difference(pair, seed), sign_flip_p_values(pair, seed)
+    for number, (first, second) in enumerate((models[i], models[j]) for i, j in pairs):
+        p_values = sign_flip_p_values([(first, second)], seed)
         row = {
             "first": first.name,
             "second": second.name,
@@ -174,14 +187,17 @@ def comparison_table(models: Sequence[Scored], seed: int) -> pd.DataFrame:
             "n_groups": first.predictions["group"].nunique(),
             "kept_together": first.metrics["kept_together"],
             "split": first.metrics["split"],
+            "margin": margin,
         }
         for name in SCORES:
+            of_pair = found[name].of_pair(number)
             row[f"{name}_first"], row[f"{name}_second"] = first.metrics[name], second.metrics[name]
-            row[f"{name}_difference"], row[f"{name}_low"], row[f"{name}_high"] = differences[name]
+            row |= {f"{name}_{column}": value for column, value in of_pair.items()}
             row[f"{name}_p"] = p_values[name]
+            row[f"{name}_p_holm"] = math.nan
+            row[f"{name}_verdict"] = str(verdicts.of_pair(found[name], number, margin))
         rows.append(row)
     table = pd.DataFrame(rows)
     for name in SCORES:
-        place = table.columns.get_loc(f"{name}_p") + 1
-        table.insert(place, f"{name}_p_holm", evaluation.holm_adjusted(table[f"{name}_p"]))
+        table[f"{name}_p_holm"] = verdicts.holm_adjusted(table[f"{name}_p"])
     return table

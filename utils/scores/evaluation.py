@@ -1,15 +1,12 @@
-"""Scores of a classifier: of clips, of recordings, with bootstrap intervals and calibration.
+"""Scores of a classifier: of clips, of recordings, and its calibration.
 
 Plain NumPy and scikit-learn: it takes label ids and logits, and knows no model.
 """
 
-import logging
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
 from scipy.special import softmax
+from scipy.stats import binom
 from sklearn.metrics import (
     average_precision_score,
     confusion_matrix,
@@ -18,17 +15,10 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-log = logging.getLogger(__name__)
+from utils.scores import intervals
 
 TOP_K = 5
 N_CALIBRATION_BINS = 15
-N_RESAMPLES = 2000
-N_SIGN_FLIPS = 9999
-INTERVAL_PERCENT = 95.0
-# Bounds the weights of the bootstrap in memory: 32 MiB, whatever the number of groups.
-WEIGHTS_AT_ONCE = 4_000_000
-# Below it, percentile intervals from a bootstrap over groups are known to be too narrow.
-FEW_GROUPS = 30
 
 
 # ---------------------------------------------------------------------------------------------- scores
@@ -37,10 +27,9 @@ FEW_GROUPS = 30
 def score(label_ids: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Return the scores of clips.
 
-    Macro averages run over the classes that the clips can speak about: F1 over those that occur among
-    `label_ids` (a class without a clip would score 0 whatever the model does), average precision and
-    AUROC over those that occur and are not all there is. Both rank the clips by the softmax
-    probability of a class, one class against the rest.
+    Macro F1 is the mean over the classes that occur among `label_ids`: a class without a clip would score 0 whatever
+    the model does. Average precision and AUROC leave out a class to which all clips belong, too. Both rank the clips by
+    the softmax probability of a class, one class against the rest.
 
     Parameters
     ----------
@@ -53,13 +42,15 @@ def score(label_ids: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     -------
     dict of str to float
         ``accuracy, macro_f1, weighted_f1, top5_accuracy, macro_average_precision, macro_auroc,
-        expected_calibration_error``; NaN where there is no class to average over.
+        expected_calibration_error, expected_calibration_error_if_calibrated``; NaN where there is no class to average
+        over.
     """
     predicted_ids = logits.argmax(axis=1)
     probabilities = softmax(logits.astype(np.float64), axis=1)
     present = np.unique(label_ids)
     ranked = [c for c in present if (label_ids == c).sum() < len(label_ids)]
     precisions = [average_precision_score(label_ids == c, probabilities[:, c]) for c in ranked]
+    bins = calibration(label_ids, logits)
     areas = [roc_auc_score(label_ids == c, probabilities[:, c]) for c in ranked]
     return {
         "accuracy": float((predicted_ids == label_ids).mean()),
@@ -68,11 +59,12 @@ def score(label_ids: np.ndarray, logits: np.ndarray) -> dict[str, float]:
         "top5_accuracy": top_k_accuracy(label_ids, logits, TOP_K),
         "macro_average_precision": float(np.mean(precisions)) if ranked else float("nan"),
         "macro_auroc": float(np.mean(areas)) if ranked else float("nan"),
-        "expected_calibration_error": expected_calibration_error(calibration(label_ids, logits)),
+        "expected_calibration_error": expected_calibration_error(bins),
+        "expected_calibration_error_if_calibrated": error_if_calibrated(bins),
     }
 
 
-def score_all(table: pd.DataFrame, logits: np.ndarray, seed: int) -> dict[str, float]:
+def score_all(table: pd.DataFrame, logits: np.ndarray) -> dict[str, float]:
     """Return the scores of clips with their intervals, and those of recordings, named as in ``metrics.csv``.
 
     Parameters
@@ -81,13 +73,11 @@ def score_all(table: pd.DataFrame, logits: np.ndarray, seed: int) -> dict[str, f
         ``label_id``, ``recording_id`` and ``group`` of each clip, as in `Clips.table`.
     logits : ndarray of float, shape (n_clips, n_classes)
         The model's outputs.
-    seed : int
-        Seed of the bootstrap over ``group``.
     """
     label_ids, recording_ids = table["label_id"].to_numpy(), table["recording_id"].to_numpy()
-    scores = score(label_ids, logits)
     groups = table["group"].to_numpy()
-    for name, (low, high) in bootstrap_intervals(label_ids, logits.argmax(axis=1), groups, seed=seed).items():
+    scores = score(label_ids, logits) | {"n_groups": len(np.unique(groups))}
+    for name, (low, high) in intervals.score_intervals(label_ids, logits.argmax(axis=1), groups).items():
         scores[f"{name}_low"], scores[f"{name}_high"] = low, high
     _, recording_label_ids, mean_logits = recording_logits(recording_ids, label_ids, logits)
     recording_predicted_ids = mean_logits.argmax(axis=1)
@@ -139,8 +129,8 @@ def recording_logits(
 def per_class_report(label_ids: np.ndarray, predicted_ids: np.ndarray, labels: list[str]) -> pd.DataFrame:
     """Return precision, recall, F1 and number of clips of every class.
 
-    What is not defined is NaN: the recall of a class without a clip, the precision of one that was
-    never predicted. The mean of ``f1`` over classes with ``support`` is the macro F1.
+    The recall of a class without a clip is NaN, and so is the precision of a class that was never predicted. The mean
+    of ``f1`` over classes with ``support`` is the macro F1.
 
     Returns
     -------
@@ -201,231 +191,21 @@ def expected_calibration_error(bins: pd.DataFrame) -> float:
     return float((bins["n_clips"] * gaps).sum() / bins["n_clips"].sum())
 
 
-# ------------------------------------------------------------------------------------------- bootstrap
+def error_if_calibrated(bins: pd.DataFrame) -> float:
+    """Return the expected calibration error that a perfectly calibrated model has on so many clips, on average.
 
-
-def resample_weights(n_groups: int, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw groups with replacement, `n_groups` at a time; yield how often each was drawn.
-
-    Two models that are evaluated on the same clips get the same draws from the same seed, so that
-    their difference can be taken draw by draw.
-
-    Yields
-    ------
-    ndarray of float64, shape (n, n_groups)
-        As many rows as fit in memory; `n_resamples` in all.
-    """
-    rng = np.random.default_rng(seed)
-    at_once = max(1, WEIGHTS_AT_ONCE // n_groups)
-    for start in range(0, n_resamples, at_once):
-        n = min(at_once, n_resamples - start)
-        drawn = rng.integers(n_groups, size=(n, n_groups)) + n_groups * np.arange(n)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=n * n_groups).reshape(n, n_groups).astype(np.float64)
-
-
-def bootstrap_scores(
-    label_ids: np.ndarray, predicted_ids: np.ndarray, groups: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Return accuracy and macro F1 of resamples in which whole groups are drawn with replacement.
-
-    Clips of a recording, and recordings of a recordist, resemble each other; drawing them one by one
-    would make an interval much too narrow. Exact for each resample: a score is a function of counts
-    that add over groups, so a draw is a weight of each group. Source: Efron & Tibshirani, "An
-    Introduction to the Bootstrap", 1993, chapters 8 and 13.
+    It is not 0: in a bin of n clips with mean confidence p the number of right answers is binomial, and the gap is its
+    mean absolute deviation, ``2 (k + 1) C(n, k + 1) p^(k + 1) (1 - p)^(n - k)`` with k the whole part of n p. Clips of
+    one recordist resemble each other, which raises it further. Source: De Moivre's formula, in Diaconis & Zabell,
+    "Closed form summation for classical distributions", Statistical Science 6, 1991.
 
     Parameters
     ----------
-    label_ids, predicted_ids : ndarray of int, shape (n_clips,)
-    groups : ndarray, shape (n_clips,)
-        What is drawn together; any values that can be sorted.
-    n_resamples : int
-    seed : int
-
-    Returns
-    -------
-    dict of str to ndarray of float64, shape (n_resamples,)
-        ``accuracy`` and ``macro_f1``; the latter over the classes that occur in the resample.
+    bins : DataFrame
+        From `calibration`.
     """
-    n_groups = len(np.unique(groups))
-    n_classes = int(max(np.max(label_ids), np.max(predicted_ids))) + 1
-    counts = _group_counts(label_ids, predicted_ids, groups, n_classes)
-    scores = [
-        _scores_of_counts(*(weights @ table for table in counts))
-        for weights in resample_weights(n_groups, n_resamples, seed)
-    ]
-    accuracy, f1 = (np.concatenate(values) for values in zip(*scores, strict=True))
-    return {"accuracy": accuracy, "macro_f1": f1}
-
-
-def _group_counts(
-    label_ids: np.ndarray, predicted_ids: np.ndarray, groups: np.ndarray, n_classes: int
-) -> tuple[csr_array, csr_array, csr_array]:
-    """Return how many clips of each class a group has, are called so, and both: each of shape (n_groups, n_classes)."""
-    label_ids, predicted_ids = np.asarray(label_ids), np.asarray(predicted_ids)
-    names, group_index = np.unique(groups, return_inverse=True)
-
-    def counts_of(classes: np.ndarray, weights: np.ndarray) -> csr_array:
-        return csr_array((weights.astype(float), (group_index, classes)), shape=(len(names), n_classes))
-
-    every_clip = np.ones(len(label_ids))
-    hits = label_ids == predicted_ids
-    return counts_of(label_ids, every_clip), counts_of(predicted_ids, every_clip), counts_of(label_ids, hits)
-
-
-def _scores_of_counts(n_true: np.ndarray, n_predicted: np.ndarray, n_hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return accuracy and macro F1 of each row of counts, of shape (n, n_classes)."""
-    occurs = n_true > 0
-    # F1 = 2 TP / (2 TP + FP + FN), and TP + FN are the clips of a class, TP + FP those called so.
-    f1_of_class = np.divide(2 * n_hits, n_true + n_predicted, out=np.zeros_like(n_hits), where=occurs)
-    return n_hits.sum(axis=1) / n_true.sum(axis=1), f1_of_class.sum(axis=1) / occurs.sum(axis=1)
-
-
-def bootstrap_intervals(
-    label_ids: np.ndarray, predicted_ids: np.ndarray, groups: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Return 95 % percentile intervals of accuracy and macro F1; see `bootstrap_scores`.
-
-    With few groups they are somewhat too narrow, and where every group scores the same, as at 0 or 1,
-    they have no width: a resample can show no outcome that the clips did not.
-
-    Returns
-    -------
-    dict of str to (float, float)
-        Lower and upper end; NaN, with a warning in the log, if there is only one group to draw from.
-    """
-    n_groups = len(np.unique(groups))
-    if n_groups < 2:
-        log.warning("all clips are of one group: there is nothing to resample, and the intervals are NaN")
-        return {name: (float("nan"), float("nan")) for name in ("accuracy", "macro_f1")}
-    tail = (100 - INTERVAL_PERCENT) / 2
-    scores = bootstrap_scores(label_ids, predicted_ids, groups, n_resamples, seed)
-    return {
-        name: tuple(float(end) for end in np.percentile(values, [tail, 100 - tail])) for name, values in scores.items()
-    }
-
-
-def warn_of_few_groups(split: str, n_groups: int) -> None:
-    """Warn where intervals of scores on a split are from a bootstrap over so few groups that they are too narrow."""
-    if n_groups < FEW_GROUPS:
-        log.warning(
-            "%s: %d groups are few: intervals from a bootstrap over fewer than %d are rough and too narrow",
-            *(split, n_groups, FEW_GROUPS),
-        )
-
-
-def paired_difference(
-    label_ids: np.ndarray,
-    first_predicted_ids: np.ndarray,
-    second_predicted_ids: np.ndarray,
-    groups: np.ndarray,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
-) -> dict[str, tuple[float, float, float]]:
-    """Return how much better the first of two models is on the same clips, with 95 % percentile intervals.
-
-    Both are scored on the same draws of groups, so what makes clips hard for both cancels: the interval
-    is that of the difference, and much narrower than those of the two scores. See `bootstrap_scores`.
-
-    Parameters
-    ----------
-    label_ids, first_predicted_ids, second_predicted_ids : ndarray of int, shape (n_clips,)
-    groups : ndarray, shape (n_clips,)
-        What is drawn together.
-    n_resamples : int
-    seed : int
-
-    Returns
-    -------
-    dict of str to (float, float, float)
-        First minus second in ``accuracy`` and ``macro_f1``, then the lower and the upper end, which are NaN
-        if there is only one group to draw from.
-    """
-    label_ids, groups = np.asarray(label_ids), np.asarray(groups)
-    models = [np.asarray(first_predicted_ids), np.asarray(second_predicted_ids)]
-    accuracy = [float((predicted_ids == label_ids).mean()) for predicted_ids in models]
-    f1 = [macro_f1(label_ids, predicted_ids) for predicted_ids in models]
-    observed = {"accuracy": accuracy[0] - accuracy[1], "macro_f1": f1[0] - f1[1]}
-    if len(np.unique(groups)) < 2:
-        return {name: (value, float("nan"), float("nan")) for name, value in observed.items()}
-    first, second = (bootstrap_scores(label_ids, model, groups, n_resamples, seed) for model in models)
-    tail = (100 - INTERVAL_PERCENT) / 2
-    return {
-        name: (value, *(float(end) for end in np.percentile(first[name] - second[name], [tail, 100 - tail])))
-        for name, value in observed.items()
-    }
-
-
-def sign_flip_p_values(
-    label_ids: np.ndarray,
-    first_predicted_ids: np.ndarray,
-    second_predicted_ids: np.ndarray,
-    groups: np.ndarray,
-    n_draws: int = N_SIGN_FLIPS,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Return how often two models that are alike would differ as much as these do: two-sided p values.
-
-    If they are alike, each group could as well have had their answers exchanged. That flips the sign of the
-    group's share in the difference of accuracies, and does the like for macro F1, which is not a sum over
-    groups. Groups that both answer alike change nothing; all ways to exchange the other ones are counted
-    where there are no more than `n_draws`, else as many are drawn, and the one that was seen is counted with
-    them, so that p is never 0. Sources: Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses",
-    2005, §3; Phipson & Smyth 2010, "Permutation P-values should never be zero", §4.
-
-    Parameters
-    ----------
-    label_ids, first_predicted_ids, second_predicted_ids : ndarray of int, shape (n_clips,)
-    groups : ndarray, shape (n_clips,)
-        What is exchanged together.
-    n_draws : int
-    seed : int
-
-    Returns
-    -------
-    dict of str to float
-        Of ``accuracy`` and ``macro_f1``.
-    """
-    label_ids = np.asarray(label_ids)
-    models = [np.asarray(first_predicted_ids), np.asarray(second_predicted_ids)]
-    n_classes = int(max(ids.max() for ids in (label_ids, *models))) + 1
-    n_true, *first = _group_counts(label_ids, models[0], groups, n_classes)
-    _, *second = _group_counts(label_ids, models[1], groups, n_classes)
-    totals = n_true.sum(axis=0)[None, :]
-    sums = [table.sum(axis=0)[None, :] for table in (*first, *second)]
-    # What a group moves from one model to the other where it is exchanged.
-    shifts = [(theirs - ours).toarray() for ours, theirs in zip(first, second, strict=True)]
-    differing = np.flatnonzero(np.any([shift.any(axis=1) for shift in shifts], axis=0))
-    shifts = [shift[differing] for shift in shifts]
-
-    def differences(exchanged: np.ndarray) -> np.ndarray:
-        moved, n_clips = [exchanged @ shift for shift in shifts], totals.repeat(len(exchanged), axis=0)
-        of_first = _scores_of_counts(n_clips, sums[0] + moved[0], sums[1] + moved[1])
-        of_second = _scores_of_counts(n_clips, sums[2] - moved[0], sums[3] - moved[1])
-        return np.abs(np.array(of_first) - np.array(of_second))
-
-    observed = differences(np.zeros((1, len(differing))))
-    exact = 2 ** len(differing) <= n_draws
-    n_ways = 2 ** len(differing) if exact else n_draws
-    rng = np.random.default_rng(seed)
-    at_once = max(1, WEIGHTS_AT_ONCE // max(n_classes, len(differing)))
-    as_far = np.zeros(2)
-    for start in range(0, n_ways, at_once):
-        ways = np.arange(start, min(start + at_once, n_ways))
-        if exact:
-            exchanged = (ways[:, None] >> np.arange(len(differing))) & 1
-        else:
-            exchanged = rng.integers(2, size=(len(ways), len(differing)))
-        # Differences that are equal in exact arithmetic may differ in their last bit.
-        as_far += (differences(exchanged.astype(float)) >= observed - 1e-12).sum(axis=1)
-    p_values = as_far / n_ways if exact else (as_far + 1) / (n_ways + 1)
-    return dict(zip(("accuracy", "macro_f1"), p_values.tolist(), strict=True))
-
-
-def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
-    """Return p values adjusted for their number: those under 0.05 hold together at 0.05 (Holm 1979)."""
-    p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values, kind="stable")
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return adjusted
+    n_clips = bins["n_clips"].to_numpy()
+    n, p = n_clips[n_clips > 0], np.minimum(bins["confidence"].to_numpy()[n_clips > 0], 1)
+    least = np.minimum(np.floor(n * p), n - 1)
+    # (k + 1) C(n, k + 1) = n C(n - 1, k), so that the formula is a binomial probability of n - 1 clips.
+    return float((2 * n * p * (1 - p) * binom.pmf(least, n - 1, p)).sum() / n_clips.sum())

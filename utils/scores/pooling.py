@@ -100,7 +100,7 @@ def pool(folds: dict[Path, comparison.Scored], seed: int) -> tuple[pd.DataFrame,
     folds : dict of Path to Scored
         As `read_folds` returns them.
     seed : int
-        Of the intervals.
+        Noted in the row.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def pool(folds: dict[Path, comparison.Scored], seed: int) -> tuple[pd.DataFrame,
         "data_sha256": f"{data['data']}/all-{data['n_folds']}-folds",
         "n_recordings_trained_on": float(metrics["n_recordings_trained_on"].sum(skipna=False)),
     }
-    return table, logits, {**evaluation.score_all(table, logits, seed), **row}
+    return table, logits, {**evaluation.score_all(table, logits), **row}
 
 
 def who_was_heard(folders: Iterable[Path]) -> dict[str, int]:

@@ -74,11 +74,14 @@ METRICS_COLUMNS = (
     "latency_doubt",
     "n_recordings_trained_on",
     "kept_together",
+    "n_groups",
+    "expected_calibration_error_if_calibrated",
 )
 # Columns that results of an earlier version may lack, and what stands for them.
 DEFAULTS = {
     **{"kind": "not noted", "latency_doubt": "not noted", "kept_together": UNIT_NOT_NOTED},
     **dict.fromkeys(("latency_ms_low", "latency_ms_high", "n_threads", "load_average", "cpu_busy_share"), float("nan")),
+    **dict.fromkeys(("n_groups", "expected_calibration_error_if_calibrated"), float("nan")),
     "n_recordings_trained_on": float("nan"),  # of those that are scored; see training_history
 }
 TEXT_COLUMNS = (

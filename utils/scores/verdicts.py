@@ -1,0 +1,194 @@
+"""What differences between models say: p values, the margin of non-inferiority, and the optimism of a best of many."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from utils.scores import intervals
+
+N_SIGN_FLIPS = 9999
+N_RESAMPLES = 10_000
+POWER = 0.80
+# Differences that are equal in exact arithmetic may differ in their last bits.
+ROUNDING = 1e-9
+SHOWN, NOT_SHOWN, UNDECIDABLE = "shown", "not shown", "undecidable here"
+
+
+# --------------------------------------------------------------------------------------------- margins
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a non-inferiority test.
+
+    Attributes
+    ----------
+    answer : str
+        `SHOWN`, `NOT_SHOWN` or `UNDECIDABLE`.
+    n_groups_needed : int or None
+        Only where it is undecidable: groups with which models that are alike would be shown to be so. None where that
+        is no more than there are, as the difference lies near the margin; or where nothing is known of one group.
+    """
+
+    answer: str
+    n_groups_needed: int | None = None
+
+    def __str__(self) -> str:
+        if self.n_groups_needed is None:
+            return self.answer
+        return f"{self.answer}: about {two_digits(self.n_groups_needed):,} groups are needed"
+
+
+def within_margin(
+    low: float, high: float, margin: float, n_groups: int, error: float, critical: float = intervals.NORMAL
+) -> Verdict:
+    """Return whether a model is shown to be no worse than another one by more than a margin: non-inferiority.
+
+    ``shown`` if the whole interval of the difference, model minus reference, is above ``-margin``; ``not shown`` if the
+    whole interval is below it; ``undecidable here`` if ``-margin`` lies in it. With the number of groups that is needed
+    the interval of two equal models lies above ``-margin`` with a probability of 80 %:
+    ``n_groups × ((critical + z.80) × error / margin)²``. Sources: Piaggio et al., "Reporting of noninferiority and
+    equivalence randomized trials", JAMA 308, 2012; sample size: Julious, Statistics in Medicine 23, 2004, section 5.
+
+    Parameters
+    ----------
+    low, high : float
+        Ends of the interval; of a simultaneous one where there are several models.
+    margin : float
+        What may be lost, above 0 or 0.
+    n_groups : int
+    error : float
+        Standard error of the difference.
+    critical : float
+        Of the interval, in standard errors.
+    """
+    if low >= -margin - ROUNDING:
+        return Verdict(SHOWN)
+    if high < -margin - ROUNDING:
+        return Verdict(NOT_SHOWN)
+    if not margin or not np.isfinite(error):
+        return Verdict(UNDECIDABLE)
+    if error > intervals.ROUNDING:
+        needed = n_groups * ((critical + stats.norm.ppf(POWER)) * error / margin) ** 2
+    else:  # see difference_interval: what may be unseen has to be smaller than the margin
+        needed = critical**2 * (1 - margin) / margin
+    return Verdict(UNDECIDABLE, int(np.ceil(needed)) if needed > n_groups else None)
+
+
+def of_pair(found: intervals.Differences, number: int, margin: float) -> Verdict:
+    """Return whether the first model of a pair is within a margin of the second, by simultaneous intervals."""
+    low, high, error = (float(ends[number]) for ends in (found.low_of_all, found.high_of_all, found.error))
+    return within_margin(low, high, margin, found.n_groups, error, found.critical)
+
+
+def two_digits(number: int) -> int:
+    """Return a number rounded to two significant digits."""
+    return int(float(f"{number:.1e}"))
+
+
+# ---------------------------------------------------------------------------------------- best of many
+
+
+def optimism_of_best(n_hits: np.ndarray, n_clips: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0) -> float:
+    """Return by how much the accuracy of the best of several models is flattered by having been chosen.
+
+    In each resample of the groups the best model is chosen anew; the optimism is by how much, on average, its accuracy
+    there exceeds its accuracy on all clips. Of six models that are alike, this takes off 70 % of what the choice gains:
+    in the resamples the model that happened to be best is still the likeliest to win. Source: Tibshirani & Tibshirani,
+    "A bias correction for the minimum error rate in cross-validation", Annals of Applied Statistics 3, 2009, with
+    resamples of groups in place of folds.
+
+    Parameters
+    ----------
+    n_hits : ndarray, shape (n_models, n_groups)
+        Clips that a model has right.
+    n_clips : ndarray, shape (n_groups,)
+    n_resamples : int
+    seed : int
+    """
+    n_hits, n_clips = np.asarray(n_hits, dtype=float), np.asarray(n_clips, dtype=float)
+    accuracies = n_hits.sum(axis=1) / n_clips.sum()
+    total = 0.0
+    for weights in intervals.resample_weights(len(n_clips), n_resamples, seed):
+        drawn = (weights @ n_hits.T) / (weights @ n_clips)[:, None]
+        best = drawn.argmax(axis=1)
+        total += (drawn[np.arange(len(drawn)), best] - accuracies[best]).sum()
+    return total / n_resamples
+
+
+# -------------------------------------------------------------------------------------------- p values
+
+
+def sign_flip_p_values(
+    label_ids: np.ndarray,
+    first_predicted_ids: np.ndarray,
+    second_predicted_ids: np.ndarray,
+    groups: np.ndarray,
+    n_draws: int = N_SIGN_FLIPS,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return how often two models that are alike would differ as much as these do: two-sided p values.
+
+    If they are alike, each group could as well have had their answers exchanged. That flips the sign of the
+    group's share in the difference of accuracies, and does the like for macro F1, which is not a sum over
+    groups. Groups that both answer alike change nothing; all ways to exchange the other ones are counted
+    where there are no more than `n_draws`, else as many are drawn, and the one that was seen is counted with
+    them, so that p is never 0. Sources: Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses",
+    2005, §3; Phipson & Smyth 2010, "Permutation P-values should never be zero", §4.
+
+    Parameters
+    ----------
+    label_ids, first_predicted_ids, second_predicted_ids : ndarray of int, shape (n_clips,)
+    groups : ndarray, shape (n_clips,)
+        What is exchanged together.
+    n_draws : int
+    seed : int
+
+    Returns
+    -------
+    dict of str to float
+        Of ``accuracy`` and ``macro_f1``.
+    """
+    label_ids = np.asarray(label_ids)
+    models = [np.asarray(first_predicted_ids), np.asarray(second_predicted_ids)]
+    n_classes = int(max(ids.max() for ids in (label_ids, *models))) + 1
+    (n_true, *first), (_, *second) = (intervals.count(label_ids, ids, groups, n_classes=n_classes) for ids in models)
+    totals = n_true.sum(axis=0)[None, :]
+    sums = [table.sum(axis=0)[None, :] for table in (*first, *second)]
+    # What a group moves from one model to the other where it is exchanged.
+    shifts = [theirs - ours for ours, theirs in zip(first, second, strict=True)]
+    differing = np.flatnonzero(np.any([shift.any(axis=1) for shift in shifts], axis=0))
+    shifts = [shift[differing] for shift in shifts]
+
+    def differences(exchanged: np.ndarray) -> np.ndarray:
+        moved, n_clips = [exchanged @ shift for shift in shifts], totals.repeat(len(exchanged), axis=0)
+        of_first = intervals.scores_of_counts(n_clips, sums[0] + moved[0], sums[1] + moved[1])
+        of_second = intervals.scores_of_counts(n_clips, sums[2] - moved[0], sums[3] - moved[1])
+        return np.abs(of_first - of_second)
+
+    observed = differences(np.zeros((1, len(differing))))
+    exact = 2 ** len(differing) <= n_draws
+    n_ways = 2 ** len(differing) if exact else n_draws
+    rng = np.random.default_rng(seed)
+    at_once = max(1, intervals.NUMBERS_AT_ONCE // max(n_classes, len(differing)))
+    as_far = np.zeros(2)
+    for start in range(0, n_ways, at_once):
+        ways = np.arange(start, min(start + at_once, n_ways))
+        if exact:
+            exchanged = (ways[:, None] >> np.arange(len(differing))) & 1
+        else:
+            exchanged = rng.integers(2, size=(len(ways), len(differing)))
+        as_far += (differences(exchanged.astype(float)) >= observed - ROUNDING).sum(axis=1)
+    p_values = as_far / n_ways if exact else (as_far + 1) / (n_ways + 1)
+    return dict(zip(intervals.SCORES, p_values.tolist(), strict=True))
+
+
+def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
+    """Return p values adjusted for their number: those under 0.05 hold together at 0.05 (Holm 1979)."""
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values, kind="stable")
+    steps = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
