@@ -1,1 +1,1 @@
-"""Drawing only: tables and arrays in, files out; nothing here knows a model."""
+"""Drawing only: reads tables and arrays, writes figures; depends on no model."""

@@ -1,8 +1,8 @@
-"""Figures of 04_analysis.py: convexity, probe, similarity, influence, angular distance, and all of them at once.
+"""Figures of 04_analysis.py: convexity, probe, similarity, influence, angular distance, and an overview.
 
-Each ``draw_…`` fills one pair of axes and is called inside `plots.style`; each ``…_figure`` saves a figure,
-PDF and PNG. The overview is made of the same ``draw_…`` functions. What was measured and has no number (NaN)
-is hatched in grey; what was not measured is left out.
+Each ``draw_…`` function fills one pair of axes, and must be called inside `plots.style`. Each ``…_figure``
+function saves a figure as PDF and PNG. The overview uses the same ``draw_…`` functions. A measured value that
+is NaN is hatched in grey; a metric that was not measured is left out.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from utils.figures.plots import COLOURS, GREY, LIGHT_GREY, MARKERS, save_figure, shorten, style
 
 MISSING = {"facecolor": LIGHT_GREY, "edgecolor": GREY, "hatch": "/////", "linewidth": 0}
-# Rises evenly in lightness, so that it is read the same in grey: light is similar, or near.
+# Its lightness rises evenly, so it can be read in grey: light means similar, or near.
 COLOUR_MAP = "viridis"
 HIDDEN_LAYER = "hidden layer (0: first block's input)"
 LINES_UP_TO = len(COLOURS)
@@ -37,19 +37,19 @@ LEGEND_ROW_INCHES = 0.15
 TICK_INCHES = 0.22
 PAGE_INCHES = 11.69  # width of A4, landscape
 MAP_INCHES = 2.8
-# For titles and labels: between columns, between rows, and where a colour bar stands below.
+# Room for titles and labels: between columns, between rows, and below a row with a colour bar.
 ROOM_BESIDE_INCHES, ROOM_INCHES, ROOM_WITH_BAR_INCHES = 0.85, 0.95, 1.65
 
 
 class Similarity(NamedTuple):
-    """A similarity matrix and what it is to be compared with.
+    """A similarity matrix with its null and its block boundary.
 
     Attributes
     ----------
     matrix : DataFrame or ndarray of float, shape (n_hidden, n_other_hidden)
         Similarity of hidden layers, of one model or of two.
     null : float or ndarray of float
-        Similarity to expect by chance; of an array the range is shown. NaN shows none.
+        Similarity expected by chance. The range of an array is drawn; NaN is not drawn.
     boundary : int or None
         First hidden layer of the second block of a model's own matrix; see `similarity.two_block_boundary`.
     """
@@ -65,17 +65,18 @@ class Similarity(NamedTuple):
 def convexity_figure(
     table: pd.DataFrame, path: Path, ylabel: str = "graph convexity", title: str | None = None
 ) -> None:
-    """Draw convexity by hidden layer with its interval and null, and below it the shares of special pairs.
+    """Draw convexity by hidden layer with interval and null, and below it the shares of direct and unreachable pairs.
 
     Parameters
     ----------
     table : DataFrame
-        A row a hidden layer: ``layer, convexity``; where known ``convexity_low, convexity_high, null,
-        pooled_convexity, direct_share, unreachable_share, mostly_direct``; layers with the last are circled.
+        One row per hidden layer: ``layer, convexity``; if known ``convexity_low, convexity_high, null,
+        pooled_convexity, direct_share, unreachable_share, mostly_direct``. Layers with ``mostly_direct`` are
+        circled.
     path : Path
         Name without suffix.
     ylabel : str
-        What was measured; the figure of Euclidean convexity differs by this.
+        Name of the measure, such as Euclidean convexity.
     title : str or None
     """
     shares = [column for column in ("direct_share", "unreachable_share") if _has_numbers(table, column)]
@@ -130,7 +131,7 @@ def probe_figure(table: pd.DataFrame, path: Path, title: str | None = None) -> N
     Parameters
     ----------
     table : DataFrame
-        A row a hidden layer: ``layer, accuracy``; where known ``accuracy_low, accuracy_high, macro_f1,
+        One row per hidden layer: ``layer, accuracy``; if known ``accuracy_low, accuracy_high, macro_f1,
         chance``.
     path : Path
         Name without suffix.
@@ -159,7 +160,7 @@ def _has_numbers(table: pd.DataFrame, column: str) -> bool:
 
 
 def _draw_curve(axes: Axes, table: pd.DataFrame, column: str, label: str, number: int) -> None:
-    """Draw a column with its interval: a band, and a bar at each layer, which a lone layer needs."""
+    """Draw a column with its interval: a band, and a bar at each layer, because a single layer has no band."""
     low, high = f"{column}_low", f"{column}_high"
     if _has_numbers(table, low) and _has_numbers(table, high):
         colour = COLOURS[number]
@@ -197,7 +198,7 @@ def _draw_null(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None
 
 
 def _finish_curves(axes: Axes, table: pd.DataFrame, column: str, ylabel: str) -> None:
-    """Hatch the layers without a number, set the axes, and put the legend into room of its own at the top."""
+    """Hatch the layers without a number, set the axes, and put the legend into free room at the top."""
     handles, labels = axes.get_legend_handles_labels()
     if table[column].isna().any():
         handles.append(Rectangle((0, 0), 1, 1, **MISSING))
@@ -227,7 +228,7 @@ def _reserve_top(axes: Axes, low: float, high: float, n_rows: int) -> float:
     """
     bottom = min(0.0, 1.05 * low)
     high = high if high > bottom else 1.0
-    inches = _inches(axes)[1] * 0.85  # labels will take some
+    inches = _inches(axes)[1] * 0.85  # labels need some
     share = min(0.6, 0.03 + n_rows * LEGEND_ROW_INCHES / inches)
     axes.set_ylim(bottom, bottom + (high - bottom) / (1 - share))
     locator = MaxNLocator(max(2, round(3 * inches * (1 - share))), steps=(1, 2, 2.5, 5, 10))
@@ -236,14 +237,14 @@ def _reserve_top(axes: Axes, low: float, high: float, n_rows: int) -> float:
 
 
 def _inches(axes: Axes) -> tuple[float, float]:
-    """Return width and height of axes, before labels take some of it."""
+    """Return width and height of axes, with the room for their labels."""
     box = axes.get_window_extent()
     dpi = axes.get_figure(root=True).dpi
     return box.width / dpi, box.height / dpi
 
 
 def count_along(axis: Axis, first: int, last: int) -> None:
-    """Number layers `first` to `last` along an axis: all, or every second, third, … where there is room for no more."""
+    """Number layers `first` to `last` along an axis: all, or every second, third, … if room is short."""
     most = max(1, int(_inches(axis.axes)["xy".index(axis.axis_name)] / TICK_INCHES))
     step = next(step for step in itertools.count(1) if last - first < step * most)
     axis.set_ticks(range(int(first), int(last) + 1, step))
@@ -255,7 +256,7 @@ def count_along(axis: Axis, first: int, last: int) -> None:
 def class_convexity_figure(
     table: pd.DataFrame, path: Path, ylabel: str = "graph convexity", title: str | None = None
 ) -> None:
-    """Draw the convexity of every class by hidden layer: as lines up to 7 classes, as a heat map beyond.
+    """Draw the convexity of every class by hidden layer: as lines for up to 7 classes, else as a heat map.
 
     Classes are sorted by their mean over the layers, the most convex first. Of more than 60 classes the 30
     most and the 30 least convex are drawn.
@@ -263,11 +264,11 @@ def class_convexity_figure(
     Parameters
     ----------
     table : DataFrame
-        A row a class and hidden layer: ``layer, label, convexity, n_clips``.
+        One row per class and hidden layer: ``layer, label, convexity, n_clips``.
     path : Path
         Name without suffix.
     ylabel : str
-        What was measured.
+        Name of the measure.
     title : str or None
     """
     by_class = table.pivot(index="label", columns="layer", values="convexity")
@@ -295,7 +296,7 @@ def class_convexity_figure(
 
 
 def draw_class_lines(axes: Axes, by_class: pd.DataFrame, labels: list[str], ylabel: str) -> None:
-    """Draw a line a class (at most 7), named in a legend beside the axes.
+    """Draw one line per class (at most 7), with a legend beside the axes.
 
     Parameters
     ----------
@@ -305,7 +306,7 @@ def draw_class_lines(axes: Axes, by_class: pd.DataFrame, labels: list[str], ylab
     labels : list of str
         Names of the rows.
     ylabel : str
-        What was measured.
+        Name of the measure.
     """
     layers = by_class.columns
     for number, (label, values) in enumerate(zip(labels, by_class.to_numpy(), strict=True)):
@@ -317,7 +318,7 @@ def draw_class_lines(axes: Axes, by_class: pd.DataFrame, labels: list[str], ylab
     for place, row in enumerate(classes):
         look = {"color": COLOURS[row], "marker": MARKERS[row], "fillstyle": "none", "markersize": 4}
         where = layers[missing[row]]
-        height = np.full(len(where), 1.03 + 0.05 * place)  # above the axes, as they have no height
+        height = np.full(len(where), 1.03 + 0.05 * place)  # above the axes: they have no value
         across = axes.get_xaxis_transform()
         axes.plot(where, height, transform=across, clip_on=False, linestyle="none", **look)
     if len(classes):
@@ -334,7 +335,7 @@ def draw_class_lines(axes: Axes, by_class: pd.DataFrame, labels: list[str], ylab
 
 
 def draw_class_map(axes: Axes, by_class: pd.DataFrame, labels: list[str], ylabel: str) -> None:
-    """Draw a row a class, coloured by its convexity; parameters as `draw_class_lines`."""
+    """Draw one row per class, coloured by its convexity; parameters as `draw_class_lines`."""
     values = by_class.to_numpy(dtype=float)
     layers = by_class.columns
     top = np.nanmax(values, initial=0)
@@ -346,7 +347,7 @@ def draw_class_map(axes: Axes, by_class: pd.DataFrame, labels: list[str], ylabel
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("hidden layer")
-    axes.set_ylabel("class (clips), by its mean over the layers")
+    axes.set_ylabel("class (clips), sorted by the mean over the layers")
     count_along(axes.xaxis, layers.min(), layers.max())
     bar = axes.figure.colorbar(image, ax=axes, aspect=25, shrink=min(1.0, 25 / len(values)), anchor=(0, 1), pad=0.02)
     bar.set_label(", ".join([ylabel, *_note_missing(values)]))
@@ -354,7 +355,7 @@ def draw_class_map(axes: Axes, by_class: pd.DataFrame, labels: list[str], ylabel
 
 
 def _hatch_cells(axes: Axes, centres: list[tuple[float, float]]) -> None:
-    """Hatch the cells of side 1 at these places (x, y)."""
+    """Hatch cells of side 1 with these centres (x, y)."""
     cells = [Rectangle((x - 0.5, y - 0.5), 1, 1) for x, y in centres]
     if cells:
         axes.add_collection(PatchCollection(cells, **MISSING), autolim=False)
@@ -370,19 +371,19 @@ def similarity_figure(
     lowest: float | None = None,
     title: str | None = None,
 ) -> None:
-    """Draw similarity matrices of hidden layers beside each other, all on one colour scale.
+    """Draw similarity matrices of hidden layers side by side, on one colour scale.
 
     Parameters
     ----------
     maps : mapping of str to Similarity
-        Metric's name to its matrix; one gives a figure of one metric.
+        Matrices by the name of the metric.
     path : Path
         Name without suffix.
     models : tuple of two str, or None
-        Names of the models of rows and columns, where they differ.
+        Names of the models of rows and columns, if they differ.
     lowest : float or None
-        Similarity at which the scale begins, to give figures of several calls the same scale; by default
-        `lowest_similarity`. It ends at 1.
+        Similarity at which the colour scale begins; it ends at 1. The same value gives several figures the
+        same scale. Default: `lowest_similarity`.
     title : str or None
         Model and clips.
     """
@@ -397,21 +398,21 @@ def similarity_figure(
 
 
 def _write_above(axes: Axes, title: str | None) -> None:
-    """Write what a figure is of above the title of its first panel."""
+    """Write the caption of a figure above the title of its first panel."""
     if title:
         axes.annotate(title, (0, 1), (0, 24), "axes fraction", "offset points", fontsize=11)
 
 
 def _panels(n_columns: int, with_bar: Sequence[bool], inches: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure and square axes, in rows from the top; a shorter last row stands in the middle.
+    """Return a figure and square axes, in rows from the top; a shorter last row is centred.
 
-    Every panel has its place, whatever is written around it, so that nothing shrinks where labels are long.
+    Every panel has a fixed place and size, so that long labels do not shrink it.
 
     Parameters
     ----------
     n_columns : int
     with_bar : sequence of bool
-        Of every panel, whether it has a colour bar below.
+        For every panel, whether it has a colour bar below it.
     inches : float
         Side of the axes.
     """
@@ -429,7 +430,7 @@ def _panels(n_columns: int, with_bar: Sequence[bool], inches: float) -> tuple[Fi
 
 
 def lowest_similarity(maps: Mapping[str, Similarity]) -> float:
-    """Return where the common scale of similarity matrices begins: 0, or the least value, if negative."""
+    """Return the start of the common scale of similarity matrices: 0, or the lowest value if it is negative."""
     values = [np.ravel(np.asarray(part, dtype=float)) for matrix, null, _ in maps.values() for part in (matrix, null)]
     return float(np.nanmin(np.concatenate(values), initial=0))
 
@@ -458,7 +459,7 @@ def draw_similarity(
 
 
 def _mark_null(bar_axes: Axes, null: float | np.ndarray) -> list[str]:
-    """Point at the null on a colour bar; return what to say of it in the bar's label."""
+    """Mark the null on a colour bar; return the notes about it for the bar's label."""
     nulls = np.ravel(np.asarray(null, dtype=float))
     nulls = nulls[np.isfinite(nulls)]
     if not nulls.size:
@@ -498,8 +499,8 @@ def angular_distance_figure(distances: pd.DataFrame | np.ndarray, path: Path, ti
     Parameters
     ----------
     distances : DataFrame or ndarray of float, shape (n_blocks, n_blocks)
-        Entry [l, n - 1] is the distance between hidden layers l and l + n, as a share of pi; where
-        l + n > n_blocks there is no such run, and nothing is read.
+        Entry [l, n - 1] is the distance between hidden layers l and l + n, as a share of pi. Entries with l +
+        n > n_blocks are not read.
     path : Path
         Name without suffix.
     title : str or None
@@ -513,7 +514,7 @@ def angular_distance_figure(distances: pd.DataFrame | np.ndarray, path: Path, ti
 
 
 def draw_angular_distance(axes: Axes, distances: pd.DataFrame | np.ndarray) -> None:
-    """Draw `angular_distance_figure`: a row a number of blocks, its least distance ringed."""
+    """Draw `angular_distance_figure`: one row per number of blocks; a ring marks its least distance."""
     values = np.asarray(distances, dtype=float).T  # (n - 1, l)
     n_blocks = len(values)
     axes.set(xlabel="first hidden layer ℓ of the run", ylabel="blocks n in the run")
@@ -563,16 +564,16 @@ def _say_no_blocks(axes: Axes) -> None:
 
 
 def influence_figure(table: pd.DataFrame, path: Path, knn_null: float | None = None, title: str | None = None) -> None:
-    """Draw the influence of every block by both metrics, side by side, as their scales differ.
+    """Draw the influence of every block by both metrics, side by side, because their scales differ.
 
     Parameters
     ----------
     table : DataFrame
-        A row a block: ``layer``, and ``block_influence``, ``knn_block_influence`` or one of them.
+        One row per block: ``layer``, and ``block_influence``, ``knn_block_influence`` or one of them.
     path : Path
         Name without suffix.
     knn_null : float or None
-        The kNN block influence of layers that share nothing, 1 - k / (n_clips - 1).
+        The kNN block influence of unrelated layers, 1 - k / (n_clips - 1).
     title : str or None
     """
     columns = [column for column in INFLUENCES if column in table]
@@ -592,7 +593,7 @@ INFLUENCES = {
 
 
 def draw_influence(axes: Axes, table: pd.DataFrame, column: str, null: float | None = None) -> None:
-    """Draw a bar a block: one panel of `influence_figure`."""
+    """Draw one bar per block: one panel of `influence_figure`."""
     axes.set(xlabel="block", ylabel=INFLUENCES[column])
     if table.empty:
         _say_no_blocks(axes)
@@ -604,7 +605,7 @@ def draw_influence(axes: Axes, table: pd.DataFrame, column: str, null: float | N
     if null is not None and np.isfinite(null):
         heights.append(null)
         handles.append(axes.axhline(null, color="black", linestyle=":"))
-        labels.append(f"null: nothing in common, {null:.2f}")
+        labels.append(f"null: unrelated layers, {null:.2f}")
     if values.isna().any():
         handles.append(Rectangle((0, 0), 1, 1, **MISSING))
         labels.append("no number")
@@ -638,7 +639,7 @@ def overview_figure(
     angular_distance: pd.DataFrame | np.ndarray | None = None,
     title: str | None = None,
 ) -> None:
-    """Draw all that was measured of a model on one page; what is None is left out.
+    """Draw all measurements of a model on one page; an argument that is None is left out.
 
     Parameters
     ----------

@@ -20,11 +20,11 @@ from utils.core import names
 from utils.core.files import atomic_path
 from utils.core.text import printable
 
-# Okabe & Ito 2008, in an order of falling contrast on white; told apart in grey by their markers too.
+# Okabe & Ito 2008, in the order of contrast on white; the markers distinguish them in grey too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FILLS = ("full", "none", "left", "bottom", "right", "top")
-# What a model is to the study, with a marker each.
+# Kinds of models in a study, with their markers.
 KINDS = {"whole": "o", "pruned before": "s", "pruned after": "^", "CNN": "X", "not noted": "."}
 GREY = "#7F7F7F"
 LIGHT_GREY = "#E3E3E3"
@@ -46,7 +46,7 @@ STYLE = {
     "pdf.fonttype": 42,
     "savefig.bbox": "tight",
     "savefig.dpi": 200,
-    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
+    "text.parse_math": False,  # a dollar sign in a label is not mathematics
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
@@ -54,15 +54,15 @@ LONGEST_LABEL = 40
 NUMBERS_UP_TO = 25
 CELL_INCHES = 0.17
 LEAST_ROWS = 12
-MATRIX_UP_TO = 60  # labels; beyond them a matrix is larger than a screen, and with 300 it took 6 GB to draw
+MATRIX_UP_TO = 60  # labels; a larger matrix does not fit on a screen, and one of 300 labels needed 6 GB
 WORST_CONFUSIONS = 40
 BEST_SHOWN = 15
-MOST_ROWS = 200  # of a figure with a line a pair; Matplotlib draws no picture of more than 65,536 pixels
+MOST_ROWS = 200  # of a figure with one line per pair; Matplotlib can draw at most 65,536 pixels
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw the figures of the block in the common style, whatever the user's own Matplotlib settings."""
+    """Draw figures in the common style, independent of the user's Matplotlib settings."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -76,14 +76,14 @@ def save_figure(fig: Figure, path: Path, suffixes: Sequence[str] = (".pdf", ".pn
     ----------
     fig : Figure
     path : Path
-        Name without suffix; a dot in it stays.
+        Name without suffix; a dot in it is kept.
     suffixes : sequence of str
         Formats.
     """
     undated = {".pdf": {"CreationDate": None}, ".png": {"Software": None}}
     path = Path(path)
     for suffix in suffixes:
-        drawn = io.BytesIO()  # on a full disk Matplotlib's writer of PDFs hides the error behind one of its own
+        drawn = io.BytesIO()  # on a full disk Matplotlib's PDF writer raises an unrelated error
         fig.savefig(drawn, format=suffix[1:], metadata=undated[suffix])
         with atomic_path(path.with_name(path.name + suffix)) as partial:
             partial.write_bytes(drawn.getbuffer())
@@ -96,16 +96,16 @@ def _drawn_characters() -> frozenset[int]:
 
 
 def drawable(text: str) -> str:
-    r"""Return a text whose characters the font has; others in Latin letters, or escaped: the CSV has them as they are.
+    r"""Return a text that the font can draw: it spells other characters in Latin letters, or escapes them.
 
-    ``大山雀`` becomes ``DaShanQue``, a character that has no such spelling ``\ue000``.
+    ``大山雀`` becomes ``DaShanQue``, a character without a Latin spelling ``\ue000``. CSV files keep the original.
     """
     known = _drawn_characters()
     return "".join(c if ord(c) in known else printable(anyascii(c)) or ascii(c)[1:-1] for c in text)
 
 
 def model_label(name: str) -> str:
-    """Return what a run or a result is called where the data set stands elsewhere."""
+    """Return the label of a run or a result without its data set."""
     parsed = names.parse(name)
     if parsed is None:
         return name
@@ -113,16 +113,16 @@ def model_label(name: str) -> str:
 
 
 def caption(name: str, data_dir: Path, splits: Mapping[str, tuple[int | None, int | None]]) -> str:
-    """Return the line that says what a figure is of: a model, its data set and split, its clips and groups.
+    """Return the caption of a figure: model, data set, split, numbers of clips and groups.
 
     Parameters
     ----------
     name : str
-        Of the run or the result; see `names.of_folder`.
+        Name of the run or the result; see `names.of_folder`.
     data_dir : Path
-        Of the clips; names the data set where `name` does not follow the layout.
+        Folder of the clips; it names the data set if `name` does not follow the layout.
     splits : mapping of str to (int or None, int or None)
-        Numbers of clips and groups by split; None where an early version has not left them.
+        Numbers of clips and groups by split; None if an early version did not record them.
     """
     parsed = names.parse(name)
     data_set = names.of_data(data_dir) if parsed is None else parsed.data_folder
@@ -134,7 +134,7 @@ def caption(name: str, data_dir: Path, splits: Mapping[str, tuple[int | None, in
 
 
 def shorten(label: str, longest: int = LONGEST_LABEL) -> str:
-    """Return a label that can be drawn, its middle left out if it is longer than `longest` characters."""
+    """Return a drawable label; its middle is left out if it is longer than `longest` characters."""
     label = drawable(label)
     if len(label) <= longest:
         return label
@@ -146,7 +146,7 @@ def shorten(label: str, longest: int = LONGEST_LABEL) -> str:
 
 
 def confusion_figure(counts: pd.DataFrame, path: Path, title: str | None = None) -> None:
-    """Draw a confusion matrix; of more than 60 labels, the most frequent confusions.
+    """Draw a confusion matrix; with more than 60 labels, the most frequent confusions.
 
     Parameters
     ----------
@@ -163,10 +163,10 @@ def confusion_figure(counts: pd.DataFrame, path: Path, title: str | None = None)
 
 
 def _confusion_matrix(counts: pd.DataFrame, title: str | None) -> Figure:
-    """Return a row a true label, coloured by the share of the row's clips.
+    """Return a matrix with one row per true label, coloured by the share of the row's clips.
 
-    The figure grows with the classes, so that labels stay legible at 100 % zoom; up to 25 classes the
-    counts are written in the cells. A row without clips is grey.
+    The figure grows with the classes, so that labels stay legible at 100 % zoom. With up to 25 classes the
+    cells show the counts. A row without clips is grey.
     """
     order = sorted(counts.index)
     counts = counts.loc[order, order]
@@ -198,7 +198,7 @@ def _confusion_matrix(counts: pd.DataFrame, title: str | None) -> Figure:
         axes.set_title(title, loc="left")
     if with_numbers:
         for row, column in np.argwhere(values > 0):
-            dark = shares[row, column] > 0.3  # where the square root has passed half of the colours
+            dark = shares[row, column] > 0.3  # the darker half of the colours
             axes.text(
                 column,
                 row,
@@ -219,7 +219,7 @@ def _confusion_matrix(counts: pd.DataFrame, title: str | None) -> Figure:
 
 
 def _worst_confusions(counts: pd.DataFrame, above: str | None) -> Figure:
-    """Return a bar a pair of a true and another predicted label: those of the most clips, then of the largest share."""
+    """Return one bar per pair of true and wrong label: the pairs with the most clips, then with the largest share."""
     values = counts.to_numpy()
     n_of_label, n_wrong = values.sum(axis=1), values.sum() - np.trace(values)
     true, predicted = np.nonzero(values * ~np.eye(len(values), dtype=bool))
@@ -237,11 +237,11 @@ def _worst_confusions(counts: pd.DataFrame, above: str | None) -> Figure:
     pairs = zip(counts.index[true], counts.columns[predicted], strict=True)
     axes.set_yticks(rows, [f"{shorten(a)} → {shorten(b)}" for a, b in pairs])
     axes.set_ylim(max(len(order), 3) - 0.4, -0.6)
-    axes.set_xlim(0, 1.15 * n_clips.max(initial=1))  # room for what is written beside the longest bar
+    axes.set_xlim(0, 1.15 * n_clips.max(initial=1))  # room for the text beside the longest bar
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("clips of the true label (left) that are taken for the other one")
+    axes.set_xlabel("clips of the true label (left) that are predicted as the other one")
     title = f"No confusion among {len(counts):,} labels: all {values.sum():,} clips are right"
     if n_wrong:
         share = f"{n_clips.sum() / n_wrong:.0%} of the {n_wrong:,} wrong clips"
@@ -251,7 +251,7 @@ def _worst_confusions(counts: pd.DataFrame, above: str | None) -> Figure:
 
 
 def reliability_figure(bins: pd.DataFrame, expected_error: float, path: Path, title: str | None = None) -> None:
-    """Draw accuracy against confidence, and below it how many clips have that confidence.
+    """Draw accuracy against confidence, and below it the number of clips by confidence.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ def training_curves(metrics: pd.DataFrame, path: Path, title: str | None = None)
     Parameters
     ----------
     metrics : DataFrame
-        A row an evaluation: ``epoch, step, train_loss, eval_loss, eval_accuracy, eval_macro_f1,
+        One row per evaluation: ``epoch, step, train_loss, eval_loss, eval_accuracy, eval_macro_f1,
         learning_rate``; NaN where there is no number.
     path : Path
         Name without suffix.
@@ -366,19 +366,19 @@ def summary_figure(
 ) -> None:
     """Draw the accuracy of the best models with its interval, and against their size and latency; save a PNG.
 
-    Of more than 15 models the 15 most accurate and those that are asked for are drawn; the title says of how many.
-    Left a line a model, best first, so that no two names overlap. The marker tells what a model is: a
-    CNN, whole, or pruned before or after fine-tuning. Models that were scored on different clips stand in
-    blocks of their own, with a colour and a filling each: their scores do not compare.
+    Of more than 15 models the 15 most accurate and the requested ones are drawn; the title states the total.
+    The left panel has one line per model, best first, so that names do not overlap. The marker shows the kind
+    of a model: CNN, whole, or pruned before or after fine-tuning. Models that were scored on different clips
+    are in separate blocks, each with its own colour and filling: their scores are not comparable.
 
     Parameters
     ----------
     summary : DataFrame
-        A row a model, with the columns of ``metrics.csv``.
+        One row per model, with the columns of ``metrics.csv``.
     path : Path
         Name without suffix.
     is_doubtful : Series of bool or None
-        Of each row, whether something disturbed the measuring of its latency; the label of the axis counts them.
+        For each row, whether its latency is doubtful; the label of the axis counts these rows.
     asked : sequence of str
         Models that are drawn in any case.
     """
@@ -389,7 +389,7 @@ def summary_figure(
     n_doubtful = 0 if is_doubtful is None else is_doubtful[summary.index].sum()
     doubt = f", {n_doubtful} of {len(summary)} doubtful" if n_doubtful else ""
     clip_sets = [models for _, models in summary.groupby(of_clips, dropna=False)]
-    clip_sets.sort(key=lambda models: models["model_name"].min())  # their digests mean nothing to a reader
+    clip_sets.sort(key=lambda models: models["model_name"].min())  # by name: a reader does not know their digests
     n_rows = len(summary) + len(clip_sets)
     limits = _score_limits(summary)
     with style():
@@ -437,7 +437,7 @@ def summary_figure(
 def _draw_models(
     models: pd.DataFrame, rows: np.ndarray, lines: Axes, axes_of: dict[Axes, str], look: dict[str, object]
 ) -> None:
-    """Draw models that were scored on the same clips: a line each, and a point in each of the axes against a column."""
+    """Draw models that were scored on the same clips: one line each, and one point each in the other axes."""
     low, high, accuracy = models["accuracy_low"], models["accuracy_high"], models["accuracy"]
     lines.hlines(rows, low, high, color=look["color"])
     for axes, column in axes_of.items():
@@ -458,7 +458,7 @@ def _shown(n_shown: int, n_models: int) -> str:
 
 
 def _clips_of(models: pd.DataFrame) -> str:
-    """Say which clips models were scored on."""
+    """Return a description of the clips on which models were scored."""
     first = models.iloc[0]
     parsed = [names.parse(name) for name in models["model_name"]]
     data_sets = sorted({f"{name.data_folder}, " for name in parsed if name is not None})
@@ -490,8 +490,8 @@ def set_log_axis(axes: Axes, values: pd.Series, unit: float) -> None:
 def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None) -> None:
     """Draw the difference of every pair of models with its interval, in accuracy and in macro F1.
 
-    A filled marker has an adjusted p value under 0.05. Of more than 200 pairs those with the smallest p
-    values of accuracy are drawn.
+    A filled marker means an adjusted p value under 0.05. Of more than 200 pairs only those with the smallest
+    p values of accuracy are drawn.
 
     Parameters
     ----------
@@ -500,7 +500,7 @@ def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None)
     path : Path
         Name without suffix.
     title : str or None
-        Which clips the models were scored on.
+        The clips on which the models were scored.
     """
     n_pairs = len(table)
     if n_pairs > MOST_ROWS:

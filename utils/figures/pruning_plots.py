@@ -1,12 +1,12 @@
-"""Figures of 05_pruning.py: which blocks each strategy keeps and what that scores, accuracy by size, Pareto fronts.
+"""Figures of 05_pruning.py: the blocks that each strategy keeps and their scores, accuracy by size, Pareto fronts.
 
-All figures read the table that 05 writes as ``pruning.csv``: a row a candidate, ``strategy, n_removed,
-kept_layers, n_layers, n_parameters, search_accuracy, search_macro_f1, report_accuracy, report_accuracy_low,
-report_accuracy_high``, and where measured ``latency_ms_median``. A row that was not reported has NaN in the
-report's columns, and no mark. Rows with ``n_removed`` 0 are the full model.
+All figures read ``pruning.csv`` of 05. It has one row per candidate: ``strategy, n_removed, kept_layers,
+n_layers, n_parameters, search_accuracy, search_macro_f1, report_accuracy, report_accuracy_low,
+report_accuracy_high``, and if measured ``latency_ms_median``. A row that was not scored on the report split
+has NaN there, and no marker. Rows with ``n_removed`` 0 are the full model.
 
-Where one candidate of a depth is shown, it is the best on the search split (val), on the report split (test) too: to
-pick by the report would be to select on the clips that the report is about.
+If a figure has one candidate per depth, this is the best on the search split (val), also in the panel of the
+report split (test). A choice on the report split would bias the reported scores.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ SMALL_GRID_INCHES = 1.65
 LABEL_INCHES = 0.13
 LONGEST_LIST = 28
 MARKER_POINTS = 4.0
-# Where subsets are chosen, and where those are reported.
+# The split on which subsets are chosen, and the split on which they are reported.
 SPLITS = ("val", "test")
 SEARCH = {"color": COLOURS[0], "marker": "o"}
 REPORT = {"color": COLOURS[1], "marker": "s"}
 
 
 def split_labels(splits: tuple[str, str]) -> tuple[str, str]:
-    """Return what the clips of the choice and of the report are called in all figures."""
+    """Return the labels of the search and the report split in all figures."""
     return f"{splits[0]} (chosen here)", f"{splits[1]} (reported)"
 
 
@@ -65,7 +65,7 @@ def best_of_each_depth(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _strategies(table: pd.DataFrame) -> list[str]:
-    """Return the strategies in their order, without the name under which the full model alone is listed."""
+    """Return the strategies in their order, without a name that lists only the full model."""
     names, full = list(table["strategy"].unique()), full_model(table)
     if full is not None and len(names) > 1:
         of_full = table["strategy"] == full["strategy"]
@@ -75,7 +75,7 @@ def _strategies(table: pd.DataFrame) -> list[str]:
 
 
 def full_model(table: pd.DataFrame) -> pd.Series | None:
-    """Return the first row that removes nothing, None where there is none."""
+    """Return the first row that removes nothing, or None."""
     full = table[table["n_removed"] == 0]
     return None if full.empty else full.iloc[0]
 
@@ -90,14 +90,14 @@ def _n_blocks(table: pd.DataFrame) -> int:
 
 
 def draw_kept_grid(axes: Axes, rows: pd.DataFrame, n_blocks: int) -> None:
-    """Draw a row a candidate and a column a block: kept blocks filled, removed ones empty.
+    """Draw one row per candidate and one column per block: kept blocks filled, removed ones empty.
 
     Parameters
     ----------
     axes : Axes
-        Of about the proportions of the grid.
+        Axes with about the proportions of the grid.
     rows : DataFrame
-        Rows of ``pruning.csv``, one a depth, drawn from the top in their order.
+        Rows of ``pruning.csv``, one per depth, drawn from the top in their order.
     n_blocks : int
         Number of columns.
     """
@@ -120,7 +120,7 @@ def draw_kept_grid(axes: Axes, rows: pd.DataFrame, n_blocks: int) -> None:
 
 
 def _apart(rows: np.ndarray, gap: float) -> list[int]:
-    """Return the rows whose labels do not touch: the first, and each at least `gap` below the last one."""
+    """Return the rows whose labels do not touch: the first, and then each at least `gap` below the last one."""
     chosen: list[int] = []
     for row in rows:
         if not chosen or row - chosen[-1] >= gap:
@@ -143,7 +143,7 @@ def draw_scores(axes: Axes, rows: pd.DataFrame, full: pd.Series | None, splits: 
     full : Series or None
         The full model's row; its accuracies are vertical lines.
     splits : tuple of two str
-        Whose clips the choice and the report are of.
+        Names of the search and the report split.
     """
     chosen, reported = split_labels(splits)
     places = np.arange(len(rows))
@@ -174,7 +174,7 @@ def _draw_level(draw_line, value: float, colour: str, linestyle: str, label: str
 
 
 def _legend_of_all(panels: Sequence[Axes]) -> tuple[list, list[str]]:
-    """Return what the panels' legends hold, each label once."""
+    """Return the legend entries of all panels, each label once."""
     handles: dict[str, object] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -203,7 +203,7 @@ def _limits(rows: pd.DataFrame, full: pd.Series | None) -> tuple[float, float]:
 def kept_grids_figure(
     table: pd.DataFrame, path: Path, title: str | None = None, splits: tuple[str, str] = SPLITS
 ) -> None:
-    """Draw for every strategy the best candidate of each depth, kept and removed blocks beside the scores.
+    """Draw for every strategy the best candidate of each depth: kept and removed blocks beside the scores.
 
     All panels have the same scale of accuracy.
 
@@ -276,9 +276,9 @@ def strategies_figure(
 ) -> None:
     """Draw accuracy against the number of kept blocks for all strategies, on the search and the report split.
 
-    A line joins the best candidates of each depth. The control, all strategies whose name begins with
-    ``random``, is a band from its least to its greatest accuracy with the mean. A horizontal line is the full
-    model, with its interval where known, a dotted one `margin` below it.
+    A line joins the best candidates of each depth. The control (all strategies whose name begins with
+    ``random``) is a band from its lowest to its highest accuracy, with the mean. A horizontal line is the
+    full model, with its interval if known; a dotted line is `margin` below it.
 
     Parameters
     ----------
@@ -287,7 +287,7 @@ def strategies_figure(
     path : Path
         Name without suffix.
     margin : float or None
-        Loss of accuracy that still is no worse, in units of accuracy.
+        Accepted loss of accuracy, in units of accuracy.
     title : str or None
     """
     with style():
@@ -335,7 +335,7 @@ def draw_strategies(
         )
         axes.vlines(control.index, control["min"], control["max"], linewidth=4, **band)
         axes.plot(control.index, control["mean"], color=GREY, linewidth=2, linestyle="-", label="random, mean")
-    # Numbered by the whole table, so that both panels agree.
+    # Numbered by the whole table, so that both panels use the same colours.
     strategies = [name for name in _strategies(table) if not name.startswith("random")]
     for number, strategy in enumerate(strategies):
         best = best_of_each_depth(known[known["strategy"] == strategy])
@@ -354,7 +354,7 @@ def draw_strategies(
             label=strategy,
         )
     if known.empty:
-        axes.text(0.5, 0.5, f"no accuracy of {name}", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.text(0.5, 0.5, f"no accuracy on {name}", transform=axes.transAxes, ha="center", va="center", color=GREY)
     axes.set(xlabel="blocks kept", ylabel="accuracy")
     axes.set_title(name, loc="left")
     count_along(axes.xaxis, 0, n_blocks)
@@ -366,18 +366,18 @@ def draw_strategies(
 
 
 def pareto_front(table: pd.DataFrame, cost_column: str, score_column: str) -> pd.DataFrame:
-    """Return the rows that no other row beats: none costs no more and scores no less, better in one of both.
+    """Return the rows for which no other row is better in cost or score and at least equal in the other.
 
     Parameters
     ----------
     table : DataFrame
     cost_column, score_column : str
-        What should be low, what should be high. Rows with NaN in either are left out.
+        The column to minimise and the column to maximise. Rows with NaN in either are left out.
 
     Returns
     -------
     DataFrame
-        By rising cost, and so by rising score; of equal rows the first.
+        Sorted by rising cost, and so by rising score; of equal rows the first.
     """
     known = table.dropna(subset=[cost_column, score_column])
     known = known.sort_values([cost_column, score_column], ascending=[True, False], kind="stable")
@@ -401,7 +401,7 @@ def pareto_figure(
 ) -> None:
     """Draw accuracy against parameters, and against latency where it was measured, with the Pareto fronts.
 
-    The front is of the search split; what was reported of its members stands beside them.
+    The front is that of the search split. The scores of its members on the report split are drawn too.
 
     Parameters
     ----------
@@ -411,7 +411,7 @@ def pareto_figure(
         Name without suffix.
     title : str or None
     latency_is_doubtful : bool
-        Draw multiply-accumulates in the place of latencies, which cannot be trusted.
+        Draw multiply-accumulates instead of latencies, because these cannot be trusted.
     """
     shown = ("n_parameters", "gmacs_per_clip" if latency_is_doubtful else "latency_ms_median")
     costs = [column for column in shown if column in table and table[column].notna().any()] or ["n_parameters"]
@@ -440,7 +440,7 @@ def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str, splits: tuple
     Parameters
     ----------
     axes : Axes
-        Of a fixed size: the lists are spread over its width.
+        Axes of a fixed size; the lists are spread over their width.
     table : DataFrame
         ``pruning.csv``.
     cost_column : str
@@ -518,7 +518,7 @@ def _set_limits(axes: Axes, table: pd.DataFrame, front: pd.DataFrame, cost_colum
 
 
 def _name_front(axes: Axes, costs: np.ndarray, scores: np.ndarray, kept: list) -> int:
-    """Write kept lists upright above the axes, spread so that none touches, a thin line to the point of each."""
+    """Write the kept lists vertically above the axes, without overlap, with a thin line to each point."""
     width = axes.get_position().width * axes.figure.get_figwidth()
     most = int(width / LABEL_INCHES)
     chosen = np.arange(len(costs))
@@ -543,7 +543,7 @@ def _name_front(axes: Axes, costs: np.ndarray, scores: np.ndarray, kept: list) -
 
 
 def spread(places: np.ndarray, gap: float, end: float) -> np.ndarray:
-    """Return ascending places moved apart to at least `gap`, none beyond `end`, by little.
+    """Move ascending places apart to at least `gap`, none beyond `end`, and return them.
 
     Parameters
     ----------
@@ -557,6 +557,6 @@ def spread(places: np.ndarray, gap: float, end: float) -> np.ndarray:
     ndarray of float
     """
     steps = gap * np.arange(len(places))
-    moved = np.maximum.accumulate(places - steps) + steps  # up, as far as the one below pushes
+    moved = np.maximum.accumulate(places - steps) + steps  # up, only as far as necessary
     from_end = end - steps[::-1]
     return np.minimum(moved, from_end)
