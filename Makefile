@@ -11,6 +11,9 @@ BASE_MODEL    ?= facebook/wav2vec2-base
 NAME          ?= birds
 SEED          ?= 42
 SPLIT_BY      ?= recordist
+# FOLD=2 tests the second of FOLDS=5 folds; the folds are the same for each SEED.
+FOLD          ?=
+FOLDS         ?= $(if $(FOLD),5)
 OUT_DIR       ?= .
 # More flags for all stages, such as COMMON_ARGS="--overwrite --log_level warning"; for one stage, such as
 # TRAIN_ARGS="--keep_layers 0-5 --num_train_epochs 30".
@@ -25,11 +28,12 @@ PRUNE_ARGS    ?=
 # TRAIN_ARGS="--keep_layers 0-5" MODEL=wav2vec2-base.blocks-0-5
 MODEL        ?= $(notdir $(BASE_MODEL:/=))
 DATA_SET     = $(NAME)$(if $(filter-out recordist,$(SPLIT_BY)),.by-$(SPLIT_BY))
-DATA_DIR     = $(OUT_DIR)/processed_data/$(DATA_SET)
-RUN_DIR      = $(OUT_DIR)/runs/$(DATA_SET)/$(MODEL)/seed-$(SEED)
-RESULTS_DIR  = $(OUT_DIR)/validation_results/$(DATA_SET)/$(MODEL)/seed-$(SEED)
-SWEEP_DIR    = $(OUT_DIR)/validation_results/$(DATA_SET)/$(MODEL).sweep/seed-$(SEED)
-ANALYSIS_DIR = $(OUT_DIR)/analysis_results/$(DATA_SET)/$(MODEL)/seed-$(SEED)
+DATA_DIR     = $(OUT_DIR)/processed_data/$(DATA_SET)$(if $(FOLDS),/folds)
+PART         = $(if $(FOLD),fold-$(FOLD).)seed-$(SEED)
+RUN_DIR      = $(OUT_DIR)/runs/$(DATA_SET)/$(MODEL)/$(PART)
+RESULTS_DIR  = $(OUT_DIR)/validation_results/$(DATA_SET)/$(MODEL)/$(PART)
+SWEEP_DIR    = $(OUT_DIR)/validation_results/$(DATA_SET)/$(MODEL).sweep/$(PART)
+ANALYSIS_DIR = $(OUT_DIR)/analysis_results/$(DATA_SET)/$(MODEL)/$(PART)
 # Of each drill, in each stage.
 TRIES       ?= 10
 # Recordings and models of the study, and how many of its steps run at a time.
@@ -61,17 +65,18 @@ demo: venv
 	$(PY) 03_model_validation.py --model_dir demo/runs/demo/tiny.after-2/seed-$(SEED) \
 	    --data_dir demo/processed_data/demo --output_dir demo/validation_results/demo/tiny.after-2/seed-$(SEED)
 
-FINETUNE = $(PY) 02_finetuning.py --base_model "$(BASE_MODEL)" --data_dir "$(DATA_DIR)" --seed $(SEED) \
-    --output_dir "$(RUN_DIR)" $(COMMON_ARGS) $(TRAIN_ARGS)
-OF_THE_RUN = --model_dir "$(RUN_DIR)" --data_dir "$(DATA_DIR)" --seed $(SEED)
+OF_THE_DATA = --data_dir "$(DATA_DIR)" $(if $(FOLD),--fold $(FOLD)) --seed $(SEED)
+FINETUNE = $(PY) 02_finetuning.py --base_model "$(BASE_MODEL)" $(OF_THE_DATA) --output_dir "$(RUN_DIR)" $(COMMON_ARGS) $(TRAIN_ARGS)
+OF_THE_RUN = --model_dir "$(RUN_DIR)" $(OF_THE_DATA)
 
 # On recordings of your own: a model, its scores (01, 02, 03), what its layers know (04), which can go (05).
 # A base model that cannot be loaded is told before 01 has taken its hours.
 pipeline: venv
+	@test -z "$(FOLDS)" -o -n "$(FOLD)" || { echo 'make needs FOLD=1 to $(FOLDS), the fold to test'; exit 2; }
 	@test -n "$(RAW_DIR)" || { echo 'make needs RAW_DIR=<folder of recordings>'; exit 2; }
 	@test -e "$(DATA_DIR)/run.json" || $(FINETUNE) --check
 	$(PY) 01_data_processing.py --raw_dir "$(RAW_DIR)" $(if $(METADATA),--metadata "$(METADATA)") \
-	    --split_by $(SPLIT_BY) --seed $(SEED) --output_dir "$(DATA_DIR)" $(COMMON_ARGS) $(DATA_ARGS)
+	    --split_by $(SPLIT_BY) $(if $(FOLDS),--folds $(FOLDS),--seed $(SEED)) --output_dir "$(DATA_DIR)" $(COMMON_ARGS) $(DATA_ARGS)
 	$(FINETUNE)
 	$(PY) 03_model_validation.py $(OF_THE_RUN) --output_dir "$(RESULTS_DIR)" $(COMMON_ARGS) $(VALIDATE_ARGS)
 	$(PY) 04_analysis.py $(OF_THE_RUN) --output_dir "$(ANALYSIS_DIR)" $(COMMON_ARGS) $(ANALYSE_ARGS)

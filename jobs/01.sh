@@ -32,7 +32,13 @@
 source jobs/stage.sh || exit 2
 
 [[ -n ${RAW_DIR:-} ]] || fail "RAW_DIR=<folder of recordings> is missing" 2
-flags=(--raw_dir "$RAW_DIR" --split_by "$SPLIT_BY" --seed "$SEED" --output_dir "$DATA_DIR")
+flags=(--raw_dir "$RAW_DIR" --split_by "$SPLIT_BY")
+if [[ -n $FOLDS ]]; then
+    flags+=(--folds "$FOLDS") # without --seed: the folds are the same for each SEED
+else
+    flags+=(--seed "$SEED")
+fi
+flags+=(--output_dir "$DATA_DIR")
 if [[ -n ${METADATA:-} ]]; then
     flags+=(--metadata "$METADATA")
 fi

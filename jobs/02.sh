@@ -34,5 +34,5 @@
 
 source jobs/stage.sh || exit 2
 
-run_on_gpus 02_finetuning.py "${TRAIN_ARGS:-}" --base_model "$BASE_MODEL" --data_dir "$DATA_DIR" --seed "$SEED" \
-    --output_dir "$RUN_DIR" "$@"
+run_on_gpus 02_finetuning.py "${TRAIN_ARGS:-}" --base_model "$BASE_MODEL" --data_dir "$DATA_DIR" \
+    ${FOLD:+--fold "$FOLD"} --seed "$SEED" --output_dir "$RUN_DIR" "$@"

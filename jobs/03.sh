@@ -34,5 +34,5 @@
 : "${MAX_ATTEMPTS:=3}" # each start begins anew
 source jobs/stage.sh || exit 2
 
-run_on_gpus 03_model_validation.py "${VALIDATE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
-    --output_dir "$RESULTS_DIR" "$@"
+run_on_gpus 03_model_validation.py "${VALIDATE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" \
+    ${FOLD:+--fold "$FOLD"} --seed "$SEED" --output_dir "$RESULTS_DIR" "$@"

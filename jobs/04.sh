@@ -34,5 +34,5 @@
 : "${MAX_ATTEMPTS:=3}" # each start begins anew, but for the hidden states
 source jobs/stage.sh || exit 2
 
-run_on_gpus 04_analysis.py "${ANALYSE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
-    --output_dir "$ANALYSIS_DIR" "$@"
+run_on_gpus 04_analysis.py "${ANALYSE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" \
+    ${FOLD:+--fold "$FOLD"} --seed "$SEED" --output_dir "$ANALYSIS_DIR" "$@"

@@ -33,5 +33,5 @@
 
 source jobs/stage.sh || exit 2
 
-run_on_gpu 05_pruning.py "${PRUNE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" --seed "$SEED" \
-    --output_dir "$(variant_of "$RESULTS_DIR" sweep)" "$@"
+run_on_gpu 05_pruning.py "${PRUNE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" \
+    ${FOLD:+--fold "$FOLD"} --seed "$SEED" --output_dir "$(variant_of "$RESULTS_DIR" sweep)" "$@"

@@ -33,5 +33,5 @@
 
 source jobs/stage.sh || exit 2
 
-run_on_gpus 06_cnn.py "${CNN_ARGS:-}" --architecture melspectrogram --data_dir "$DATA_DIR" --seed "$SEED" \
-    --output_dir "$(folder_of runs cnn)" "$@"
+run_on_gpus 06_cnn.py "${CNN_ARGS:-}" --architecture melspectrogram --data_dir "$DATA_DIR" \
+    ${FOLD:+--fold "$FOLD"} --seed "$SEED" --output_dir "$(folder_of runs cnn)" "$@"

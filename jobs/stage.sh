@@ -11,24 +11,32 @@ set -euo pipefail
 # The names, the folders and the defaults are those of `make pipeline`, names as utils/core/names.py tells.
 : "${NAME:=birds}" "${SEED:=42}" "${SPLIT_BY:=recordist}" "${BASE_MODEL:=facebook/wav2vec2-base}" "${OUT_DIR:=.}"
 : "${MODEL:=$(basename "$BASE_MODEL")}"
-data_set=$NAME in_out_dir=$OUT_DIR/
+data_set=$NAME in_out_dir=$OUT_DIR/ part=seed-$SEED
 [[ $SPLIT_BY == recordist ]] || data_set+=.by-$SPLIT_BY
+data_name=$data_set
+: "${FOLD:=}" "${FOLDS:=${FOLD:+5}}" # of which FOLD is tested
+if [[ -n $FOLD ]]; then
+    part=fold-$FOLD.$part
+fi
+if [[ -n $FOLDS ]]; then
+    data_name+=/folds
+fi
 
 # folder_of KIND MODEL: where a run or a result of this kind lies.
 folder_of() {
-    echo "${in_out_dir#./}$1/$data_set/$2/seed-$SEED"
+    echo "${in_out_dir#./}$1/$data_set/$2/$part"
 }
 
 # variant_of FOLDER VARIANT: where lies what is made of that run, wherever the user has put it.
 variant_of() {
-    if [[ $1 =~ ^(.+)/((seed|fold)-[0-9]+)$ ]]; then
+    if [[ $1 =~ ^(.+)/((fold-[0-9]+\.)?seed-[0-9]+)$ ]]; then
         echo "${BASH_REMATCH[1]}.$2/${BASH_REMATCH[2]}"
     else
         echo "$1.$2"
     fi
 }
 
-: "${DATA_DIR:=${in_out_dir#./}processed_data/$data_set}" "${RUN_DIR:=$(folder_of runs "$MODEL")}"
+: "${DATA_DIR:=${in_out_dir#./}processed_data/$data_name}" "${RUN_DIR:=$(folder_of runs "$MODEL")}"
 : "${RESULTS_DIR:=$(folder_of validation_results "$MODEL")}" "${ANALYSIS_DIR:=$(folder_of analysis_results "$MODEL")}"
 : "${PYTHON:=.venv/bin/python}" "${NUM_GPUS:=1}" "${MAX_ATTEMPTS:=20}"
 
@@ -45,6 +53,13 @@ require_count() {
 
 require_count NUM_GPUS
 require_count MAX_ATTEMPTS
+if [[ -n $FOLDS ]]; then
+    require_count FOLDS
+fi
+if [[ -n $FOLD ]]; then
+    require_count FOLD
+    ((FOLD <= FOLDS)) || fail "FOLD=$FOLD: expected 1 to $FOLDS, or more FOLDS" 2
+fi
 command -v "$PYTHON" >/dev/null ||
     fail "there is no $PYTHON: run make venv on a login node, or name another interpreter by PYTHON=…" 3
 

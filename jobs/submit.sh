@@ -7,6 +7,7 @@ usage: jobs/submit.sh [--dry_run] [--email ADDRESS] [STEP …]
 
     RAW_DIR=recordings NAME=wetland jobs/submit.sh --dry_run
     RAW_DIR=recordings NAME=wetland jobs/submit.sh
+    NAME=wetland FOLD=2 jobs/submit.sh 02 03
     NAME=wetland QUEUE=gpuv100 WALLTIME_02=48:00 NUM_GPUS=4 jobs/submit.sh 02 03
 
 Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn. A step that is not named must be done.
@@ -14,9 +15,10 @@ Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn. A
   --dry_run        print the commands; submit nothing, write nothing
   --email ADDRESS  let the batch system write to ADDRESS when a job ends (default: no e-mail)
 
-What to do, from the environment, as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY BASE_MODEL MODEL OUT_DIR
-DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR, and flags of the stages: COMMON_ARGS (all) DATA_ARGS (01) TRAIN_ARGS (02) VALIDATE_ARGS (03)
-ANALYSE_ARGS (04) PRUNE_ARGS (05) CNN_ARGS (06) KEEP_ARGS (07). SHARDS=N does 01 as an array of N jobs and a merge.
+What to do, from the environment, as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY FOLDS FOLD BASE_MODEL MODEL
+OUT_DIR DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR, and flags of the stages: COMMON_ARGS (all) DATA_ARGS (01)
+TRAIN_ARGS (02) VALIDATE_ARGS (03) ANALYSE_ARGS (04) PRUNE_ARGS (05) CNN_ARGS (06) KEEP_ARGS (07).
+SHARDS=N runs 01 as an array of N jobs and a merge. FOLD=2 tests the second of FOLDS folds (default: 5).
 
 What to ask for; without them, what stands in the head of jobs/01.sh to 07.sh:
   QUEUE, CPU_QUEUE   queue of 02 to 06; of 01 and 07
@@ -102,6 +104,9 @@ minutes() {
 plan() {
     step=$1 waits_for=() variables=() options=()
     local stage=${1%%-*} queue walltime n_gpus=1 cores memory
+    if [[ -n $FOLDS && -z $FOLD && $stage != 0[17] ]]; then
+        fail "step $step needs FOLD=1 to $FOLDS, the fold to test" 2
+    fi
     case $step in
         01)
             [[ -n ${RAW_DIR:-} ]] || fail "step 01 needs RAW_DIR=<folder of recordings>" 2
@@ -229,7 +234,7 @@ quoted() {
 # submit STEP [INDICES]: hands the job in hand to the batch system, to start when those it waits for have ended well.
 # Notes its id. A job whose turn can never come is taken out of the queue (-ti, --kill-on-invalid-dep).
 submit() {
-    local other condition='' answer command=() script=jobs/${step%%-*}.sh
+    local other condition='' answer command=() name=$NAME${FOLD:+-fold-$FOLD} script=jobs/${step%%-*}.sh
     for other in ${waits_for[@]+"${waits_for[@]}"}; do
         if [[ $SCHEDULER == lsf ]]; then
             condition+="${condition:+ && }done(${id_of[$other]})"
@@ -238,9 +243,9 @@ submit() {
         fi
     done
     if [[ $SCHEDULER == lsf ]]; then
-        command=(bsub -J "$NAME-$1${2:-}" ${options[@]+"${options[@]}"} ${condition:+-w "$condition" -ti})
+        command=(bsub -J "$name-$1${2:-}" ${options[@]+"${options[@]}"} ${condition:+-w "$condition" -ti})
     else
-        command=(sbatch "--job-name=$NAME-$1" ${options[@]+"${options[@]}"})
+        command=(sbatch "--job-name=$name-$1" ${options[@]+"${options[@]}"})
         command+=(${condition:+"--dependency=$condition" --kill-on-invalid-dep=yes})
     fi
     if ((${#variables[@]})); then

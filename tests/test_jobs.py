@@ -379,6 +379,12 @@ def test_answer_of_submit(site):
         ([], {"NUM_GPUS": "two"}, 2, "NUM_GPUS=two: expected an integer of at least 1"),
         ([], {"SHARDS": "1-8"}, 2, "SHARDS=1-8: expected an integer of at least 1"),
         ([], {"MAX_ATTEMPTS": "-1"}, 2, "MAX_ATTEMPTS=-1: expected an integer of at least 1"),
+        ([], {"FOLD": "two"}, 2, "FOLD=two: expected an integer of at least 1"),
+        ([], {"FOLD": "6"}, 2, "FOLD=6: expected 1 to 5, or more FOLDS"),
+        ([], {"FOLD": "2", "FOLDS": "many"}, 2, "FOLDS=many: expected an integer of at least 1"),
+        (["01"], {"FOLDS": "0"}, 2, "FOLDS=0: expected an integer of at least 1"),
+        ([], {"FOLDS": "4"}, 2, "step 02 needs FOLD=1 to 4, the fold to test"),
+        (["02"], {"FOLD": "4"}, 3, "step 02 reads processed_data/study/folds, which is not there"),
         ([], {"NAME": "a[1-9]"}, 2, "NAME=a[1-9]: expected letters"),
         ([], {"PYTHON": "none/python"}, 3, "there is no none/python: run make venv"),
         ([], {"PATH": "/usr/bin:/bin"}, 3, "there is no bsub here"),
@@ -436,6 +442,65 @@ def test_jobs_without_lsf(site):
         "--seed 1 --output_dir validation_results/study.by-clip/tiny/seed-1",
     ]
     assert not (site.folder / "logs").exists()
+
+
+def test_a_fold_is_a_chain_of_jobs(site):
+    steps = [*STUDY, "06", "03-cnn"]
+    assert site.submit(*steps, FOLD="2", FOLDS="4", SEED="1", SPLIT_BY="recording").returncode == 0
+    site.cluster.run()
+    assert sorted(site.cluster.run_order) == sorted(f"study-fold-2-{step}" for step in steps)
+    data, last = "processed_data/study.by-recording/folds", "fold-2.seed-1"
+    for name, call in zip(site.cluster.run_order, site.calls, strict=True):
+        step, flags = name.removeprefix("study-fold-2-"), dict(zip(call[1::2], call[2::2], strict=True))
+        if step == "01":
+            assert (flags["--folds"], flags["--output_dir"]) == ("4", data) and "--seed" not in flags
+            continue
+        assert flags.get("--fold") == (None if step == "07" else "2") and flags["--seed"] == "1"
+        assert flags.get("--data_dir", data) == data
+        places = [flags[flag] for flag in ("--output_dir", "--model_dir") if flag in flags]
+        assert all(place.endswith(f"/{last}") for place in places), places
+    from_sweep = next(call for call in site.calls if call[0].startswith("07"))
+    variant = "study.by-recording/wav2vec2-base{}/" + last
+    assert from_sweep[-1] == f"validation_results/{variant.format('.sweep')}/best.json"
+    assert f"runs/{variant.format('.pruned')}" in from_sweep
+
+
+def test_all_folds_are_made_by_one_job(site):
+    assert site.submit("01", FOLDS="3").returncode == 0
+    site.cluster.run()
+    (site.folder / "processed_data/study/folds").mkdir(parents=True)
+    for fold in "123":
+        assert site.submit("02", "03", FOLDS="3", FOLD=fold).returncode == 0
+    site.cluster.run()
+    assert site.cluster.run_order[0] == "study-01"
+    assert site.cluster.run_order[1:] == [f"study-fold-{fold}-{step}" for fold in "123" for step in ("02", "03")]
+    assert [call[call.index("--fold") + 1] for call in site.calls[1:]] == list("112233")
+    assert site.run_job("02", FOLD="3").returncode == 0, "five folds where FOLDS is not given"
+    assert "processed_data/study/folds" in site.calls[-1]
+
+
+def test_the_makefile_tests_a_fold(tmp_path):
+    def commands(*words: str) -> list[str]:
+        made = subprocess.run(["make", "--dry-run", "pipeline", *words], capture_output=True, text=True, cwd=ROOT)
+        printed = made.stdout.replace("\\\n", " ")
+        return [
+            " ".join(line.split()) for line in printed.splitlines() if "/python 0" in line and "--check" not in line
+        ]
+
+    in_data = '--data_dir "./processed_data/birds/folds" --fold 2 --seed 1'
+    first, *others = commands("RAW_DIR=raw", "FOLD=2", "SEED=1", "BASE_MODEL=tiny")
+    assert first.endswith('--split_by recordist --folds 5 --output_dir "./processed_data/birds/folds"')
+    assert len(others) == 4 and all(in_data in command for command in others)
+    folders = ("runs/birds/tiny", "validation_results/birds/tiny", "analysis_results/birds/tiny")
+    places = [
+        f'--output_dir "./{folder}/fold-2.seed-1"' for folder in (*folders, "validation_results/birds/tiny.sweep")
+    ]
+    assert all(place in command for place, command in zip(places, others, strict=True))
+    assert "--folds 7" in commands("RAW_DIR=raw", "FOLDS=7", "FOLD=6")[0]
+    whole = commands("RAW_DIR=raw")
+    assert "fold" not in " ".join(whole) and '--seed 42 --output_dir "./processed_data/birds"' in whole[0]
+    refused = subprocess.run(["make", "-o", "venv", "pipeline", "FOLDS=5"], capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2 and "make needs FOLD=1 to 5, the fold to test" in refused.stdout
 
 
 def test_mistakes_in_a_job(site):
