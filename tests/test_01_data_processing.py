@@ -302,6 +302,30 @@ def test_other_arguments_are_refused_until_overwrite(raw_dir, tmp_path, caplog):
     assert set(read_parts(tmp_path / "out").audio.map(len)) == {32000}
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "other"),
+    [
+        ("recordist", "recordist_and_species", "recordist"),
+        ("strict_recordist", "recordist", "recordist_and_species"),
+        ("clip", "clip", "recordist"),
+    ],
+)
+def test_the_split_of_an_earlier_version_is_not_taken_for_another(raw_dir, tmp_path, caplog, then, now, other):
+    assert run(raw_dir, tmp_path / "out", "--split_by", now) == 0
+    path = tmp_path / "out" / "run.json"
+    record = json.loads(path.read_text())
+    asked = {name: value for name, value in record["asked"].items() if name not in ("folds", "collection_column")}
+    path.write_text(json.dumps(record | {"asked": asked | {"split_by": then}}))
+    assert run(raw_dir, tmp_path / "out", "--split_by", now) == 0
+    assert "nothing to do" in caplog.text
+    assert run(raw_dir, tmp_path / "out", "--split_by", other) == 4
+    called = "" if now == then else f", which was called {then} then"
+    assert f"it was made with --split_by {now}{called}, now it is {other}" in caplog.text
+    assert run(raw_dir, tmp_path / "out", "--split_by", other, "--overwrite") == 0
+    assert json.loads(path.read_text())["asked"]["split_by"] == other
+    assert "renamed" not in path.read_text()
+
+
 def test_changed_recordings_are_noticed(tmp_path, caplog):
     for i in range(8):
         write(tmp_path / "raw" / LABELS[i % 2] / f"XC{i}.wav", song(1, 16000, seed=i), 16000)

@@ -19,6 +19,14 @@ STATUSES = ("running", "complete", "interrupted", "failed")
 # Status while an old result makes room, until the new one is complete; see `replacing`.
 MOVING_NAME = ".replacing"
 REPLACED = re.compile(r"replaced-\d{8}T\d{6}Z(-\d+)?")
+# By stage and argument: an argument that came with new names of values, and the new names by the old ones. A record
+# without that argument has the old names.
+RENAMED = {
+    ("01_data_processing", "split_by"): (
+        "folds",
+        {"recordist": "recordist_and_species", "strict_recordist": "recordist"},
+    )
+}
 AGAIN = "delete the folder yourself, and run the stage that made it again"
 
 
@@ -28,6 +36,8 @@ class DamagedRecord(InputError):
 
 def read_record(folder: Path) -> dict | None:
     """Return the ``run.json`` of a folder, or None if there is none.
+
+    What was ``asked`` of an earlier version is in today's words; ``renamed`` then has the former ones.
 
     Raises
     ------
@@ -53,13 +63,24 @@ def read_record(folder: Path) -> dict | None:
     trouble = _trouble(record)
     if trouble:
         raise InputError(f"{path} is not a run record: {trouble}; {AGAIN}")
+    _put_in_todays_words(record)
     return record
+
+
+def _put_in_todays_words(record: dict) -> None:
+    asked = record.get("asked", {})
+    for (stage, argument), (came_with, new_names) in RENAMED.items():
+        was = asked.get(argument)
+        if record["stage"] == stage and came_with not in asked and isinstance(was, str) and was in new_names:
+            asked |= {argument: new_names[was], came_with: None}
+            record["renamed"] = {argument: was}
 
 
 def _trouble(record: object) -> str | None:
     """Return how a value breaks the schema; None if it follows it."""
     expected = {"stage": str, "status": str, "arguments": dict, "inputs": list, "outputs": list, "attempts": int}
     optional = {"asked": dict, "metrics": dict, "writes": list, "scratch": list, "replaces": list, "restores": str}
+    optional["renamed"] = dict
     if not isinstance(record, dict) or expected.keys() - record.keys():
         return f"expected the keys {', '.join(expected)}"
     for name, kind in (expected | {name: kind for name, kind in optional.items() if name in record}).items():

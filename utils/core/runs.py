@@ -658,6 +658,8 @@ def _difference(record: dict, stage: str, asked: dict, inputs: dict[str, Input])
         if asked.get(name) != made_with.get(name):
             was, now = made_with.get(name), asked.get(name)
             made = f"without --{name}" if was is None else f"with --{name} {was}"
+            if name in record.get("renamed", {}):
+                made += f", which was called {record['renamed'][name]} then"
             return f"it was made {made}, now it is {'not given' if now is None else now}"
     made_from = {i["name"]: i["sha256"] for i in record["inputs"]}
     for name in sorted(set(inputs) | set(made_from)):
