@@ -91,7 +91,7 @@ BAD_FILES = {
         lambda path: path.write_bytes(write(path, song(3, 44100), 44100).read_bytes()[:60]),
         "no sound that libsndfile or FFmpeg can read",
     ),
-    "nowhere.wav": (lambda path: path.symlink_to("gone.wav"), "a link that leads nowhere"),
+    "nowhere.wav": (lambda path: path.symlink_to("gone.wav"), "a link without a target"),
     "loop.wav": (lambda path: path.symlink_to(path.name), "symbolic links"),
     "rate.wav": (lambda path: write(path, LOUD, 1), "its header gives a sample rate of 1 Hz; expected 1000 or more"),
     "phone.m4a": (lambda path: path.write_bytes(b"no sound at all"), "no sound that libsndfile or FFmpeg can read"),
@@ -416,7 +416,7 @@ def test_bad_rows_of_metadata_are_named(raw_dir):
     table = pd.read_csv(raw_dir.parent / "out" / "skipped.csv")
     reasons = table.groupby("file").reason.first()
     assert "no such file" in reasons["gone.wav"]
-    assert "climbs out" in reasons["../outside.wav"]
+    assert "leaves the folder" in reasons["../outside.wav"]
     assert "absolute" in reasons[str(outside)]
     assert "several labels" in reasons["Crow/XC0.wav"]
     assert "it is a folder" in reasons["Crow"]
@@ -594,7 +594,7 @@ def test_a_table_of_stretches_is_refused_by_name(raw_dir, caplog):
     metadata = raw_dir.parent / "list.csv"
     metadata.write_text("file,label,start,end\nCrow/XC0.wav,Crow,1,2\n")
     assert run(raw_dir, "--metadata", metadata) == 3
-    assert "by the columns start, end" in caplog.text and "Traceback" not in caplog.text
+    assert "in the columns start, end" in caplog.text and "Traceback" not in caplog.text
 
 
 def test_names_are_bytes_in_a_locale_without_utf8(tmp_path):

@@ -118,7 +118,7 @@ def refusal(root, caplog, *more, n=2):
 def run_what_is_advised(caplog):
     """Run the commands that a refusal names."""
     lines = [record.getMessage() for record in caplog.records]
-    commands = {words for line in lines for words in re.findall(r"run (python 01.*?)(?:, likewise|, then|$)", line)}
+    commands = {words for line in lines for words in re.findall(r"run (python 01.*?)(?:, and the same|, then|$)", line)}
     assert commands
     for words in sorted(commands):
         program, script, *argv = shlex.split(words)
@@ -303,7 +303,7 @@ def test_a_shard_that_is_written_again_during_the_merge(root, monkeypatch, caplo
         return write_parts(*args)
 
     monkeypatch.setattr(preparation, "write_parts", write_both)
-    assert "2-of-2 was written again while it was merged" in refusal(root, caplog)
+    assert "2-of-2 was written again during the merge" in refusal(root, caplog)
     assert not (root / "out" / preparation.SCRATCH_NAME / preparation.PLAN_NAME).exists()
     monkeypatch.undo()
     assert_merges(root)
@@ -330,10 +330,10 @@ FAULTS = {
     "missing": (shutil.rmtree, "it is missing", False),
     "stopped": (
         lambda folder: set_status(folder, "interrupted"),
-        "it is not complete: its run.json says 'inter",
+        "it is not complete: its run.json has status 'inter",
         False,
     ),
-    "running": (lambda folder: set_status(folder, "running"), "another job may be at work on it", False),
+    "running": (lambda folder: set_status(folder, "running"), "another job may be writing to it", False),
     "bit": (lambda folder: flip_bit(largest_pcm(folder)), "it was changed or is damaged", True),
     "truncated": (lambda folder: os.truncate(largest_pcm(folder), 100), "has 100 bytes", True),
     "file gone": (lambda folder: largest_pcm(folder).unlink(), "is missing, but run.json lists it", True),
@@ -370,7 +370,7 @@ def test_what_is_whole_in_a_damaged_shard_is_not_decoded_again(root, monkeypatch
 def test_all_missing_shards_are_listed(root, caplog):
     assert run(root, "--output_dir", root / "out", "--shard", "2/5") == 0
     message = refusal(root, caplog, n=5)
-    assert "4 of 5 shards cannot be merged (1,3-5)" in message and "likewise the others" in message
+    assert "4 of 5 shards cannot be merged (1,3-5)" in message and "and the same for the others" in message
     assert run_what_is_advised(caplog) == 4
     assert_merges(root, 5)
 
@@ -416,7 +416,7 @@ def test_shards_of_a_program_that_deals_otherwise(root, caplog, monkeypatch):
     monkeypatch.undo()
     message = refusal(root, caplog, n=3)
     assert "2 of 3 shards cannot be merged (1,3)" in message
-    assert "another version of the program dealt the files out otherwise" in message
+    assert "another version of the program assigned the files differently" in message
     assert run_what_is_advised(caplog) == 2
     for number, n_files in ((1, 2), (3, 2)):  # nothing is left of the share that it was
         assert len(list((root / "out.shards" / f"{number}-of-3" / "spool").iterdir())) == 2 * n_files

@@ -124,7 +124,7 @@ def test_splits_below_a_wrapper_count_their_level_from_the_top():
 def test_a_species_nested_one_deeper_is_named(caplog):
     folders = [*tree(SPECIES), ("thrushes", "Turdus_philomelos"), ("thrushes", "Turdus_iliacus")]
     assert find_label_level(folders, RAW) == 1
-    assert "the folder thrushes is taken for a species" in caplog.text
+    assert "the folder thrushes is treated as a species" in caplog.text
 
 
 def test_sites_as_labels_are_taken_with_a_word(caplog):

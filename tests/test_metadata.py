@@ -40,7 +40,7 @@ def refusal(tmp_path, text):
 def test_stretches_within_files_are_refused_with_their_columns(tmp_path, header, values):
     message = refusal(tmp_path, f"file,label,{header}\na.wav,Rook,{values}\n")
     assert header.lower().split(",")[0] in message
-    assert "Cut the stretches out" in message and "remove these columns" in message
+    assert "Cut the sections out" in message and "remove these columns" in message
 
 
 def test_a_table_of_raven_is_refused_for_its_stretches_not_for_its_tabs(tmp_path):
@@ -146,7 +146,7 @@ def test_the_column_whose_files_are_there_counts_and_is_named(tmp_path, caplog):
     with caplog.at_level("INFO"):
         files, skipped = find_recordings(tmp_path, write_csv(tmp_path, text))
     assert [file.path for file in files] == ["XC1.wav", "XC2.wav"] and skipped == []
-    assert "the column filename, of whose 2 names 2 are there" in caplog.text
+    assert "the column filename, of 2 names, 2 name an existing file" in caplog.text
 
 
 @pytest.mark.parametrize("there", ["XC123.mp3", "123.mp3", "Turdus merula/XC123.wav", "xc123.MP3"])
@@ -203,7 +203,7 @@ def test_other_species_get_a_line(tmp_path, caplog, column):
     touch(tmp_path, "a.wav", "b.wav")
     text = f"file,label,{column}\na.wav,Rook,['jay']\nb.wav,Rook,[]\n"
     labels_of(tmp_path, write_csv(tmp_path, text))
-    assert f"in 1 of 2 rows the column {column} names species that are heard besides the label" in caplog.text
+    assert f"in 1 of 2 rows the column {column} names other species in the recording" in caplog.text
     caplog.clear()
     labels_of(tmp_path, write_csv(tmp_path, f"file,label,{column}\na.wav,Rook,[]\nb.wav,Rook,\n"))
     assert not [record for record in caplog.records if record.levelname != "INFO"]

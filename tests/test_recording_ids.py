@@ -125,7 +125,7 @@ def test_joined_pieces_are_said_and_so_are_numbers_that_may_be_pieces(caplog):
     assert "2 files are pieces of 1 recordings by their names" in caplog.text
     caplog.clear()
     name_recordings([f"Rook/rook_{i}.wav" for i in range(5)], ["Rook"] * 5)
-    assert "5 files in 1 series differ by a number alone, such as Rook/rook_0 and Rook/rook_1" in caplog.text
+    assert "5 files in 1 series differ only by a number, such as Rook/rook_0 and Rook/rook_1" in caplog.text
     assert "recording_id" in caplog.text
     caplog.clear()
     name_recordings([f"Rook/20250601_{hour:02d}0000.wav" for hour in range(24)], ["Rook"] * 24)

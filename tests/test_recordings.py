@@ -267,7 +267,7 @@ def test_a_link_that_loops_is_reported_and_does_not_hang(tmp_path):
     files, skipped = find_recordings(tmp_path)
     assert [f.path for f in files] == ["Jay/deep/b.wav", "Rook/a.wav"]
     reasons = {skip.file: skip.reason for skip in skipped}
-    assert "read already" in reasons["Jay/deep/up"]
+    assert "already been read" in reasons["Jay/deep/up"]
     assert set(reasons) == {"Jay/deep/up", "Jay/self"}
 
 
@@ -287,7 +287,7 @@ def test_a_dangling_link_and_a_pipe_are_reported(tmp_path):
     (tmp_path / "Jay/gone.wav").symlink_to(tmp_path / "nowhere.wav")
     os.mkfifo(tmp_path / "Jay/pipe.wav")
     assert reasons_of(tmp_path) == {
-        "Jay/gone.wav": "a link that leads nowhere",
+        "Jay/gone.wav": "a link without a target",
         "Jay/pipe.wav": "neither a file nor a folder",
     }
 
@@ -447,7 +447,7 @@ def test_bad_rows_are_reported_with_their_number(tmp_path):
     files, skipped = find_recordings(raw_dir, metadata)
     assert [f.path for f in files] == ["a.wav"]
     reasons = {skip.file: skip.reason for skip in skipped}
-    climbs = "the path climbs out of the folder of recordings"
+    climbs = "the path leaves the folder of recordings"
     assert reasons == {
         "missing.wav": "list.csv, row 4: no such file in the folder of recordings",
         "../outside.wav": f"list.csv, row 5: {climbs}",

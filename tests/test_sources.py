@@ -264,11 +264,11 @@ HEADERS = {
     "a pipe: 4 GiB": (wav(BYTES, 2**32 - 1), None),
     "a pipe: 2 GiB": (wav(BYTES, 0x7FFFF000 - 36), None),
     "never closed: 0": (wav(BYTES, 0), None),
-    "too small": (wav(BYTES, 32_000), "longer than its header says: it promises 1.00 s, 3.00 s are there and used"),
+    "too small": (wav(BYTES, 32_000), "longer than its header promises: it promises 1.00 s, 3.00 s are there and used"),
     "half a copy": (wav(BYTES, 20 * 32_000), "breaks off: its header promises 20.00 s, 3.00 s could be decoded"),
     "RF64": (wav(BYTES, 2**32 - 1, LIST, magic=b"RF64", ds64=len(BYTES)), None),
     "BW64": (wav(BYTES, 2**32 - 1, magic=b"BW64", ds64=len(BYTES)), None),
-    "RF64 too small": (wav(BYTES, 2**32 - 1, magic=b"RF64", ds64=32_000), "longer than its header says"),
+    "RF64 too small": (wav(BYTES, 2**32 - 1, magic=b"RF64", ds64=32_000), "longer than its header promises"),
     "AU right": (AU[:8] + struct.pack(">I", len(BYTES)) + AU[12:] + SOUND.astype(">i2").tobytes(), None),
     "AU unknown": (AU[:8] + b"\xff" * 4 + AU[12:] + SOUND.astype(">i2").tobytes(), None),
     "AU too small": (AU[:8] + struct.pack(">I", 32_000) + AU[12:] + SOUND.astype(">i2").tobytes(), "longer than"),
@@ -307,7 +307,7 @@ def test_sizes_that_are_too_small_in_every_format(tmp_path, suffix, subtype, id_
     path.write_bytes(data)
     _, samples, warnings = read(path)
     np.testing.assert_array_equal(samples.T, whole)
-    assert warnings == ["longer than its header says: it promises 1.00 s, 3.00 s are there and used"]
+    assert warnings == ["longer than its header promises: it promises 1.00 s, 3.00 s are there and used"]
 
 
 def test_a_recording_of_more_than_4_gib_whose_size_wrapped(tmp_path):

@@ -1,7 +1,7 @@
-"""From a sound file to samples: decode, mix to mono, put into range and resample, block by block.
+"""Sound files to samples: decode, mix to mono, scale and resample, block by block.
 
-Memory does not depend on the length of a file. Resampling comes before anything is cut, so that a
-clip of 5 s is 5 s of sound whatever the sample rate of its source.
+Memory use does not depend on the length of a file. Resampling comes before cutting, so that a clip of 5 s has 5 s of
+sound at every sample rate of its source.
 """
 
 from collections.abc import Callable
@@ -16,33 +16,33 @@ from utils.data.clips import PCM_SCALE
 from utils.data.sources import Undecodable
 
 CHANNELS = ("mean", "left", "right", "best")  # or a number, from 1
-LEAST_RATE_HZ = 1000  # below it a header is broken, and resampling would blow up the file
-CANCELLED = 0.5  # a mean with less than this share of the power that unrelated channels would leave in it
-STEPS_APART = 31  # samples between the differences by which channels are compared; a tenth of the time of 7
+LEAST_RATE_HZ = 1000  # below it a header is broken, and resampling would make the file huge
+CANCELLED = 0.5  # lowest power of the mean, relative to that of unrelated channels
+STEPS_APART = 31  # step in samples for comparing channels; needs a tenth of the time of step 7
 SILENT_BESIDE = 1e-4  # power of a channel, relative to the loudest
-QUIETEST_PEAK = 2**-8  # below it 16 bits hold 8 bits of sound or fewer
-SCALED_PEAK = 0.9  # leaves room for what resampling adds
-LOUDEST_PEAK = 2.0  # decoders overshoot full scale a little; beyond this a file is scaled wrongly
-CLIPPED_SHARE = 1e-3  # of the samples; fewer are not worth a line
+QUIETEST_PEAK = 2**-8  # below it, at most 8 of the 16 bits are used
+SCALED_PEAK = 0.9  # leaves room for overshoot of the resampling
+LOUDEST_PEAK = 2.0  # decoders slightly exceed full scale; above this, the scale of a file is wrong
+CLIPPED_SHARE = 1e-3  # of the samples; a smaller share gives no warning
 
 Sink = Callable[[np.ndarray], object]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a file turned out to hold.
+    """The result of decoding a file.
 
     Attributes
     ----------
     n_samples : int
         Samples at the target rate.
     source_rate_hz, source_channels : int
-        As the file has them, at its start.
+        Values of the file at its start.
     channel : str
-        ``mono``, or what was made of several channels: ``mean of 2``, ``2 of 2``, with the reason where it was
-        not asked for.
+        ``mono``, or the mix of several channels: ``mean of 2``, ``2 of 2``, with the reason if the user did not request
+        it.
     warnings : tuple of str
-        What is wrong with a file that could be used all the same.
+        Faults of a file that could be used despite them.
     """
 
     n_samples: int
@@ -53,29 +53,28 @@ class Decoded:
 
 
 def decode(path: Path, sample_rate_hz: int, new_sink: Callable[[], Sink], channel: str = "mean") -> Decoded:
-    """Decode a file to mono int16 PCM at a sample rate, and hand it on block by block.
+    """Decode a file to mono int16 PCM at a sample rate, and pass it on block by block.
 
-    A 16-bit mono file at the target rate keeps its exact samples. A file that breaks off, or is damaged in the
-    middle, is used all the same. Most files are read once. A file is read again where the first reading shows
-    that
+    A 16-bit mono file at the target rate keeps its exact samples. A truncated or partly damaged file is still used.
+    Most files are read once. A file is read again if the first reading finds one of these cases:
 
-    - the mean of its channels loses what they hold (opposite polarity), or all but one are silent: the channel with
-      most power is taken;
-    - exact samples of more than 16 bits go beyond full scale, or would lose most of their bits in 16: they are
-      scaled to a peak of 0.9;
-    - the waveform never crosses zero: its mean is taken away.
+    - The mean of its channels cancels the sound (opposite polarity), or all channels except one are silent: the channel
+      with most power is used.
+    - Exact samples of more than 16 bits exceed full scale, or would lose most of their bits in 16: they are scaled to a
+      peak of 0.9.
+    - The waveform never crosses zero: its mean is subtracted.
 
     Parameters
     ----------
     path : Path
         File of any format that libsndfile or FFmpeg reads.
     sample_rate_hz : int
-        Sample rate to hand on.
+        Target sample rate.
     new_sink : callable
-        Called before each reading; returns what takes int16 of shape (n,), several times. What the sink of an
-        earlier reading took is void. Exceptions are passed on.
+        Called before each reading; returns a function that accepts int16 of shape (n,), several times. After a new
+        reading, the data of earlier readings are invalid. Its exceptions are passed on.
     channel : str
-        ``mean``; ``left`` or ``right``, the first or the second; ``best``, the one with most power; or a number,
+        ``mean``; ``left`` or ``right``, the first or the second; ``best``, the channel with most power; or a number,
         counted from 1.
 
     Returns
@@ -85,9 +84,9 @@ def decode(path: Path, sample_rate_hz: int, new_sink: Callable[[], Sink], channe
     Raises
     ------
     Undecodable
-        If there is nothing to decode, what is decoded is silence or no number, or the channel is missing.
+        If no sound can be decoded, the sound is silent or not finite, or the channel is missing.
     InputError
-        If the machine cannot read the file: it is gone, or its disk is.
+        If the machine cannot read the file, because the file or its disk is gone.
     """
     with sources.opened(path) as view:
         treatment = Treatment(channel)
@@ -103,16 +102,17 @@ def decode(path: Path, sample_rate_hz: int, new_sink: Callable[[], Sink], channe
 
 @dataclass(frozen=True)
 class Treatment:
-    """What is done to samples before they are resampled.
+    """The processing of samples before they are resampled.
 
     Attributes
     ----------
     channel : str
-        As asked for.
+        Value of ``--channel``.
     chosen : dict of int to int or None
-        Channel to take, from 0, by the number of channels; None is their mean. What is missing is not known yet.
+        Index of the channel to use, by the number of channels; None is their mean. Numbers of channels that are not in
+        it have not been decided yet.
     reasons : dict of int to str
-        Why a channel was chosen that was not asked for.
+        Reason for a channel that the user did not request.
     offset, gain : float
         Samples become ``(sample - offset) * gain``.
     """
@@ -124,7 +124,7 @@ class Treatment:
     gain: float = 1.0
 
     def index(self, n_channels: int) -> int | None:
-        """Return the channel to take, from 0; None for the mean."""
+        """Return the index of the channel to use; None for the mean."""
         if n_channels in self.chosen:
             return self.chosen[n_channels]
         number = {"left": 1, "right": 2, "mean": 0, "best": 0}.get(self.channel)
@@ -135,7 +135,7 @@ class Treatment:
 
 
 class _Reading:
-    """One reading of a file, from its blocks to the samples that are handed on."""
+    """One reading of a file, from its blocks to the final samples."""
 
     def __init__(self, source: sources.Source, sample_rate_hz: int, sink: Sink, treatment: Treatment):
         self.source, self.target_rate_hz, self.sink, self.treatment = source, sample_rate_hz, sink, treatment
@@ -144,9 +144,9 @@ class _Reading:
         self.resampler = None
         self.warnings: list[str] = []
         self.seconds = 0.0
-        self.products: dict[int, np.ndarray] = {}  # of channels with each other, by the number of channels
+        self.products: dict[int, np.ndarray] = {}  # of pairs of channels, by the number of channels
         self.n_frames = self.n_samples = self.n_clipped = 0
-        self.low, self.high, self.total = np.inf, -np.inf, 0.0  # of the mono sound before its treatment
+        self.low, self.high, self.total = np.inf, -np.inf, 0.0  # of the mono sound before processing
         self.is_silent = True
 
     def run(self) -> None:
@@ -183,12 +183,12 @@ class _Reading:
         n_channels = len(samples)
         index = self.treatment.index(n_channels)
         if n_channels > 1 and self.treatment.channel in ("mean", "best") and n_channels not in self.treatment.chosen:
-            # Of differences of neighbours: neither an offset, nor wind or hum, decides where the birds are.
+            # Compare differences of neighbouring samples: an offset, wind or hum must not affect the choice.
             starts = range(0, samples.shape[1] - 1, STEPS_APART)
-            steps = np.empty((n_channels, len(starts)), np.float32)  # by channel, or einsum takes nine times as long
+            steps = np.empty((n_channels, len(starts)), np.float32)  # in another order einsum takes nine times as long
             np.subtract(samples[:, 1::STEPS_APART], samples[:, :-1:STEPS_APART], out=steps)
-            with np.errstate(invalid="ignore", over="ignore"):  # infinity is told where it is met
-                # No matrix product: its threads would wait for each other in every worker process.
+            with np.errstate(invalid="ignore", over="ignore"):  # an infinite value raises an error later
+                # A matrix product would be slower: its threads wait for each other in every worker process.
                 products = np.einsum("in,jn->ij", steps, steps).astype(np.float64)
             self.products[n_channels] = self.products.get(n_channels, 0.0) + products
         if index is not None or n_channels == 1:
@@ -214,10 +214,10 @@ class _Reading:
         return mono
 
     def put(self, samples: np.ndarray) -> None:
-        """Hand on float32 samples in [-1, 1] as int16; `samples` is overwritten."""
+        """Pass on float32 samples in [-1, 1] as int16; `samples` is overwritten."""
         if not len(samples):
             return
-        with np.errstate(over="ignore"):  # what no longer fits is clipped below, and counted
+        with np.errstate(over="ignore"):  # larger values are clipped below, and counted
             samples *= np.float32(PCM_SCALE)
         np.rint(samples, out=samples)
         if max(self.high, -self.low) > 1:
@@ -228,10 +228,10 @@ class _Reading:
         self.n_samples += len(pcm)
         self.sink(pcm)
 
-    # ---------------------------------------------------------------------------------- what it has shown
+    # ---------------------------------------------------------------------------------- results of a reading
 
     def better_treatment(self) -> Treatment:
-        """Return the treatment that the sound turned out to need; the one that it had if that was right."""
+        """Return the treatment that the sound needs; the present one if that is right."""
         treatment = self.treatment
         for n_channels, products in self.products.items():
             index, reason = _choose(treatment.channel, products)
@@ -270,7 +270,7 @@ class _Reading:
                 warnings.append(f"channel {treatment.chosen[n] + 1} of {n} is used: {why}")
         peak = max(self.high - treatment.offset, treatment.offset - self.low)
         if treatment.offset:
-            warnings.append(f"never crosses zero: its mean of {treatment.offset:.3g} was taken away")
+            warnings.append(f"never crosses zero: its mean of {treatment.offset:.3g} was subtracted")
         if treatment.gain != 1:
             warnings.append(f"peaks at {peak:.3g} times full scale and was scaled to {SCALED_PEAK}")
         elif peak > LOUDEST_PEAK or self.n_clipped > CLIPPED_SHARE * self.n_samples:
@@ -280,7 +280,7 @@ class _Reading:
 
 
 def _choose(asked: str, products: np.ndarray) -> tuple[int | None, str]:
-    """Decide on a channel, from 0, or the mean, None, by summed products of channels, shape (channels, channels)."""
+    """Choose a channel, or None for the mean, from summed products of channels, shape (channels, channels)."""
     powers = np.diagonal(products)
     loudest = int(powers.argmax())
     if asked == "best":
@@ -300,7 +300,7 @@ def _choose(asked: str, products: np.ndarray) -> tuple[int | None, str]:
 def cut(
     n_samples: int, clip_samples: int, least_samples: int, least_rest_samples: int, remainder: str
 ) -> list[tuple[int, int]]:
-    """Cut a recording into clips, one after the other.
+    """Cut a recording into consecutive clips.
 
     Parameters
     ----------
@@ -311,14 +311,14 @@ def cut(
     least_samples : int
         A recording shorter than this gives no clip.
     least_rest_samples : int
-        A rest behind the last whole clip that is shorter than this is left out.
+        A rest after the last whole clip that is shorter than this is left out.
     remainder : {"pad", "drop"}
-        What happens to a piece shorter than a clip: ``pad`` keeps it, to be padded; ``drop`` leaves it out.
+        What happens to a piece shorter than a clip: ``pad`` keeps it for padding; ``drop`` leaves it out.
 
     Returns
     -------
     list of (int, int)
-        First sample and length of every clip; the length is `clip_samples` for all but the last.
+        First sample and length of every clip; the length is `clip_samples` for all clips except the last.
     """
     clips = [(start, clip_samples) for start in range(0, n_samples - clip_samples + 1, clip_samples)]
     n_left = n_samples - len(clips) * clip_samples
@@ -330,6 +330,6 @@ def cut(
 def pad_by_repetition(samples: np.ndarray, n_samples: int) -> np.ndarray:
     """Return `samples`, shape (n,), repeated from its start until it has the shape (n_samples,).
 
-    Zeros would change what a network that normalises over time sees of the sound itself.
+    Zeros would change the model's result for the sound itself if the network normalises over time.
     """
     return np.resize(samples, n_samples)

@@ -1,7 +1,7 @@
 """Clips on disk: the Parquet schema, its one writer and its one reader.
 
-A row is a clip. A row group holds few clips, so that a data loader that reads in random order decodes
-a few hundred kilobytes for a clip, not a part.
+A row is a clip. A row group holds few clips, so that a data loader that reads in random order decodes only a few
+hundred kilobytes per clip.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ LABELS_NAME = "label_mappings.json"
 PART_NAMES = "clips-*.parquet"
 DATA_STAGE = "01_data_processing"
 AGAIN = f"run {DATA_STAGE}.py again with --overwrite"
-# Samples: the 25 ms at 16 kHz of which wav2vec 2.0, its kin and AST make their first frame. No stage takes less.
+# Samples: the 25 ms at 16 kHz that wav2vec 2.0, similar models and AST need for their first frame. No stage supports
+# less.
 SHORTEST_CLIP = 400
 LARGEST_CLIP = 2**25  # samples; a part holds at least one clip
 PCM_SCALE = 32768.0  # int16 full scale: audio in [-1, 1) is PCM / 32768
@@ -52,7 +53,7 @@ CLIP_SCHEMA = pa.schema(
 )
 METADATA_COLUMNS = [name for name in CLIP_SCHEMA.names if name != "audio"]
 AUDIO_COLUMN = CLIP_SCHEMA.names.index("audio")
-AUDIO_LEAF = "audio.list.element"  # the name of the samples' own column within Parquet
+AUDIO_LEAF = "audio.list.element"  # name of the column of the samples within Parquet
 
 
 def part_name(number: int) -> str:
@@ -68,8 +69,8 @@ def write_part(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_secon
     path : Path
         Final name of the part.
     rows : iterable of dict
-        A value for every column of `CLIP_SCHEMA`; ``audio`` is int16 of shape (n_samples,). Consumed a
-        row group at a time, so memory does not grow with the part.
+        A value for every column of `CLIP_SCHEMA`; ``audio`` is int16 of shape (n_samples,). One row group is consumed
+        at a time, so memory does not grow with the part.
     sample_rate_hz : int
         Sample rate of ``audio``.
     clip_seconds : float
@@ -93,8 +94,8 @@ def write_part(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_secon
             partial,
             schema,
             use_dictionary=False,
-            # Differences of neighbouring samples are small: 60 % of the size of plain int16, and the fastest
-            # of the lossless encodings both to write and to read. A general compression finds nothing more.
+            # Differences of neighbouring samples are small. This encoding needs 60 % of the size of plain int16, and
+            # is the fastest lossless one to write and to read. A general compression does not make it smaller.
             column_encoding={AUDIO_LEAF: "DELTA_BINARY_PACKED"},
             compression={**dict.fromkeys(METADATA_COLUMNS, "zstd"), AUDIO_LEAF: "none"},
             write_statistics=METADATA_COLUMNS,
@@ -121,7 +122,7 @@ def _as_table(rows: list[dict], schema: pa.Schema) -> pa.Table:
 
 
 def _as_array(values: Sequence, kind: pa.DataType) -> pa.Array:
-    """Do what ``pa.array`` does, without pandas, for which that would wait half a second in every process."""
+    """Do the same as ``pa.array`` without pandas, whose import would take half a second in every process."""
     if pa.types.is_string(kind):
         values = [value.encode() for value in values]
         buffers = [_offsets(values), b"".join(values)]
@@ -165,16 +166,16 @@ def read_labels(data_dir: Path) -> list[str]:
 
 @dataclass
 class Clips:
-    """Clips of a processed data set: a table of what they are; their audio is read one at a time.
+    """Clips of a processed data set: a table; their audio is read one clip at a time.
 
     A map-style data set for ``torch.utils.data.DataLoader``, safe to fork.
 
     Attributes
     ----------
     table : pandas.DataFrame
-        A row a clip: all columns but ``audio``, and where it lies (``part``, ``row_group``, ``row``).
+        One row per clip: all columns except ``audio``, and its place (``part``, ``row_group``, ``row``).
     labels : list of str
-        All labels of the data set, by label id, also those without a clip here.
+        All labels of the data set, by label id, also those without clips here.
     sample_rate_hz : int
     clip_seconds : float
     data_dir : Path
@@ -209,12 +210,12 @@ class Clips:
         }
 
     def __getstate__(self) -> dict:
-        # Open files do not travel to the workers of a data loader; they open their own.
+        # Open files are not sent to the workers of a data loader; each worker opens its own.
         return {**self.__dict__, "_parts": {}, "_group_read": None}
 
     @property
     def kept_together(self) -> str:
-        """What the split keeps on one side, in words; ``recording`` also where no recordist is known."""
+        """The unit that the split keeps on one side; ``recording`` also if no recordist is known."""
         record = runs.read_record(self.data_dir) or {}
         return str(record.get("metrics", {}).get("kept_together", UNIT_NOT_NOTED))
 
@@ -223,14 +224,14 @@ class Clips:
         return recordings_table.heard_in_train(self.table["recording_id"], self.data_dir, self.fold)
 
     def cutting(self) -> dict[str, object]:
-        """Return how stage 01 cut recordings into these clips, and filled those that were too short.
+        """Return how stage 01 cut recordings into these clips, and how it padded short ones.
 
         Returns
         -------
         dict
             ``remainder``: ``pad`` or ``drop``; ``least_seconds`` and ``least_rest_seconds``: the shortest recording,
-            and the shortest rest of a longer one, that became a clip; ``channel``: that of ``--channel``; ``fill``:
-            ``repeat``, from its start.
+            and the shortest rest of a longer one, that gave a clip; ``channel``: value of ``--channel``; ``fill``:
+            ``repeat``, from the start.
         """
         record = runs.read_record(self.data_dir) or {"arguments": {}}
         least_s = record["arguments"].get("min_seconds", 0.0)
@@ -279,16 +280,16 @@ def read_clips(
     seed: int = 0,
     fold: int | None = None,
 ) -> Clips:
-    """Open the clips of a processed data set; nothing but their table is read.
+    """Open the clips of a processed data set; only their table is read.
 
     Parameters
     ----------
     data_dir : Path
         Output folder of stage 01.
     split : {"train", "val", "test"}, optional
-        Only this split. None takes all.
+        Only this split. None selects all.
     max_clips_per_class : int, optional
-        Keep at most this many clips of a class and split, drawn without replacement.
+        Keep at most this many clips per class and split, drawn without replacement.
     seed : int
         Seed of that draw.
     fold : int, optional
@@ -302,9 +303,9 @@ def read_clips(
     Raises
     ------
     InputError
-        If a part is missing, damaged or of another schema, or no clip is left.
+        If a part is missing, damaged or has another schema, or no clip is left.
     UsageError
-        If `fold` does not go with the data set.
+        If `fold` does not fit the data set.
     """
     data_dir = Path(data_dir)
     paths = sorted(data_dir.glob(PART_NAMES))
@@ -382,7 +383,7 @@ def _read_part_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
 
 
 def _clip_format(path: Path, schema: pa.Schema) -> tuple[int, float]:
-    """Return sample rate and clip length that a part's schema tells, after checking all of the schema."""
+    """Return the sample rate and the clip length from a part's schema, after checking the whole schema."""
     metadata = {
         key.decode(errors="replace"): value.decode(errors="replace") for key, value in (schema.metadata or {}).items()
     }
@@ -418,14 +419,14 @@ def _described(field: pa.Field) -> str:
 
 
 def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir: Path) -> None:
-    """Refuse clips that no run of stage 01 leaves; name the first by file, row and column."""
+    """Refuse clips that stage 01 never writes; name the first by file, row and column."""
     label_ids = table["label_id"].to_numpy()
     inside = (label_ids >= 0) & (label_ids < len(labels))
     label_of = np.array([*labels, ""], dtype=object)[np.where(inside, label_ids, len(labels))]
     start_s, duration_s = table["start_s"].to_numpy(), table["duration_s"].to_numpy()
     group_ids, split_ids = pd.factorize(table["group"])[0], pd.factorize(table["split"])[0]
     split_of_group = np.zeros(len(table), int)
-    split_of_group[group_ids[::-1]] = split_ids[::-1]  # of the first clip of each group
+    split_of_group[group_ids[::-1]] = split_ids[::-1]  # split of the first clip of each group
     split_names = names_of_parts(len(set(table["split"]) & set(FOLDS)) or None)
     rules = {
         "clip_id": (~table["clip_id"].duplicated().to_numpy(), "an id that no other clip has"),

@@ -1,8 +1,8 @@
-"""Where in a file the sound lies: what its header promises, what is there, what stands before and behind it.
+"""The place of the sound in a file: the length in its header, the true length, and the data before and after it.
 
-Decoders trust headers. A recorder that lost power, a disk that filled, a program that wrote to a pipe and a
-size beyond 4 GiB leave headers that are wrong, with all the sound behind them. The functions here decode
-nothing: they say from which byte to which the sound goes, by what the file holds.
+Decoders trust headers. Headers are wrong, although all the sound follows them, after a loss of power, on a full disk,
+if a program writes to a pipe, or beyond a size of 4 GiB. The functions here decode nothing: they find the first and
+last byte of the sound from the content of the file.
 """
 
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from utils.core.errors import machine_fault
 
-# Chunks that may stand behind the sound. Of any other id a chunk must fit into the file, or it is none.
+# Chunks that may follow the sound. A chunk with another id must fit into the file; otherwise it is not a chunk.
 KNOWN_CHUNKS = {b"LIST", b"bext", b"id3 ", b"ID3 ", b"JUNK", b"junk", b"FLLR", b"PAD ", b"cue ", b"wamd", b"guan"}
 KNOWN_CHUNKS |= {b"iXML", b"axml", b"fact", b"PEAK", b"smpl", b"inst", b"afsp", b"cart", b"chna", b"DISP", b"_PMX"}
 KNOWN_CHUNKS |= {b"ANNO", b"COMT"}
@@ -20,26 +20,26 @@ TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 BLOCK_BYTES = 2**20
 OGG_HEADER_BYTES = 27
 FIRST_PAGE_FLAG = 2
-# Writers to a pipe, which cannot come back to fill in the size, write about 2 GiB or 4 GiB (sox, arecord, ffmpeg).
+# Programs that write to a pipe cannot fill in the size later; they write about 2 GiB or 4 GiB (sox, arecord, ffmpeg).
 PIPE_SIZES = (2**31, 2**32 - 1)
 PIPE_TOLERANCE = 8192
-W64_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # follows the four letters of all chunks but the first
+W64_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # follows the four letters of all chunks except the first
 
 
 class View(io.RawIOBase):
-    """A stretch of an open file, read as if it were a file of its own.
+    """A section of an open file, read like a file of its own.
 
-    Libraries hide what the operating system says, and take a disk that is gone for the end of the file. This
-    remembers it; `check` raises it.
+    Libraries hide errors of the operating system, and treat a lost disk as the end of the file. This class stores such
+    an error; `check` raises it.
 
     Parameters
     ----------
     path : Path
-        For messages.
+        Path for messages.
     descriptor : int
-        Of the open file; its position is neither used nor changed.
+        Descriptor of the open file; its position is neither used nor changed.
     start, stop : int
-        First byte, and the one behind the last.
+        First byte, and the first byte after the section.
     """
 
     def __init__(self, path: Path, descriptor: int, start: int, stop: int):
@@ -50,22 +50,22 @@ class View(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Number of bytes."""
         return self.stop - self.start
 
     def part(self, start: int, stop: int) -> "View":
-        """Return a stretch of this one."""
+        """Return a section of this one."""
         return View(self.path, self.descriptor, self.start + start, self.start + stop)
 
     def bytes_at(self, start: int, n: int) -> bytes:
-        """Return `n` bytes from `start`, fewer at the end. Raises `InputError` for a fault of the machine."""
+        """Return `n` bytes from `start`, fewer at the end. Raise `InputError` for a fault of the machine."""
         try:
             return os.pread(self.descriptor, max(0, min(n, self.size - start)), self.start + start)
         except OSError as error:
             raise machine_fault(self.path, error) from error
 
     def check(self) -> None:
-        """Raise `InputError` if a library met a fault of the machine."""
+        """Raise `InputError` if a library caught a fault of the machine."""
         if self.fault is not None:
             raise machine_fault(self.path, self.fault) from self.fault
 
@@ -86,7 +86,7 @@ class View(io.RawIOBase):
         n = max(0, min(len(buffer), self.size - self.position))
         try:
             n = os.preadv(self.descriptor, [memoryview(buffer)[:n]], self.start + self.position)
-        except OSError as error:  # an exception would get lost in a library's own code
+        except OSError as error:  # an exception would be lost in a library's own code
             self.fault = self.fault or error
             return 0
         self.position += n
@@ -98,20 +98,20 @@ class View(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Chunks:
-    """How a format with chunks lays them out.
+    """The layout of a format with chunks.
 
     Attributes
     ----------
     byteorder : {"little", "big"}
     first : int
-        Byte of the first chunk.
+        Position of the first chunk, in bytes.
     id_bytes, size_bytes : int
     counts_header : bool
-        Whether a chunk's size counts its id and size.
+        Whether a chunk's size includes its id and size.
     multiple : int
-        Chunks begin at multiples of so many bytes.
+        The position of each chunk is a multiple of this number of bytes.
     data : bytes
-        Id of the chunk with the sound.
+        Id of the chunk that holds the sound.
     skip : int
         Bytes in it before the sound.
     """
@@ -160,13 +160,13 @@ class Data:
     Attributes
     ----------
     start : int
-        Its first byte.
+        Position of the first byte.
     promised_bytes : int or None
-        What the header says; None if it leaves that open.
+        Size in the header; None if the header does not give it.
     bytes : int
-        What is there: to the chunks behind it, or to the end of the file.
+        True size: up to the next chunk, or to the end of the file.
     byteorder : {"little", "big"}
-        Usual one of the format.
+        The usual one of the format.
     """
 
     start: int
@@ -176,10 +176,10 @@ class Data:
 
 
 def find_data(view: View) -> Data | None:
-    """Find the sound of a WAV, RF64, BW64, W64, AIFF, CAF or AU file; None for any other, and where there is none.
+    """Find the sound of a WAV, RF64, BW64, W64, AIFF, CAF or AU file; None for other formats and without sound.
 
-    Behind the promised end there may be chunks, tags or zeros. If it is none of these the promise is wrong, and
-    the sound goes on: to the end of the file, or to a promised end plus a multiple of 4 GiB where chunks begin.
+    Chunks, tags or zeros may follow the promised end. If other data follow, the promise is wrong and the sound
+    continues: to the end of the file, or to a promised end plus a multiple of 4 GiB if chunks begin there.
     """
     magic = view.bytes_at(0, 4)
     if magic == b".snd":
@@ -230,7 +230,7 @@ def _extent(view: View, layout: Chunks | None, start: int, promised: int | None,
 
 
 def _holds_no_sound(view: View, layout: Chunks | None, position: int) -> bool:
-    """Say whether all from a byte on is chunks, tags or zeros; also where nothing is there."""
+    """Return whether all data from a byte on are chunks, tags or zeros; also True if there are none."""
     starts = {position} if layout is None else {position, layout.padded(position)}
     return any(_is_chunks(view, layout, start) for start in starts) or _is_zeros(view, position)
 
@@ -254,7 +254,7 @@ def _is_chunks(view: View, layout: Chunks | None, position: int) -> bool:
 
 def _is_zeros(view: View, position: int) -> bool:
     if any(view.bytes_at(max(position, view.size - BLOCK_BYTES), BLOCK_BYTES)):
-        return False  # seen at once at the end, before gigabytes are read
+        return False  # checked at the end first, before gigabytes are read
     while block := view.bytes_at(position, BLOCK_BYTES):
         if block.count(0) != len(block):
             return False
@@ -266,15 +266,15 @@ def _is_zeros(view: View, position: int) -> bool:
 
 
 def ogg_links(view: View) -> tuple[list[tuple[int, int]], bool]:
-    """Divide an Ogg file into the streams that follow each other (a "chain"), whose rates and channels may differ.
+    """Divide an Ogg file into its consecutive streams (a "chain"), whose rates and channels may differ.
 
-    FFmpeg 8.1 reads a chain as one stream: it refuses one whose parameters change, and does not trim what a
-    stream's last page says to trim. Each link is a whole file by itself.
+    FFmpeg 8.1 reads a chain as one stream: it refuses a chain whose parameters change, and does not trim the end of a
+    stream as its last page requires. Each link is a whole file by itself.
 
     Returns
     -------
     list of (int, int)
-        First byte of each link, and the one behind its last.
+        First byte of each link, and the first byte after it.
     bool
         Whether the file ends within a page.
     """
@@ -308,7 +308,7 @@ def ogg_links(view: View) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _next_page(view: View, position: int) -> int | None:
-    """Return where the next page begins, behind what is none."""
+    """Return the position of the next page, after any data that are not a page."""
     while len(block := view.bytes_at(position, BLOCK_BYTES)) >= 4:
         found = block.find(b"OggS")
         if found >= 0:
@@ -318,7 +318,7 @@ def _next_page(view: View, position: int) -> int | None:
 
 
 def end_of_tag(view: View) -> int:
-    """Return the byte behind the ID3v2 tags that the file begins with; 0 if there is none."""
+    """Return the end of the ID3v2 tags at the start of the file; 0 if there are none."""
     position = 0
     while (header := view.bytes_at(position, 10)).startswith(b"ID3") and len(header) == 10:
         position += 10 + _synchsafe(header[6:]) + (10 if header[5] & 0x10 else 0)
@@ -330,7 +330,7 @@ def _synchsafe(four: bytes) -> int:
 
 
 def end_without_tags(view: View) -> int:
-    """Return the byte behind the sound of an mp3: FFmpeg looks for sound in tags that stand behind it."""
+    """Return the end of the sound of an mp3: FFmpeg would search for sound in the tags after it."""
     end = view.size
     while True:
         tail = view.bytes_at(max(0, end - 128), min(end, 128))

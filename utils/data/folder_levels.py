@@ -1,4 +1,4 @@
-"""Which level of a tree of folders names the species."""
+"""Find the level of a folder tree that names the species."""
 
 import logging
 import re
@@ -27,46 +27,46 @@ PART = re.compile(
     r"|(19|20)\d\d([-_ ]?\d\d?){0,2}|spring|summer|autumn|fall|winter",
     re.IGNORECASE,
 )
-# What is below a species: kinds of sounds, sexes, ages, formats, qualities.
+# Folders below a species: kinds of sounds, sexes, ages, formats, qualities.
 KIND = re.compile(
     r"(.*[^a-z])?(songs?|calls?|alarm|drum(s|ming)?|flight|begging|duet|contact|male|female|adult|juvenile|nestling|"
     r"pair|wav|mp3|flac|ogg|audio|sounds?|recordings?|raw|clean|good|bad|other|misc|gesang|rufe?|xeno[- _]?canto)"
     r"([^a-z].*)?|q?[a-e]|\d{1,2}",
     re.IGNORECASE,
 )
-# Turdus merula, Corvus_corone_cornix: the second word of a person or a place has a capital.
+# Turdus merula, Corvus_corone_cornix: names of persons and places have a capital in the second word.
 BINOMIAL = re.compile(r"[A-Z][a-z]{2,}(-[a-z]+)?[ _-][a-z]{3,}(-[a-z]+)?([ _-][a-z]{3,})?")
 NAMED = 4
 
 
 def label_of(folder: str) -> str:
-    """Return the label that a folder's name stands for."""
+    """Return the label for a folder's name."""
     return FOLDER_SUFFIX.sub("", tidy(folder))
 
 
 def find_label_level(files: Sequence[Folders], raw_dir: Path) -> int:
-    """Return which level of folders holds the labels, counted from 1 (the folders in `raw_dir`).
+    """Return the level of folders that holds the labels, counted from 1 (the folders in `raw_dir`).
 
-    It is the first level that has two folders or more. Where that level cannot be the species, or another one can
-    as well, nothing is guessed:
+    It is the first level with at least two folders. In these cases the level is not clear, and the function raises an
+    error:
 
-    - its folders are named after splits (``train``, ``test``), or after parts of a collection (``fold1``,
-      ``SiteA``, ``2021``) with folders below;
-    - the folders below are named like species (*Turdus merula*) and its own are not;
-    - most files lie in folders below that have the same names in several of its folders, and neither these names
-      (``song``, ``call``) nor its own (*Turdus merula*) tell which of the two is the species.
+    - The folders of this level are named after splits (``train``, ``test``), or after parts of a collection (``fold1``,
+      ``SiteA``, ``2021``) and contain folders.
+    - The folders below are named like species (*Turdus merula*), and those of this level are not.
+    - Most files are in folders below that have the same names in several folders of this level, and neither these names
+      (``song``, ``call``) nor those of this level (*Turdus merula*) show which of the two is the species.
 
     Parameters
     ----------
     files : sequence of tuple of str
         Folders of every sound file, from `raw_dir` down.
     raw_dir : Path
-        For the messages.
+        Path for the messages.
 
     Raises
     ------
     InputError
-        If it is not clear; the message names the levels, and ``--label_level``, which decides.
+        If it is not clear; the message names the levels, and ``--label_level``, which sets the level.
     """
     level = _first_with_several(set(files))
     uppers = sorted({folders[level] for folders in files if len(folders) > level})
@@ -85,8 +85,8 @@ def find_label_level(files: Sequence[Folders], raw_dir: Path) -> int:
         _warn_of_odd_ones(of_upper, level, place)
     elif nested and _are_species(lowers):
         raise InputError(
-            f"{place}: the folders in {_some(uppers)} are named like species ({_some(lowers)}): give {deeper} to take "
-            f"these for the labels, with --recordist_level {level + 1} if the folders above are recordists or sites, "
+            f"{place}: the folders in {_some(uppers)} are named like species ({_some(lowers)}): give {deeper} to use "
+            f"these as the labels, with --recordist_level {level + 1} if the folders above are recordists or sites, "
             f"which stay on one side of the split; or {this} if {_some(uppers)} are the labels"
         )
     if not nested or all(KIND.fullmatch(name) or PART.fullmatch(name) for name in lowers):
@@ -99,38 +99,38 @@ def find_label_level(files: Sequence[Folders], raw_dir: Path) -> int:
         return level + 1
     if _are_species(uppers):
         log.warning(
-            "%s: folders of the same name lie in the folders of several species (%s). If they are recordists or sites, "
+            "%s: folders of several species contain folders of the same name (%s). If they are recordists or sites, "
             "--recordist_level %d keeps each on one side of the split",
             *(place, _some(repeated), level + 2),
         )
         return level + 1
     raise InputError(
-        f"{place}: folders of the same name ({_some(repeated)}) lie in several of the folders {_some(uppers)}. Where "
-        f"the species are {_some(repeated, 2)}, give {deeper}; where they are {_some(uppers, 2)}, give {this}. With "
+        f"{place}: several of the folders {_some(uppers)} contain folders of the same name ({_some(repeated)}). If "
+        f"the species are {_some(repeated, 2)}, give {deeper}; if they are {_some(uppers, 2)}, give {this}. With "
         f"--recordist_level the other level, if it is that of recordists or sites, stays on one side of the split"
     )
 
 
 def _check_named_after(uppers: list[str], lowers: list[str], level: int, place: Path, is_nested: bool) -> None:
-    """Refuse folders that are named after splits, or after parts of a collection; `is_nested`: most hold folders."""
+    """Refuse folders that are named after splits, or after parts of a collection; `is_nested`: most contain folders."""
     deeper, this = f"--label_level {level + 2}", f"--label_level {level + 1}"
     n_splits = sum(SPLIT.fullmatch(name) is not None for name in uppers)
     if n_splits > 1 or n_splits == len(uppers):
         if not lowers:
             raise InputError(
-                f"{place}: the folders {_some(uppers)} are named after splits, not species, and hold no folders; "
+                f"{place}: the folders {_some(uppers)} are named after splits, not species, and contain no folders; "
                 f"expected a folder per species: give a metadata table with --metadata, or {this} if these are labels"
             )
         raise InputError(
             f"{place}: the folders {_some(uppers)} are named after splits, and the folders in them look like the "
-            f"species ({_some(lowers)}): give {deeper} to take these for the labels. The recordings are then divided "
-            f"anew, by recordist; a split that is there is not kept"
+            f"species ({_some(lowers)}): give {deeper} to use these as the labels. The recordings are then split "
+            f"again, by recordist; the present split is not kept"
         )
     if all(PART.fullmatch(name) for name in uppers):
         if is_nested:
             raise InputError(
                 f"{place}: the folders {_some(uppers)} are named after parts of a collection, and the folders in them "
-                f"look like the species ({_some(lowers)}): give {deeper} to take these for the labels, with "
+                f"look like the species ({_some(lowers)}): give {deeper} to use these as the labels, with "
                 f"--recordist_level {level + 1} to keep each part on one side of the split; or {this} if "
                 f"{_some(uppers)} are the labels"
             )
@@ -138,13 +138,13 @@ def _check_named_after(uppers: list[str], lowers: list[str], level: int, place: 
 
 
 def _first_with_several(folders: Collection[Folders]) -> int:
-    """Return how many folders lie above the species' folders: those that hold nothing but one folder with audio."""
+    """Return the number of folder levels above the species: levels with only one folder that contains audio."""
     level = 0
     while True:
         children = {own[level] for own in folders if len(own) > level}
         if len(children) > 1:
             return level
-        if not children:  # one chain of folders: the last one is the only species
+        if not children:  # a chain of single folders: the last one is the only species
             return max(level - 1, 0)
         level += 1
 
@@ -159,13 +159,13 @@ def _is_species(name: str) -> bool:
 
 
 def _warn_of_odd_ones(of_upper: dict[str, list[Folders]], level: int, place: Path) -> None:
-    """Warn of folders beside the species' that are none, but hold some."""
+    """Warn of folders on the level of the species that are not named like a species, but contain such folders."""
     for name, files in sorted(of_upper.items()):
         below = {folders[level + 1] for folders in files if len(folders) > level + 1}
         if not _is_species(name) and below and all(len(f) > level + 1 for f in files) and all(map(_is_species, below)):
             log.warning(
-                "%s: the folder %s is taken for a species, but the folders in it are named like species (%s): move "
-                "them beside the others",
+                "%s: the folder %s is treated as a species, but the folders in it are named like species (%s): move "
+                "them to the folder of the others",
                 *(place, name, _some(below)),
             )
 

@@ -1,4 +1,4 @@
-"""Labels that are classes like any other here, and may not be meant so."""
+"""Warn of labels that may not be meant as classes."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ NO_SPECIES = re.compile(
     r"no ?(birds?|calls?)|noise|background|silence|others?|misc\w*|various|aves|birds?|"
     r".* spp?\.?( .*)?|.*/.*|.* [x×] .*"  # Corvus sp., Parus/Poecile, Anas platyrhynchos x acuta
 )
-# What pandas and R take for a missing value when they read a CSV.
+# Texts that pandas and R read from a CSV as missing values.
 MISSING = frozenset(
     {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL"}
     | {"NaN", "None", "n/a", "nan", "null"}
@@ -19,18 +19,18 @@ MISSING = frozenset(
 
 
 def warn_of_odd_labels(n_recordings: Mapping[str, int]) -> None:
-    """Warn of labels that name no species, and of those that other programs read as missing.
+    """Warn of labels that name no species, and of labels that other programs read as missing.
 
     Parameters
     ----------
     n_recordings : mapping of str to int
-        Recordings of each label.
+        Number of recordings per label.
     """
     odd = {label: n for label, n in sorted(n_recordings.items()) if _is_no_species(label)}
     if odd:
         log.warning(
-            "%d labels name no species: %s. They are classes like any other; where that is not meant, leave their "
-            "recordings out",
+            "%d labels name no species: %s. They are classes like all others; if this is not intended, remove their "
+            "recordings",
             *(len(odd), ", ".join(f"{label} ({n} recordings)" for label, n in odd.items())),
         )
     missing = sorted(MISSING & n_recordings.keys())

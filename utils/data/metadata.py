@@ -1,4 +1,4 @@
-"""The table that says which recording is what: its columns, and what in it would be misunderstood."""
+"""The metadata table of recordings: its columns, and checks for content that would be misunderstood."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ with lazy.imported_on_first_use():
 
 log = logging.getLogger(__name__)
 
-# Accepted columns; the first that the table has counts, and those of a tuple are joined by a space.
+# Accepted columns; the first one in the table is used, and those of a tuple are joined by a space.
 COLUMNS = {
     "label": [
         ("label",),
@@ -39,14 +39,15 @@ COLUMNS = {
     "licence": [("licence",), ("license",), ("lic",)],
     "collection": [("collection",)],
 }
-# Of these the one counts whose files are there: xeno-canto's `file` is an address and its `file-name` the uploader's.
+# The column with the most existing files is used: xeno-canto's `file` is an address, its `file-name` the uploader's
+# name.
 FILE_COLUMNS = ("file-name", "file_name", "file", "filename", "path", "filepath", "file_path")
-XENO_CANTO_ID_COLUMNS = ("xc_id", "id")  # hold bare numbers, which xeno-canto itself shows as XC123
-# Name other species that are heard too.
+XENO_CANTO_ID_COLUMNS = ("xc_id", "id")  # hold only numbers; xeno-canto shows them as XC123
+# Columns that name other species in the recording.
 OTHER_SPECIES = ("secondary_labels", "secondary_label", "background", "also", "other_species", "background_species")
 EMPTY_LISTS = ("", "[]", "['']", '[""]', "{}", "-", "nan", "none", "na")
 
-# A number in one of these is a place within a file, so that the row's label is of a stretch.
+# A number in one of these columns is a time within a file: the label of the row describes only a section.
 START = re.compile(
     r"(?:start|begin|onset|offset|timestamp|t_?min|xmin|t_?start|(?:segment|clip|window|chunk)_start|time_start)"
     r"(?:_?time)?(?:_(?:s|sec|secs|seconds|ms|samples?))?"
@@ -55,8 +56,8 @@ END = re.compile(
     r"(?:end|stop|offset|duration|length|t_?max|xmax|t_?end|(?:segment|clip|window|chunk)_end|time_end)"
     r"(?:_?time)?(?:_(?:s|sec|secs|seconds|ms|samples?))?"
 )
-PLACES_IF_REPEATED = ("time", "seconds", "from", "second")  # metadata of a recording, unless a file has several rows
-LARGEST_SECOND = 10_000_000  # numbers above this are dates, as seconds since 1970
+PLACES_IF_REPEATED = ("time", "seconds", "from", "second")  # metadata of a recording, if a file has only one row
+LARGEST_SECOND = 10_000_000  # larger numbers are dates, as seconds since 1970
 TIME_OF_DAY = r"(?:[01]\d|2[0-3])[0-5]\d(?:[0-5]\d)?"  # 0630, 063000
 FIX = "expected a comma-separated table in UTF-8 with a header such as file,label,recording_id,recordist"
 
@@ -68,14 +69,14 @@ class Row:
     Attributes
     ----------
     place : str
-        Name of the table and number of the row, as a spreadsheet counts.
+        Name of the table and number of the row, as in a spreadsheet.
     files : dict of str to str
         Name of the file, by column.
     label : str
     names : tuple of str
-        All that the label columns hold; a folder of the species may be named after any.
+        All texts of the label columns; a folder of the species may be named after any of them.
     recording_id, recordist, licence, collection : str
-        Empty where the table does not say.
+        Empty if the table does not name it.
     """
 
     place: str
@@ -89,12 +90,12 @@ class Row:
 
     @property
     def xeno_canto_id(self) -> str | None:
-        """The id, if it is one of xeno-canto's."""
+        """The recording id, if it is an id of xeno-canto."""
         return self.recording_id if XENO_CANTO_ID.fullmatch(self.recording_id) else None
 
 
 def read_rows(metadata: Path, collection_column: str | None = None) -> list[Row]:
-    """Read a table of recordings; warn of what it says and nobody listens to.
+    """Read a table of recordings; warn of columns that are not used.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ def read_rows(metadata: Path, collection_column: str | None = None) -> list[Row]
     Raises
     ------
     InputError
-        If it cannot be read, lacks a column for file or label, or says of stretches within files what they are.
+        If it cannot be read, lacks a column for file or label, or labels sections within files.
     """
     table = _read_table(metadata)
     _refuse_stretches(table, metadata)
@@ -156,7 +157,7 @@ def _read_table(metadata: Path) -> pd.DataFrame:
     if not metadata.is_file():
         raise InputError(f"{metadata}: no such file; {FIX}")
     try:
-        # Blank lines are kept at first, so that the row numbers in messages are those of a spreadsheet.
+        # Blank lines are kept at first, so that row numbers in messages match those of a spreadsheet.
         table = pd.read_csv(metadata, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
     except UnicodeDecodeError as error:
         raise InputError(f"{metadata} is not UTF-8 ({error}): save it as UTF-8") from error
@@ -179,10 +180,10 @@ def _read_table(metadata: Path) -> pd.DataFrame:
 
 
 def _columns_of(field: str, table: pd.DataFrame) -> tuple[str, ...]:
-    """Return the columns that hold a field; none where it is missing."""
+    """Return the columns that hold a field; none if it is missing."""
     for names in COLUMNS[field]:
         if names == ("id",) and "gen" not in table.columns:
-            continue  # not xeno-canto's, so it may count rows and tell pieces of one recording apart
+            continue  # not xeno-canto's: it may count rows and give each piece of a recording another id
         if set(names) <= set(table.columns):
             return names
     return ()
@@ -195,11 +196,11 @@ def _no_column(field: str, accepted: Iterable[tuple[str, ...]], table: pd.DataFr
     )
 
 
-# ------------------------------------------------------------------------------------------------ stretches
+# ------------------------------------------------------------------------------------------------ sections within files
 
 
 def _plain(column: str) -> str:
-    """Return a column's name in one spelling: ``Begin Time (s)`` is ``begin_time_s``."""
+    """Return the name of a column in one spelling: ``Begin Time (s)`` is ``begin_time_s``."""
     return re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
 
 
@@ -212,7 +213,7 @@ def _is_end(column: str) -> bool:
 
 
 def _refuse_stretches(table: pd.DataFrame, metadata: Path) -> None:
-    """Raise `InputError` if the rows name stretches within files."""
+    """Raise `InputError` if the rows describe sections within files."""
     file_columns = [name for name in FILE_COLUMNS if name in table.columns]
     is_repeated = any(table.loc[table[name] != "", name].duplicated().any() for name in file_columns)
     starts = []
@@ -224,7 +225,7 @@ def _refuse_stretches(table: pd.DataFrame, metadata: Path) -> None:
         values = values[values != ""]
         numbers = pd.to_numeric(values[~values.str.fullmatch(TIME_OF_DAY)], errors="coerce")
         is_place = (numbers.abs() < LARGEST_SECOND).any()
-        # Times of day are metadata of a recording; several of them for one file are places in it.
+        # A time of day is metadata of a recording; several of them for one file are sections of it.
         if is_place or (is_start and is_repeated and len(values)):
             starts.append(column)
     if starts:
@@ -236,9 +237,9 @@ def _refuse_stretches(table: pd.DataFrame, metadata: Path) -> None:
 def _stretches(metadata: Path, columns: list[str], example: str = "") -> InputError:
     example = f" (the first row: {example})" if example else ""
     return InputError(
-        f"{metadata} says what is heard in stretches within files, by the columns {', '.join(columns)}{example}; "
-        "expected labels of whole files. Cut the stretches out, give each piece a row of its own, and all pieces of a "
-        "recording the same recording_id. Where the label is true of the whole file, remove these columns"
+        f"{metadata} describes the sound in sections within files, in the columns {', '.join(columns)}{example}; "
+        "expected labels of whole files. Cut the sections out, give each piece its own row, and give all pieces of a "
+        "recording the same recording_id. If the label is true for the whole file, remove these columns"
     )
 
 
@@ -248,7 +249,7 @@ def _warn_of_other_species(table: pd.DataFrame, metadata: Path) -> None:
             n_rows = (~table[column].str.strip().str.lower().isin(EMPTY_LISTS)).sum()
             if n_rows:
                 log.warning(
-                    "%s: in %d of %d rows the column %s names species that are heard besides the label: it is not "
-                    "used, each recording has one label",
+                    "%s: in %d of %d rows the column %s names other species in the recording: it is not "
+                    "used, because each recording has one label",
                     *(metadata, n_rows, len(table), column),
                 )

@@ -1,4 +1,4 @@
-"""When a recording was started, by what recorders write: GUANO, an AudioMoth's comment, a bext chunk, the name."""
+"""The start time of a recording, from metadata of recorders: GUANO, an AudioMoth's comment, a bext chunk, the name."""
 
 import re
 from collections.abc import Iterator
@@ -11,31 +11,31 @@ import guano
 from utils.data.containers import LAYOUTS, View
 from utils.data.sources import opened
 
-LARGEST_CHUNK = 2**16  # bytes; the rest of a longer one is not read
+LARGEST_CHUNK = 2**16  # bytes; the rest of a longer chunk is not read
 INFO_COMMENT = b"ICMT"
 # "Recorded at 19:17:30 24/02/2026 (UTC+5:30) by AudioMoth 24F319055FDF2F5B at medium gain …"
 AUDIOMOTH = re.compile(
     r"Recorded at (\d\d:\d\d:\d\d)(\.\d+)? (\d\d/\d\d/\d{4}) \(UTC(?:([+-]\d{1,2})(?::(\d\d))?)?\) by AudioMoth"
 )
-# "Amplitude threshold was …", "Frequency trigger (8.0kHz and …) threshold was …": only what was loud was kept.
+# "Amplitude threshold was …", "Frequency trigger (8.0kHz and …) threshold was …": only loud sections were kept.
 GLUED = re.compile(r"Amplitude threshold was|Frequency trigger \(.*\) threshold was", re.IGNORECASE)
 DATE_AND_TIME = re.compile(r"(?<!\d)((?:19|20)\d{6})[_T-](\d{6})(?!\d)")  # 20250601_063000, SITE1_20250601_063000
 AUDIOMOTH_HEX = re.compile(r"[0-9A-F]{8}")  # 5B1E2A40: seconds since 1970
-EARLIEST, LATEST = datetime(2015, 1, 1, tzinfo=UTC), datetime(2038, 1, 1, tzinfo=UTC)  # of such a name
+EARLIEST, LATEST = datetime(2015, 1, 1, tzinfo=UTC), datetime(2038, 1, 1, tzinfo=UTC)  # of such a time
 
 
 @dataclass(frozen=True)
 class Start:
-    """When a recording was started.
+    """The start time of a recording.
 
     Attributes
     ----------
     time : str
-        ISO 8601, with its offset from UTC where it is known; empty if nothing says when.
+        ISO 8601, with its offset from UTC if that is known; empty if the file does not record it.
     source : str
-        ``GUANO``, ``AudioMoth``, ``bext`` or ``file name``; empty if nothing says when.
+        ``GUANO``, ``AudioMoth``, ``bext`` or ``file name``; empty if the file does not record it.
     is_glued : bool
-        Whether silent stretches were left out, so that times in the recording are not times of day.
+        Whether silent sections were left out, so that times in the recording are not times of day.
     """
 
     time: str = ""
@@ -44,7 +44,7 @@ class Start:
 
 
 def read_start(path: Path) -> Start:
-    """Read when a recording was started; the first source that says it counts, in the order of `Start.source`.
+    """Read the start time of a recording, from the first source that has it, in the order of `Start.source`.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def read_start(path: Path) -> Start:
 
 
 def _chunks(view: View) -> Iterator[tuple[bytes, bytes]]:
-    """Yield id and content of a WAV's chunks, and of the entries of its list INFO; not that of the sound."""
+    """Yield id and content of a WAV's chunks, and of the entries of its list INFO, without the chunk of the sound."""
     magic = view.bytes_at(0, 4)
     if magic not in (b"RIFF", b"RF64", b"BW64"):
         return
@@ -96,9 +96,9 @@ def _of_guano(content: bytes) -> datetime | None:
         return None
     try:
         time = guano.GuanoFile.from_string(content.rstrip(b"\0"), strict=False).get("Timestamp")
-    except Exception:  # of many kinds, by whatever is damaged in it
+    except Exception:  # many types are possible, depending on the damage
         return None
-    return time if isinstance(time, datetime) else None  # one that it cannot read stays text
+    return time if isinstance(time, datetime) else None  # a time that it cannot parse stays text
 
 
 def _of_audiomoth(comment: str) -> datetime | None:

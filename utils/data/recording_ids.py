@@ -1,4 +1,4 @@
-"""Which files are pieces of one recording, from their names alone."""
+"""Find the files that are pieces of one recording, from their names alone."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 XENO_CANTO_ID = re.compile(r"(?<![a-z0-9])xc\d+(?![a-z0-9])", re.IGNORECASE | re.ASCII)
 
-# What a name ends with only where the file was cut from another, or copied. A character must stand before it.
+# Endings of names that always mark a piece or a copy of a file. A character must stand before them.
 SECONDS = r"\d+(?:\.\d+)?"
 PIECE_SUFFIXES = [
     re.compile(rf"(?<=[^/])[ _-]{pattern}$", re.IGNORECASE | re.ASCII)
@@ -27,7 +27,7 @@ PIECE_SUFFIXES = [
 ]
 BIRDNET_PREFIX = re.compile(r"(?:(?<=/)|^)[01]\.\d+_\d+_(?=[^/]+$)", re.ASCII)  # 0.93_3_: confidence and rank
 
-# What a name may end with for many reasons; whether it marks a piece is told by the names beside it.
+# Endings that can have several meanings; the names of the other files show whether they mark a piece.
 NUMBERED = re.compile(r"(?P<stem>[^/]+?)(?P<mark>[ _-]+)(?P<number>\d{1,4})", re.ASCII)
 BRACKETED = re.compile(r"(?P<stem>[^/]+?)(?P<mark> ?\()(?P<number>\d{1,4})\)", re.ASCII)
 GLUED = re.compile(r"(?P<stem>[^/]*\d{8}[T_-]?\d{6})(?P<mark>)(?P<number>\d{3})", re.ASCII)  # sox: … : newfile
@@ -42,18 +42,18 @@ MOMENT = re.compile(rf"{DATE}[T _-]*(?:[01]\d|2[0-3])[-_:h]?[0-5]\d(?:[-_:m]?[0-
 SHORT_DATE = re.compile(rf"{DATE}|\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", re.ASCII)
 YEAR = re.compile(r"(?:19|20)\d\d", re.ASCII)
 LAST_NUMBER = re.compile(r"\d{5,}$", re.ASCII)
-LEAST_ALIKE = 5  # files of a folder that differ by a number alone, from which on it is worth a word
+LEAST_ALIKE = 5  # files of a folder that differ only by a number; fewer give no warning
 
 
 @dataclass(frozen=True)
 class RecordingName:
-    """What a file's name says of its recording.
+    """The recording of a file, from the name of the file.
 
     Attributes
     ----------
     recording_id : str
     origin : str or None
-        What all pieces of one original recording share, whatever their label. None where there is nothing to share.
+        A text that all pieces of one original recording share, whatever their label. None if there are no other pieces.
     """
 
     recording_id: str
@@ -68,29 +68,29 @@ def tidy(text: str) -> str:
 def name_recordings(paths: Sequence[str], labels: Sequence[str]) -> list[RecordingName]:
     """Return the recording of every file; the pieces of one recording share its id.
 
-    The id is the ``XC123`` in the file's name, or the name of the nearest folder that is one. Without one it is
-    the file's path without its suffix, and without what marks a piece:
+    The id is the ``XC123`` in the file's name, or the name of the nearest folder that is such an id. Otherwise it is
+    the path of the file without suffix, and without these marks of a piece:
 
-    - **always**: start and end in seconds (``_9.0s_12.0s``, with BirdNET-Analyzer's ``0.93_3_`` in front), a word
+    - **always**: start and end in seconds (``_9.0s_12.0s``, with BirdNET-Analyzer's ``0.93_3_`` before it), a word
       and a number (``_segment_4``, ``-part2``), ``- Copy``;
-    - a **number** after a date and time or after an id of five digits or more (``20250601_063000_001``, sox's
-      ``20250601_063000001``): the name before it is that of one recording;
-    - numbers that grow by **equal steps** of two or more from the start, in several series of a folder (``_5``,
+    - a **number** after a date and time, or after an id of five digits or more (``20250601_063000_001``, sox's
+      ``20250601_063000001``): the name before it names one recording;
+    - numbers that increase by **equal steps** of two or more from the start, in several series of a folder (``_5``,
       ``_10``, ``_15``: seconds), and pairs of equal distance (``_0_3000``, ``_3000_6000``: milliseconds);
-    - `` (1)`` beside the file of the same name without it;
-    - the whole name, where it is a number and each of several folders of a label holds 0, 1, 2, … (a **folder a
+    - `` (1)``, if there is a file with the same name without it;
+    - the whole name, if it is a number and each of several folders of a label holds 0, 1, 2, … (**one folder per
       recording**).
 
-    Other files that differ by a number alone (``rook_1``, ``rook_2``) may be pieces or recordings: they stay
-    recordings, and a warning counts them. Pieces of one recording under several labels are a recording each, with
-    the same `origin`, which keeps them on one side of the split.
+    Other files that differ only by a number (``rook_1``, ``rook_2``) may be pieces or recordings: they stay recordings,
+    and a warning counts them. Pieces of one recording under several labels are one recording per label, with the same
+    `origin`, which keeps them on one side of the split.
 
     Parameters
     ----------
     paths : sequence of str
-        POSIX paths, each once.
+        POSIX paths, without duplicates.
     labels : sequence of str
-        Label of each.
+        Label of each path.
 
     Returns
     -------
@@ -142,7 +142,7 @@ def _xeno_canto_id(path: str) -> str | None:
 
 
 def _without_certain_marks(base: str) -> tuple[str, bool]:
-    """Return a name without what `PIECE_SUFFIXES` find at its end, and whether that were times."""
+    """Return a name without the endings in `PIECE_SUFFIXES`, and whether those were times."""
     is_timed = False
     while True:
         found = next((k for k, pattern in enumerate(PIECE_SUFFIXES) if pattern.search(base)), None)
@@ -153,13 +153,13 @@ def _without_certain_marks(base: str) -> tuple[str, bool]:
 
 
 def _by_numbers(bases: dict[int, str]) -> dict[int, str]:
-    """Return the recordings of the names that end with a number, where the names beside them tell."""
+    """Return the recordings of the names that end with a number, if the names in the same folder show them."""
     numbered, spans = defaultdict(list), defaultdict(list)
     everything = set(bases.values())
     for i, base in bases.items():
         folder, name = posixpath.split(base)
         found = BRACKETED.fullmatch(name) or GLUED.fullmatch(name) or NUMBERED.fullmatch(name)
-        if found and not MOMENT.search(name):  # 06-30-05: the last number is of the time
+        if found and not MOMENT.search(name):  # 06-30-05: the last number is part of the time
             stem = posixpath.join(folder, found["stem"])
             numbered[stem, found["mark"]].append((i, int(found["number"])))
         found = START_AND_END.fullmatch(name)
@@ -170,7 +170,7 @@ def _by_numbers(bases: dict[int, str]) -> dict[int, str]:
     n_alike = Counter((posixpath.dirname(stem), mark, steps[stem, mark]) for stem, mark in numbered)
     for (stem, mark), members in numbered.items():
         is_copy = mark.endswith("(") and stem in everything
-        # One series alone may number recordings, too.
+        # A single series may also number recordings.
         step = steps[stem, mark]
         is_cut = step > 1 and n_alike[posixpath.dirname(stem), mark, step] > 1
         if is_copy or is_cut or _names_one_recording(stem):
@@ -182,7 +182,7 @@ def _by_numbers(bases: dict[int, str]) -> dict[int, str]:
 
 
 def _names_one_recording(stem: str) -> bool:
-    """Say whether a name ends with a date and time, or with a long number that is not a date: it is one recording's."""
+    """Return whether a name ends with a date and time, or a long number that is not a date."""
     name = posixpath.basename(stem)
     if MOMENT.search(name):
         return True
@@ -191,7 +191,7 @@ def _names_one_recording(stem: str) -> bool:
 
 
 def _equal_steps(numbers: set[int]) -> int:
-    """Return the step of numbers that are 0 or one step, and on from there, three or more; otherwise 0."""
+    """Return the step of three or more numbers that start at 0 or at one step and have equal distances; otherwise 0."""
     step = math.gcd(*numbers)
     return step if len(numbers) > 2 and max(numbers) // step + (0 in numbers) == len(numbers) else 0
 
@@ -201,7 +201,7 @@ def _are_equally_long(members: list[tuple[int, int, int]]) -> bool:
 
 
 def _by_folders(bases: dict[int, str], labels: Sequence[str]) -> dict[int, str]:
-    """Return the recordings of the files whose folder is one: several folders of a label hold 0, 1, 2, … each."""
+    """Return the recordings of files with one folder per recording: several folders of a label hold 0, 1, 2, … each."""
     contents = defaultdict(list)
     for i, base in bases.items():
         contents[posixpath.dirname(base)].append(i)
@@ -213,7 +213,7 @@ def _by_folders(bases: dict[int, str], labels: Sequence[str]) -> dict[int, str]:
             siblings[posixpath.dirname(folder), own.pop()].append(folder)
     joined = {}
     for folders in siblings.values():
-        # A name that stands under several species is that of a kind (song, call), a year or a place.
+        # A folder name under several species names a kind of sound (song, call), a year or a place.
         own = [folder for folder in folders if parents[posixpath.basename(folder)] == 1]
         if len(own) > 1:
             joined |= {i: folder for folder in own for i in contents[folder]}
@@ -238,13 +238,13 @@ def _log_pieces(paths: Sequence[str], names: dict[int, str], pieces: set[int]) -
         examples = [paths[i] for i in several if names[i] == names[several[0]]][:2]
         log.info(
             "%d files are pieces of %d recordings by their names, such as %s of %s: the pieces of a recording stay "
-            "together; a metadata table with the column recording_id says otherwise",
+            "together; to change this, give a metadata table with the column recording_id",
             *(len(several), len({names[i] for i in several}), " and ".join(examples), names[several[0]]),
         )
 
 
 def _warn_of_numbers(bases: dict[int, str]) -> None:
-    """Warn of files of a folder that differ by a number alone, if there are many: they may be pieces."""
+    """Warn of many files in a folder that differ only by a number: they may be pieces."""
     alike = defaultdict(list)
     for base in bases.values():
         folder, name = posixpath.split(base)
@@ -252,7 +252,7 @@ def _warn_of_numbers(bases: dict[int, str]) -> None:
         if found and not MOMENT.search(name):
             stem, number = found.groups()[0], found.groups()[-1]
             alike[posixpath.join(folder, stem)].append((int(number), base))
-    # Times of day and serial numbers leave gaps; what counts pieces or recordings leaves few.
+    # Times of day and serial numbers have gaps; numbers of pieces or recordings have few.
     many = [
         sorted(own)
         for _, own in sorted(alike.items())
@@ -261,8 +261,8 @@ def _warn_of_numbers(bases: dict[int, str]) -> None:
     ]
     if many:
         log.warning(
-            "%d files in %d series differ by a number alone, such as %s and %s: each is taken for a recording. If they "
-            "are pieces of one recording, its pieces come to lie in train and in test, and the scores are too good: "
+            "%d files in %d series differ only by a number, such as %s and %s: each is treated as a recording. If they "
+            "are pieces of one recording, train and test both contain pieces of it, and the scores are too high: "
             "give a metadata table with the same recording_id for all pieces of a recording",
             *(sum(map(len, many)), len(many), many[0][0][1], many[0][1][1]),
         )

@@ -1,4 +1,4 @@
-"""Which files are which recording: label, recording id and recordist, from a folder tree or a metadata CSV."""
+"""Assign files to recordings: label, recording id and recordist, from a folder tree or a metadata CSV."""
 
 import errno
 import functools
@@ -23,17 +23,17 @@ from utils.data.tags import Tags
 
 log = logging.getLogger(__name__)
 
-# RAW is left out: it has no header, so it cannot be read without being told the format. The rest are
-# the usual spellings of formats that libsndfile lists under another name.
+# RAW is left out: it has no header, so its format must be known. The rest are the usual spellings of formats that
+# libsndfile lists under another name.
 AUDIO_SUFFIXES = frozenset(
     {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
     | {".aif", ".aifc", ".bwf", ".bw64", ".mp2", ".mpga", ".oga", ".opus", ".snd", ".wave"}
-    # What FFmpeg decodes: phones, players, and video containers, which often hold sound alone.
+    # Formats that FFmpeg decodes: phones, players, and video containers, which often hold only sound.
     | {".3ga", ".3gp", ".3gpp", ".aac", ".ac3", ".amr", ".ape", ".asf", ".awb", ".dsf", ".m4a", ".m4b", ".m4r", ".mka"}
     | {".mkv", ".mov", ".mp4", ".mpc", ".ogx", ".qt", ".spx", ".tta", ".weba", ".webm", ".wma", ".wv"}
 )
 CONVERT_WITH = dict.fromkeys([".w4v", ".wac"], "convert it with Kaleidoscope, of the recorder's maker,")
-# Sound all the same, so it is reported, not ignored: of recorders, players and dictation machines.
+# These formats are sound but cannot be decoded; they are reported, not ignored: recorders, players, dictation machines.
 UNREADABLE_SUFFIXES = frozenset(
     {".aa", ".aax", ".cda", ".ds2", ".dss", ".dvf", ".m4p", ".mid", ".midi", ".msv", ".w4v", ".wac", ".wvc", ".zc"}
 )
@@ -54,9 +54,10 @@ class SourceFile:
     recordist, licence, collection : str or None
         None where unknown. A collection is the source of recordings: an archive, a publisher, a project.
     origin : str or None
-        What the pieces of one original recording share, whatever their label; see `recording_ids.name_recordings`.
+        A text that the pieces of one original recording share, whatever their label; see
+        `recording_ids.name_recordings`.
     is_named_by_path : bool
-        Whether the id is no more than the file's path, so that a tag in the file knows better.
+        Whether the id is only the path of the file, so that a tag in the file is preferred.
     """
 
     path: str
@@ -85,20 +86,20 @@ def find_recordings(
 ) -> tuple[list[SourceFile], list[Skipped]]:
     """List the labelled audio files of a folder.
 
-    **Without metadata** the folders are the labels. Folders that hold nothing but one folder with audio
-    are wrappers (``raw/Voice of Birds/Voice of Birds/…``): the first folder, from `raw_dir` down, that
-    has two or more subfolders with audio holds a subfolder per species; whatever lies below one of these,
-    at any depth, is of that species. Where the names of the folders say otherwise, or another level may be meant,
-    `label_level` must decide; see `folder_levels.find_label_level`. Audio above the species' folders has no label
-    and is skipped. The label is the folder's name, in Unicode's composed form, without a trailing ``sound(s)``,
-    ``audio`` or ``recording(s)`` (``Andean Guan_sound`` is ``Andean Guan``). Recordists are unknown. Hidden files and
-    files that are not audio are ignored; symbolic links are followed, each folder is read once.
+    **Without metadata** the folders are the labels. Folders that contain only one folder with audio are wrappers
+    (``raw/Voice of Birds/Voice of Birds/…``). The first folder, from `raw_dir` down, with at least two subfolders with
+    audio holds one subfolder per species. All audio below such a subfolder, at any depth, belongs to its species. If
+    the names of the folders contradict this, or another level is possible, `label_level` must set the level; see
+    `folder_levels.find_label_level`. Audio above the species' folders has no label and is skipped. The label is the
+    folder's name, in Unicode's composed form, without a trailing ``sound(s)``, ``audio`` or ``recording(s)`` (``Andean
+    Guan_sound`` is ``Andean Guan``). Recordists are unknown. Hidden files and files that are not audio are ignored.
+    Symbolic links are followed; each folder is read once.
 
     **With metadata** only the files that it names are read; see `metadata.read_rows` for its columns and
     `_Finder` for how a file is found.
 
-    The **recording id**, where metadata gives none, follows from the names: `recording_ids.name_recordings`. A
-    recording has one label: the files of an id found under two are skipped.
+    The **recording id**, if metadata gives none, follows from the names: `recording_ids.name_recordings`. A recording
+    has one label: if an id has two labels, its files are skipped.
 
     Parameters
     ----------
@@ -133,7 +134,7 @@ def find_recordings(
             files, skipped = _from_folders(raw_dir, label_level)
         else:
             files, skipped = _from_metadata(raw_dir, Path(metadata), collection_column)
-        if _identity(raw_dir) != identity:  # such as the empty folder below a network disk that was unmounted
+        if _identity(raw_dir) != identity:  # such as the empty folder that remains after a network disk is unmounted
             raise OSError("it is another folder than a moment ago")
     except OSError as error:
         raise machine_fault(error.filename or raw_dir, error) from error
@@ -159,25 +160,25 @@ def complete(
     recordist_level: int | None = None,
     same: Sequence[Sequence[str]] = (),
 ) -> tuple[list[SourceFile], list[Skipped]]:
-    """Fill in what is not known of files from their tags, recordists also from folders; spell each in one way.
+    """Complete the data of files from their tags, and recordists also from folders; use one spelling per recordist.
 
     Parameters
     ----------
     files : sequence of SourceFile
-        As `find_recordings` found them.
+        Files from `find_recordings`.
     tags_of : mapping of str to Tags
-        By path; files without an entry stay as they are.
+        Tags by path; files without an entry stay unchanged.
     recordist_level : int, optional
         Level of the folders that are recordists, counted from 1: the folders in the folder of recordings.
     same : sequence of sequence of str
-        Names that are one recordist; see `recordists.one_spelling`.
+        Names of the same recordist; see `recordists.one_spelling`.
 
     Returns
     -------
     files : list of SourceFile
         Sorted by ``(recording_id, path)``.
     skipped : list of Skipped
-        Files of a recording that turns out to have several labels.
+        Files of a recording that has several labels after this.
     """
     known, n_by, others = [], Counter(), Counter()
     for file in files:
@@ -221,14 +222,14 @@ def _order(file: SourceFile) -> tuple[str, str]:
 
 
 def _printable_labels(files: list[SourceFile]) -> tuple[list[SourceFile], list[Skipped]]:
-    """Leave out labels with NUL, escape codes and the like, which break the figures, CSVs and terminals they go to."""
+    """Skip files whose labels contain control characters, which break figures, CSVs and terminals."""
     kept = [file for file in files if file.label.isprintable()]
     reason = "its label {!r} holds characters that cannot be printed: correct it"
     return kept, [Skipped(file.path, reason.format(file.label)) for file in files if not file.label.isprintable()]
 
 
 def _with_printable_names(files: list[SourceFile]) -> list[SourceFile]:
-    """Write ids and recordists without control characters; `path` stays as it is, to find the file by."""
+    """Write ids and recordists without control characters; `path` stays unchanged, to find the file."""
     return [
         replace(
             file,
@@ -255,7 +256,7 @@ def _one_label_each(files: list[SourceFile]) -> tuple[list[SourceFile], list[Ski
 
 
 def _with_recording_ids(files: list[SourceFile]) -> list[SourceFile]:
-    """Name the recordings of the files that the metadata gives no id for."""
+    """Set the recording ids of files for which the metadata has none."""
     unnamed = [file for file in files if not file.recording_id]
     names = name_recordings([file.path for file in unnamed], [file.label for file in unnamed])
     named = [
@@ -271,7 +272,7 @@ def _with_recording_ids(files: list[SourceFile]) -> list[SourceFile]:
 
 
 def _is_text(path: str) -> bool:
-    """Say whether a path is valid Unicode; Linux also allows names that are not."""
+    """Return whether a path is valid Unicode; Linux also allows other names."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -293,7 +294,7 @@ def _from_folders(raw_dir: Path, label_level: int | None) -> tuple[list[SourceFi
             "expected a folder per species with files such as .wav, .flac, .mp3 or .ogg"
         )
     if (raw_dir / "metadata.csv").is_file():
-        log.warning("%s has a metadata.csv that is not used: give it with --metadata to know recordists", raw_dir)
+        log.warning("%s has a metadata.csv that is not used: give it with --metadata to use its recordists", raw_dir)
     folders_of = [tuple(path.split("/")[:-1]) for path in paths]
     level = label_level or find_label_level(folders_of, raw_dir)
     above = {raw_dir.joinpath(*folders[: level - 1]) for folders in folders_of if len(folders) >= level}
@@ -303,20 +304,20 @@ def _from_folders(raw_dir: Path, label_level: int | None) -> tuple[list[SourceFi
     files = []
     for path, folders in zip(paths, folders_of, strict=True):
         if len(folders) < level:
-            skipped.append(Skipped(path, f"no label: it lies in no species' folder (these are in {place}{more})"))
+            skipped.append(Skipped(path, f"no label: it is not in a species' folder (these are in {place}{more})"))
             continue
         files.append(SourceFile(path, label_of(folders[level - 1]), "", None))
     return files, skipped
 
 
 def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
-    """Return the audio below a folder (sorted, relative), what was skipped, and the suffixes of the rest."""
+    """Return the audio below a folder (sorted, relative), the skipped files, and the suffixes of all other files."""
     paths: list[str] = []
     skipped: list[Skipped] = []
     ignored: Counter[str] = Counter()
     visited = {_identity(raw_dir)}
     pending, links = [""], []
-    # Linked folders wait until all real ones are read, so that a folder is listed under its own name.
+    # Linked folders are read after all real ones, so that a folder is listed under its own name.
     while pending or links:
         if pending:
             folder = pending.pop()
@@ -325,7 +326,7 @@ def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
             folder = links.pop()
             identity = _identity(raw_dir / folder)
             if identity in visited:
-                skipped.append(_skip(folder, "a link to a folder that is read already"))
+                skipped.append(_skip(folder, "a link to a folder that has already been read"))
                 continue
             visited.add(identity)
         try:
@@ -358,7 +359,7 @@ def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
                 visited.add(_identity(raw_dir / path))
                 pending.append(path)
             elif not exists:
-                skipped.append(_skip(path, "a link that leads nowhere"))
+                skipped.append(_skip(path, "a link without a target"))
             elif suffix in UNREADABLE_SUFFIXES:
                 advice = CONVERT_WITH.get(suffix, "convert it")
                 skipped.append(_skip(path, f"{suffix} cannot be decoded: {advice} to .wav or .flac"))
@@ -428,15 +429,15 @@ def _from_metadata(
             skipped.append(Skipped(path, f"{metadata.name} names it {len(sources)} times: the first row is used"))
     if n_repeated:
         log.warning(
-            "%s names %d files in several rows: each file is used whole and once, with the label that its rows agree "
-            "in. Rows that are stretches of a file need a piece of sound each: cut them out first",
+            "%s names %d files in several rows: each file is used once, as a whole, with the label of its rows. If "
+            "the rows describe sections of a file, each section must be its own file: cut them out first",
             *(metadata, n_repeated),
         )
     return files, skipped
 
 
 def _find_by_column(finder: "_Finder", table: Sequence[Row], metadata: Path) -> list[tuple[str, list[str], str | None]]:
-    """Return text, paths and problem of the file of every row, by the column that names most files that are there."""
+    """Return text, paths and problem of the file of every row, from the column with the most existing files."""
     columns = list(table[0].files)
     best, best_column, most = [("", [], "it is not there under its xeno-canto id")] * len(table), None, -1
     for column in columns:
@@ -446,7 +447,8 @@ def _find_by_column(finder: "_Finder", table: Sequence[Row], metadata: Path) -> 
             best, best_column, most = found, column, n_found
     if len(columns) > 1:
         log.info(
-            "%s: the files are named by the column %s, of whose %d names %d are there (columns with file names: %s)",
+            "%s: the files are named by the column %s, of %d names, %d name an existing file (columns with "
+            "file names: %s)",
             *(metadata, best_column, len(table), most, ", ".join(columns)),
         )
     return best
@@ -455,16 +457,16 @@ def _find_by_column(finder: "_Finder", table: Sequence[Row], metadata: Path) -> 
 class _Finder:
     """Finds the files that a table names.
 
-    A name is a path relative to `raw_dir`, or to its ``train_audio`` as in BirdCLEF. Where there is no such file, it
-    is looked for in all folders by its last parts, without regard to case; then with any suffix for sound. Of several
-    the one counts whose folder is named after the row's label. None may climb out of `raw_dir`, but a symbolic link
-    inside may lead anywhere.
+    A name is a path relative to `raw_dir`, or to its ``train_audio`` as in BirdCLEF. If there is no such file, all
+    folders are searched for its last parts, without regard to case; then for any suffix of sound. Of several files, the
+    one in a folder with the row's label is used. A path must not leave `raw_dir`, but a symbolic link inside may have
+    any target.
 
     Parameters
     ----------
     raw_dir : Path
     names : set of str
-        All labels of the table, in all its spellings: a file in the folder of another label is not the one.
+        All labels of the table, in all spellings: a file in the folder of another label is not used.
     """
 
     def __init__(self, raw_dir: Path, names: set[str]):
@@ -473,7 +475,7 @@ class _Finder:
 
     @functools.cached_property
     def _by_name(self) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
-        """All audio by name, by name without suffix, and by xeno-canto id; read when it is first needed."""
+        """All audio by name, by name without suffix, and by xeno-canto id; read at the first use."""
         indices = defaultdict(list), defaultdict(list), defaultdict(list)
         for path in _walk(self.raw_dir)[0]:
             name = _fold(posixpath.basename(path))
@@ -484,7 +486,7 @@ class _Finder:
         return indices
 
     def find(self, file: str, names: Sequence[str]) -> tuple[list[str], str | None]:
-        """Return the path of a file, relative to `raw_dir`, or none and why; `names` are those of its label."""
+        """Return the path of a file, relative to `raw_dir`, or none and the reason; `names` are those of its label."""
         if not file or "://" in file:
             return [], "its name is an address" if file else None
         path = posixpath.normpath(file)
@@ -494,7 +496,7 @@ class _Finder:
         for spelling in spellings:
             spelling = posixpath.normpath(spelling)
             if spelling == ".." or spelling.startswith("../"):
-                return [], "the path climbs out of the folder of recordings"
+                return [], "the path leaves the folder of recordings"
             if posixpath.isabs(spelling):
                 continue
             # File systems differ in the Unicode form of names, and spreadsheets may change it.
@@ -523,7 +525,7 @@ class _Finder:
         return self._the_one(candidates, names, "no such file in the folder of recordings")
 
     def of_id(self, xeno_canto_id: str, names: Sequence[str]) -> tuple[list[str], str | None]:
-        """Return the file that is named by a xeno-canto id alone, or else all pieces that have it in their name."""
+        """Return the file whose name is only a xeno-canto id; otherwise all pieces that have it in their name."""
         _, by_stem, by_id = self._by_name
         key = xeno_canto_id.casefold()
         candidates = by_stem.get(key, []) + by_stem.get(key.removeprefix("xc"), [])
@@ -543,7 +545,7 @@ class _Finder:
         if best:
             return [], f"several files have this name ({', '.join(sorted(best)[:3])}): give the path"
         if candidates:
-            return [], f"no such file; {candidates[0]} lies in the folder of another label"
+            return [], f"no such file; {candidates[0]} is in the folder of another label"
         return [], none
 
 
@@ -552,5 +554,5 @@ def _fold(text: str) -> str:
 
 
 def _as_folder(name: str) -> str:
-    """Return what a label and the name of its folder have in common: ``Turdus_merula`` and ``Turdus merula``."""
+    """Return a common spelling of a label and of its folder: ``Turdus_merula`` and ``Turdus merula``."""
     return " ".join(_fold(label_of(name)).replace("_", " ").split())

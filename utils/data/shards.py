@@ -1,7 +1,7 @@
-"""The files of a data set dealt out to many jobs (``--shard 3/8``), and what each has decoded brought together.
+"""Distribute the files of a data set over many jobs (``--shard 3/8``), and merge the decoded files.
 
-The folder of a shard holds a spool, as stage 01 fills one for itself; all files as its job saw them; and what became
-of its own.
+The folder of a shard holds a spool like that of stage 01 itself, the list of all files as its job found them, and the
+results for its own files.
 """
 
 import heapq
@@ -24,27 +24,27 @@ from utils.data.recordings import Skipped
 SPOOL_NAME = "spool"
 LISTING_NAME = "listing.json"
 DECODED_NAME = "decoded.json"
-BYTES_PER_FILE = 2**16  # what a file counts besides its size, so that tiny ones are dealt out evenly too
+BYTES_PER_FILE = 2**16  # added to the size of each file, so that tiny files are also distributed evenly
 NAMED_IN_MESSAGE = 3
 MOST_SHARDS = 999_999
-MOST_NUMBERS = 200  # characters of a list of shards
+MOST_NUMBERS = 200  # characters in a list of shards
 
 log = logging.getLogger(__name__)
 
 
 def shard_dir(output_dir: Path, number: int, n_shards: int) -> Path:
     """Return the folder of a shard, counted from 1: ``<output_dir>.shards/3-of-8``."""
-    if output_dir.name in ("", ".."):  # these name the folder by where it stands
+    if output_dir.name in ("", ".."):  # these paths have no name
         output_dir = output_dir.resolve()
     return output_dir.parent / f"{output_dir.name}.shards" / f"{number}-of-{n_shards}"
 
 
 def deal(files: Sequence[spool.Listed], n_shards: int) -> list[list[spool.Listed]]:
-    """Deal files out so that all shards take about equally long to decode.
+    """Distribute files so that all shards need about the same time to decode.
 
-    A second of sound has many times as many bytes in one format as in another, so the files of each suffix are
-    dealt out by themselves: the largest first, each to the shard that has least of them so far (Graham 1969,
-    longest processing time first). Two shards then differ, in every format, by its largest file at most.
+    A second of sound has many more bytes in some formats than in others, so the files of each suffix are distributed
+    separately. The largest comes first, and each goes to the shard with the fewest bytes so far (Graham 1969, longest
+    processing time first). Two shards then differ, for every format, at most by its largest file.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def deal(files: Sequence[spool.Listed], n_shards: int) -> list[list[spool.Listed
     Returns
     -------
     list of list of Listed
-        Every file once; the same whatever the order of `files`.
+        Every file once; independent of the order of `files`.
     """
     shards: list[list[spool.Listed]] = [[] for _ in range(n_shards)]
     totals = [0] * n_shards
@@ -73,17 +73,17 @@ def deal(files: Sequence[spool.Listed], n_shards: int) -> list[list[spool.Listed
     return shards
 
 
-# ------------------------------------------------------------------------------------------- by a shard's job
+# ------------------------------------------------------------------------------------------- in a shard's job
 
 
 def write_listing(folder: Path, listed: Sequence[spool.Listed]) -> None:
-    """Note all files as they are now, so that the merge can name those that have changed since."""
+    """Record all files as they are now, so that the merge can name those that have changed."""
     rows = [[file.path, file.size, file.mtime_ns] for file in listed]
     write_text(folder / LISTING_NAME, json.dumps({"files": rows}))
 
 
 def write_decoded(folder: Path, decoded: preparation.Decoded) -> None:
-    """Note what became of the shard's files, and remove from its spool what an attempt on other files has left."""
+    """Record the results for the shard's files, and remove from its spool what an attempt on other files has left."""
     names = {spool.pcm_name(path) for path in decoded.sounds}
     for path in (folder / SPOOL_NAME).iterdir():
         if path.with_suffix(".pcm").name not in names or path.suffix not in (".pcm", spool.MARKER_SUFFIX):
@@ -95,12 +95,12 @@ def write_decoded(folder: Path, decoded: preparation.Decoded) -> None:
     write_text(folder / DECODED_NAME, json.dumps(content))
 
 
-# ----------------------------------------------------------------------------------------------- by the merge
+# ----------------------------------------------------------------------------------------------- in the merge
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a shard cannot be merged, whether its task has to replace what is there, and what would do instead."""
+    """Why a shard cannot be merged, whether its task must replace the shard, and an alternative remedy."""
 
     text: str
     overwrite: bool
@@ -111,7 +111,7 @@ MISSING = Fault("it is missing", overwrite=False)
 
 
 class Merge:
-    """Brings together what all shards have decoded, after checking them.
+    """Merges the decoded files of all shards, after checking them.
 
     Parameters
     ----------
@@ -119,9 +119,9 @@ class Merge:
         Folder of the data set.
     n_shards : int
     difference : callable
-        Says how the shard of a number, with its record, differs from what is wanted; None where it does not.
+        Returns how the shard of a number, with its record, differs from the expected one; None if it does not.
     command : callable
-        Returns the command that makes the shard of a number, replacing what is there or not.
+        Returns the command for the shard of a number, with or without replacing it.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Merge:
         Raises
         ------
         InputError
-            If a shard is missing, incomplete, or made with other arguments, of other files or by other code.
+            If a shard is missing, incomplete, or made with other arguments, other files or other code.
         """
         self.records, faults = {}, {}
         parent = self.folders[1].parent
@@ -152,9 +152,9 @@ class Merge:
         if others and str(len(self.folders)) not in others:
             raise InputError(
                 f"{parent} holds no shard of {len(self.folders)}, but of {', '.join(sorted(others))}: "
-                f"give --merge_shards that number, or run {self.command(1, False)}, likewise the others"
+                f"give --merge_shards that number, or run {self.command(1, False)}, and the same for the others"
             )
-        changes = {preparation.listing_sha256(listed): ""}  # by what was listed, most often the same for all shards
+        changes = {preparation.listing_sha256(listed): ""}  # by the listing, which is mostly the same for all shards
         for number, folder in self.folders.items():
             if folder.name not in present:
                 faults[number] = MISSING
@@ -189,19 +189,19 @@ class Merge:
         Raises
         ------
         InputError
-            If one is missing, truncated or altered.
+            If one is missing, truncated or changed.
         """
         tasks = [CheckTask(n, self.folders[n].absolute(), record["outputs"]) for n, record in self.records.items()]
         results = runs.progress(pool_map(find_damage, tasks), len(tasks), "checking", "shards")
         self._refuse({number: Fault(damage, overwrite=True) for number, damage in results if damage is not None})
 
     def gather(self, files: Sequence[spool.Listed]) -> preparation.Decoded:
-        """Return what became of all `files`.
+        """Return the results for all `files`.
 
         Raises
         ------
         InputError
-            If they were dealt out otherwise.
+            If they were distributed in another way.
         """
         sounds, spool_dirs, undecodable, faults = {}, {}, [], {}
         for (number, folder), dealt in zip(self.folders.items(), deal(files, len(self.folders)), strict=True):
@@ -213,7 +213,7 @@ class Merge:
                 faults[number] = Fault(f"its {DECODED_NAME} cannot be used ({type(error).__name__})", overwrite=True)
                 continue
             if own.keys() | {skip.file for skip in skipped} != {file.path for file in dealt}:
-                faults[number] = Fault("another version of the program dealt the files out otherwise", overwrite=True)
+                faults[number] = Fault("another version of the program assigned the files differently", overwrite=True)
             sounds |= own
             spool_dirs |= dict.fromkeys(own, (folder / SPOOL_NAME).absolute())
             undecodable += skipped
@@ -221,25 +221,25 @@ class Merge:
         return preparation.Decoded(sounds, spool_dirs, sorted(undecodable, key=lambda skip: skip.file))
 
     def finish(self) -> None:
-        """Make sure, once all is written, that it was read from what was checked.
+        """Check, after writing, that the shards did not change while they were read.
 
         Raises
         ------
         InputError
-            If a shard was written again meanwhile.
+            If a shard was written again in the meantime.
         """
         changed = [number for number, folder in self.folders.items() if not self._is_as_read(number, folder)]
         if changed:
-            # What is written may be of mixed origin, so the next attempt must not take it for its own.
+            # The output may mix old and new shards, so the next attempt must not reuse it.
             (self.output_dir / preparation.SCRATCH_NAME / preparation.PLAN_NAME).unlink()
             raise InputError(
-                f"{self.folders[changed[0]]} was written again while it was merged ({len(changed)} shards were): "
+                f"{self.folders[changed[0]]} was written again during the merge ({len(changed)} shards were): "
                 "wait until that job has ended and run the same command again"
             )
         n_bytes = sum(output["bytes"] for record in self.records.values() for output in record["outputs"])
         where = f"{shlex.quote(str(self.folders[1].parent))}/*-of-{len(self.folders)}"
         log.info(
-            "once this ends with exit code 0, its shards (%.3g GB) are not needed any more: rm -r %s removes them",
+            "once this ends with exit code 0, its shards (%.3g GB) are no longer needed: rm -r %s removes them",
             n_bytes / 1e9,
             where,
         )
@@ -269,8 +269,8 @@ class Merge:
                 log.warning("cannot be merged: %s", text)
             if n_more := len(faults) - len(lines):
                 log.warning("cannot be merged: %d more, %d of all are missing", n_more, len(missing))
-            others = ", likewise the others"
-        numbers = format_layer_list(sorted(faults))  # which is also how a batch system names the jobs of an array
+            others = ", and the same for the others"
+        numbers = format_layer_list(sorted(faults))  # batch systems use the same syntax for arrays of jobs
         if len(numbers) > MOST_NUMBERS:
             numbers = f"{numbers[:MOST_NUMBERS].rpartition(',')[0]},…"
         raise InputError(
@@ -280,10 +280,10 @@ class Merge:
 
 
 def _fault_of(record: dict) -> Fault | None:
-    """Return what is wrong with a shard that was made of the right files with the right arguments."""
+    """Return the fault of a shard that was made from the right files with the right arguments."""
     if record["status"] != "complete":
-        text = f"it is not complete: its {runs.RECORD_NAME} says {record['status']!r}, see its {runs.LOG_NAME}"
-        still = "; another job may be at work on it" if record["status"] == "running" else ""
+        text = f"it is not complete: its {runs.RECORD_NAME} has status {record['status']!r}, see its {runs.LOG_NAME}"
+        still = "; another job may be writing to it" if record["status"] == "running" else ""
         return Fault(text + still, overwrite=False)
     decoded_by = record.get("metrics", {}).get("decoded_by")
     if decoded_by != spool.decoded_by():
@@ -293,7 +293,7 @@ def _fault_of(record: dict) -> Fault | None:
 
 
 def _files_changed(folder: Path, listed: Sequence[spool.Listed]) -> str:
-    """Name the files that have changed since a shard's job listed them; empty where none has, or it is not known."""
+    """Name the files that have changed since a shard's job listed them; empty if none has, or if that is not known."""
     try:
         rows = read_json(folder / LISTING_NAME, dict, "")["files"]
         before = {path: (size, mtime_ns) for path, size, mtime_ns in rows if isinstance(path, str)}
@@ -315,7 +315,7 @@ def _files_changed(folder: Path, listed: Sequence[spool.Listed]) -> str:
 
 @dataclass(frozen=True)
 class CheckTask:
-    """Files of a shard to check against the ``run.json`` that lists them; see `find_damage`."""
+    """Files of a shard to check against its ``run.json``; see `find_damage`."""
 
     number: int
     folder: Path
@@ -323,5 +323,5 @@ class CheckTask:
 
 
 def find_damage(task: CheckTask) -> tuple[int, str | None]:
-    """Return the shard's number, and which of its files is missing, truncated or altered; None if all are whole."""
+    """Return the shard's number, and its first file that is missing, truncated or changed; None if all are whole."""
     return task.number, runs.find_damage(task.folder, task.outputs)

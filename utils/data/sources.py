@@ -1,7 +1,7 @@
-"""Sound files as blocks of float32, by the decoder that gives all of them: libsndfile or FFmpeg (PyAV).
+"""Sound files as blocks of float32, from the decoder that reads all of the file: libsndfile or FFmpeg (PyAV).
 
-libsndfile reads what is not compressed, and FLAC, to the bit. Everything else is FFmpeg's: libsndfile 1.2.2
-ends an mp3 of variable bit rate without a Xing tag at an estimate, and knows neither m4a nor wma.
+libsndfile reads uncompressed files and FLAC exactly. FFmpeg reads all other formats: libsndfile 1.2.2 ends an mp3 with
+variable bit rate and no Xing tag at an estimated length, and supports neither m4a nor wma.
 """
 
 import contextlib
@@ -16,20 +16,20 @@ import soundfile
 from utils.core.errors import FAULTS_OF_A_FILE, InputError, is_memory_left, is_out_of_memory, machine_fault
 from utils.data.containers import Data, View, end_of_tag, end_without_tags, find_data, ogg_links
 
-if TYPE_CHECKING:  # PyAV loads when it is first used: a folder of WAV never needs it
+if TYPE_CHECKING:  # PyAV loads at the first use: a folder of WAV files never needs it
     import av
 
-BLOCK_VALUES = 2**17  # samples of all channels that are decoded at once
-MISSING_S = 0.5  # a file that gives so much less than its header promises was cut off
-UNEXPLAINED_S = 0.1  # so much behind the promised end, and neither chunks nor zeros, is sound
-UNEXPLAINED_BYTES = 2**16  # likewise, of a compressed file
+BLOCK_VALUES = 2**17  # samples per block, over all channels
+MISSING_S = 0.5  # a file that is this much shorter than in its header was truncated
+UNEXPLAINED_S = 0.1  # this much data after the promised end, neither chunks nor zeros, are sound
+UNEXPLAINED_BYTES = 2**16  # the same for a compressed file
 MICROSECONDS = 1e6  # FFmpeg's unit of a container's length
 SNDFILE_SYSTEM_ERROR = 2
 SNDFILE_UNKNOWN_LENGTH = 2**62
 LINEAR_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 LINEAR_BYTES |= {"ULAW": 1, "ALAW": 1}
 FINER_THAN_16_BIT = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
-# Containers of sound. FFmpeg also opens play lists, which would have it read other files or the network.
+# Containers of sound. FFmpeg also opens playlists, which could make it read other files or the network.
 FFMPEG_FORMATS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts"
     ",ogg,rm,tak,tta,w64,wav,wv"
@@ -37,7 +37,7 @@ FFMPEG_FORMATS = (
 
 
 class Undecodable(Exception):
-    """A file that gives no usable sound; the message is the reason, for a reader who knows the file."""
+    """A file without usable sound; the message is the reason, for a user who knows the file."""
 
 
 class Block(NamedTuple):
@@ -53,19 +53,19 @@ class Source(Protocol):
     Attributes
     ----------
     is_fine : bool
-        Whether its samples are exact and finer than 16 bit, so that they can be scaled without loss.
+        Whether its samples are exact and have more than 16 bits, so that they can be scaled without loss.
     warnings : list of str
-        What is wrong with the file; complete once all blocks are read.
+        Faults of the file; complete after all blocks are read.
     """
 
     is_fine: bool
     warnings: list[str]
 
     def blocks(self) -> Iterator[Block]:
-        """Yield all of the sound. Rate and number of channels may change from block to block."""
+        """Yield the whole sound. Rate and number of channels may change between blocks."""
 
     def promised_seconds(self) -> float | None:
-        """Return the length that the file promises; decoding finds the true one."""
+        """Return the length in the header; decoding finds the true one."""
 
 
 @contextlib.contextmanager
@@ -75,9 +75,9 @@ def opened(path: Path) -> Iterator[View]:
     Raises
     ------
     Undecodable
-        If it is empty or nobody may read it.
+        If it is empty or this user must not read it.
     InputError
-        If it is gone, or the machine cannot read it.
+        If it has disappeared, or the machine cannot read it.
     """
     try:
         file = Path(path).open("rb", buffering=0)  # noqa: SIM115
@@ -109,11 +109,11 @@ def source_of(view: View) -> Iterator[Source]:
 
 
 def promised_seconds(path: Path) -> float | None:
-    """Return how long a file says it is, from its header; where none is, what FFmpeg makes of its size, or None."""
+    """Return the length of a file from its header; without a header, FFmpeg's estimate from its size, or None."""
     try:
         with opened(path) as view, source_of(view) as source:
             return source.promised_seconds()
-    except (Undecodable, InputError):  # decoding says what is wrong with it
+    except (Undecodable, InputError):  # decoding reports the fault
         return None
 
 
@@ -121,14 +121,14 @@ def promised_seconds(path: Path) -> float | None:
 
 
 class _Stream(soundfile.SoundFile):
-    """A file that is read from its start to its end: soundfile seeks after every read if it can."""
+    """A file that is read only from start to end: without this, soundfile would seek after every read."""
 
     def seekable(self) -> bool:
         return False
 
 
 class SndfileSource:
-    """A file whose decoding libsndfile does exactly; how long it is, is found in the file."""
+    """A file that libsndfile decodes exactly; its true length is found in the file."""
 
     def __init__(self, view: View, sound: soundfile.SoundFile):
         self.view, self.sound = view, sound
@@ -159,19 +159,19 @@ class SndfileSource:
             and data.bytes > (data.promised_bytes or data.bytes) + UNEXPLAINED_BYTES
         ):
             n_bytes = data.bytes - data.promised_bytes
-            self.warnings.append(f"{n_bytes} bytes behind the end that its header gives are not read")
+            self.warnings.append(f"{n_bytes} bytes after the end that its header gives are not read")
         if promised is None:
             return
         lengths = f"{promised / rate:.2f} s, {self.n_frames / rate:.2f} s"
         if promised - self.n_frames > MISSING_S * rate:
             self.warnings.append(f"breaks off: its header promises {lengths} could be decoded")
         elif self.n_frames - promised >= UNEXPLAINED_S * rate:
-            self.warnings.append(f"longer than its header says: it promises {lengths} are there and used")
+            self.warnings.append(f"longer than its header promises: it promises {lengths} are there and used")
 
     def read(self, sound: soundfile.SoundFile, n_most: int | None) -> Iterator[Block]:
         buffer = np.empty((max(1, BLOCK_VALUES // sound.channels), sound.channels), np.float32)
         while True:
-            # On an error libsndfile does not say how much it decoded before: the NaN that are left do.
+            # After an error, libsndfile does not report how much it decoded: the remaining NaN show it.
             buffer.fill(np.nan)
             error = None
             try:
@@ -193,7 +193,7 @@ class SndfileSource:
                 return
 
     def read_on(self, data: Data, frame_bytes: int, n_there: int) -> Iterator[Block]:
-        """Read what lies behind the end that the header gives."""
+        """Read the data after the end that the header gives."""
         start, stop = (data.start + n * frame_bytes for n in (self.n_frames, n_there))
         rest = self.view.part(start, stop)
         endian = self.sound.endian if self.sound.endian != "FILE" else data.byteorder.upper()
@@ -230,7 +230,7 @@ class FfmpegSource:
             self.warnings.append(f"breaks off: the file ends within a page, {seconds:.2f} s could be decoded")
 
     def read(self, view: View, before_s: float) -> Iterator[Block]:
-        """Yield the blocks of a stretch of the file, `before_s` from its start; return its seconds."""
+        """Yield the blocks of a section of the file, `before_s` from its start; return its seconds."""
         with _open(view) as container:
             stream = container.streams.best("audio")
             if stream is None:
@@ -238,7 +238,7 @@ class FfmpegSource:
             if (n_streams := len(container.streams.audio)) > 1:
                 self.warnings.append(f"holds {n_streams} streams of sound: number {stream.index + 1} is used")
             if stream.codec_context is None:
-                raise Undecodable("no sound that FFmpeg knows how to decode")
+                raise Undecodable("no sound that FFmpeg can decode")
             codec = stream.codec_context.codec
             self.is_fine = codec.lossless and not codec.lossy and stream.codec_context.format.bytes > 2
             decoding = _Decoding(container, stream)
@@ -246,7 +246,7 @@ class FfmpegSource:
             promised_s = 0.0 if duration is None else float(duration * stream.time_base)
             n_most = None
             if codec.name == "vorbis" and container.format.name == "ogg" and promised_s:
-                # FFmpeg 8.1 does not trim the end of a stream whose sound is in one page.
+                # FFmpeg 8.1 does not trim the end of a stream with only one page of sound.
                 n_most = round(promised_s * stream.codec_context.sample_rate)
             yield from decoding.blocks(n_most)
             view.check()
@@ -256,7 +256,7 @@ class FfmpegSource:
         seconds = decoding.seconds
         if decoding.span_s - seconds > MISSING_S:
             missing_s = decoding.span_s - seconds
-            self.warnings.append(f"damaged: {missing_s:.2f} s are missing in it, and what follows is earlier by that")
+            self.warnings.append(f"damaged: {missing_s:.2f} s are missing in it, and the rest is earlier by that time")
         elif promised_s - seconds > MISSING_S and not _is_an_estimate(view, duration):
             lengths = f"its header promises {promised_s:.2f} s, {seconds:.2f} s could be decoded"
             self.warnings.append(lengths if decoding.n_damaged else f"breaks off: {lengths}")
@@ -275,13 +275,13 @@ def _open(view: View) -> "av.container.InputContainer":
 
 
 def _check_memory(error: Exception) -> None:
-    """Raise an error for want of memory if there is none left: a damaged file can ask for more than any machine has."""
+    """Raise a memory error if no memory is left: a damaged file can ask for more than any machine has."""
     if is_out_of_memory(error) and not is_memory_left():
         raise error
 
 
 class _Decoding:
-    """A stream of sound on its way from packets to blocks."""
+    """A stream of sound during decoding, from packets to blocks."""
 
     def __init__(self, container: "av.container.InputContainer", stream: "av.AudioStream"):
         self.container, self.stream = container, stream
@@ -290,13 +290,13 @@ class _Decoding:
         self.damaged_s = self.seconds = self.span_s = 0.0
 
     def blocks(self, n_most: int | None = None) -> Iterator[Block]:
-        """Yield the sound, of which `n_most` samples count."""
+        """Yield the sound, `n_most` samples at most."""
         n_left = np.inf if n_most is None else n_most
         rate, buffer, rows, filled = 0, np.empty((0, 0), np.float32), [], 0
         first = last = None
         is_planar_float = None
         for frame in self.frames():
-            if is_planar_float is None:  # a decoder keeps its format; asking each small frame takes long
+            if is_planar_float is None:  # a decoder keeps its format; a check of each small frame is slow
                 is_planar_float = frame.format.name == "fltp"
             n, planes = frame.samples, frame.planes if is_planar_float else ()
             n_channels = len(planes) or frame.layout.nb_channels
@@ -309,7 +309,7 @@ class _Decoding:
                     buffer = np.empty((n_channels, max(n, BLOCK_VALUES // n_channels)), np.float32)
                     rows = [memoryview(row).cast("B") for row in buffer]
             if is_planar_float:
-                # NumPy's slices take twice as long, and a second of mp3 has 40 frames.
+                # NumPy's slices need twice as long, and a second of mp3 has 40 frames.
                 for row, plane in zip(rows, planes, strict=True):
                     row[4 * filled : 4 * (filled + n)] = memoryview(plane)[: 4 * n]
             else:
@@ -326,13 +326,13 @@ class _Decoding:
             self.span_s = float((last.pts - first.pts) * last.time_base) + last.samples / last.sample_rate
 
     def frames(self) -> Iterator["av.AudioFrame"]:
-        """Decode; go on behind packets that cannot be decoded."""
+        """Decode; continue after packets that cannot be decoded."""
         import av
 
         packets = self.container.demux(self.stream)
         while True:
             try:
-                for packet in packets:  # ends, once reading itself has failed
+                for packet in packets:  # ends after a reading error
                     yield from packet.decode()
                 return
             except av.FFmpegError as error:
@@ -356,14 +356,14 @@ def _as_float(frame: "av.AudioFrame", n_channels: int) -> np.ndarray:
 
 
 class _Longer(View):
-    """A file that says it is a little longer than it is."""
+    """A file that reports a size slightly above its true size."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return super().seek(offset + (self.size // 64 if whence == os.SEEK_END else 0), whence)
 
 
 def _is_an_estimate(view: View, duration: int) -> bool:
-    """Say whether FFmpeg's duration of a file follows from its size; else it stands in a header."""
+    """Return whether FFmpeg's duration of a file is an estimate from its size, and not from a header."""
     try:
         with _open(_Longer(view.path, view.descriptor, view.start, view.stop)) as container:
             return container.streams.best("audio").duration != duration

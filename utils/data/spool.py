@@ -1,7 +1,7 @@
-"""Decoded recordings on their way to clips: raw PCM in a spool folder, then cut into Parquet parts.
+"""Store decoded recordings as PCM in a spool folder, then cut them into clips in Parquet parts.
 
-The functions here are the tasks of stage 01's worker processes. Each can be killed at any moment and
-done again: a file of PCM counts once its marker is there, and the marker is renamed into place last.
+The functions here are the tasks of stage 01's worker processes. Each task can be killed at any moment and repeated: a
+PCM file is valid once its marker exists, and the marker is renamed into place last.
 """
 
 import functools
@@ -27,8 +27,8 @@ MARKER_SUFFIX = ".json"
 
 @functools.cache
 def decoded_by() -> str:
-    """Name the code that decodes: PCM of another may differ in its last bit, so what that left is not gone on with."""
-    import av  # only where it decodes: see `sources`
+    """Name the versions that decode: the last bit of PCM may differ between them, so PCM of others is not reused."""
+    import av  # loaded only for decoding: see `sources`
 
     modules = audio, sources, containers, tags, recorders
     ours = sha256_of_lines(sha256_of_file(Path(module.__file__)) for module in modules)[:12]
@@ -39,14 +39,14 @@ def decoded_by() -> str:
 
 @dataclass(frozen=True)
 class Listed:
-    """A sound file as it was listed: a changed file is decoded again.
+    """A sound file as it was listed; if it changes, it is decoded again.
 
     Attributes
     ----------
     path : str
-        Relative to the folder of recordings.
+        Path relative to the folder of recordings.
     size, mtime_ns : int
-        Bytes, and time of the last change.
+        Size in bytes, and time of the last change.
     """
 
     path: str
@@ -61,19 +61,19 @@ class Spooled:
     Attributes
     ----------
     path : str
-        Relative to the folder of recordings.
+        Path relative to the folder of recordings.
     n_samples : int
-        At the target rate.
+        Number of samples at the target rate.
     sha256 : str
-        Of the PCM: int16, little-endian.
+        Digest of the PCM: int16, little-endian.
     source_rate_hz : int
     channel : str
-        Which of the file's channels it is; see `audio.Decoded`.
+        The channel of the file; see `audio.Decoded`.
     warnings : tuple of str
     tags : Tags
-        What the file's tags say of its recording.
+        Data on the recording from the tags of the file.
     start : Start
-        When it was started.
+        Start time of the recording.
     """
 
     path: str
@@ -87,7 +87,7 @@ class Spooled:
 
     @classmethod
     def from_json(cls, value: dict) -> "Spooled":
-        """Return what `dataclasses.asdict` made into JSON."""
+        """Return a `Spooled` from the JSON of `dataclasses.asdict`."""
         parts = {"tags": tags.Tags(**value["tags"]), "start": recorders.Start(**value["start"])}
         return cls(**{**value, "warnings": tuple(value["warnings"]), **parts})
 
@@ -104,12 +104,12 @@ class DecodeTask:
 
 
 def decode_files(task: DecodeTask) -> list[Spooled | Skipped]:
-    """Decode files into the spool folder, or take what a killed attempt has finished.
+    """Decode files into the spool folder, or reuse the finished files of a killed attempt.
 
     Returns
     -------
     list of Spooled or Skipped
-        In the order of ``task.files``.
+        Results in the order of ``task.files``.
     """
     return [_decode_file(task, file) for file in task.files]
 
@@ -124,17 +124,17 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
         return finished
     marker_path.unlink(missing_ok=True)
     if pcm_path.is_file():
-        pcm_path.unlink()  # never written into: an old result may hold a link to this very file
+        pcm_path.unlink()  # do not write into it: an old result may hold a link to this file
     with pcm_path.open("wb", buffering=0) as pcm_file:
         digest = hashlib.sha256()
 
         def sink(pcm: np.ndarray) -> None:
             data = memoryview(pcm.astype("<i2", copy=False)).cast("B")
             digest.update(data)
-            if not pcm.any():  # hours of zeros in a sparse file are a hole here, too
+            if not pcm.any():  # keep hours of zeros in a sparse file as a hole
                 pcm_file.seek(len(data), os.SEEK_CUR)
                 return
-            while data:  # an unbuffered write may take a part; the next one then says why
+            while data:  # an unbuffered write may write only a part; the next one then raises the error
                 data = data[pcm_file.write(data) :]
 
         def new_sink() -> audio.Sink:
@@ -147,7 +147,7 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
 
         try:
             decoded = audio.decode(task.raw_dir / file.path, task.sample_rate_hz, new_sink, task.channel)
-            pcm_file.truncate(pcm_file.tell())  # makes a hole at its end a part of the file
+            pcm_file.truncate(pcm_file.tell())  # includes a hole at the end in the file
         except audio.Undecodable as reason:
             pcm_path.unlink()
             _check_unchanged(task.raw_dir, file)
@@ -159,13 +159,13 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
     start = recorders.read_start(task.raw_dir / file.path)
     warnings = decoded.warnings
     if start.is_glued:
-        warnings += ("silent stretches were left out by the AudioMoth's trigger: times in it are not times of day",)
+        warnings += ("the AudioMoth's trigger left out silent sections: times in it are not times of day",)
     spooled = Spooled(
         *(file.path, decoded.n_samples, digest.hexdigest()),
         *(decoded.source_rate_hz, decoded.channel, warnings, found, start),
     )
     _check_unchanged(task.raw_dir, file)
-    # Not flushed to disk: after a crash of the machine the checksum finds what is missing.
+    # Not flushed to disk: after a crash of the machine, the checksum finds missing data.
     partial = marker_path.with_suffix(".partial")
     partial.write_text(json.dumps({"made_from": made_from, "spooled": asdict(spooled)}), encoding="utf-8")
     partial.replace(marker_path)
@@ -173,7 +173,7 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
 
 
 def _check_unchanged(raw_dir: Path, file: Listed) -> None:
-    """Raise `InputError` if a file is not what was listed: half of it may have been decoded before it changed."""
+    """Raise `InputError` if a file differs from the listed one: half of it may have been decoded before it changed."""
     path = raw_dir / file.path
     try:
         status = path.stat()
@@ -182,12 +182,12 @@ def _check_unchanged(raw_dir: Path, file: Listed) -> None:
     if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
         raise InputError(
             f"{path} changed while it was read ({file.size} bytes before, {status.st_size} now): is it still being "
-            "copied or recorded? When that has ended, run the same command again"
+            "copied or recorded? When that has finished, run the same command again"
         )
 
 
 def _read_marker(marker_path: Path, pcm_path: Path, made_from: dict) -> Spooled | None:
-    """Return what an earlier attempt has finished, if it is whole and made from the same file."""
+    """Return the result of an earlier attempt, if it is whole and made from the same file."""
     try:
         marker = read_json(marker_path, dict, "")
         spooled = Spooled.from_json(marker["spooled"])
@@ -199,7 +199,7 @@ def _read_marker(marker_path: Path, pcm_path: Path, made_from: dict) -> Spooled 
 
 
 def pcm_name(path: str) -> str:
-    """Return the name, in a spool folder, of the PCM of the sound file at `path`."""
+    """Return the name, in a spool folder, of the PCM file of the sound file at `path`."""
     return f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.pcm"
 
 
@@ -214,11 +214,11 @@ class Stretch:
     n_samples : int
         Length of the file.
     first_index : int
-        ``clip_index`` of the first clip: it counts on over the files of a recording.
+        ``clip_index`` of the first clip; the numbers continue over the files of a recording.
     cuts : tuple of (int, int)
         First sample and length of every clip.
     groups, splits : tuple of str
-        Of every clip.
+        Group and split of every clip.
     """
 
     source_path: str
@@ -234,7 +234,7 @@ class Stretch:
         return len(self.cuts)
 
     def between(self, start: int, stop: int) -> "Stretch":
-        """Return the clips from `start` to `stop`, counted within this stretch."""
+        """Return the clips from `start` to `stop`, counted within this object."""
         return Stretch(
             self.source_path,
             self.recording_id,
@@ -249,7 +249,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class PartTask:
-    """A part of the data set to write from the PCM of each of its stretches; see `write_part`."""
+    """A part of the data set to write from the PCM of its `Stretch` objects; see `write_part`."""
 
     path: Path
     sample_rate_hz: int
@@ -272,7 +272,7 @@ def _rows(task: PartTask) -> Iterator[dict]:
                 samples = np.frombuffer(file.read(2 * length), "<i2")
                 if len(samples) != length:
                     raise InputError(
-                        f"{file.name} is shorter than it was: something else changes {pcm_path.parent}; "
+                        f"{file.name} is shorter than before: another program changes {pcm_path.parent}; "
                         "run the same command again"
                     )
                 index = stretch.first_index + i

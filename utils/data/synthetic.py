@@ -1,8 +1,8 @@
 """Synthetic birds: recordings with the structure of a real collection, for demonstrations and tests.
 
-Species differ in song. A recordist has a place (background, echo, the birds' dialect), a device (colour,
-gain) and covers one or two species, so a recordist's recordings of a species resemble each other more
-than the species does elsewhere: a classifier that has heard the recordist looks better than it is.
+Species differ in song. A recordist has a place (background, echo, the birds' dialect), a device (colour, gain) and
+covers one or two species. A recordist's recordings of a species are therefore more similar to each other than to other
+recordings of the species. A classifier that was trained on recordings of the recordist gets scores that are too high.
 """
 
 import csv
@@ -34,22 +34,22 @@ HIGHEST_SHARE_OF_RATE = 0.42  # fundamentals stay below this share of the sample
 RECORDISTS_PER_GROUP = 0.75  # so that every third recordist covers two species
 PEAK = 0.5
 SNR_DB = (6, 16)  # of the song, over the whole recording
-DIALECT_OCTAVES = 0.15  # a place sings so much higher or lower at most
-FFT_MULTIPLE = 2**14  # lengths of large prime factors are slow
+DIALECT_OCTAVES = 0.15  # largest difference in pitch between places
+FFT_MULTIPLE = 2**14  # lengths with large prime factors are slow
 
 
 @dataclass(frozen=True)
 class Song:
-    """How a species sings: syllables in phrases, phrases in songs, songs with pauses between.
+    """The song of a species: syllables in phrases, phrases in songs, pauses between songs.
 
     Attributes
     ----------
     species : str
     centre_hz : float
-        Frequency that pitches are relative to.
+        Reference frequency of all pitches.
     syllables : tuple of (float, float, float, float)
-        Of a phrase: pitch above the centre and rise during the syllable, both in octaves; duration and
-        the gap after it, both in seconds.
+        Syllables of a phrase: pitch above the centre and rise during the syllable, both in octaves; duration and the
+        gap after it, both in seconds.
     phrases : int
         Phrases in a song.
     pause_s : float
@@ -59,9 +59,9 @@ class Song:
     vibrato : tuple of (float, float)
         Rate in hertz and depth in octaves.
     buzz_hz : float
-        Rate at which the amplitude is chopped; 0 for none.
+        Rate of the amplitude modulation; 0 for none.
     is_shuffled : bool
-        Whether syllables come in any order.
+        Whether syllables come in random order.
     """
 
     species: str
@@ -81,7 +81,7 @@ class Song:
         return self.centre_hz * 2 ** (highest + self.vibrato[1] + DIALECT_OCTAVES + 0.05)
 
 
-# Made-up species. The first six differ at a glance; the later ones are each a harder double of one of them.
+# Made-up species. The first six differ at a glance; each later one is harder to distinguish from one of these.
 SONGS = (
     Song("Amber Flutebird", 1900, ((0.0, 0.1, 0.45, 0.12), (-0.35, -0.1, 0.6, 0.2)), 1, 0.5),
     Song("Sylviola_nebulosa", 4600, ((0.0, -0.3, 0.045, 0.03),), 16, 0.4),
@@ -127,11 +127,11 @@ def write_recordings(
 ) -> Path:
     """Write a folder per species with recordings, and a table of them.
 
-    A recording's samples depend on the seed and its place in the collection alone. Sample rates (8 to
-    48 kHz), formats (wav of 16 and 24 bit and float, flac, ogg, mp3), mono and stereo alternate. The same
-    arguments give the same bytes; an ogg differs in its random serial number, not in its samples.
+    A recording's samples depend only on the seed and its place in the collection. Sample rates (8 to 48 kHz), formats
+    (wav with 16 and 24 bit and float, flac, ogg, mp3), mono and stereo alternate. The same arguments give the same
+    bytes; an ogg file differs only in its random serial number.
 
-    A folder that is complete for these arguments is left as it is, one half-written is completed.
+    A folder that is complete for these arguments is not changed; an unfinished one is completed.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def write_recordings(
     Raises
     ------
     OutputExistsError
-        If the folder holds anything else.
+        If the folder holds other files.
     """
     raw_dir = Path(raw_dir)
     if not 1 <= n_species <= len(SONGS):
@@ -219,7 +219,7 @@ def _recordist_name(number: int) -> str:
 def _write_audio(path: Path, samples: np.ndarray, sample_rate_hz: int, subtype: str) -> None:
     with atomic_path(path) as partial:
         soundfile.write(partial, samples, sample_rate_hz, subtype=subtype)
-        if subtype == "FLOAT":  # libsndfile notes the time of writing in the PEAK chunk: id, size, version, time
+        if subtype == "FLOAT":  # libsndfile writes the time into the PEAK chunk: id, size, version, time
             with partial.open("r+b") as file:
                 header = file.read(128)
                 file.seek(header.index(b"PEAK") + 12)
@@ -242,7 +242,7 @@ def _record(
     n_samples = round(moment.uniform(*seconds) * rate)
     n_channels = 1 + number % 2
 
-    # A dialect is of the place; an individual differs from it a little.
+    # The dialect belongs to the place; an individual differs slightly from it.
     octaves = place.uniform(-DIALECT_OCTAVES, DIALECT_OCTAVES) + moment.normal(0, 0.015)
     tempo = 2 ** (place.normal(0, 0.12) + moment.normal(0, 0.03))
     dry = _sing(song, n_samples, rate, octaves, tempo, moment)
@@ -270,7 +270,7 @@ def _record(
 
 
 def _sing(song: Song, n_samples: int, rate: int, octaves: float, tempo: float, rng: np.random.Generator) -> np.ndarray:
-    """Return song without its surroundings, float64 of shape (n_samples,)."""
+    """Return a song without its surroundings, float64 of shape (n_samples,)."""
     sound = np.zeros(n_samples)
     at_s = rng.uniform(0, 0.3)
     while at_s < n_samples / rate:
