@@ -5,13 +5,13 @@
     python 02_finetuning.py --base_model tiny --num_train_epochs 5 --output_dir runs/tiny     # in a minute on a CPU
     torchrun --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2                   # on four GPUs
 
---base_model lists the encoders. The stage trains on `train` and keeps the checkpoint with the best macro F1 on
-`val`. It never reads `test`.
+The help of --base_model lists the encoders. The stage trains on `train` and keeps the checkpoint with the best macro F1
+on `val`. It never reads `test`.
 
 SIGTERM, SIGINT or SIGUSR2 stops it: it saves a checkpoint and exits with 75. The same command continues from there
 and ends with the same weights as a run that was never stopped.
 
-Writes <output_dir>/model (plain `from_pretrained` loads it; `classify.py` in it classifies files), metrics.csv,
+Writes <output_dir>/model (plain `from_pretrained` loads it; its `classify.py` classifies files), metrics.csv,
 training_curves.png, tensorboard/, log.txt and run.json.
 """
 
@@ -47,22 +47,22 @@ def build_parser() -> argparse.ArgumentParser:
         "random weights)",
     )
     parser.add_argument(
-        "--keep_layers", default=None, help="prune first: layers to keep, as 0-3,7, or none (default: all)"
+        "--keep_layers", default=None, help="prune first: layers to keep, such as 0-3,7, or none (default: all)"
     )
-    parser.add_argument("--freeze_feature_encoder", action="store_true", help="train no convolution of the front end")
+    parser.add_argument("--freeze_feature_encoder", action="store_true", help="do not train the first convolutions")
     parser.add_argument(
-        "--freeze_layers", default="none", help="layers not to train, as 0-3,7, counted after pruning, or none"
+        "--freeze_layers", default="none", help="layers not to train, such as 0-3,7, counted after pruning, or none"
     )
     parser.add_argument(
         "--encoder_window",
         choices=architectures.WINDOWS,
         default=architectures.CLIP_WINDOW,
-        help="Whisper's window, 30 s as published: crop it to the clip, or compute it in full, silence included",
+        help="Whisper's window (30 s in published models): crop it to the clip, or compute it in full with its silence",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="only load the base model and prune it, to see whether it will do; no clips",
+        help="only load and prune the base model, to check it without clips",
     )
     cli.add_data_arguments(parser)
     training_arguments.add_arguments(parser)
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fine-tune and leave a run folder."""
+    """Fine-tune and write a run folder."""
     args.augment = training_arguments.augmentations(args.augment)
     if vars(args).pop("check"):
         model_folder.any_model_input(args.base_model, "--base_model")
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace, labels: list[str], train_clips: clips.Clips | None = None) -> LoadedModel:
-    """Return the model to train, after checking that the clips, if there are any, suit it."""
+    """Return the model to train, after checking that any clips suit it."""
     loaded = encoders.load_base_model(args.base_model, labels)
     model = loaded.model
     if train_clips is not None:

@@ -1,4 +1,4 @@
-"""Train a convolutional network from scratch on the clips of stage 01: the baseline that an encoder has to beat.
+"""Train a convolutional network from scratch on the clips of stage 01: the baseline for an encoder.
 
     python 06_cnn.py --architecture melspectrogram --data_dir processed_data --output_dir runs/cnn
     python 06_cnn.py --architecture melspectrogram --pcen --width 2 --output_dir runs/cnn-pcen-wide
@@ -6,15 +6,15 @@
     python 06_cnn.py --architecture melspectrogram --width 0.25 --num_train_epochs 5 --output_dir runs/small
 
 melspectrogram  a residual network of 1.2 M parameters on log-mel spectrograms, for clips of any length
-waveform        two convolutions and two dense layers on the samples, as published: 32 x 2,322 features
+waveform        the published network: two convolutions and two dense layers on the samples, with 32 x 2,322 features
                 before the first dense layer for 58,050 samples (3.63 s at 16 kHz), more for longer clips
 
 Trains like 02_finetuning.py, with the same flags and the same run folder. It keeps the checkpoint with the best macro
-F1 on `val` and never reads `test`. Stopped, the same command continues. 03_model_validation.py scores the model. It
-has no transformer blocks: 04, 05 and 07 refuse it.
+F1 on `val` and never reads `test`. After a stop, the same command continues. 03_model_validation.py scores the model.
+The model has no transformer blocks: 04, 05 and 07 refuse it.
 
-Writes <output_dir>/model (`classify.py` in it classifies files; `from_pretrained` loads it after `import bird_cnn`,
-which lies in it), metrics.csv, training_curves.png, tensorboard/, log.txt and run.json.
+Writes <output_dir>/model (its `classify.py` classifies files; `from_pretrained` loads it after `import bird_cnn`, a
+file in that folder), metrics.csv, training_curves.png, tensorboard/, log.txt and run.json.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="factor on the channels of every convolution and the units of the hidden dense layer",
     )
     parser.add_argument(
-        "--pcen", action="store_true", help="per-channel energy normalisation of the spectrogram, not its logarithm"
+        "--pcen", action="store_true", help="per-channel energy normalisation of the spectrogram, no logarithm"
     )
     cli.add_data_arguments(parser)
     training_arguments.add_arguments(parser)
-    # Random weights need larger steps and more of them than those of a pre-trained encoder.
+    # Random weights need larger and more training steps than a pre-trained encoder.
     parser.set_defaults(learning_rate=1e-3, num_train_epochs=50, early_stopping_patience=10)
     cli.add_common_arguments(parser, output_dir=None)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train and leave a run folder."""
+    """Train and write a run folder."""
     args.augment = training_arguments.augmentations(args.augment)
 
     def build(train_clips: clips.Clips) -> LoadedModel:

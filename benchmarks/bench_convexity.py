@@ -3,19 +3,19 @@
     python -m benchmarks.bench_convexity
     python -m benchmarks.bench_convexity --num_paths 5000 --num_large_clips 0
 
-Gaussian clusters stand for the hidden states of one layer, 50 classes that overlap. Three ways on the
-same features, all with exact neighbours, that is at equal recall:
+The features are Gaussian clusters in place of the hidden states of one layer, with 50 classes that overlap. Three ways
+compute the convexity of the same features, all with exact neighbours, that is, with equal recall:
 
-- ours: utils.layers.convexity.graph_convexity, with its null level and its bootstrap interval over groups;
-  before, between and after the others, of which the median counts;
-- nnconvexity: the package's own functions, a shortest path of igraph for every pair;
-- published way: scikit-learn's neighbours, a networkx graph, and nx.shortest_path for every pair. (The
-  published script found its neighbours by pynndescent, which misses many; that is not timed here.)
+- ours: utils.layers.convexity.graph_convexity, with its null level and its bootstrap interval over groups; it runs
+  before, between and after the others, and the median is reported;
+- nnconvexity: the package's own functions, with a shortest path of igraph for every pair;
+- published way: scikit-learn's neighbours, a networkx graph, and nx.shortest_path for every pair. (The published script
+  found its neighbours with pynndescent, which misses many; that is not timed here.)
 
-The two others take many minutes. Their graphs are timed whole, and their paths on as many pairs of each
-class as --num_paths allows, scaled to all pairs that would be scored; the second command times them all.
+The two others take many minutes. Their graphs are timed in full. Their paths are timed on --num_paths pairs per class
+and scaled to all scored pairs; the second command times all paths.
 
-Then one large layer by itself, in a process of its own, for its time and its peak memory.
+Then one large layer runs in its own process, for its time and its peak memory.
 """
 
 import argparse
@@ -44,13 +44,13 @@ from utils.layers.convexity import GraphConvexity, graph_convexity
 
 N_CLASSES = 50
 N_GROUPS_PER_CLASS = 20
-APART = 0.15  # standard deviation of the classes' centres; that of the clips about them is 1
+APART = 0.15  # standard deviation of the class centres; that of the clips around them is 1
 K = 10
 NUM_PAIRS = 5000
 
 
 def hidden_states(n_clips: int, n_features: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return features in float32, labels, and groups: so many of each class."""
+    """Return features in float32, labels and groups, with about the same number of clips per class."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n_clips) % N_CLASSES)
     centres = (APART * rng.normal(size=(N_CLASSES, n_features))).astype(np.float32)
@@ -69,7 +69,7 @@ def time_ours(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> t
 
 
 def nnconvexity_graph(features: np.ndarray) -> Graph:
-    """Do what compute_graph_convexity of nnconvexity 0.1.1 does before it looks for paths."""
+    """Build the graph as compute_graph_convexity of nnconvexity 0.1.1 does before it searches for paths."""
     distances = pd.DataFrame(cdist(features, features))
     matrix = get_nearest_neighbors(distances, K, available_cpus())[0].to_numpy().astype(float)
     return Graph.Weighted_Adjacency(np.maximum(matrix, matrix.T))
@@ -96,7 +96,7 @@ def published_paths(graph: nx.Graph, points: np.ndarray, num_paths: int) -> list
 def time_by_paths(
     make_graph: Callable, score_paths: Callable, features: np.ndarray, labels: np.ndarray, num_paths: int
 ) -> tuple[float, int, int, float]:
-    """Return seconds, the paths scaled to all pairs; how many were timed; how many there are; their mean score."""
+    """Return seconds, with the paths scaled to all pairs; the numbers of timed and of all pairs; their mean score."""
     start = time.perf_counter()
     graph = make_graph(features)
     graph_seconds = time.perf_counter() - start
@@ -130,10 +130,10 @@ def report_large_layer(n_clips: int, n_features: int, seed: int) -> None:
         del values
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             seconds, peak_mb, result = pool.submit(measure_layer, Path(name)).result()
-    print(f"\none layer of {n_clips} clips, {N_CLASSES} classes, at least {NUM_PAIRS} pairs a class")
+    print(f"\none layer of {n_clips} clips, {N_CLASSES} classes, at least {NUM_PAIRS} pairs per class")
     print(f"{'seconds':<26}{seconds:>12.1f}{'goal: at most 120':>24}")
     print(f"{'peak memory in MB':<26}{peak_mb:>12.0f}{'goal: at most 3000':>24}")
-    print(f"{'pairs scored a class':<26}{result.classes.n_pairs.mean():>12.0f}")
+    print(f"{'pairs scored per class':<26}{result.classes.n_pairs.mean():>12.0f}")
     print(f"{'convexity':<26}{result.convexity:>12.4f}")
     print(f"{'its sampling error':<26}{result.sampling_error:>12.4f}")
     print(f"{'its null level':<26}{result.null:>12.4f}")
@@ -146,13 +146,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--num_clips", type=int, default=2500, help="clips of the comparison (default: 2500)")
-    parser.add_argument("--num_features", type=int, default=768, help="features of a clip (default: 768)")
+    parser.add_argument("--num_clips", type=int, default=2500, help="clips in the comparison (default: 2500)")
+    parser.add_argument("--num_features", type=int, default=768, help="features per clip (default: 768)")
     parser.add_argument(
-        "--num_paths", type=int, default=20, help="pairs of each class timed of the other ways (default: 20)"
+        "--num_paths", type=int, default=20, help="timed pairs per class for the other ways (default: 20)"
     )
     parser.add_argument(
-        "--num_large_clips", type=int, default=20000, help="clips of the large layer; 0 leaves it out (default: 20000)"
+        "--num_large_clips", type=int, default=20000, help="clips in the large layer; 0 skips it (default: 20000)"
     )
     parser.add_argument("--seed", type=int, default=42, help="seed of the features (default: 42)")
     return parser
@@ -160,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    warnings.filterwarnings("ignore", "Couldn't reach some vertices")  # igraph's, for every such pair
+    warnings.filterwarnings("ignore", "Couldn't reach some vertices")  # igraph warns for every such pair
     features, labels, groups = hidden_states(args.num_clips, args.num_features, args.seed)
     print(
         f"{args.num_clips} clips, {args.num_features} features, {N_CLASSES} classes, {available_cpus()} CPUs",
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for (way, (seconds, n_timed, _, score)), goal in zip(measured.items(), (20, 5), strict=True):
         print(f"{way:<16}{seconds:>9.1f}{seconds / ours:>10.0f}{goal:>6}{score:>9.4f}{n_timed:>10}")
     n_pairs = measured["nnconvexity"][2]
-    print(f"seconds of the two others: their graph, and paths measured on these pairs and scaled to {n_pairs}")
+    print(f"seconds of the two others: their graph, plus paths timed on these pairs and scaled to {n_pairs}")
     if args.num_large_clips:
         report_large_layer(args.num_large_clips, args.num_features, args.seed)
     return 0

@@ -1,20 +1,20 @@
-"""Speed and memory of 01_data_processing.py, side by side with other ways to do its work.
+"""Speed and memory of 01_data_processing.py, compared with other ways to do its work.
 
     python benchmarks/bench_data_processing.py
     python benchmarks/bench_data_processing.py --minutes 10 --repeats 1
 
-Synthesises sound files in a temporary folder (wav, flac, ogg and mp3; 32, 44.1 and 48 kHz; mono and
-stereo), links each under several names, and compares, in turns, on the same files:
+Synthesises sound files in a temporary folder (wav, flac, ogg and mp3; 32, 44.1 and 48 kHz; mono and stereo) and links
+each under several names. Then it runs these ways in turn on the same files:
 
-- 01: the whole command, from the start of the interpreter to its end: everything it checks and writes;
-- bare loop: worker processes, as many, that decode and resample every file and throw the result away,
-  whole files at a time, and again block by block, which is faster;
-- published way: one process reads whole files, resamples segment by segment with torchaudio, collects
-  lists of floats, and writes them with pandas and Dataset.save_to_disk. It is slow and its memory grows,
-  so it gets every file once; imports are not counted.
+- 01: the whole command, from the start of the interpreter to its end, with all its checks and outputs;
+- bare loop: the same number of worker processes decode and resample every file and discard the result: whole files at
+  once, and block by block, which is faster;
+- published way: one process reads whole files, resamples section by section with torchaudio, collects lists of floats,
+  and writes them with pandas and Dataset.save_to_disk. It is slow and its memory grows, so it gets every file once;
+  imports are not timed.
 
-Throughput is seconds of sound per second; ratios are medians over the repeats. Memory is the highest
-sum over all processes of the command, sampled: RSS counts shared libraries once a process, PSS once.
+Throughput is seconds of sound per second; ratios are medians over the repeats. Memory is the highest sampled sum over
+all processes of the command: RSS counts shared libraries once per process, PSS counts them once.
 """
 
 import argparse
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET_RATE_HZ = 16000
 FILE_SECONDS = 45
 BLOCK_VALUES = 2**16
-# suffix, subtype, sample rate in Hz, channels: what the archives of bird sound hold
+# suffix, subtype, sample rate in Hz, channels, as in archives of bird sound
 FORMATS = [
     ("mp3", "MPEG_LAYER_III", 44100, 2),
     ("ogg", "VORBIS", 32000, 1),
@@ -75,7 +75,7 @@ def synthesise(folder: Path, n_files: int, num_workers: int) -> list[Path]:
         suffix, *sound = FORMATS[i % len(FORMATS)]
         path = folder / f"species {i % N_LABELS}" / f"XC{i}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Lengths differ, as those of real recordings do.
+        # Lengths differ, as in real recordings.
         tasks.append((path, *sound, FILE_SECONDS * (0.5 + i * 0.618 % 1), i))
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         pool.starmap(write_sound, tasks, chunksize=4)
@@ -107,7 +107,7 @@ def decode_whole(path: Path) -> int:
 
 
 class Stream(soundfile.SoundFile):
-    """A file that is not sought in: soundfile's seek after every read resets the decoder of an mp3."""
+    """A file without seeking: soundfile's seek after every read resets the decoder of an mp3."""
 
     def seekable(self) -> bool:
         return False
@@ -133,7 +133,7 @@ def time_bare_loop(decode: Callable[[Path], int], paths: Sequence[Path], num_wor
 
 
 def time_published_way(paths: Sequence[Path], scratch: Path) -> float:
-    """Do what the published script did: segments are cut first, at the source rate, then resampled."""
+    """Process files as the published script did: cut them at the source rate, then resample."""
     import datasets
     import pandas as pd
     import torch
@@ -172,7 +172,7 @@ def peak_memory(raw_dir: Path, scratch: Path, num_workers: int) -> tuple[float, 
                 total_rss += memory.rss
                 total_pss += memory.pss
         except (psutil.NoSuchProcess, psutil.AccessDenied):
-            pass  # one ended while it was looked at
+            pass  # a process ended meanwhile
         rss, pss = max(rss, total_rss), max(pss, total_pss)
         time.sleep(SAMPLE_EVERY_S)
     shutil.rmtree(output_dir)
@@ -187,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--minutes", type=float, default=50, help="sound to synthesise, in minutes (default: 50)")
-    parser.add_argument("--copies", type=int, default=10, help="names of every sound file (default: 10)")
+    parser.add_argument("--copies", type=int, default=10, help="names per sound file (default: 10)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; medians are reported (default: 3)")
     parser.add_argument("--num_workers", type=int, default=2, help="worker processes (default: 2)")
     return parser
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def link(paths: Sequence[Path], source: Path, target: Path, n_copies: int) -> list[Path]:
-    """Link files of one folder into another under `n_copies` names each, as many recordings."""
+    """Link files of one folder into another under `n_copies` names each, so that each name is a recording."""
     links = []
     for copy in range(n_copies):
         for path in paths:

@@ -1,11 +1,11 @@
-"""Speed of collecting the hidden states of all layers, beside a bare forward loop over the same batches.
+"""Speed of collecting the hidden states of all layers, compared with a bare forward loop over the same batches.
 
     python -m benchmarks.bench_extraction
     python -m benchmarks.bench_extraction --n_clips 64 --rounds 5
 
-The model is a full-size wav2vec2-base (12 blocks) with random weights, a clip 5 s of noise. The bare loop
-reads the same clips, extracts the same features and throws the logits away. 04 besides averages the frames
-of 13 layers, compares every frame at all 78 pairs of layers, and writes to disk. The two alternate.
+The model is a full-size wav2vec2-base (12 blocks) with random weights; a clip is 5 s of noise. The bare loop reads the
+same clips, extracts the same features and discards the logits. In addition, 04 averages the frames of 13 layers,
+compares every frame for all 78 pairs of layers, and writes to disk. The two alternate.
 """
 
 import argparse
@@ -25,9 +25,9 @@ CLIP_SECONDS = 5.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n_clips", type=int, default=16, help="clips in a round (default: 16)")
-    parser.add_argument("--batch_size", type=int, default=4, help="clips at once (default: 4)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default: 5)")
+    parser.add_argument("--n_clips", type=int, default=16, help="clips per round (default: 16)")
+    parser.add_argument("--batch_size", type=int, default=4, help="clips per batch (default: 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are reported (default: 5)")
     args = parser.parse_args()
     loaded = new_model()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,19 +1,20 @@
-"""Cost of evaluating many pruned models at once, side by side with one model at a time.
+"""Cost of evaluating many pruned models together, compared with one model at a time.
 
     python -m benchmarks.bench_layer_sweep
     python -m benchmarks.bench_layer_sweep --clips 8 --batch_size 8 --rounds 8 --sample 4
 
-A wav2vec2-base of full size with random weights and 35 classes hears clips of noise, on the CPU. Three
-sweeps: the classic ones of 12 blocks (forward, backward, middle, single), all subsets of a 6-block encoder
-that keep block 0, and all 2,048 of a 12-block encoder. In turns, round by round, are timed
+A full-size wav2vec2-base with random weights and 35 classes classifies clips of noise on the CPU. There are three
+sweeps: the classic ones of 12 blocks (forward, backward, middle, single), all subsets of a 6-block encoder that keep
+block 0, and all 2,048 of a 12-block encoder. These ways run in turn, round by round:
 
-- shared: utils.pruning.layer_sweep, reading of clips included. Of the 2,048 subsets each round takes one of eight
-  parts (those that agree in blocks 1, 2 and 3), which is scaled up; so eight front ends are counted, not one;
-- one at a time: the pruned model, built in memory at no cost, classifies the same clips in the same batches;
-  for a few subsets, drawn evenly over their lengths, scaled up. Once with the same faster linear layers
-  (utils.models.onednn) as the sweep, so that the ratio is that of sharing alone, and once as it comes.
+- shared: utils.pruning.layer_sweep, with the reading of clips. Of the 2,048 subsets, each round runs one of eight parts
+  (those that agree in blocks 1, 2 and 3) and scales it up, so eight front ends are counted instead of one;
+- one at a time: the pruned model, built in memory and not timed, classifies the same clips in the same batches. This is
+  done for a few subsets of evenly distributed lengths, and scaled up. It runs once with the same faster linear layers
+  (utils.models.onednn) as the sweep, so that the ratio shows only the effect of sharing, and once with the standard
+  layers of PyTorch.
 
-Ratios are of sums over the rounds. Before them stands the front end's time in blocks.
+Ratios are ratios of sums over the rounds. The first table gives the front end's time in blocks.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def parts_of_all(n_layers: int) -> list[list[Keep]]:
-    """Return all subsets that keep block 0, apart by which of blocks 1, 2, 3 they keep."""
+    """Return all subsets that keep block 0, divided by which of the blocks 1, 2, 3 they keep."""
     parts: dict[Keep, list[Keep]] = {}
     for keep in all_subsets(n_layers):
         parts.setdefault(tuple(layer for layer in keep if layer <= N_SPLIT_BLOCKS), []).append(keep)
@@ -64,7 +65,7 @@ def parts_of_all(n_layers: int) -> list[list[Keep]]:
 
 
 def evenly(keeps: Sequence[Keep], n: int, rng: np.random.Generator) -> list[Keep]:
-    """Draw `n` lists whose mean length is about that of all: a random start, then even steps by length."""
+    """Draw `n` lists whose mean length is close to that of all: a random start, then equal steps by length."""
     by_length = sorted(rng.permutation(np.array(keeps, dtype=object)).tolist(), key=len)
     return [by_length[int((i + rng.random()) * len(keeps) / n)] for i in range(n)]
 
@@ -72,7 +73,7 @@ def evenly(keeps: Sequence[Keep], n: int, rng: np.random.Generator) -> list[Keep
 def measure(
     loaded: LoadedModel, clips: Clips, parts: Sequence[Sequence[Keep]], args: argparse.Namespace
 ) -> dict[str, float]:
-    """Return the seconds that all lists, in `parts` for the shared way, take in each of three ways."""
+    """Return the seconds of each of three ways for all lists; the shared way runs them in `parts`."""
     rng = np.random.default_rng(args.seed)
     keeps = [keep for part in parts for keep in part]
     shared, alone = [], {True: [], False: []}
@@ -88,7 +89,7 @@ def measure(
     return {
         "shared": statistics.mean(shared) * len(parts),
         "one at a time": statistics.mean(alone[True]) * len(keeps),
-        "as it comes": statistics.mean(alone[False]) * len(keeps),
+        "standard layers": statistics.mean(alone[False]) * len(keeps),
     }
 
 
@@ -102,7 +103,7 @@ def report_ratios(clips: Clips, args: argparse.Namespace) -> None:
         "all of 12 blocks": (model, parts_of_all(12)),
     }
     head = f"{'sweep':<18}{'subsets':>9}{'block passes':>14}{'shared, s':>11}{'one at a time, s':>18}"
-    print(f"\n{head}{'ratio':>8}{'goal':>7}{'as it comes, s':>16}{'ratio':>8}")
+    print(f"\n{head}{'ratio':>8}{'goal':>7}{'standard layers, s':>16}{'ratio':>8}")
     for name, (of, parts) in sweeps.items():
         keeps = [keep for part in parts for keep in part]
         seconds = measure(of, clips, parts, args)
@@ -125,7 +126,7 @@ def report_front_end(clips: Clips, args: argparse.Namespace) -> None:
     )
     with torch.inference_mode():
         state = parts.front_end(inputs)
-        for name, faster in {"as in the sweep": True, "as it comes": False}.items():
+        for name, faster in {"as in the sweep": True, "standard layers": False}.items():
             with onednn.linear_layers(model, "cpu") if faster else contextlib.nullcontext():
                 parts.block(0, state)
                 times = [
@@ -145,10 +146,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--clips", type=int, default=1, help="clips to classify (default: 1)")
     parser.add_argument("--seconds", type=float, default=5, help="length of a clip, in seconds (default: 5)")
-    parser.add_argument("--batch_size", type=int, default=1, help="clips at once (default: 1)")
-    parser.add_argument("--rounds", type=int, default=2, help="times that each way is measured (default: 2)")
-    parser.add_argument("--sample", type=int, default=3, help="pruned models a round, one at a time (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn subsets (default: 0)")
+    parser.add_argument("--batch_size", type=int, default=1, help="clips per batch (default: 1)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each way (default: 2)")
+    parser.add_argument("--sample", type=int, default=3, help="pruned models per round, one at a time (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the drawn subsets (default: 0)")
     return parser
 
 

@@ -1,20 +1,20 @@
-"""Similarity of all pairs of layers beside n x n kernel matrices, from a memory map, speed and memory.
+"""Speed and memory of the similarity of all pairs of layers from a memory map, compared with n x n kernel matrices.
 
     python -m benchmarks.bench_similarity                        about two minutes on two cores
     python -m benchmarks.bench_similarity --knn_clips 20000 --rbf_clips 20000
 
-Writes hidden states of random, correlated layers to a temporary folder (13 layers of 20,000 clips in 768
-dimensions: 0.8 GB) and measures, each in a process of its own that starts with nothing but the file:
+Writes hidden states of random, correlated layers to a temporary folder (13 layers of 20,000 clips in 768 dimensions:
+0.8 GB). Each measurement then runs in its own process, which starts with only the file:
 
 - debiased linear CKA of all pairs, in feature space, block by block;
-- n x n, one pair: kernel matrices in float64, centred by their means, as CKA is usually written;
-- n x n, one pair, HKH: the same with the centring as a product with H = I - 1/n, as it is often published;
-- mutual kNN, cosine, and RBF CKA of all pairs.
+- n x n, one pair: kernel matrices in float64, centred by their means, the usual form of CKA;
+- n x n, one pair, HKH: the same, but centred by a product with H = I - 1/n, a form that is often published;
+- mutual kNN, cosine and RBF CKA of all pairs.
 
-The n x n ways get fewer clips; their cost at the full number is extrapolated, by n^2 and by n^3, and so
-marked. Seconds include reading the file; CPU seconds are those of all threads, and are what to look at
-where the machine has other work. Memory is the highest resident set of the process, in which the pages of
-the memory map that have been read count too. Set OMP_NUM_THREADS to the cores to use.
+The n x n ways get fewer clips; their cost is extrapolated to the full number, by n^2 and by n^3, and marked. Seconds
+include reading the file. CPU seconds are summed over all threads: compare these on a machine with other work. Memory is
+the highest resident set of the process, which includes the pages of the memory map that were read. Set OMP_NUM_THREADS
+to the number of cores to use.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ROWS_AT_ONCE = 1000
 
 
 def synthesise(path: Path, n_layers: int, n_clips: int, d: int) -> None:
-    """Write layers that drift away from the first, some dimensions larger than others, block by block."""
+    """Write layers that increasingly differ from the first, with unequal dimensions, block by block."""
     rng = np.random.default_rng(0)
     states = np.lib.format.open_memmap(path, "w+", np.float32, (n_layers, n_clips, d))
     sizes = np.geomspace(10, 0.1, d, dtype=np.float32)
@@ -84,7 +84,7 @@ def measure_here(way: str, path: Path, n_clips: int) -> np.ndarray:
 
 
 def measure(way: str, path: Path, n_clips: int) -> np.ndarray:
-    """Return the seconds, the CPU seconds and the GB at the peak of a fresh process."""
+    """Return the seconds, the CPU seconds and the peak memory in GB of a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure_here, (way, path, n_clips))
 
@@ -96,9 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--n_layers", type=int, default=13, help="hidden layers (default: 13)")
+    parser.add_argument("--n_layers", type=int, default=13, help="number of layers (default: 13)")
     parser.add_argument("--n_clips", type=int, default=20000, help="clips (default: 20000)")
-    parser.add_argument("--dimensions", type=int, default=768, help="dimensions of a layer (default: 768)")
+    parser.add_argument("--dimensions", type=int, default=768, help="dimensions per layer (default: 768)")
     parser.add_argument("--gram_clips", type=int, default=4000, help="clips for the n x n ways (default: 4000)")
     parser.add_argument("--knn_clips", type=int, default=5000, help="clips for mutual kNN (default: 5000)")
     parser.add_argument("--rbf_clips", type=int, default=5000, help="clips for RBF CKA (default: 5000)")
@@ -126,7 +126,7 @@ def report(args: argparse.Namespace, path: Path) -> None:
     cost = measure("CKA, all pairs", path, n)
     print_row("CKA, all pairs", n, n_pairs, cost)
     for way, power in [("n x n, one pair", 2), ("n x n, one pair, HKH", 3)]:
-        # On the same clips, side by side.
+        # Measure both on the same clips.
         ours, theirs = measure("CKA, all pairs", path, clips[way]), measure(way, path, clips[way])
         print_row(way, clips[way], 1, theirs, f"{theirs[0] * n_pairs / ours[0]:.1f}")
         growth = n / clips[way]

@@ -1,12 +1,12 @@
-"""How long a stage takes to say something, side by side with another checkout of this project.
+"""Start-up time and memory of every stage, compared with another checkout of this project.
 
     python -m benchmarks.bench_startup
     python -m benchmarks.bench_startup --other ../checkout-before --rounds 5
     python -m benchmarks.bench_startup --complete --other ../checkout-before
 
-Starts every stage with --help and with a flag that does not exist, in turn with the other checkout, and prints the
-medians of wall-clock seconds and the most memory. With --complete each checkout first runs all stages on synthetic
-birds and `tiny`, which takes minutes, and then each is timed on its complete results, where there is nothing to do.
+Starts every stage with --help and with an unknown flag, in turn with the other checkout. Prints the medians of
+wall-clock seconds and the highest memory. With --complete, each checkout first runs all stages on synthetic birds and
+`tiny`, which takes minutes. Each stage is then timed on its complete results, when it has nothing to do.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from utils.core import cli, lazy
 from utils.core.errors import InputError
 
-with lazy.imported_on_first_use():  # a process counts the memory of the one that has started it
+with lazy.imported_on_first_use():  # the memory of a process includes that of its parent
     import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--other", type=Path, default=None, help="another checkout to compare with (default: none)")
-    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="starts of each command")
+    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="starts per command")
     parser.add_argument("--complete", action="store_true", help="also time stages that have nothing to do")
     parser.add_argument("--log_level", choices=["info", "warning"], default="warning", help="lowest level to print")
     return parser
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     """Time all commands in turn; print the table."""
     checkouts = {"here": ROOT} | ({} if args.other is None else {"other": args.other.resolve()})
     if args.other is not None and not (checkouts["other"] / "01_data_processing.py").is_file():
-        raise InputError(f"--other {args.other}: no checkout of this project lies there")
+        raise InputError(f"--other {args.other}: it is not a checkout of this project")
     commands = {(script, "--help"): ["--help"] for script in COMPLETE}
     commands |= {(script, "usage error"): ["--output_dri", "x"] for script in COMPLETE}
     with tempfile.TemporaryDirectory() as scratch:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
 def start(
     checkout: Path, script: str, words: Sequence[str], folder: Path, expected: Sequence[int]
 ) -> tuple[float, float]:
-    """Run a stage; return its wall-clock seconds and its most resident memory in MB."""
+    """Run a stage; return its wall-clock seconds and its peak resident memory in MB."""
     begin = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, checkout / script, *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -1,14 +1,14 @@
-"""Are latencies true on a machine that does something else? The same sweep, quiet and beside one busy process.
+"""Check that latencies on a busy machine are true or marked as doubtful, compared with those on the quiet machine.
 
     python -m benchmarks.latency_under_load
     python -m benchmarks.latency_under_load --blocks 0 3 6 9 12 --spinning
 
-Times wav2vec2-base with random weights at several depths, as 05_pruning.py does, in a new process each time: with one
-thread on the quiet machine, with a thread a CPU on the quiet machine, and with as many beside a process that it starts
-and that keeps one CPU busy. --spinning adds threads that spin while they wait, as PyTorch's do by default. Each time
-stands with its ratio to the quiet one of one thread, and with the doubt that the sweep itself would note. Ends with 3
-if a time beside the busy process is neither within 1.5 of the quiet one nor in doubt, or if fewer blocks are slower
-without a doubt. Start it on a quiet machine. It takes some minutes.
+Times wav2vec2-base with random weights at several depths, as 05_pruning.py does, in a new process each time. The
+conditions are: one thread on the quiet machine; one thread per CPU on the quiet machine; and one thread per CPU while a
+process started here keeps one CPU busy. --spinning adds threads that spin while they wait, PyTorch's default. The table
+gives each time with its ratio to the quiet time of one thread, and the doubt that 05 would record. The exit code is 3
+in two cases: a time beside the busy process differs by more than a factor of 1.5 from the quiet one without a doubt, or
+fewer blocks are slower without a doubt. Start it on a quiet machine. It takes some minutes.
 """
 
 import argparse
@@ -36,16 +36,16 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--blocks", type=cli.non_negative_int, nargs="+", default=[0, 6, 12], help="depths")
-    parser.add_argument("--seconds", type=cli.positive_float, default=2.0, help="of each depth, as in 05_pruning.py")
-    parser.add_argument("--hidden_size", type=cli.positive_int, default=768, help="of the model; 768 is wav2vec2-base")
-    parser.add_argument("--spinning", action="store_true", help="measure threads that spin, too; they take long")
+    parser.add_argument("--seconds", type=cli.positive_float, default=2.0, help="seconds per depth")
+    parser.add_argument("--hidden_size", type=cli.positive_int, default=768, help="hidden size of the model")
+    parser.add_argument("--spinning", action="store_true", help="also measure threads that spin; this is slow")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--log_level", choices=["info", "warning"], default="warning", help="lowest level to print")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure all ways, print the table, and judge it; as a child measure once, and print it as JSON."""
+    """Measure all conditions, print the table, and check it; a child process measures once and prints JSON."""
     if args.child:
         print(json.dumps(sweep(args.blocks, args.hidden_size, args.seconds)))
         return
@@ -68,12 +68,14 @@ def run(args: argparse.Namespace) -> None:
     judged = table[table["way"].str.endswith("threads") & table["way"].str.startswith("beside")]
     wrong = judged[(judged["latency_doubt"] == "no") & ~judged["is_true"]]
     if len(wrong):
-        raise InputError(f"{len(wrong)} of {len(judged)} times beside a busy process are wrong and not marked")
-    print(f"all {len(judged)} times beside one busy process are true or marked")
+        raise InputError(
+            f"{len(wrong)} of {len(judged)} times beside a busy process are wrong and not marked as doubtful"
+        )
+    print(f"all {len(judged)} times beside one busy process are true or marked as doubtful")
 
 
 def judge(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the ratio to the quiet time of one thread, and whether ratio and order are as they should be."""
+    """Add the ratio to the quiet time of one thread, and whether ratio and order are right."""
     quiet = table[table["way"] == QUIET].set_index("blocks")["latency_ms_median"]
     table = table.assign(ratio=table["latency_ms_median"] / table["blocks"].map(quiet))
     in_order = [
@@ -83,14 +85,14 @@ def judge(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure(args: argparse.Namespace, n_threads: int, policy: str, beside: bool) -> dict[str, dict]:
-    """Return what a new process finds, with so many threads, and, if asked, beside a process that is busy."""
+    """Return the times that a new process measures with `n_threads`, and beside a busy process if `beside`."""
     environment = os.environ | {"OMP_NUM_THREADS": str(n_threads), "OMP_WAIT_POLICY": policy}
     words = ["--blocks", *map(str, args.blocks), "--seconds", str(args.seconds), "--hidden_size", str(args.hidden_size)]
     command = [sys.executable, "-m", "benchmarks.latency_under_load", "--child", *words]
     busy = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE) if beside else None
     try:
         if busy is not None:
-            busy.stdout.readline()  # it runs
+            busy.stdout.readline()  # wait until it runs
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     finally:
         if busy is not None:
@@ -100,7 +102,7 @@ def measure(args: argparse.Namespace, n_threads: int, policy: str, beside: bool)
 
 
 def sweep(depths: Sequence[int], hidden_size: int, seconds: float) -> dict[int, dict]:
-    """Time a wav2vec2 of random weights at several depths, in turn."""
+    """Time a wav2vec2 with random weights at several depths, in turn."""
     import torch
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 

@@ -1,4 +1,4 @@
-"""What benchmarks of full-size models run on: a wav2vec2-base with random weights, and clips of noise."""
+"""Input of benchmarks of full-size models: a wav2vec2-base with random weights, and clips of noise."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def new_model(n_layers: int = 12) -> LoadedModel:
 
 
 def noise_clips(folder: Path, n_clips: int, seconds: float) -> Clips:
-    """Write clips of noise into a new folder as stage 01 would, and open them."""
+    """Write clips of noise into a new folder in the format of stage 01, and open them."""
     rng = np.random.default_rng(0)
     labels = [f"word {i}" for i in range(N_LABELS)]
     rows = [

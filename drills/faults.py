@@ -1,14 +1,14 @@
-"""Inject every fault that the pipeline has to survive, into every stage, and count what came of it.
+"""Inject every fault that the pipeline must survive into every stage, and count the survived tries.
 
     python -m drills.faults                                # every drill, every stage, ten times
     python -m drills.faults --drills sigkill full_disk --stages 01 02 --tries 50
 
-To survive is: the stage ends with the exit code and the message that the README promises, no other stage takes what
-it left for a result, and the same command, run again, leaves the files of an undisturbed run. Prints the table of
-docs/reliability.md; whatever did not survive is told in full, its folder is kept, and the exit code is 1.
+A stage survives a fault if three things hold: it ends with the exit code and the message of the README; no other stage
+accepts its unfinished output as a result; and the same command, run again, leaves the files of an undisturbed run.
+Prints the table of docs/reliability.md. Every failure is reported in full, its folder is kept, and the exit code is 1.
 
-The full and the read-only disk are small file systems in memory. They need Linux, and root or user namespaces
-(`unshare`); where there are none, these two drills say so and are left out.
+The full disk and the read-only disk are small file systems in memory. They need Linux, and root or user namespaces
+(`unshare`). Without these, the two drills are left out with a warning.
 """
 
 import argparse
@@ -42,29 +42,29 @@ from utils.data import synthetic
 log = logging.getLogger(__name__)
 
 IN_NAMESPACE = "DRILLS_IN_NAMESPACE"
-# Measured anew in each run, or the name of the output folder: no part of what two runs have in common.
+# Values that differ between two equal runs: measured times, and the name of the output folder.
 MEASURED = re.compile(
     "latency|load_average|cpu_busy|seconds|throughput|real_time_factor|peak_memory|git_commit|model_name"
 )
 TRAINING = ["--num_train_epochs", "2", "--early_stopping_patience", "2", "--learning_rate", "1e-3"]
 DAY_S = 86_400.0
 LEAST_TMPFS_BYTES = 16_384
-MOST_MORE_BYTES = 600e6  # addresses that a small stage takes besides its imports
-KILLED_FOR_MEMORY = {-signal.SIGABRT, -signal.SIGSEGV, 127}  # by a C library, before Python hears of it
+MOST_MORE_BYTES = 600e6  # address space that a small stage needs besides its imports
+KILLED_FOR_MEMORY = {-signal.SIGABRT, -signal.SIGSEGV, 127}  # by a C library, before Python notices it
 
 
 class NotSurvived(Exception):
-    """A stage did not do after a fault what it promises; the message says what it did."""
+    """A stage did not survive a fault; the message says how it failed."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage, ready to be run: the words of its command but for ``--output_dir``."""
+    """A stage with the words of its command, without ``--output_dir``."""
 
     number: str
     script: str
     words: tuple[str, ...] = ()
-    inputs: tuple[tuple[str, str], ...] = ()  # an argument, and the number of the stage whose output it names
+    inputs: tuple[tuple[str, str], ...] = ()  # an argument, and the number of the stage that wrote its value
     more: tuple[str, ...] = ()  # other stages whose output is needed
 
 
@@ -97,16 +97,16 @@ BY_NUMBER = {stage.number: stage for stage in STAGES}
 
 @dataclass
 class World:
-    """Recordings, what every stage makes of them undisturbed, and room for what goes wrong.
+    """The recordings, the undisturbed result of every stage, and the folder of the tries.
 
     Attributes
     ----------
     folder : Path
         Holds ``raw``, ``reference/<stage>`` and ``tries/<drill>-<stage>-<try>``.
     rng : random.Random
-        Decides on moments, sizes, files and bits.
+        Draws moments, sizes, files and bits.
     duration_s, peak_bytes : dict
-        By the number of the stage: its undisturbed run time, and the most that it had on disk.
+        By the number of the stage: its undisturbed run time, and its peak use of the disk.
     """
 
     folder: Path
@@ -120,12 +120,12 @@ class World:
 
     @property
     def printed(self) -> Path:
-        """Return the file of what stages print."""
+        """Return the file of all output that stages print."""
         return self.folder / "printed.txt"
 
     @contextlib.contextmanager
     def kept(self, folder: Path) -> Iterator[None]:
-        """Put a folder back, at the end, as it is now."""
+        """Restore a folder, at the end, to its present content."""
         copy = folder.with_name(f"{folder.name}-kept")
         shutil.copytree(folder, copy)
         try:
@@ -142,7 +142,7 @@ class World:
         clock_s: float = 0.0,
         prepare: Callable[[], None] | None = None,
     ) -> BaseProcess:
-        """Start a stage as a process of its own; what it prints is added to `printed`."""
+        """Start a stage in its own process; its output is added to `printed`."""
         words = [*stage.words, *more]
         if stage.number == "01":
             words += ["--raw_dir", str(self.folder / "raw"), "--metadata", str(self.folder / "raw" / "metadata.csv")]
@@ -153,23 +153,23 @@ class World:
         return start_stage(stage.script, words, self.printed, prepare)
 
     def wait_a_moment(self, stage: Stage, process: BaseProcess) -> None:
-        """Wait for some part of the time that the stage takes, or until it has ended."""
+        """Wait for a random part of the run time of the stage, or until it has ended."""
         process.join(self.rng.uniform(0, self.duration_s[stage.number]))
 
     def expect(self, code: int, text: str, stage: Stage, output_dir: Path, *more: str, clock_s: float = 0.0) -> None:
-        """Run a stage that has to end with an exit code and print a text, whatever the case of its letters."""
+        """Run a stage that must end with an exit code and print a text; the case of letters is ignored."""
         self.printed.unlink(missing_ok=True)
         process = self.start(stage, output_dir, *more, clock_s=clock_s)
         process.join()
         self.check_end(process, {code}, text)
 
     def check_end(self, process: BaseProcess, codes: set[int], text: str = "") -> None:
-        """Raise unless a stage ended with one of the codes, and printed the text and no traceback."""
+        """Raise unless a stage ended with one of the codes and printed the text, without a traceback."""
         printed = self.printed.read_text() if self.printed.exists() else ""
         if process.exitcode not in codes:
             trouble = f"exit code {process.exitcode}, expected {sorted(codes)}"
         elif text.lower() not in printed.lower():
-            trouble = f"it said nothing of {text!r}"
+            trouble = f"it did not print {text!r}"
         elif "Traceback" in printed:
             trouble = "it printed a traceback"
         else:
@@ -177,15 +177,15 @@ class World:
         raise NotSurvived(f"{trouble}; it printed:\n{printed[-1500:]}")
 
     def expect_undisturbed(self, stage: Stage, output_dir: Path, *more: str) -> None:
-        """Run a stage that has to end well and leave what an undisturbed run leaves."""
+        """Run a stage that must end well and leave the files of an undisturbed run."""
         self.expect(0, "", stage, output_dir, *more)
         difference = first_difference(self.reference(stage.number), output_dir)
         if difference:
-            raise NotSurvived(f"run again it left something else: {difference}")
+            raise NotSurvived(f"the second run left other files: {difference}")
 
 
 def set_clock(ahead_s: float) -> None:
-    """Have the clock of this process run ahead, and jump back an hour at every tenth look."""
+    """Make the clock of this process run ahead, and jump back an hour at every tenth call."""
     real_s, looks = time.time, iter(range(sys.maxsize))
 
     def time_s() -> float:
@@ -198,14 +198,14 @@ def set_clock(ahead_s: float) -> None:
 
 
 def without_measured(value: object) -> object:
-    """Return a JSON value without what is measured anew in each run."""
+    """Return a JSON value without the values that are measured again in each run."""
     if isinstance(value, dict):
         return {key: without_measured(item) for key, item in value.items() if not MEASURED.search(key)}
     return [without_measured(item) for item in value] if isinstance(value, list) else value
 
 
 def content_of(path: Path) -> object:
-    """Return what two runs have to agree in; of figures, in which latencies are drawn, that they are there."""
+    """Return the content in which two runs must agree; for figures, which show latencies, only that they exist."""
     if path.suffix in (".png", ".pdf"):
         return path.stat().st_size > 0
     if path.suffix == ".json":
@@ -217,7 +217,7 @@ def content_of(path: Path) -> object:
 
 
 def are_equal(one: object, other: object) -> bool:
-    """Compare two contents; numbers of a table to a millionth: the loss of an epoch in two parts is added up in two."""
+    """Compare two contents; numbers of a table to a millionth, because a resumed epoch sums its loss in two parts."""
     if not isinstance(one, pd.DataFrame):
         return one == other
     try:
@@ -228,10 +228,10 @@ def are_equal(one: object, other: object) -> bool:
 
 
 def first_difference(reference: Path, folder: Path) -> str | None:
-    """Say in what a finished folder differs from an undisturbed one; None if in nothing."""
+    """Return how a finished folder differs from an undisturbed one; None if it does not."""
     names = [{o["path"] for o in runs.read_record(each)["outputs"]} for each in (reference, folder)]
     if names[0] != names[1]:
-        return f"files {sorted(names[0] ^ names[1])} are in one of the two only"
+        return f"files {sorted(names[0] ^ names[1])} are only in one of the two"
     for name in sorted(names[0]):
         contents = [content_of(each / name) for each in (reference, folder)]
         if not are_equal(*contents):
@@ -240,10 +240,10 @@ def first_difference(reference: Path, folder: Path) -> str | None:
 
 
 def check_no_result(stage: Stage, folder: Path, reference: Path) -> None:
-    """Raise unless every stage would refuse the folder, and no file of it with a final name is half there."""
+    """Raise unless every stage would refuse the folder, and every file with a final name is whole."""
     with contextlib.suppress(InputError):
         runs.folder_input(folder, [stage.script.removesuffix(".py")])
-        raise NotSurvived("what it left passes for a result")
+        raise NotSurvived("the unfinished output is accepted as a result")
     for output in runs.read_record(reference)["outputs"]:
         path = folder / output["path"]
         if path.exists() and not is_whole(path, reference / output["path"]):
@@ -251,12 +251,12 @@ def check_no_result(stage: Stage, folder: Path, reference: Path) -> None:
 
 
 def is_whole(path: Path, reference: Path) -> bool:
-    """Tell whether a file is what an undisturbed run leaves; a table may have fewer rows yet, but no half ones."""
+    """Return whether a file equals that of an undisturbed run; a table may have fewer rows, but only whole ones."""
     if path.suffix == ".csv":
         text = path.read_text()
         return text.endswith("\n") and len({len(row) for row in csv.reader(text.splitlines())}) == 1
     if path.suffix == ".npy":
-        return True  # mapped into memory and filled bit by bit; the JSON beside it counts the clips that are done
+        return True  # memory-mapped and filled step by step; the JSON beside it counts the finished clips
     try:
         return are_equal(content_of(path), content_of(reference))
     except ValueError:
@@ -291,7 +291,7 @@ def stop(world: World, stage: Stage, folder: Path, number: signal.Signals) -> No
     process.join()
     codes = {0, -signal.SIGKILL} if number == signal.SIGKILL else {0, 75}
     if number == signal.SIGTERM and not (output_dir / runs.RECORD_NAME).exists():
-        codes.add(-signal.SIGTERM)  # before there is anything to save
+        codes.add(-signal.SIGTERM)  # before the stage has anything to save
     world.check_end(process, codes)
     if process.exitcode != 0 and not is_complete(output_dir):
         check_no_result(stage, output_dir, world.reference(stage.number))
@@ -299,7 +299,7 @@ def stop(world: World, stage: Stage, folder: Path, number: signal.Signals) -> No
 
 
 def is_complete(folder: Path) -> bool:
-    """Tell whether a run had written its record before it was killed."""
+    """Return whether a run had written its record before it was killed."""
     record = runs.read_record(folder)
     return record is not None and record["status"] == "complete"
 
@@ -316,10 +316,10 @@ def full_disk(world: World, stage: Stage, folder: Path) -> None:
             process.join()
             if process.exitcode != 0 or n_bytes == LEAST_TMPFS_BYTES:
                 break
-            shutil.rmtree(output_dir)  # there was room enough
+            shutil.rmtree(output_dir)  # the disk was large enough
             n_bytes *= 0.8
         world.check_end(process, {3}, "disk is full")
-        if not is_complete(output_dir):  # 03 may have failed after that, at the summary of all models
+        if not is_complete(output_dir):  # 03 may have failed later, at the summary of all models
             check_no_result(stage, output_dir, world.reference(stage.number))
         mount("-o", "remount,size=1G", str(disk))
         world.expect_undisturbed(stage, output_dir)
@@ -334,7 +334,7 @@ def low_memory(world: World, stage: Stage, folder: Path) -> None:
         process.join()
         if process.exitcode != 0:
             break
-        shutil.rmtree(output_dir)  # there was enough
+        shutil.rmtree(output_dir)  # the memory was enough
         n_bytes *= 0.8
     if process.exitcode in KILLED_FOR_MEMORY:
         log.info("%s: ended by a library, exit code %d", folder.name, process.exitcode)
@@ -348,14 +348,14 @@ def low_memory(world: World, stage: Stage, folder: Path) -> None:
 
 
 def limit_addresses(n_more: int) -> None:
-    """Let this process map so many bytes more than it has."""
+    """Limit the address space of this process to `n_more` bytes above its present size."""
     n_pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = n_pages * resource.getpagesize() + n_more
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def read_only(world: World, stage: Stage, folder: Path) -> None:
-    """Let a stage write to a read-only disk, before it has begun or in a folder that it has begun."""
+    """Let a stage write to a read-only disk, before it starts, or in a folder with an interrupted run."""
     with tmpfs(folder / "disk") as disk:
         output_dir = disk / "out"
         if world.rng.random() < 0.5:
@@ -372,17 +372,17 @@ def read_only(world: World, stage: Stage, folder: Path) -> None:
 
 
 def truncated_input(world: World, stage: Stage, folder: Path) -> None:
-    """Cut off a file of what the stage reads at a random byte."""
+    """Truncate a file of the stage's input at a random byte."""
     damaged_input(world, stage, folder, truncate)
 
 
 def flipped_input(world: World, stage: Stage, folder: Path) -> None:
-    """Flip a random bit of a file of what the stage reads."""
+    """Flip a random bit in a file of the stage's input."""
     damaged_input(world, stage, folder, flip)
 
 
 def damaged_input(world: World, stage: Stage, folder: Path, damage: Callable) -> None:
-    """Damage a random output of an earlier stage; make it again as the message says."""
+    """Damage a random output of an earlier stage; then repair it as the message advises."""
     _, made_by = world.rng.choice(stage.inputs)
     with world.kept(world.reference(made_by)):
         name = damage_one(world, world.reference(made_by), damage)
@@ -392,7 +392,7 @@ def damaged_input(world: World, stage: Stage, folder: Path, damage: Callable) ->
 
 
 def damaged_output(world: World, stage: Stage, folder: Path) -> None:
-    """Damage a file of a finished stage, which then does not count as done."""
+    """Damage a file of a finished stage, which then does not count as finished."""
     output_dir = folder / "out"
     shutil.copytree(world.reference(stage.number), output_dir)
     name = damage_one(world, output_dir, world.rng.choice([truncate, flip]))
@@ -401,7 +401,7 @@ def damaged_output(world: World, stage: Stage, folder: Path) -> None:
 
 
 def damage_one(world: World, folder: Path, damage: Callable) -> str:
-    """Damage one of the outputs in a folder, each as likely but for the figures; return its name."""
+    """Damage one of the outputs in a folder, chosen at random but not a figure; return its name."""
     listed = runs.read_record(folder)["outputs"]
     outputs = [o for o in listed if o["bytes"] and not o["path"].endswith(records.FIGURE_SUFFIXES)]
     name = world.rng.choice(outputs)["path"]
@@ -411,19 +411,19 @@ def damage_one(world: World, folder: Path, damage: Callable) -> str:
 
 
 def truncate(data: bytes, rng: random.Random) -> bytes:
-    """Return a random beginning of some bytes."""
+    """Return the bytes up to a random position."""
     return data[: rng.randrange(len(data))]
 
 
 def flip(data: bytes, rng: random.Random) -> bytes:
-    """Return some bytes with one bit changed."""
+    """Return the bytes with one bit changed."""
     changed, bit = bytearray(data), rng.randrange(8 * len(data))
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
 def emptied_checkpoint(world: World, stage: Stage, folder: Path) -> None:
-    """Stop a training, and delete some or all files of its checkpoints before it goes on."""
+    """Stop a training, and delete some or all files of its checkpoints before it continues."""
     output_dir = folder / "out"
     process = world.start(stage, output_dir)
     while process.is_alive() and not list((output_dir / "checkpoints").glob("checkpoint-*")):
@@ -452,7 +452,7 @@ def two_at_once(world: World, stage: Stage, folder: Path) -> None:
         codes = sorted([first.exitcode, second.exitcode])
         if codes != [0, 0]:
             break
-        shutil.rmtree(output_dir)  # they did not meet: the second found the first one's result
+        shutil.rmtree(output_dir)  # they did not overlap: the second found the first one's result
         delay_s /= 2
     if codes != [0, 4]:
         raise NotSurvived(f"exit codes {first.exitcode} and {second.exitcode}, expected 0 and 4")
@@ -460,7 +460,7 @@ def two_at_once(world: World, stage: Stage, folder: Path) -> None:
 
 
 def clock_backwards(world: World, stage: Stage, folder: Path) -> None:
-    """Let the clock jump back while a stage runs, kill it, and run it again a day before its files were made."""
+    """Let the clock jump back while a stage runs, kill it, and run it again a day earlier by the clock."""
     output_dir = folder / "out"
     process = world.start(stage, output_dir, clock_s=DAY_S)
     world.wait_a_moment(stage, process)
@@ -474,7 +474,7 @@ def clock_backwards(world: World, stage: Stage, folder: Path) -> None:
 
 
 def corrupt_record(world: World, stage: Stage, folder: Path) -> None:
-    """Replace the run.json of a finished stage by something else."""
+    """Replace the run.json of a finished stage by other content."""
     output_dir = folder / "out"
     shutil.copytree(world.reference(stage.number), output_dir)
     path = output_dir / runs.RECORD_NAME
@@ -484,14 +484,14 @@ def corrupt_record(world: World, stage: Stage, folder: Path) -> None:
     path.write_bytes(content)
     check_no_result(stage, output_dir, world.reference(stage.number))
     world.expect(4, runs.RECORD_NAME, stage, output_dir)
-    if content in others:  # JSON, but not of this program: not to be touched
+    if content in others:  # JSON, but not of this program: it must not be changed
         world.expect(4, "left unchanged", stage, output_dir, "--overwrite")
         shutil.rmtree(output_dir)
     world.expect_undisturbed(stage, output_dir, "--overwrite")
 
 
 def replaced_input(world: World, stage: Stage, folder: Path) -> None:
-    """Put another input in place of one that a stage has been run with, to its end or not."""
+    """Replace an input with which a stage has been run, to its end or not."""
     argument, made_by = world.rng.choice(stage.inputs or (("raw_dir", ""),))
     original = world.reference(made_by) if made_by else world.folder / "raw"
     with world.kept(original):
@@ -508,17 +508,17 @@ def replaced_input(world: World, stage: Stage, folder: Path) -> None:
         if (folder / "out" / runs.RECORD_NAME).exists():
             world.expect(4, argument, stage, folder / "out")
         else:
-            shutil.rmtree(folder / "out", ignore_errors=True)  # killed before it had begun
+            shutil.rmtree(folder / "out", ignore_errors=True)  # killed before it started
     world.expect_undisturbed(stage, folder / "out")
 
 
 def folder_away(world: World, stage: Stage, folder: Path) -> None:
-    """Take the folder of recordings away at a random moment, as a network disk does, and put it back."""
+    """Remove the folder of recordings at a random moment, as a failing network disk does, and put it back."""
     raw_dir, away, output_dir = world.folder / "raw", world.folder / "raw-away", folder / "out"
     process = world.start(stage, output_dir)
     if world.rng.random() < 0.5:
         world.wait_a_moment(stage, process)
-    else:  # decoding is a small part of the time that so small a run takes
+    else:  # decoding is only a small part of so short a run
         n_decoded = world.rng.randrange(len(list(raw_dir.rglob("*.wav"))))
         while process.is_alive() and len(list(output_dir.glob(".work/*.pcm"))) <= n_decoded:
             process.join(0.001)
@@ -533,17 +533,17 @@ def folder_away(world: World, stage: Stage, folder: Path) -> None:
     world.expect_undisturbed(stage, output_dir)
 
 
-# ---------------------------------------------------------------------------------- what must not get lost
+# ---------------------------------------------------------------------------------- what must not be lost
 
 
 def content_below(*folders: Path) -> dict[str, str]:
-    """Return the digest of every file below some folders, but for locks."""
+    """Return the digest of every file below some folders, without locks."""
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != runs.LOCK_NAME)
     return {str(path): sha256_of_file(path) for path in files}
 
 
 def output_in_input(world: World, stage: Stage, folder: Path) -> None:
-    """Have a stage write where one of its inputs is, above it, below it, and through a link to it."""
+    """Let a stage write into one of its inputs, above it, below it, and through a link to it."""
     _, made_by = world.rng.choice(stage.inputs or (("raw_dir", ""),))
     source = world.reference(made_by) if made_by else world.folder / "raw"
     (folder / "link").symlink_to(source)
@@ -572,7 +572,7 @@ def users_file(world: World, stage: Stage, folder: Path) -> None:
 
 
 def others_folder(world: World, stage: Stage, folder: Path) -> None:
-    """Give a stage a folder of another program, which has a run.json of its own, or of nobody."""
+    """Give a stage a folder of another program, which has a run.json of its own, or without run.json."""
     output_dir = folder / "out"
     output_dir.mkdir()
     (output_dir / "weights.bin").write_bytes(b"weeks of work")
@@ -622,18 +622,18 @@ def taken_away(world: World, stage: Stage, folder: Path) -> None:
 
 
 def no_streams(world: World, stage: Stage, folder: Path) -> None:
-    """Start a stage without standard output and error, or with ones that nobody reads any more."""
+    """Start a stage without standard output and error, or with closed pipes."""
     kind = world.rng.choice(["none", "closed pipe"])
     process = world.start(stage, folder / "out", prepare=functools.partial(take_streams, kind))
     process.join()
     world.check_end(process, {0})
     if "done in" not in (folder / "out" / runs.LOG_NAME).read_text():
-        raise NotSurvived("its log.txt is not whole")
+        raise NotSurvived("its log.txt is incomplete")
     world.expect_undisturbed(stage, folder / "out")
 
 
 def take_streams(kind: str) -> None:
-    """Take standard output and error from this process."""
+    """Remove standard output and error from this process."""
     if kind == "none":
         os.close(1)
         os.close(2)
@@ -646,7 +646,7 @@ def take_streams(kind: str) -> None:
 
 
 def corrected_arguments(world: World, stage: Stage, folder: Path) -> None:
-    """Fail a stage before it leaves a result, and run it again with other arguments, without --overwrite."""
+    """Make a stage fail before it leaves a result, and run it again with other arguments, without --overwrite."""
     output_dir = folder / "out"
     process = world.start(stage, output_dir, "--seed", "7")
     while process.is_alive() and not (output_dir / runs.RECORD_NAME).exists():
@@ -655,7 +655,7 @@ def corrected_arguments(world: World, stage: Stage, folder: Path) -> None:
     process.join()
     record = runs.read_record(output_dir)
     if record is not None and not replacing.is_empty(output_dir, record, [".work/*"]):
-        return  # it was quicker
+        return  # it ended first
     world.expect_undisturbed(stage, output_dir)
 
 
@@ -693,7 +693,7 @@ DRILLS = (
         clock_backwards, "clock goes backwards", "by an hour again and again, then by two days; killed between", AGAIN
     ),
     Drill(corrupt_record, "corrupt run.json", "truncated at a random byte, or rubbish", "nothing"),
-    Drill(output_in_input, "output folder is, holds or lies in an input", "five spellings, --overwrite", "nothing"),
+    Drill(output_in_input, "output folder is, contains or is in an input", "five spellings, --overwrite", "nothing"),
     Drill(users_file, "files of a user in an output folder", "three, the result replaced twice", "nothing"),
     Drill(others_folder, "output folder of another program", "with its own run.json, or none", "nothing"),
     Drill(killed_overwrite, "SIGKILL while a result is replaced", "then the command of the old result", "nothing"),
@@ -711,7 +711,7 @@ DRILLS = (
 
 
 def mount(*words: str) -> None:
-    """Call mount."""
+    """Call the command ``mount``."""
     subprocess.run(["mount", *words], check=True, capture_output=True, text=True)
 
 
@@ -727,7 +727,7 @@ def tmpfs(folder: Path) -> Iterator[Path]:
 
 
 def enter_namespace() -> bool:
-    """Become root of a mount namespace, by starting anew; return False where this machine allows none."""
+    """Become root of a mount namespace, by starting again; return False if this machine allows none."""
     if IN_NAMESPACE in os.environ:
         return True
     unshare = ["unshare", "--map-root-user", "--mount"]
@@ -748,10 +748,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.build_stage_parser(__doc__)
     names = [drill.inject.__name__ for drill in DRILLS]
     parser.add_argument("--drills", nargs="+", choices=names, default=names, help="faults to inject")
-    parser.add_argument("--stages", nargs="+", choices=list(BY_NUMBER), default=list(BY_NUMBER), help="into these")
-    parser.add_argument("--tries", type=cli.positive_int, default=10, help="of each drill in each stage")
+    parser.add_argument("--stages", nargs="+", choices=list(BY_NUMBER), default=list(BY_NUMBER), help="stages to test")
+    parser.add_argument("--tries", type=cli.positive_int, default=10, help="tries per drill and stage")
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("demo/drills"), help="folder for all of it, emptied first"
+        "--output_dir", type=Path, default=Path("demo/drills"), help="folder for all files of the drills, emptied first"
     )
     parser.add_argument("--seed", type=cli.non_negative_int, default=42, help="seed of moments, sizes and bits")
     parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
@@ -759,9 +759,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_world(folder: Path, stages: Sequence[str], has_tmpfs: bool, seed: int) -> World:
-    """Make the recordings, and the undisturbed run of the stages and of those that they read from."""
+    """Make the recordings, and the undisturbed runs of the stages and of the stages that they read."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "reference").is_dir():
-        raise UsageError(f"--output_dir {folder} holds something else; name a new folder")
+        raise UsageError(f"--output_dir {folder} holds other files; choose a new folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder = folder.resolve()
     (folder / "reference").mkdir(parents=True)
@@ -800,14 +800,14 @@ def run(args: argparse.Namespace) -> None:
     """Run the drills and print the table."""
     has_tmpfs = IN_NAMESPACE in os.environ
     world = build_world(args.output_dir, args.stages, has_tmpfs, args.seed)
-    print("| fault | how it is injected | stages | tried | survived | what is lost |\n|---|---|---|---|---|---|")
+    print("| fault | how it is injected | stages | tried | survived | lost |\n|---|---|---|---|---|---|")
     failures = []
     for drill in DRILLS:
         stages = [number for number in args.stages if number in drill.stages]
         if drill.inject.__name__ not in args.drills or not stages:
             continue
         if drill.needs_tmpfs and not has_tmpfs:
-            log.warning("%s: left out, this machine lets nobody mount a file system in memory", drill.fault)
+            log.warning("%s: left out: this machine does not allow mounting a file system in memory", drill.fault)
             continue
         n_tried = n_survived = 0
         for number in stages:
@@ -828,11 +828,11 @@ def run(args: argparse.Namespace) -> None:
         names = ", ".join(stages)
         print(f"| {drill.fault} | {drill.how} | {names} | {n_tried} | {n_survived} | {drill.lost} |", flush=True)
     if failures:
-        raise NotAllSurvived(f"{len(failures)} tries were not survived; their folders are kept")
+        raise NotAllSurvived(f"{len(failures)} tries failed; their folders are kept")
 
 
 class NotAllSurvived(StageError):
-    """A fault did harm."""
+    """At least one try failed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

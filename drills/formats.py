@@ -1,13 +1,13 @@
-"""Encode real recordings in every usual format, and compare what stage 01 makes of each with what it makes of WAV.
+"""Encode real recordings in every usual format, and compare the clips of stage 01 with those from WAV.
 
     python -m drills.formats --raw_dir ../shared/data/birds20
     python -m drills.formats --raw_dir ../shared/data/birds20 --limit 20 --formats wav opus mp3-vbr
 
-All files of a folder that holds a folder per species, or a metadata.csv, are decoded once, brought to 48 kHz mono and
-written in each format. A format survives if nothing stands in skipped.csv, no line says that a file is damaged or
-breaks off, and every recording has the same clips with the same start_s, its duration within the delay of its codec.
-A rest whose length is that near to --min_remainder_seconds may be a clip in one format and none in another: such
-recordings are counted apart.
+All files are decoded once, converted to 48 kHz mono and written in each format; --raw_dir holds a folder per species,
+or a metadata.csv. A format survives if skipped.csv is empty, no log line reports a damaged or truncated file, and every
+recording has the same clips with the same start_s and a duration within the delay of the codec. A rest with a length
+that close to --min_remainder_seconds may be a clip in one format and not in another: such recordings are counted
+separately.
 """
 
 import argparse
@@ -39,18 +39,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Format:
-    """How files are written.
+    """A format of sound files.
 
     Attributes
     ----------
     suffix, container, codec : str
-        The last two as FFmpeg names them.
+        Container and codec have FFmpeg's names.
     delay_s : float
-        Most by which a duration may differ from that of the WAV.
+        Largest allowed difference of a duration from that of the WAV.
     quality : float or None
-        Of a variable bit rate; None for a constant one.
+        Quality of a variable bit rate; None for a constant one.
     options : dict
-        Of the container.
+        Options of the container.
     """
 
     suffix: str
@@ -61,7 +61,7 @@ class Format:
     options: dict[str, str] = field(default_factory=dict)
 
 
-MP3_DELAY_S = (1105 + 2 * 1152) / RATE_HZ  # of encoder and decoder, and a last frame that is filled up
+MP3_DELAY_S = (1105 + 2 * 1152) / RATE_HZ  # delay of encoder and decoder, and the padding of the last frame
 FORMATS = {
     "wav": Format("wav", "wav", "pcm_s16le"),
     "flac": Format("flac", "flac", "flac"),
@@ -78,7 +78,7 @@ FORMATS = {
 
 
 def encode(path: Path, samples: np.ndarray, rate_hz: int, how: Format) -> None:
-    """Write samples, float32 of shape (n, channels), as FFmpeg encodes them; Vorbis as libvorbis does."""
+    """Write samples, float32 of shape (n, channels), with FFmpeg's encoder, or libvorbis for Vorbis."""
     if how.codec == "vorbis":
         with soundfile.SoundFile(path, "w", rate_hz, samples.shape[1], format="OGG", subtype="VORBIS") as file:
             for start in range(0, len(samples), 8192):  # libsndfile's Vorbis encoder crashes on long blocks
@@ -116,7 +116,7 @@ def decode_all(raw_dir: Path, limit: int | None) -> dict[tuple[str, str], np.nda
 
 
 def make_clips(raw_dir: Path, output_dir: Path) -> tuple[pd.DataFrame, int, list[str]]:
-    """Return the clips that stage 01 makes, the number of files that it skips, and its lines on odd files."""
+    """Return the clips of stage 01, the number of files that it skips, and its log lines on damaged files."""
     command = [sys.executable, ROOT / "01_data_processing.py", "--raw_dir", raw_dir, "--output_dir", output_dir]
     command += ["--min_recordings", "1", "--min_remainder_seconds", LEAST_REST_S]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
@@ -131,9 +131,9 @@ COLUMNS = ["recording_id", "start_s", "duration_s"]
 
 
 def compare(reference: pd.DataFrame, found: pd.DataFrame, delay_s: float) -> tuple[int, int, float]:
-    """Return how many recordings have other clips, how many only by a rest at the limit, and the largest difference.
+    """Return how many recordings have other clips, how many differ only by a rest, and the largest difference.
 
-    The difference is of the durations in s of clips that both have.
+    The difference is between the durations in s of clips that both have.
     """
     n_other = n_at_limit = 0
     largest_s = 0.0
@@ -159,13 +159,13 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--raw_dir", type=Path, required=True, help="folder of recordings")
-    parser.add_argument("--limit", type=cli.positive_int, default=None, help="use the first recordings only")
+    parser.add_argument("--limit", type=cli.positive_int, default=None, help="use only this many recordings")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="(default: all)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each format; return 1 if one did not survive."""
+    """Print one row per format; return 1 if a format did not survive."""
     args = build_parser().parse_args(argv)
     sounds = decode_all(args.raw_dir, args.limit)
     hours = sum(map(len, sounds.values())) / RATE_HZ / 3600

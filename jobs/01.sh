@@ -2,11 +2,11 @@
 # Recordings to clips: 01_data_processing.py, on a node without a GPU, in the cluster's default queue.
 #
 #     RAW_DIR=recordings METADATA=metadata.csv NAME=wetland bsub < jobs/01.sh
-#     RAW_DIR=recordings NAME=wetland SHARDS=8 bsub -J "01[1-8]" < jobs/01.sh    # then, once all are done:
+#     RAW_DIR=recordings NAME=wetland SHARDS=8 bsub -J "01[1-8]" < jobs/01.sh    # then, when all have ended:
 #     RAW_DIR=recordings NAME=wetland MERGE_SHARDS=8 bsub < jobs/01.sh
 #
-# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
-# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+# Submit it from the folder that contains jobs/. docs/hpc.md lists its environment variables, and how to request another
+# queue, more time or more GPUs; jobs/submit.sh submits a whole study.
 #
 #BSUB -J 01
 #BSUB -n 8

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Fine-tuning: 02_finetuning.py. At the wall-time it saves a checkpoint, goes back into the queue and goes on.
+# Fine-tuning: 02_finetuning.py. At the wall-time it saves a checkpoint, returns to the queue and continues later.
 #
 #     NAME=wetland BASE_MODEL=facebook/wav2vec2-base bsub < jobs/02.sh
 #     NAME=wetland NUM_GPUS=4 bsub -n 16 -gpu "num=4:mode=exclusive_process" < jobs/02.sh
-#     NAME=wetland NUM_GPUS=4 jobs/02.sh                          # on a node that you have to yourself
+#     NAME=wetland NUM_GPUS=4 jobs/02.sh                          # on a node that only you use
 #
-# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
-# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+# Submit it from the folder that contains jobs/. docs/hpc.md lists its environment variables, and how to request another
+# queue, more time or more GPUs; jobs/submit.sh submits a whole study.
 #
 #BSUB -J 02
 #BSUB -q gpua100

@@ -4,8 +4,8 @@
 #     NAME=wetland bsub < jobs/03.sh
 #     NAME=wetland RUN_DIR=runs/half RESULTS_DIR=validation_results/half bsub < jobs/03.sh
 #
-# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
-# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+# Submit it from the folder that contains jobs/. docs/hpc.md lists its environment variables, and how to request another
+# queue, more time or more GPUs; jobs/submit.sh submits a whole study.
 #
 #BSUB -J 03
 #BSUB -q gpua100
@@ -31,7 +31,7 @@
 #SBATCH --output=logs/03.%j.out
 #SBATCH --error=logs/03.%j.err
 
-: "${MAX_ATTEMPTS:=3}" # each start begins anew
+: "${MAX_ATTEMPTS:=3}" # each start begins again from the beginning
 source jobs/stage.sh || exit 2
 
 run_on_gpus 03_model_validation.py "${VALIDATE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" \

@@ -1,11 +1,11 @@
 #!/bin/bash
-# What every layer knows: 04_analysis.py.
+# Analysis of every layer: 04_analysis.py.
 #
 #     NAME=wetland bsub < jobs/04.sh
 #     NAME=wetland RUN_DIR=facebook/wav2vec2-base ANALYSIS_DIR=analysis_results/base bsub < jobs/04.sh
 #
-# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
-# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+# Submit it from the folder that contains jobs/. docs/hpc.md lists its environment variables, and how to request another
+# queue, more time or more GPUs; jobs/submit.sh submits a whole study.
 #
 #BSUB -J 04
 #BSUB -q gpua100
@@ -31,7 +31,7 @@
 #SBATCH --output=logs/04.%j.out
 #SBATCH --error=logs/04.%j.err
 
-: "${MAX_ATTEMPTS:=3}" # each start begins anew, but for the hidden states
+: "${MAX_ATTEMPTS:=3}" # each start begins again, except the hidden states
 source jobs/stage.sh || exit 2
 
 run_on_gpus 04_analysis.py "${ANALYSE_ARGS:-}" --model_dir "$RUN_DIR" --data_dir "$DATA_DIR" \

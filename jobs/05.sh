@@ -1,11 +1,11 @@
 #!/bin/bash
-# Which blocks can go: 05_pruning.py.
+# Search for blocks that can be removed: 05_pruning.py.
 #
 #     NAME=wetland bsub < jobs/05.sh
 #     NAME=wetland PRUNE_ARGS="--strategies greedy beam --heal 5" bsub < jobs/05.sh
 #
-# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
-# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+# Submit it from the folder that contains jobs/. docs/hpc.md lists its environment variables, and how to request another
+# queue, more time or more GPUs; jobs/submit.sh submits a whole study.
 #
 #BSUB -J 05
 #BSUB -q gpua100

@@ -1,11 +1,11 @@
 #!/bin/bash
-# A CNN as the baseline: 06_cnn.py. At the wall-time it saves a checkpoint, goes back into the queue and goes on.
+# A CNN as the baseline: 06_cnn.py. At the wall-time it saves a checkpoint, returns to the queue and continues later.
 #
 #     NAME=wetland bsub < jobs/06.sh
 #     NAME=wetland CNN_ARGS="--architecture waveform" bsub < jobs/06.sh
 #
-# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
-# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+# Submit it from the folder that contains jobs/. docs/hpc.md lists its environment variables, and how to request another
+# queue, more time or more GPUs; jobs/submit.sh submits a whole study.
 #
 #BSUB -J 06
 #BSUB -q gpua100

@@ -1,12 +1,12 @@
 #!/bin/bash
-# A model without the blocks that can go: 07_manual_pruning.py, on a node without a GPU, in the default queue.
+# Remove blocks from a model: 07_manual_pruning.py, on a node without a GPU, in the default queue.
 #
-#     NAME=wetland bsub < jobs/07.sh                                           # what 05 found to be enough
+#     NAME=wetland bsub < jobs/07.sh                                           # the blocks that 05 chose
 #     NAME=wetland KEEP_ARGS="--n_layers 6" bsub < jobs/07.sh                  # the best 6 of 05
 #     NAME=wetland KEEP_ARGS="--keep_layers 0-3,7" bsub < jobs/07.sh
 #
-# Submit it from the folder that holds jobs/. What it reads from the environment, and how to ask for another queue,
-# more time or more GPUs, is in docs/hpc.md; jobs/submit.sh does it for a whole study.
+# Submit it from the folder that contains jobs/. docs/hpc.md lists its environment variables, and how to request another
+# queue, more time or more GPUs; jobs/submit.sh submits a whole study.
 #
 #BSUB -J 07
 #BSUB -n 1

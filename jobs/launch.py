@@ -1,9 +1,9 @@
-"""torchrun for batch jobs: what LSF sends reaches the stage, and LSF sees the exit code of the stage.
+"""torchrun for batch jobs: signals of LSF reach the stage, and LSF receives the exit code of the stage.
 
     python -m jobs.launch --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2
 
-Takes what torchrun takes; all processes run on this machine. Of itself torchrun dies of SIGUSR2, kills a stage 30 s
-after SIGTERM, in the middle of a checkpoint if that takes longer, and ends with 1 whatever the stage ended with.
+Accepts the arguments of torchrun; all processes run on this machine. Without this, torchrun would die of SIGUSR2, kill
+a stage 30 s after SIGTERM, even during a longer checkpoint, and always end with 1 after a failure.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from utils.core.errors import Interrupted
 from utils.core.runs import STOP_SIGNALS
 
-# On these torchrun itself ends all processes; STOP_SIGNALS are not among them.
+# On these signals torchrun itself ends all processes; STOP_SIGNALS are not among them.
 SIGNALS_OF_TORCHRUN = "SIGHUP,SIGQUIT"
 
 
 def pass_on(number: int, frame: object) -> None:
-    """Send a signal to the processes of the stage, which save a checkpoint and end; before there are any, end."""
+    """Send a signal to the processes of the stage, which save a checkpoint and end; without any, end at once."""
     processes = psutil.Process().children()
     if not processes:
         sys.exit(Interrupted.exit_code)
@@ -33,9 +33,9 @@ def pass_on(number: int, frame: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a stage in several processes; return the exit code of the one that failed first, or 0.
+    """Run a stage in several processes; return the exit code of the first process that failed, or 0.
 
-    A process that died of a signal counts as 128 plus its number, as in a shell.
+    A process that died of a signal has the exit code 128 plus the number of the signal, as in a shell.
     """
     words = ["--standalone", "--signals_to_handle", SIGNALS_OF_TORCHRUN, *(sys.argv[1:] if argv is None else argv)]
     for number in STOP_SIGNALS:

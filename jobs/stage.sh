@@ -1,14 +1,15 @@
 # shellcheck shell=bash
-# What the jobs and submit.sh share: names of folders, the Python to use, how a stage is started. Sourced, never run.
+# Shared by the jobs and submit.sh: names of folders, the Python to use, the start of a stage. Sourced, never run.
 
-# Modules, caches and defaults of your cluster (docs/hpc.md); not in git. Before `set -u`, which breaks many modules.
+# Modules, caches and defaults of your cluster (docs/hpc.md); not in git. It comes before `set -u`, which breaks many
+# modules.
 if [[ -f jobs/site.sh ]]; then
     # shellcheck source=/dev/null
     source jobs/site.sh
 fi
 set -euo pipefail
 
-# The names, the folders and the defaults are those of `make pipeline`, names as utils/core/names.py tells.
+# Names, folders and defaults are those of `make pipeline`; utils/core/names.py describes the names.
 : "${NAME:=birds}" "${SEED:=42}" "${SPLIT_BY:=recordist}" "${BASE_MODEL:=facebook/wav2vec2-base}" "${OUT_DIR:=.}"
 : "${MODEL:=$(basename "$BASE_MODEL")}"
 data_set=$NAME in_out_dir=$OUT_DIR/ part=seed-$SEED
@@ -22,12 +23,12 @@ if [[ -n $FOLDS ]]; then
     data_name+=/folds
 fi
 
-# folder_of KIND MODEL: where a run or a result of this kind lies.
+# folder_of KIND MODEL: the folder of a run or a result of this kind.
 folder_of() {
     echo "${in_out_dir#./}$1/$data_set/$2/$part"
 }
 
-# variant_of FOLDER VARIANT: where lies what is made of that run, wherever the user has put it.
+# variant_of FOLDER VARIANT: the folder of a variant of that run, for any folder that the user chose.
 variant_of() {
     if [[ $1 =~ ^(.+)/((fold-[0-9]+\.)?seed-[0-9]+)$ ]]; then
         echo "${BASH_REMATCH[1]}.$2/${BASH_REMATCH[2]}"
@@ -63,22 +64,22 @@ fi
 command -v "$PYTHON" >/dev/null ||
     fail "there is no $PYTHON: run make venv on a login node, or name another interpreter by PYTHON=…" 3
 
-# What the batch system says of this job, be it LSF or Slurm; empty where there is none.
+# The batch system's data on this job, from LSF or Slurm; empty without a batch system.
 readonly JOB_ID=${LSB_JOBID:-${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-}}}
 readonly JOB_INDEX=${LSB_JOBINDEX:-${SLURM_ARRAY_TASK_ID:-0}}
 readonly JOB_CORES=${LSB_DJOB_NUMPROC:-${SLURM_CPUS_PER_TASK:-}}
 
-# names_layers: KEEP_ARGS itself says which layers 07 keeps, so that no best.json of 05 is needed.
+# names_layers: true if KEEP_ARGS itself names the layers that 07 keeps, so that no best.json of 05 is needed.
 names_layers() {
     [[ " ${KEEP_ARGS:-} " =~ [[:space:]]--(keep_layers|drop_layers|ladder|from)[=[:space:]] ]]
 }
 
-# run_stage SCRIPT MORE FLAG …: becomes the stage. MORE, from the environment, is split at white space.
+# run_stage SCRIPT MORE FLAG …: replaces this shell by the stage. MORE, from the environment, is split at white space.
 run_stage() {
     become 1 '' "$@"
 }
 
-# run_on_gpu SCRIPT MORE FLAG …: the same, of a job that has asked for a GPU.
+# run_on_gpu SCRIPT MORE FLAG …: the same, for a job that has requested a GPU.
 run_on_gpu() {
     become 1 cuda "$@"
 }
@@ -90,7 +91,7 @@ run_on_gpus() {
 
 become() {
     local n_processes=$1 device=$2 script=$3 more=() command=("$PYTHON") is_batch=false
-    if [[ -n $JOB_ID && ${LSB_INTERACTIVE:-} != Y && ! -t 0 ]]; then # not a shell that the batch system gave
+    if [[ -n $JOB_ID && ${LSB_INTERACTIVE:-} != Y && ! -t 0 ]]; then # not an interactive shell of the batch system
         is_batch=true
     fi
     read -r -d '' -a more <<<"${COMMON_ARGS:-} $4" || true # ends with 1: there is no delimiter
@@ -106,7 +107,7 @@ become() {
     if ((${#more[@]})); then
         command+=("${more[@]}")
     fi
-    if [[ -n $JOB_CORES ]]; then # a node has more cores than one job is given
+    if [[ -n $JOB_CORES ]]; then # a node has more cores than one job may use
         local n_threads=$((JOB_CORES / n_processes))
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((n_threads > 0 ? n_threads : 1))}"
     fi
@@ -116,17 +117,17 @@ become() {
             go_on
         fi
     fi
-    # SIGUSR2 kills a Python that is still importing; ignored until the stage's own handler is there, it does not.
+    # SIGUSR2 would kill a Python that is still importing, so it is ignored until the stage installs its own handler.
     trap '' USR2
     if $is_batch && [[ -n ${SLURM_JOB_ID:-} ]]; then
         serve
     fi
-    # exec: LSF signals this process and goes by its exit code; a shell in between would die of the signal.
+    # exec: LSF signals this process and reads its exit code; a shell in between would die of the signal.
     exec "${command[@]}"
 }
 
-# serve: runs `command` and ends with its code; Slurm signals this shell alone. Of itself Slurm puts no job back into the
-# queue for its exit code: a stage that has stopped at the wall-time is put back here, one that was cancelled is not.
+# serve: runs `command` and ends with its code; Slurm signals only this shell. Slurm itself returns no job to the queue
+# because of its exit code. This function returns a stage that stopped at the wall-time, but not a cancelled one.
 serve() {
     local code=0 at_wall_time=false
     "${command[@]}" &
@@ -138,30 +139,30 @@ serve() {
     done
     wait "$stage" || code=$?
     if $at_wall_time && ((code == 75)); then
-        scontrol requeue "$SLURM_JOB_ID" || echo "job $SLURM_JOB_ID is not queued again: submit it again to go on" >&2
+        scontrol requeue "$SLURM_JOB_ID" || echo "job $SLURM_JOB_ID is not queued again: submit it again to continue" >&2
     fi
     exit "$code"
 }
 
-# count_start STAGE: sets n_starts, how often the batch system has started this job; ends above MAX_ATTEMPTS.
-# A job that exits with 75 goes back into the queue without end. `attempts` in run.json is no help: it counts what
-# is started by hand too, and --overwrite sets it back to 1.
+# count_start STAGE: sets n_starts, the number of starts of this job by the batch system; ends above MAX_ATTEMPTS.
+# A job that exits with 75 would return to the queue without end. `attempts` in run.json cannot limit this: it also
+# counts starts by hand, and --overwrite sets it back to 1.
 count_start() {
     local starts="logs/$1.$JOB_ID.$JOB_INDEX.starts"
     mkdir -p logs
     echo "$(date '+%Y-%m-%d %H:%M:%S') $(hostname)" >>"$starts"
     n_starts=$(wc -l <"$starts")
     ((n_starts <= MAX_ATTEMPTS)) || fail "job $JOB_ID was started $n_starts times ($starts), more than \
-MAX_ATTEMPTS=$MAX_ATTEMPTS: it is left alone. If log.txt in its output folder shows progress, submit it again, with \
-a longer WALLTIME: it goes on where it stopped" 3
+MAX_ATTEMPTS=$MAX_ATTEMPTS: it is not started again. If log.txt in its output folder shows progress, submit it again, \
+with a longer WALLTIME: it continues where it stopped" 3
 }
 
-# go_on: takes out of `command` what would empty the folder again, which an earlier start of this job has begun to fill.
+# go_on: removes from `command` the flags that would empty the folder of an earlier start of this job.
 go_on() {
     local word kept=()
     for word in "${command[@]}"; do
         if [[ $word == --overwrite || $word == --recompute ]]; then
-            echo "start $n_starts of job $JOB_ID: going on without $word" >&2
+            echo "start $n_starts of job $JOB_ID: continuing without $word" >&2
         else
             kept+=("$word")
         fi

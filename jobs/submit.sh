@@ -1,5 +1,5 @@
 #!/bin/bash
-# Submits a study to LSF or Slurm: one job a step, each waiting for the steps whose output it reads. --help says how.
+# Submits a study to LSF or Slurm: one job per step. Each waits for the steps whose output it reads. See --help.
 
 usage() {
     cat <<'TEXT'
@@ -10,29 +10,29 @@ usage: jobs/submit.sh [--dry_run] [--email ADDRESS] [STEP …]
     NAME=wetland FOLD=2 jobs/submit.sh 02 03
     NAME=wetland QUEUE=gpuv100 WALLTIME_02=48:00 NUM_GPUS=4 jobs/submit.sh 02 03
 
-Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn. A step that is not named must be done.
+Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn. All other steps must be complete.
 
   --dry_run        print the commands; submit nothing, write nothing
   --email ADDRESS  let the batch system write to ADDRESS when a job ends (default: no e-mail)
 
-What to do, from the environment, as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY FOLDS FOLD BASE_MODEL MODEL
-OUT_DIR DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR, and flags of the stages: COMMON_ARGS (all) DATA_ARGS (01)
+Input, from environment variables as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY FOLDS FOLD BASE_MODEL
+MODEL OUT_DIR DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR, and flags of the stages: COMMON_ARGS (all) DATA_ARGS (01)
 TRAIN_ARGS (02) VALIDATE_ARGS (03) ANALYSE_ARGS (04) PRUNE_ARGS (05) CNN_ARGS (06) KEEP_ARGS (07).
 SHARDS=N runs 01 as an array of N jobs and a merge. FOLD=2 tests the second of FOLDS folds (default: 5).
 
-What to ask for; without them, what stands in the head of jobs/01.sh to 07.sh:
+Resources; without these variables, those in the head of jobs/01.sh to 07.sh:
   QUEUE, CPU_QUEUE   queue of 02 to 06; of 01 and 07
   WALLTIME           [hours:]minutes, more than 10
-  NUM_GPUS           GPUs of 02 and 06, with 4 cores each; 03 and 04 take one unless NUM_GPUS_03, NUM_GPUS_04 say more
-  CORES, MEMORY      cores; memory such as 16GB (Slurm: of the job; LSF: of a host or a core, as the site counts)
-  BSUB_ARGS          any other options of bsub, such as "-P project"; with Slurm SBATCH_ARGS, of sbatch
-Each, with _01 to _07 behind it, is for that stage alone: WALLTIME_02=48:00.
-MAX_ATTEMPTS         starts that one job may have (default: 20; 3 for 03 and 04)
-SCHEDULER            lsf or slurm (default: slurm where there is an sbatch and no bsub, else lsf)
+  NUM_GPUS           GPUs of 02 and 06, with 4 cores each; 03 and 04 use one; for more, set NUM_GPUS_03, NUM_GPUS_04
+  CORES, MEMORY      cores; memory such as 16GB (Slurm: per job; LSF: per host or core, as set by the site)
+  BSUB_ARGS          other options of bsub, such as "-P project"; with Slurm SBATCH_ARGS, for sbatch
+Each, with _01 to _07 added, applies only to that stage: WALLTIME_02=48:00.
+MAX_ATTEMPTS         maximum number of starts per job (default: 20; 3 for 03 and 04)
+SCHEDULER            lsf or slurm (default: slurm if there is an sbatch but no bsub, otherwise lsf)
 TEXT
 }
 
-if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then # also where there is no .venv yet
+if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then # also without a .venv
     usage
     exit 0
 fi
@@ -40,7 +40,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 source jobs/stage.sh || exit 2
 
 readonly STEPS=(01 02 03 04 05 07 03-pruned 06 03-cnn)
-readonly WARNING_MIN=10 # -wt in the jobs: SIGUSR2 comes so long before the end
+readonly WARNING_MIN=10 # -wt in the jobs: SIGUSR2 comes this long before the end
 
 dry_run=false email='' named=()
 while (($#)); do
@@ -68,30 +68,30 @@ declare -rA SUBMITS=([lsf]=bsub [slurm]=sbatch) CANCELS=([lsf]=bkill [slurm]=sca
 declare -rA WATCHES=([lsf]="bjobs -a" [slurm]="sacct -X -j")
 [[ -n ${SUBMITS[$SCHEDULER]:-} ]] || fail "SCHEDULER=$SCHEDULER: expected lsf or slurm" 2
 
-declare -A id_of=() # of a job that is submitted already, by its step
+declare -A id_of=() # of the submitted jobs, by their steps
 submitted=()
 
-# has STEP: is it to be submitted?
+# has STEP: is this step to be submitted?
 has() {
     [[ " ${named[*]} " == *" $1 "* ]]
 }
 
-# setting VARIABLE STEP [DEFAULT]: its value for the stage of a step, else its value for all, else the default.
+# setting VARIABLE STEP [DEFAULT]: its value for the stage of a step, or its value for all, or the default.
 setting() {
     local for_stage="$1_${2%%-*}"
     echo "${!for_stage:-${!1:-${3:-}}}"
 }
 
-# reads STEP PATH: the job in hand reads PATH, which STEP writes.
+# reads STEP PATH: the current job reads PATH, which STEP writes.
 reads() {
     if has "$1"; then
         waits_for+=("$1")
     elif [[ ! -e $2 ]]; then
-        fail "step $step reads $2, which is not there (paths count from $PWD); name step $1 too, or run it first" 3
+        fail "step $step reads $2, which does not exist (paths are relative to $PWD); name step $1 too, or run it first" 3
     fi
 }
 
-# minutes [HOURS:]MINUTES: in minutes; 0 for what is no time.
+# minutes [HOURS:]MINUTES: the time in minutes; 0 if it is not a time.
 minutes() {
     if [[ $1 =~ ^(([0-9]+):)?([0-9]+)$ ]]; then
         echo $((60 * 10#0${BASH_REMATCH[2]} + 10#${BASH_REMATCH[3]}))
@@ -100,7 +100,7 @@ minutes() {
     fi
 }
 
-# plan STEP: sets what it waits for, the variables that differ from those of the study, and the options of bsub.
+# plan STEP: sets the steps that it waits for, the variables that differ from those of the study, and the options.
 plan() {
     step=$1 waits_for=() variables=() options=()
     local stage=${1%%-*} queue walltime n_gpus=1 cores memory
@@ -110,15 +110,15 @@ plan() {
     case $step in
         01)
             [[ -n ${RAW_DIR:-} ]] || fail "step 01 needs RAW_DIR=<folder of recordings>" 2
-            [[ -d $RAW_DIR ]] || fail "RAW_DIR=$RAW_DIR: no such folder (paths count from $PWD)" 3
-            [[ -z ${METADATA:-} || -f $METADATA ]] || fail "METADATA=$METADATA: no such file (paths count from $PWD)" 3
+            [[ -d $RAW_DIR ]] || fail "RAW_DIR=$RAW_DIR: no such folder (paths are relative to $PWD)" 3
+            [[ -z ${METADATA:-} || -f $METADATA ]] || fail "METADATA=$METADATA: no such file (paths are relative to $PWD)" 3
             ;;
         02 | 06) reads 01 "$DATA_DIR" ;;
         03 | 05)
             reads 01 "$DATA_DIR"
             reads 02 "$RUN_DIR"
             ;;
-        04) # also takes a base model, by its name on the hub
+        04) # also accepts a base model, by its name on the hub
             reads 01 "$DATA_DIR"
             if has 02; then waits_for+=(02); fi
             ;;
@@ -128,7 +128,7 @@ plan() {
             ;;
         03-pruned)
             [[ ${KEEP_ARGS:-} != *--ladder* ]] ||
-                fail "step 03-pruned scores one model, and KEEP_ARGS=$KEEP_ARGS makes many: name the other steps" 2
+                fail "step 03-pruned scores one model, but KEEP_ARGS=$KEEP_ARGS makes many: name the other steps" 2
             reads 01 "$DATA_DIR"
             reads 07 "$(variant_of "$RUN_DIR" pruned)"
             variables+=("RUN_DIR=$(variant_of "$RUN_DIR" pruned)" "RESULTS_DIR=$(variant_of "$RESULTS_DIR" pruned)")
@@ -145,7 +145,7 @@ plan() {
             queue=$(setting QUEUE "$step")
             n_gpus=$(setting NUM_GPUS "$step")
             ;;
-        03 | 04) # to score what 02 has trained takes minutes: more GPUs are waited for only if that is asked for
+        03 | 04) # scoring takes minutes, so the job waits for more GPUs only on request
             queue=$(setting QUEUE "$step")
             n_gpus=NUM_GPUS_$stage
             n_gpus=${!n_gpus:-1}
@@ -157,7 +157,7 @@ plan() {
     memory=$(setting MEMORY "$step")
     if [[ -n $walltime ]]; then
         (($(minutes "$walltime") > WARNING_MIN)) || fail "WALLTIME=$walltime for step $step: expected [hours:]minutes, \
-more than the $WARNING_MIN minutes before the end at which the job is told to stop" 2
+more than the $WARNING_MIN minutes before the end at which the job receives the signal to stop" 2
     fi
     if [[ ! $n_gpus =~ ^[1-9][0-9]*$ ]]; then
         fail "NUM_GPUS_$stage=$n_gpus: expected an integer of at least 1" 2
@@ -170,7 +170,7 @@ more than the $WARNING_MIN minutes before the end at which the job is told to st
     "ask_$SCHEDULER"
 }
 
-# ask_lsf, ask_slurm: put what `plan` has found out into `options`, as the batch system takes it.
+# ask_lsf, ask_slurm: put the results of `plan` into `options`, in the syntax of the batch system.
 ask_lsf() {
     local more=()
     if [[ -n $queue ]]; then
@@ -219,7 +219,7 @@ ask_slurm() {
     options+=(${more[@]+"${more[@]}"})
 }
 
-# quoted WORD …: as one would type them.
+# quoted WORD …: the words, quoted for a shell.
 quoted() {
     local word line=''
     for word in "$@"; do
@@ -231,8 +231,8 @@ quoted() {
     echo "${line% }"
 }
 
-# submit STEP [INDICES]: hands the job in hand to the batch system, to start when those it waits for have ended well.
-# Notes its id. A job whose turn can never come is taken out of the queue (-ti, --kill-on-invalid-dep).
+# submit STEP [INDICES]: submits the current job; it starts when the jobs that it waits for have ended well. Records its
+# id. A job that can never start is removed from the queue (-ti, --kill-on-invalid-dep).
 submit() {
     local other condition='' answer command=() name=$NAME${FOLD:+-fold-$FOLD} script=jobs/${step%%-*}.sh
     for other in ${waits_for[@]+"${waits_for[@]}"}; do
@@ -260,7 +260,7 @@ submit() {
     if [[ ! $answer =~ Job\ \<([0-9]+)\>\ is\ submitted && ! $answer =~ ^Submitted\ batch\ job\ ([0-9]+) ]]; then
         echo "step $1 was not submitted: $answer" >&2
         if ((${#submitted[@]})); then
-            echo "those before it were; to take them back: ${CANCELS[$SCHEDULER]} ${submitted[*]}" >&2
+            echo "the steps before it were; to cancel them: ${CANCELS[$SCHEDULER]} ${submitted[*]}" >&2
         fi
         exit 3
     fi
@@ -269,7 +269,7 @@ submit() {
     printf '%-10s %s%s\n' "$1" "$answer" "${condition:+ It waits for $condition.}"
 }
 
-# All are checked before the first is submitted.
+# All steps are checked before the first is submitted.
 for step in "${STEPS[@]}"; do
     if has "$step"; then
         plan "$step"
@@ -279,9 +279,9 @@ if [[ -n ${SHARDS:-} ]]; then
     require_count SHARDS
 fi
 if ! $dry_run; then
-    command -v "${SUBMITS[$SCHEDULER]}" >/dev/null || fail "there is no ${SUBMITS[$SCHEDULER]} here: this is no node \
+    command -v "${SUBMITS[$SCHEDULER]}" >/dev/null || fail "there is no ${SUBMITS[$SCHEDULER]} here: this is not a node \
 that submits to ${SCHEDULER^^}; --dry_run works" 3
-    if has 01 && has 02; then # a base model that cannot be loaded, before 01 has taken its hours
+    if has 01 && has 02; then # check the base model before 01 runs for hours
         more=()
         read -r -d '' -a more <<<"${COMMON_ARGS:-} ${TRAIN_ARGS:-}" || true
         "$PYTHON" 02_finetuning.py --base_model "$BASE_MODEL" --output_dir "$RUN_DIR" ${more[@]+"${more[@]}"} --check ||
@@ -311,7 +311,7 @@ if ! $dry_run; then
         watched=${ids// /,}
     fi
     echo
-    echo "watch them:            ${WATCHES[$SCHEDULER]} ${watched:-$ids}"
-    echo "take them back:        ${CANCELS[$SCHEDULER]} $ids"
-    echo "what they say:         logs/<stage>.<id>.err, and log.txt in every output folder while a stage is running"
+    echo "to watch them:         ${WATCHES[$SCHEDULER]} ${watched:-$ids}"
+    echo "to cancel them:        ${CANCELS[$SCHEDULER]} $ids"
+    echo "their messages:        logs/<stage>.<id>.err, and log.txt in every output folder while a stage is running"
 fi

@@ -31,14 +31,14 @@ def test_what_was_not_survived_is_told_and_kept(tmp_path, capsys, caplog, monkey
     words = ["--stages", "01", "--tries", "1", "--output_dir", str(tmp_path / "drills"), "--drills", "harm"]
     assert faults.main(words) == 1
     assert "| harm | here | 01 | 1 | 0 | all |" in capsys.readouterr().out
-    assert "exit code 0, expected [4]" in caplog.text and "1 tries were not survived" in caplog.text
+    assert "exit code 0, expected [4]" in caplog.text and "1 tries failed" in caplog.text
     assert (tmp_path / "drills" / "tries" / "harm-01-0" / "evidence").exists()
 
 
 def test_a_folder_of_something_else_is_not_emptied(tmp_path, caplog):
     (tmp_path / "raw").mkdir()  # such as that of make demo
     assert faults.main(["--output_dir", str(tmp_path)]) == 2
-    assert "holds something else" in caplog.text and (tmp_path / "raw").is_dir()
+    assert "holds other files" in caplog.text and (tmp_path / "raw").is_dir()
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_complete_folder_is_no_half_result(folders):
     for output in outputs:
         output["sha256"] = sha256_of_file(folders[1] / output["path"])
     write_json(folders[1] / runs.RECORD_NAME, {**record, "outputs": outputs})
-    with pytest.raises(faults.NotSurvived, match="passes for a result"):
+    with pytest.raises(faults.NotSurvived, match="is accepted as a result"):
         faults.check_no_result(stage, folders[1], folders[0])
     write_json(folders[1] / runs.RECORD_NAME, {**record, "status": "interrupted"})
     faults.check_no_result(stage, folders[1], folders[0])

@@ -277,7 +277,7 @@ def test_what_is_queued_again_does_not_empty_its_folder_again(site):
     (first,), (second, third) = ([call for call in site.calls if call[0].startswith(stage)] for stage in ("01", "02"))
     assert "--overwrite" in first and "--overwrite" in second
     assert third == [word for word in second if word != "--overwrite"]
-    assert "going on without --overwrite" in (site.folder / "logs" / "02.102.err").read_text()
+    assert "continuing without --overwrite" in (site.folder / "logs" / "02.102.err").read_text()
     interactive = {"LSB_JOBID": "102", "LSB_INTERACTIVE": "Y", "TRAIN_ARGS": "--overwrite"}
     for _ in range(2):  # by hand, in a shell that LSF gave
         assert site.run_job("02", **interactive).returncode == 0
@@ -369,8 +369,8 @@ def test_answer_of_submit(site):
         ([], {"RAW_DIR": ""}, 2, "step 01 needs RAW_DIR"),
         ([], {"RAW_DIR": "none"}, 3, "RAW_DIR=none: no such folder"),
         ([], {"METADATA": "none.csv"}, 3, "METADATA=none.csv: no such file"),
-        (["02"], {}, 3, "step 02 reads processed_data/study, which is not there"),
-        (["01", "03"], {}, 3, "step 03 reads runs/study/wav2vec2-base/seed-42, which is not there"),
+        (["02"], {}, 3, "step 02 reads processed_data/study, which does not exist"),
+        (["01", "03"], {}, 3, "step 03 reads runs/study/wav2vec2-base/seed-42, which does not exist"),
         (["01", "02", "07"], {}, 3, "step 07 reads validation_results/study/wav2vec2-base.sweep/seed-42/best.json"),
         ([], {"KEEP_ARGS": "--ladder"}, 2, "step 03-pruned scores one model"),
         ([], {"WALLTIME": "0:10"}, 2, "more than the 10 minutes before the end"),
@@ -784,7 +784,7 @@ def test_slurm_starts_again_what_the_wall_time_stopped_and_not_what_was_cancelle
         assert site.states() == {"01": "DONE", "02": "DONE", "03": "DONE"}
         first, second = (call for call in site.calls if call[0].startswith("02"))
         assert second == [word for word in first if word != "--overwrite"], "it goes on from what is there"
-        assert "start 2 of job 102: going on without --overwrite" in log_text
+        assert "start 2 of job 102: continuing without --overwrite" in log_text
     else:
         assert site.cluster.jobs["study-02"].exit_codes == [75]
         assert site.states() == {"01": "DONE", "02": "EXIT", "03": "ORPHAN"}

@@ -1,1 +1,1 @@
-"""What every stage needs: output folders, logging, command lines, errors, files."""
+"""Shared by all stages: output folders, logging, command lines, errors and files."""

@@ -161,7 +161,7 @@ def find_damage(folder: Path, outputs: Sequence[dict]) -> str | None:
         pool.shutdown(cancel_futures=True)  # after a signal, the remaining files are not hashed
 
 
-# ------------------------------------------------------------------------------------ what is in a folder
+# ------------------------------------------------------------------------------------ content of a folder
 
 
 def walk(folder: Path, skip: Iterable[str] = ()) -> Iterator[str]:
