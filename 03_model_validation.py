@@ -293,7 +293,7 @@ def log_scores(row: dict) -> None:
             row[f"recording_{name}"],
         )
     log.info(
-        "expected calibration error %.3f; a perfectly calibrated model has %.3f on so many clips",
+        "expected calibration error %.3f; a perfectly calibrated model has %.3f on this number of clips",
         *(row["expected_calibration_error"], row["expected_calibration_error_if_calibrated"]),
     )
     log.info(

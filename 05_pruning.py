@@ -227,7 +227,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         )
 
     on_search, on_report = (
-        subset_scores.SubsetScores(loaded, split_clips, split, args.batch_size, scratch, key, args.seed)
+        subset_scores.SubsetScores(loaded, split_clips, split, args.batch_size, scratch, key)
         for split, split_clips in ((args.search_split, asked.search_clips), (args.report_split, asked.report_clips))
     )
     table = pruning_table.PruningTable(args.output_dir / pruning_table.CSV_NAME, loaded, on_search, on_report)
@@ -292,8 +292,8 @@ def write_choices(
         "margin": args.margin,
     }
     written = best.write_best(args.output_dir, swept, choices.scored(on_search, on_report))
-    told = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
-    return {name: written[name] for name in told}
+    recorded = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
+    return {name: written[name] for name in recorded}
 
 
 def heal(

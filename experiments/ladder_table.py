@@ -4,11 +4,10 @@
 
 Before: the models <name>/<model>.blocks-<layers>/seed-<n>, each fine-tuned with its own blocks. After: for every
 size the best subset of the model with all blocks, chosen on val (best.json of its sweep), and the random subsets.
-All scores are for test clips. A difference is the accuracy minus that of the whole model of the same seed. Its 95
-% interval is from a paired bootstrap over the groups of all seeds together; a group has its clips of every seed in
-which it is in the test split. The second table has the rules without search, after fine-tuning: the accuracy of
-the subsets that they keep, and for each seed its difference to the random subsets of the same sizes; "none" if a
-rule removes no block.
+All scores are for test clips. A difference is the accuracy minus that of the whole model of the same seed. The
+unit of its paired 95 % interval is the group, with its clips of every seed in which it is in the test split. The
+second table has the rules without search, after fine-tuning: the accuracy of the subsets that they keep, and for
+each seed its difference to the random subsets of the same sizes; "none" if a rule removes no block.
 """
 
 import argparse

@@ -4,9 +4,8 @@
     python -m experiments.reproduced --name birds20      # study/validation_results, validation_results/published
 
 Takes all models and all other splits of a study, with the seeds that both studies have. Scores are those of the test
-clips of these seeds together. A score is reproduced if it is in the 95 % interval of the committed score, from a
-bootstrap over groups. The paired difference shows how much the repeated training changed the accuracy on the same
-clips.
+clips of these seeds together. A score is reproduced if it is in the 95 % interval of the committed score. The paired
+difference shows how much the repeated training changed the accuracy on the same clips.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python -m experiments.study_table --name birds25 birds20                    # and their models side by side
     python -m experiments.study_table --results_dir study/validation_results --name birds20
 
-Takes the results <name>/<model>/seed-<n> of `make study`. Scores are for the test clips of all seeds together. 95
-% intervals are from a bootstrap over groups; a group has its clips of every seed in which it is in the test split.
-A difference is the accuracy minus that of the most accurate model, clip by clip. Results of other splits, such as
+Takes the results <name>/<model>/seed-<n> of `make study`. Scores are for the test clips of all seeds together. The
+unit of a 95 % interval is the group, with its clips of every seed in which it is in the test split. A difference
+is the accuracy minus that of the most accurate model, clip by clip. Results of other splits, such as
 <name>.by-clip/<model>/seed-<n>, are printed separately: they show the scores that another split gives. Latencies
 are from <name>/latency.csv, which experiments.latencies measured side by side. Without that file they are those of
 stage 03, measured one after the other.

@@ -315,7 +315,7 @@ def scores_of(data_dir, tmp_path, monkeypatch):
 
         monkeypatch.setattr(layer_sweep, "predict_subsets", predict)
         loaded = small_model("wav2vec2")
-        scores = SubsetScores(loaded, val, "val", 4, tmp_path, {"model": "a"}, 0)
+        scores = SubsetScores(loaded, val, "val", 4, tmp_path, {"model": "a"})
         scores.run(n_wrong)
         return scores
 

@@ -24,8 +24,8 @@ def draw_analysis(folder: Path, metrics: dict | None = None) -> None:
         complete.
     """
     record = runs.read_record(folder)
-    asked, told = record["arguments"], record.get("metrics", {}) if metrics is None else metrics
-    counts = told.get("n_clips"), told.get("n_groups")
+    asked, recorded = record["arguments"], record.get("metrics", {}) if metrics is None else metrics
+    counts = recorded.get("n_clips"), recorded.get("n_groups")
     model, other = (name and names.of_folder(name) for name in (asked["model_dir"], asked["compare_to"]))
     models = (plots.model_label(model), plots.model_label(other)) if other else None
     title = plots.caption(" and ".join(models or [model]), asked["data_dir"], {asked["split"]: counts})
@@ -73,11 +73,11 @@ def _similarities(folder: Path) -> tuple[dict[str, analysis_plots.Similarity], d
     if "null_low" not in nulls:  # written by an earlier version
         nulls = nulls.assign(null_low=nulls["null"], null_high=nulls["null"])
     recommendation = folder / "recommendation.json"
-    told = json.loads(recommendation.read_text(encoding="utf-8")) if recommendation.is_file() else {}
+    recorded = json.loads(recommendation.read_text(encoding="utf-8")) if recommendation.is_file() else {}
     maps = {}
     for name, row in nulls.iterrows():
         matrix = pd.read_csv(folder / f"{name}.csv", index_col=0)
-        blocks = told.get("two_block_boundary", {}).get(name)
+        blocks = recorded.get("two_block_boundary", {}).get(name)
         shown = blocks is not None and blocks["contrast"] > blocks["contrast_of_distance_alone"]
         levels = row[["null_low", "null_high"]].to_numpy(dtype=float)
         maps[name] = analysis_plots.Similarity(matrix, levels, blocks["boundary"] if shown else None)

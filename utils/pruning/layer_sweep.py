@@ -62,7 +62,7 @@ def predict_subsets(
 ) -> np.ndarray:
     """Return the classes that every pruned version of a model predicts.
 
-    Classes are enough for accuracy, macro F1 and their bootstrap, and they are small: all 2,048 subsets on
+    Classes are enough for accuracy, macro F1 and their intervals, and they are small: all 2,048 subsets on
     20,000 clips take 82 MB.
 
     Parameters

@@ -39,8 +39,6 @@ class SubsetScores:
         Folder for the predictions.
     key : dict
         Digests of model and data, on which the predictions depend besides the clips; ready for JSON.
-    seed : int
-        Seed of all bootstraps; the same seed makes the differences paired.
     """
 
     def __init__(
@@ -51,13 +49,12 @@ class SubsetScores:
         batch_size: int,
         folder: Path,
         key: dict,
-        seed: int,
     ):
         self.split = split
         self.n_clips, self.n_groups = len(clips), clips.table["group"].nunique()
         self.kept_together = clips.kept_together
         self._loaded, self._clips, self._batch_size = loaded, clips, batch_size
-        self._folder, self._key, self._seed = folder, key, seed
+        self._folder, self._key = folder, key
         self._label_ids, self._groups = (clips.table[name].to_numpy() for name in ("label_id", "group"))
         clip_ids = sha256_of_lines(clips.table["clip_id"])
         self._stamp = json.dumps({**key, "batch_size": batch_size, "device": loaded.device, "clip_ids": clip_ids})
@@ -72,7 +69,7 @@ class SubsetScores:
     def of_other_model(self, loaded: LoadedModel, digest: str) -> "SubsetScores":
         """Return the scores of another model, identified by the digest of its weights, on the same clips."""
         key = {**self._key, "model": digest}
-        return SubsetScores(loaded, self._clips, self.split, self._batch_size, self._folder, key, self._seed)
+        return SubsetScores(loaded, self._clips, self.split, self._batch_size, self._folder, key)
 
     def run(self, keeps: Iterable[Keep]) -> None:
         """Run the subsets that have not been run yet, in one walk.
