@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from utils.core import runs
-from utils.data import clips
+from utils.core.files import write_csv
+from utils.data import clips, recordings_table, splits
 from utils.models.loaded_model import LoadedModel
 
 LABELS = ["Blackbird", "Crow", "Great Tit"]
@@ -112,9 +113,17 @@ def write_processed(
     clip_seconds: float = CLIP_SECONDS,
     sample_rate_hz: int = SAMPLE_RATE_HZ,
     seed: int = 0,
+    folds: int | None = None,
+    recordists: dict[str, str] | None = None,
 ) -> Path:
-    """Write a complete processed data set, two clips a recording, as stage 01 would."""
+    """Write a complete processed data set, two clips a recording, as stage 01 would.
+
+    With `folds`, `recordings_per_class` is by fold and by default 2. With `recordists`, by recording id, there is a
+    ``recordings.csv``; the recordist of other recordings is unknown.
+    """
     labels = labels or LABELS
+    if folds is not None:
+        recordings_per_class = recordings_per_class or dict.fromkeys(splits.names_of_parts(folds)[1:], 2)
     recordings_per_class = recordings_per_class or {"train": 6, "val": 3, "test": 3}
     rng = np.random.default_rng(seed)
     rows = []
@@ -139,11 +148,19 @@ def write_processed(
                         }
                     )
     rows.sort(key=lambda row: (row["recording_id"], row["clip_index"]))
-    args = argparse.Namespace(output_dir=data_dir, overwrite=False, seed=seed)
+    args = argparse.Namespace(output_dir=data_dir, overwrite=False, seed=seed, folds=folds)
     with runs.open_run("01_data_processing", args, {}) as this_run:
         this_run.metrics = {"kept_together": "recording"}
         half = len(rows) // 2
         clips.write_part(data_dir / clips.part_name(0), rows[:half], sample_rate_hz, clip_seconds)
         clips.write_part(data_dir / clips.part_name(1), rows[half:], sample_rate_hz, clip_seconds)
         clips.write_labels(data_dir, labels)
+        if recordists is not None:
+            own = {row["recording_id"]: row for row in rows}
+            columns = ["recording_id", "label", "recordist", "group", "split", "sha256"]
+            values = [
+                [name, row["label"], recordists.get(name, ""), row["group"], row["split"], f"sound of {name}"]
+                for name, row in own.items()
+            ]
+            write_csv(data_dir / recordings_table.NAME, columns, values)
     return data_dir

@@ -1,5 +1,6 @@
 """Stage 01 end to end, on synthesised recordings."""
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import signal
 import sys
 import textwrap
 import time
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -260,6 +262,139 @@ def test_another_seed_gives_another_split(raw_dir, processed, tmp_path):
     one, other = read_parts(processed), read_parts(tmp_path / "out")
     assert one.clip_id.equals(other.clip_id)
     assert not one.split.equals(other.split)
+
+
+# -------------------------------------------------------------------------------------- folds, collections
+
+
+@pytest.fixture(scope="module")
+def by_people(tmp_path_factory):
+    """Return a folder of 42 recordings of 3 species, with a table: 8 people have two species each, 10 are unknown."""
+    raw_dir = tmp_path_factory.mktemp("people") / "raw"
+    rows = ["file,label,recordist,collection,archive"]
+    for i in range(42):
+        person, label = i % 8, LABELS[(i % 8 + i // 8 % 2) % 3]
+        write(raw_dir / f"{i:02d}.wav", song(1.2, 16000, seed=i), 16000)
+        rows.append(f"{i:02d}.wav,{label},{f'Person {person}' if i < 32 else ''},C{i % 2},{'A' if i % 3 else ''}")
+    (raw_dir / "table.csv").write_text("\n".join(rows))
+    return raw_dir
+
+
+def run_by_people(by_people, output_dir, *more):
+    return run(by_people, output_dir, "--metadata", by_people / "table.csv", "--clip_seconds", 1, *more)
+
+
+@pytest.fixture(scope="module")
+def in_folds(by_people, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("folds") / "out"
+    assert run_by_people(by_people, output_dir, "--folds", 4) == 0
+    return output_dir
+
+
+def heard_by_hand(recordings, test="test", train=("train",)):
+    """Return the counts of `Heard`, as dict, from rows of ``recordings.csv``."""
+    known = recordings[recordings.split.isin(train) & (recordings.recordist != "")]
+    counts = dict.fromkeys(("n_clips", "same_species", "other_species", "unknown"), 0)
+    for row in recordings[recordings.split == test].itertuples():
+        own = known[known.recordist == row.recordist]
+        what = "unknown" if row.recordist == "" else "same_species" if row.label in set(own.label) else "other_species"
+        counts["n_clips"] += int(row.n_clips)
+        if what == "unknown" or len(own):
+            counts[what] += int(row.n_clips)
+    return counts
+
+
+def test_all_that_is_written_names_folds(in_folds):
+    table, recordings = read_parts(in_folds), read_csv(in_folds / "recordings.csv")
+    names = ["fold-1", "fold-2", "fold-3", "fold-4"]
+    assert set(table.split) == set(names)
+    assert (table.groupby("group").split.nunique() == 1).all() and (table.groupby("label").split.nunique() == 4).all()
+    known = recordings[recordings.recordist != ""]
+    assert (known.groupby("recordist").split.nunique() == 1).all(), "a person is in one fold, whatever the species"
+    assert recordings.set_index("recording_id").split.equals(table.groupby("recording_id").split.first())
+    report = pd.read_csv(in_folds / "split_report.csv").set_index(["label", "split"])
+    assert report.index.tolist() == [(label, name) for label in LABELS for name in ["train", *names]]
+    by_cell = table.groupby(["label", "split"])
+    assert report.clips[report.clips > 0].to_dict() == by_cell.size().to_dict()
+    assert report.groups[report.groups > 0].to_dict() == by_cell.group.nunique().to_dict()
+    assert not report.xs("train", level="split").clips.any()
+    metrics = json.loads((in_folds / "run.json").read_text())["metrics"]
+    assert metrics["n_clips"] == {"train": 0, **table.split.value_counts().to_dict()}
+    assert metrics["heard_in_train"] == {"n_clips": 84, "same_species": 0, "other_species": 0, "unknown": 20}
+    said = "who is tested: 84 clips; recordist heard in train with the same species 0 (0%), with another species 0 (0%)"
+    assert f"{said}, unknown 20 (24%)" in (in_folds / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("unit", ["recordist", "recordist_and_species", "recording"])
+def test_who_was_heard_agrees_with_a_hand_count(by_people, tmp_path, unit):
+    assert run_by_people(by_people, tmp_path / "one", "--split_by", unit) == 0
+    heard = json.loads((tmp_path / "one" / "run.json").read_text())["metrics"]["heard_in_train"]
+    recordings = read_csv(tmp_path / "one" / "recordings.csv")
+    assert heard == heard_by_hand(recordings)
+    assert dataclasses.asdict(clips.read_clips(tmp_path / "one", "test").heard_in_train()) == heard
+    assert (heard["other_species"] > 0, heard["same_species"] > 0) == {
+        "recordist": (False, False),
+        "recordist_and_species": (True, False),
+        "recording": (heard["other_species"] > 0, True),
+    }[unit]
+
+
+def test_who_was_heard_over_all_folds_agrees_with_a_hand_count(by_people, tmp_path):
+    assert run_by_people(by_people, tmp_path / "out", "--folds", 3, "--split_by", "recordist_and_species") == 0
+    recordings = read_csv(tmp_path / "out" / "recordings.csv")
+    by_hand = Counter()
+    for fold in (1, 2, 3):
+        one = heard_by_hand(recordings, f"fold-{fold}", ("train", f"fold-{(fold + 1) % 3 + 1}"))
+        assert dataclasses.asdict(clips.read_clips(tmp_path / "out", "test", fold=fold).heard_in_train()) == one
+        by_hand.update(one)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]["heard_in_train"] == dict(by_hand)
+    assert by_hand["other_species"] > 0 and by_hand["n_clips"] == 84
+
+
+def test_folds_merged_from_shards_are_the_same_bytes(by_people, in_folds, tmp_path):
+    for number in (1, 2):
+        assert run_by_people(by_people, tmp_path / "out", "--shard", f"{number}/2") == 0
+    assert run_by_people(by_people, tmp_path / "out", "--folds", 4, "--merge_shards", 2) == 0
+    assert digests(tmp_path / "out") == digests(in_folds)
+
+
+@pytest.mark.parametrize("number", ["2", "21", "x", "0", "-3", "4.0"])
+def test_no_such_number_of_folds(by_people, tmp_path, capsys, number):
+    assert run_by_people(by_people, tmp_path / "out", f"--folds={number}") == 2
+    assert f"{number!r} is not a number of folds; expected 3 to 20" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_folds_than_groups(by_people, tmp_path, caplog):
+    assert run_by_people(by_people, tmp_path / "out", "--folds", 20) == 2
+    assert "--folds 20: there are only 18 groups; give fewer folds" in caplog.text
+    assert not (tmp_path / "out" / "clips-00000.parquet").exists()
+
+
+def test_other_folds_are_another_data_set(by_people, in_folds, caplog):
+    assert run_by_people(by_people, in_folds, "--folds", 4) == 0
+    assert run_by_people(by_people, in_folds, "--folds", 5) == 4
+    assert "it was made with --folds 4, now it is 5" in caplog.text
+    assert run_by_people(by_people, in_folds) == 4
+    assert "it was made with --folds 4, now it is not given" in caplog.text
+
+
+def test_the_collection_of_a_recording(by_people, in_folds, tmp_path, caplog):
+    collections = read_csv(in_folds / "recordings.csv").collection
+    assert collections.tolist() == [f"C{i % 2}" for i in range(42)], "a column of that name is taken"
+    assert run_by_people(by_people, tmp_path / "out", "--collection_column", "Archive") == 0
+    collections = read_csv(tmp_path / "out" / "recordings.csv").collection
+    assert collections.tolist() == ["A" if i % 3 else "" for i in range(42)]
+    assert "collection from column archive" in caplog.text
+    assert run_by_people(by_people, tmp_path / "out") == 4, "the table would have another content"
+
+
+def test_no_such_collection_column(by_people, tmp_path, caplog):
+    assert run_by_people(by_people, tmp_path / "out", "--collection_column", "museum") == 3
+    assert "table.csv" in caplog.text and "museum" in caplog.text
+    assert run(by_people, tmp_path / "out", "--collection_column", "archive") == 2
+    assert "--collection_column names a column of --metadata: give the table too" in caplog.text
+    assert not (tmp_path / "out").exists()
 
 
 # --------------------------------------------------------------------------------------------- duplicates

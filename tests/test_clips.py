@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections import Counter
 
 import datasets
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 
 from tests.data import CLIP_SECONDS, LABELS, SAMPLE_RATE_HZ, write_processed
 from tests.stages import ROOT
-from utils.core.errors import InputError
-from utils.data import clips
+from utils.core.errors import InputError, UsageError
+from utils.data import clips, recordings_table
+from utils.data.splits import FOLDS, SPLITS, Heard
 
 
 def row(number: int, audio: np.ndarray, **changes) -> dict:
@@ -121,6 +123,94 @@ def test_splits_and_caps(tmp_path):
     assert len(few) == 6 and few.labels == LABELS
     with pytest.raises(InputError, match="no clips of the split 'holdout'"):
         clips.read_clips(folder, "holdout")
+
+
+def test_over_the_folds_each_clip_is_test_once_and_val_once(tmp_path):
+    folder = write_processed(
+        tmp_path / "data", recordings_per_class={"train": 1, **dict.fromkeys(FOLDS[:4], 2)}, folds=4
+    )
+    everything = clips.read_clips(folder)
+    assert set(everything.table["split"]) == {"train", *FOLDS[:4]} and everything.fold is None
+    seen = {split: Counter() for split in SPLITS}
+    for fold in range(1, 5):
+        read = {split: clips.read_clips(folder, split, fold=fold) for split in SPLITS}
+        for split, own in read.items():
+            assert set(own.table["split"]) == {split} and own.fold == fold
+            seen[split].update(own.table["clip_id"])
+        assert sum(map(len, read.values())) == len(everything) == len(clips.read_clips(folder, fold=fold))
+        tested = read["test"].table["recording_id"]
+        assert tested.str.contains(f"/fold-{fold}").all(), "fold k is tested where --fold is k"
+    dealt = everything.table["split"] != "train"
+    assert seen["test"] == seen["val"] == Counter(everything.table["clip_id"][dealt])
+    assert set(seen["train"].values()) == {2, 4}, "what was not dealt to a fold is trained on in each of them"
+
+
+def test_caps_are_of_the_splits_of_a_fold(tmp_path):
+    folder = write_processed(tmp_path / "data", folds=5)
+    read = clips.read_clips(folder, max_clips_per_class=3, fold=2)
+    assert set(Counter(zip(read.table["label"], read.table["split"], strict=True)).values()) == {3}
+
+
+def test_folds_that_do_not_go_with_the_data(tmp_path):
+    with_folds, without = write_processed(tmp_path / "folds", folds=3), write_processed(tmp_path / "splits")
+    for folder, split, fold, message in [
+        (with_folds, "test", None, "is divided into 3 folds: say which one is tested, --fold 1 to 3"),
+        (with_folds, "test", 4, "--fold 4: .*folds has 3 folds; expected 1 to 3"),
+        (without, "test", 1, "--fold 1: .*splits has no folds; leave --fold out, or run 01"),
+        (without, None, 1, "--fold 1: .*splits has no folds"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            clips.read_clips(folder, split, fold=fold)
+        if fold is not None:
+            with pytest.raises(UsageError, match=message):
+                clips.data_input(folder, fold)
+    digests = [clips.data_input(with_folds, fold).sha256 for fold in (None, 1, 2, 3)]
+    assert digests[1:] == [f"{digests[0]}/fold-{fold}-of-3" for fold in (1, 2, 3)]
+
+
+def test_a_fold_without_a_clip_is_refused(tmp_path):
+    folder = write_processed(tmp_path / "data", recordings_per_class={"fold-1": 2, "fold-3": 2, "fold-4": 2}, folds=4)
+    with pytest.raises(
+        InputError, match=r"split: found 'fold-4' in 12 clip.*expected train or fold-1 or fold-2 or fold-3"
+    ):
+        clips.read_clips(folder, "test", fold=1)
+    mixed = write_processed(tmp_path / "mixed", recordings_per_class={"fold-1": 2, "test": 2, "fold-2": 1}, folds=2)
+    with pytest.raises(InputError, match="split: found 'test' in 12 clip"):
+        clips.read_clips(mixed)
+
+
+def test_recordings_are_in_the_splits_of_a_fold(tmp_path):
+    folder = write_processed(tmp_path / "data", folds=3, recordists={})
+    for fold, splits in {1: ("test", "val", "train"), 3: ("val", "train", "test")}.items():
+        rows = recordings_table.read_recordings(folder, fold)
+        assert Counter(row["split"] for row in rows) == dict.fromkeys(SPLITS, 6)
+        for number, split in enumerate(splits, start=1):
+            named = recordings_table.recordings_of_split(folder, split, fold)
+            assert named == [row["recording_id"] for row in rows if row["split"] == split]
+            assert all(f"/fold-{number}" in name for name in named)
+    assert {row["split"] for row in recordings_table.read_recordings(folder)} == set(FOLDS[:3])
+    # Split by clip, a recording has clips in several folds.
+    path = folder / recordings_table.NAME
+    path.write_text(path.read_text().replace(",fold-1,", ",train|fold-1|fold-2,"))
+    assert recordings_table.read_recordings(folder, 1)[0]["split"] == "train|val|test"
+    assert recordings_table.read_recordings(folder, 3)[0]["split"] == "train|val"
+    path.unlink()
+    assert recordings_table.read_recordings(folder, 1) == recordings_table.recordings_of_split(folder, "test", 1) == []
+
+
+def test_who_was_heard_counts_clips_by_their_recordist(tmp_path):
+    """Fold 1 is tested, 2 is val and 3 trains."""
+    who = {"Crow/fold-30": "Ann", "Blackbird/fold-30": "Bob", "Great Tit/fold-20": "Cem"}
+    who |= {"Crow/fold-10": "Ann", "Crow/fold-11": "Bob", "Blackbird/fold-10": "Ann|Bob", "Blackbird/fold-11": "Dan"}
+    who |= {"Great Tit/fold-10": "Cem"}
+    folder = write_processed(tmp_path / "data", folds=3, recordists=who)
+    heard = clips.read_clips(folder, "test", fold=1).heard_in_train()
+    assert heard == Heard(n_clips=12, same_species=4, other_species=2, unknown=2)
+    assert str(heard) == (
+        "recordist heard in train with the same species 4 (33%), with another species 2 (17%), unknown 2 (17%)"
+    )
+    assert clips.read_clips(folder, "val", fold=1).heard_in_train() == Heard(n_clips=12, unknown=10)
+    assert clips.read_clips(write_processed(tmp_path / "none"), "test").heard_in_train() is None
 
 
 def test_damaged_missing_or_foreign_parts_are_named(tmp_path):
