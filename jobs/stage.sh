@@ -15,7 +15,7 @@ set -euo pipefail
 data_set=$NAME in_out_dir=$OUT_DIR/ part=seed-$SEED
 [[ $SPLIT_BY == recordist ]] || data_set+=.by-$SPLIT_BY
 data_name=$data_set
-: "${FOLD:=}" "${FOLDS:=${FOLD:+5}}" # of which FOLD is tested
+: "${FOLD:=}" "${FOLDS:=${FOLD:+5}}" # the number of folds; FOLD is tested
 if [[ -n $FOLD ]]; then
     part=fold-$FOLD.$part
 fi

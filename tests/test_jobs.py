@@ -384,7 +384,7 @@ def test_answer_of_submit(site):
         ([], {"FOLD": "2", "FOLDS": "many"}, 2, "FOLDS=many: expected an integer of at least 1"),
         (["01"], {"FOLDS": "0"}, 2, "FOLDS=0: expected an integer of at least 1"),
         ([], {"FOLDS": "4"}, 2, "step 02 needs FOLD=1 to 4, the fold to test"),
-        (["02"], {"FOLD": "4"}, 3, "step 02 reads processed_data/study/folds, which is not there"),
+        (["02"], {"FOLD": "4"}, 3, "step 02 reads processed_data/study/folds, which does not exist"),
         ([], {"NAME": "a[1-9]"}, 2, "NAME=a[1-9]: expected letters"),
         ([], {"PYTHON": "none/python"}, 3, "there is no none/python: run make venv"),
         ([], {"PATH": "/usr/bin:/bin"}, 3, "there is no bsub here"),

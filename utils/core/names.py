@@ -50,7 +50,7 @@ class Name:
     data_set, model : str
         Short names.
     seed : int
-        Of the training; of the split too where there are no folds.
+        Seed of the training, and of the split if there are no folds.
     variants : tuple of str
         Changes to the model; see the docstring of this module.
     split_by : str

@@ -220,7 +220,7 @@ class Clips:
         return str(record.get("metrics", {}).get("kept_together", UNIT_NOT_NOTED))
 
     def heard_in_train(self) -> Heard | None:
-        """Count these clips, of one split, by whether training heard their recordist; None where that is not known."""
+        """Count these clips, of one split, by whether their recordist is in train; None if that is not known."""
         return recordings_table.heard_in_train(self.table["recording_id"], self.data_dir, self.fold)
 
     def cutting(self) -> dict[str, object]:
@@ -293,7 +293,7 @@ def read_clips(
     seed : int
         Seed of that draw.
     fold : int, optional
-        The fold that is tested, from 1, where the data set is divided into folds; see `splits.split_in_fold`.
+        The fold to test, from 1, if the data set is divided into folds; see `splits.split_in_fold`.
 
     Returns
     -------

@@ -110,7 +110,7 @@ def find_recordings(
     label_level : int, optional
         Level of the folders that are the labels, counted from 1: the folders in `raw_dir`.
     collection_column : str, optional
-        Column of the metadata that names the collection; ``collection`` where it is not given.
+        Column of the metadata that names the collection; default ``collection``.
 
     Returns
     -------
