@@ -329,7 +329,7 @@ def differences(models: Sequence[Jackknife], pairs: Sequence[tuple[int, int]]) -
     return found
 
 
-def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0) -> float:
+def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0, n_draws: int = N_DRAWS) -> float:
     """Return the critical value of all comparisons together: the 95 % point of the largest ``|t|`` among them (max-t).
 
     The joint distribution of the t values is a multivariate t with the correlations that the jackknife finds: the limit
@@ -343,7 +343,7 @@ def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0) -> float:
     ----------
     left_out : ndarray, shape (n_comparisons, n_groups)
         Statistics that were computed without each group.
-    seed : int
+    seed, n_draws : int
     """
     n_groups = left_out.shape[-1]
     deviations = left_out - left_out.mean(axis=-1, keepdims=True)
@@ -358,10 +358,10 @@ def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0) -> float:
     rng = np.random.default_rng(seed)
     largest = []
     at_once = max(1, NUMBERS_AT_ONCE // max(directions.shape))
-    for start in range(0, N_DRAWS, at_once):
-        drawn = rng.standard_normal((min(at_once, N_DRAWS - start), directions.shape[1]))
+    for start in range(0, n_draws, at_once):
+        drawn = rng.standard_normal((min(at_once, n_draws - start), directions.shape[1]))
         largest.append(np.abs(drawn @ directions.T).max(axis=1))
-    scales = np.sqrt(rng.chisquare(n_groups - 1, N_DRAWS) / (n_groups - 1))
+    scales = np.sqrt(rng.chisquare(n_groups - 1, n_draws) / (n_groups - 1))
     return float(np.quantile(np.concatenate(largest) / scales, LEVEL))
 
 
@@ -418,22 +418,31 @@ def recipe_intervals(trainings: Sequence[Training]) -> dict[str, tuple[float, fl
     names = np.unique(np.concatenate([training.groups for training in trainings]))
     n_classes = max(int(max(t.label_ids.max(), t.predicted_ids.max())) for t in trainings) + 1
     tables = [count(t.label_ids, t.predicted_ids, t.groups, names, n_classes) for t in trainings]
+    estimate, low, high = recipe_of_counts(tables, [training.test_set for training in trainings])
+    if len(names) < 2:
+        log.warning("all clips are of one group, so no interval of the recipe can be given: it is NaN")
+        low = high = np.full(2, np.nan)
+    ends = zip(SCORES, estimate, low, high, strict=True)
+    return {name: (float(value), float(least), float(most)) for name, value, least, most in ends}
+
+
+def recipe_of_counts(
+    tables: Sequence[Counts], test_sets: Sequence[Hashable]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `recipe_intervals` does, of the counts of each training on all groups, as three arrays (2, ...)."""
     members: dict[Hashable, list[int]] = {}
-    for number, training in enumerate(trainings):
-        members.setdefault(training.test_set, []).append(number)
+    for number, test_set in enumerate(test_sets):
+        members.setdefault(test_set, []).append(number)
 
     def jackknife_of(numbers: Sequence[int]) -> Jackknife:
-        total = Counts(*(sum(some) for some in zip(*(tables[number] for number in numbers), strict=True)))
-        has_clips = total.n_true.any(axis=1)
-        return jackknife(Counts(*(table[has_clips] for table in total)))
+        total = [sum(some) for some in zip(*(tables[number] for number in numbers), strict=True)]
+        has_clips = total[0].any(axis=-1).reshape(-1, total[0].shape[-2]).any(axis=0)
+        return jackknife(Counts(*(table[..., has_clips, :] for table in total)))
 
-    n_answers = sum(len(training.label_ids) for training in trainings)
-    together, n_groups = jackknife_of(range(len(trainings))), len(names)
-    if n_groups < 2:
-        nothing = (float("nan"), float("nan"))
-        return {name: (float(value), *nothing) for name, value in zip(SCORES, together.estimate, strict=True)}
-    alone = [jackknife_of([number]) for number in range(len(trainings))]
-    scores, variances = (np.array(values) for values in zip(*((a.estimate, a.error**2) for a in alone), strict=True))
+    n_answers = np.array([table.n_true.sum(axis=(-1, -2)) for table in tables])
+    together = jackknife_of(range(len(tables)))
+    alone = [jackknife_of([number]) for number in range(len(tables))]
+    scores, variances = np.array([one.estimate for one in alone]), np.array([one.error**2 for one in alone])
     repeated = [numbers for numbers in members.values() if len(numbers) > 1]
     if repeated:
         degrees = sum(len(numbers) - 1 for numbers in repeated)
@@ -446,15 +455,13 @@ def recipe_intervals(trainings: Sequence[Training]) -> dict[str, tuple[float, fl
         within = np.maximum(mixed / degrees, 0)
     else:
         degrees, between, within = len(scores) - 1, scores.var(axis=0, ddof=1), variances.mean(axis=0)
-    shares = [sum(len(trainings[number].label_ids) for number in numbers) / n_answers for numbers in members.values()]
+    shares = [n_answers[numbers].sum(axis=0) / n_answers.sum(axis=0) for numbers in members.values()]
     factor = sum(share**2 / len(numbers) for share, numbers in zip(shares, members.values(), strict=True))
-    of_groups, of_training = together.error**2, np.maximum(between - within, 0) * factor
-    uncertain = of_groups**2 / (n_groups - 1) + (between * factor) ** 2 / degrees
-    variance = of_groups + of_training
-    freedom = np.divide(variance**2, uncertain, out=np.full(2, n_groups - 1.0), where=uncertain > 0)
+    n_groups = together.left_out.shape[-1]
+    of_groups = together.error**2
+    variance = of_groups + np.maximum(between - within, 0) * factor
+    uncertain = of_groups**2 / max(n_groups - 1, 1) + (between * factor) ** 2 / degrees
+    freedom = np.divide(variance**2, uncertain, out=np.full(np.shape(variance), n_groups - 1.0), where=uncertain > 0)
     critical = stats.t.ppf((1 + LEVEL) / 2, freedom)
-    ends = share_interval(together.estimate, np.sqrt(variance), n_groups, n_answers, critical)
-    return {
-        name: (float(value), float(low), float(high))
-        for name, value, low, high in zip(SCORES, together.estimate, *ends, strict=True)
-    }
+    ends = share_interval(together.estimate, np.sqrt(variance), n_groups, n_answers.sum(axis=0), critical)
+    return together.estimate, *ends

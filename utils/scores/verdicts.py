@@ -128,14 +128,14 @@ def sign_flip_p_values(
     n_draws: int = N_SIGN_FLIPS,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return how often two models that are alike would differ as much as these do: two-sided p values.
+    """Return two-sided p values of a sign-flip test: how often two equal models would differ as much as these do.
 
-    If they are alike, each group could as well have had their answers exchanged. That flips the sign of the
-    group's share in the difference of accuracies, and does the like for macro F1, which is not a sum over
-    groups. Groups that both answer alike change nothing; all ways to exchange the other ones are counted
-    where there are no more than `n_draws`, else as many are drawn, and the one that was seen is counted with
-    them, so that p is never 0. Sources: Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses",
-    2005, §3; Phipson & Smyth 2010, "Permutation P-values should never be zero", §4.
+    If the models are equal, their answers can be exchanged in any group. That flips the sign of the group's share in
+    the difference of accuracies. Macro F1 is not a sum over groups, so it is computed anew from the exchanged answers.
+    Groups that both answer alike change nothing. If the others can be exchanged in at most `n_draws` ways, all of them
+    are counted; else `n_draws` are drawn, and the observed one is counted with them, so that p is never 0. Sources:
+    Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005, §3; Phipson & Smyth, "Permutation p-values
+    should never be zero", Statistical Applications in Genetics and Molecular Biology 9, 2010, §4.
 
     Parameters
     ----------
@@ -150,10 +150,17 @@ def sign_flip_p_values(
     dict of str to float
         Of ``accuracy`` and ``macro_f1``.
     """
-    label_ids = np.asarray(label_ids)
     models = [np.asarray(first_predicted_ids), np.asarray(second_predicted_ids)]
-    n_classes = int(max(ids.max() for ids in (label_ids, *models))) + 1
-    (n_true, *first), (_, *second) = (intervals.count(label_ids, ids, groups, n_classes=n_classes) for ids in models)
+    n_classes = int(max(ids.max() for ids in (np.asarray(label_ids), *models))) + 1
+    tables = (intervals.count(label_ids, ids, groups, n_classes=n_classes) for ids in models)
+    return dict(zip(intervals.SCORES, p_values_of_counts(*tables, n_draws, seed).tolist(), strict=True))
+
+
+def p_values_of_counts(
+    first: intervals.Counts, second: intervals.Counts, n_draws: int = N_SIGN_FLIPS, seed: int = 0
+) -> np.ndarray:
+    """Return what `sign_flip_p_values` does, of the counts of both models, as an array."""
+    (n_true, *first), (_, *second) = first, second
     totals = n_true.sum(axis=0)[None, :]
     sums = [table.sum(axis=0)[None, :] for table in (*first, *second)]
     # What a group moves from one model to the other where it is exchanged.
@@ -171,7 +178,7 @@ def sign_flip_p_values(
     exact = 2 ** len(differing) <= n_draws
     n_ways = 2 ** len(differing) if exact else n_draws
     rng = np.random.default_rng(seed)
-    at_once = max(1, intervals.NUMBERS_AT_ONCE // max(n_classes, len(differing)))
+    at_once = max(1, intervals.NUMBERS_AT_ONCE // max(n_true.shape[1], len(differing)))
     as_far = np.zeros(2)
     for start in range(0, n_ways, at_once):
         ways = np.arange(start, min(start + at_once, n_ways))
@@ -180,12 +187,11 @@ def sign_flip_p_values(
         else:
             exchanged = rng.integers(2, size=(len(ways), len(differing)))
         as_far += (differences(exchanged.astype(float)) >= observed - ROUNDING).sum(axis=1)
-    p_values = as_far / n_ways if exact else (as_far + 1) / (n_ways + 1)
-    return dict(zip(intervals.SCORES, p_values.tolist(), strict=True))
+    return as_far / n_ways if exact else (as_far + 1) / (n_ways + 1)
 
 
 def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
-    """Return p values adjusted for their number: those under 0.05 hold together at 0.05 (Holm 1979)."""
+    """Return p values adjusted for their number, so that all those under 0.05 are significant at 0.05 (Holm 1979)."""
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values, kind="stable")
     steps = p_values[order] * np.arange(len(p_values), 0, -1)
