@@ -42,7 +42,7 @@ from utils.core.files import write_text
 from utils.core.text import some
 from utils.data import splits
 from utils.models import model_folder
-from utils.scores import comparison, pooling, predictions, summary
+from utils.scores import comparison, looks, pooling, predictions, summary
 
 with lazy.imported_on_first_use():
     import numpy as np
@@ -190,6 +190,7 @@ def validate(args: argparse.Namespace) -> None:
         known = training_history.warn_of_known_recordings(
             model, str(args.model_dir), inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
         )
+        training_history.warn_of_choice(model.config, str(args.model_dir), inputs["data_dir"], args.split)
         encoder_window.warn_of_window(loaded, split_clips.clip_seconds, str(args.model_dir))
         table, labels = split_clips.table, split_clips.labels
 
@@ -225,6 +226,7 @@ def validate(args: argparse.Namespace) -> None:
         }
         # JSON has no NaN.
         this_run.metrics = {name: None if value != value else value for name, value in row.items()}
+        this_run.metrics |= looks.count_looks(args.output_dir, inputs["data_dir"], args.split)
         if heard := split_clips.heard_in_train():
             this_run.metrics["heard_in_train"] = dataclasses.asdict(heard)
 
@@ -255,9 +257,16 @@ def pool(args: argparse.Namespace) -> None:
 def write_results(
     output_dir: Path, table: pd.DataFrame, labels: list[str], logits: np.ndarray, row: dict[str, object]
 ) -> None:
-    """Write the result: metrics, predictions, scores per class, confusion matrix and figures."""
-    label_ids = table["label_id"].to_numpy()
+    """Write the result: tables, metrics and figures."""
     intervals.warn_of_few_groups(str(row["split"]), table["group"].nunique())
+    write_tables(output_dir, table, labels, logits)
+    summary.write_metrics(output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
+    drawing.draw_result(output_dir)
+
+
+def write_tables(output_dir: Path, table: pd.DataFrame, labels: list[str], logits: np.ndarray) -> None:
+    """Write the predictions, the scores of each class and the confusion matrix."""
+    label_ids = table["label_id"].to_numpy()
     report = evaluation.per_class_report(label_ids, logits.argmax(axis=1), labels)
     missing = report.loc[report["support"] == 0, "label"]
     if len(missing):
@@ -268,8 +277,6 @@ def write_results(
     predictions.write_predictions(output_dir, table, labels, logits)
     write_text(output_dir / "classification_report.csv", report.to_csv(index=False))
     write_text(output_dir / "confusion_matrix.csv", confusion.to_csv())
-    summary.write_metrics(output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
-    drawing.draw_result(output_dir)
 
 
 def log_scores(row: dict) -> None:

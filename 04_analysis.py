@@ -50,7 +50,7 @@ with lazy.imported_on_first_use():
     from utils.layers import drawing, euclidean_convexity, hidden_states
     from utils.models import encoder_parts, encoder_window, encoders, predict, start_line, training_history
     from utils.pruning import layer_selection
-    from utils.scores import intervals
+    from utils.scores import intervals, looks
 
 if TYPE_CHECKING:
     from utils.models.loaded_model import LoadedModel
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="run folder of 02_finetuning.py, model folder, name of a base model on the hub, or tiny",
     )
-    add("--split", choices=[*splits.SPLITS, ALL_SPLITS], default="test", help="clips to analyse")
+    add("--split", choices=[*splits.SPLITS, ALL_SPLITS], default="val", help="clips to analyse")
     add(
         "--metrics",
         nargs="+",
@@ -228,6 +228,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     start_line.log_start(args.device, device, {args.model_dir: loaded.model}, {args.split: split_clips})
     intervals.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     this_run.metrics |= metrics_of(split_clips)
+    this_run.metrics |= looks.count_looks(args.output_dir, inputs["data_dir"], args.split)
     cross_validated = args.split in ("train", ALL_SPLITS)
     if loaded.has_head and cross_validated:
         log.warning(

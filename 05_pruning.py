@@ -29,6 +29,7 @@ the given model.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import shutil
 import sys
@@ -42,7 +43,7 @@ from utils.data import splits
 from utils.layers import analysis
 from utils.models import model_folder
 from utils.pruning import best, pruning_plan, recommendation
-from utils.scores import summary
+from utils.scores import looks, summary
 
 with lazy.imported_on_first_use():
     import pandas as pd
@@ -134,6 +135,11 @@ def run(args: argparse.Namespace) -> None:
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         name = names.variant_of(names.of_model(args.model_dir), names.SWEEP)
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
+    if args.search_split == "test":
+        raise UsageError(
+            "--search_split test: layers must not be chosen by test clips, or no clip is left for an honest report; "
+            "choose on val, report on test"
+        )
     if args.search_split == args.report_split:
         raise UsageError(
             f"--search_split and --report_split are both {args.report_split}: the score of a subset is too high on the "
@@ -260,6 +266,9 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         on_report.run(finalists)
         table.write()
     this_run.metrics = write_choices(asked, choices, on_search, on_report)
+    this_run.metrics |= looks.count_looks(args.output_dir, asked.inputs["data_dir"], args.report_split)
+    if heard := asked.report_clips.heard_in_train():
+        this_run.metrics["heard_in_train"] = dataclasses.asdict(heard)
     with this_run.timed("figures"):
         drawing.draw_sweep(args.output_dir)
     if args.heal:
@@ -302,7 +311,9 @@ def heal(
     """Write a healed model, and ``healing.csv`` with a row that compares it with the same subset before."""
     args, loaded, work_dir = asked.args, asked.loaded, asked.args.output_dir / SCRATCH / HEALED
     healed_dir = args.output_dir / HEALED / "model"
-    training_history.note_training(loaded.model, asked.inputs["data_dir"].sha256, asked.train_clips, asked.search_clips)
+    data = asked.inputs["data_dir"].sha256
+    training_history.note_training(loaded.model, data, asked.train_clips, asked.search_clips)
+    loaded.config.layers_chosen_on = training_history.chosen_on(args.search_split, data)
     healing.heal_subset(
         *(loaded, keep, healed_dir, args.heal_part, asked.train_clips, asked.search_clips),
         *(healing.settings_for(args.heal, args.seed), work_dir, args.batch_size),

@@ -210,6 +210,8 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
         with this_run.checking():
             source = source or Source(args)
             keeps = layers_to_keep(args, inputs, source)
+            if "from" in inputs and (clips := best.chosen_on(vars(args)["from"])):
+                source.config.layers_chosen_on = clips
         start_line.log_start(args.device, "cpu", {args.model_dir: source.loaded.model}, {})
         with this_run.timed("writing"):
             # Each model of a ladder contains the next, so one model is pruned step by step.

@@ -705,7 +705,7 @@ def test_a_thousand_labels_are_a_table_and_a_small_figure(tmp_path, caplog):
     table = table.assign(recording_id=table["clip_id"], group=table["clip_id"])
     (tmp_path / "out").mkdir()
     logits = rng.standard_normal((900, 1000)).astype(np.float32)
-    stage.write_results(tmp_path / "out", argparse.Namespace(table=table, labels=labels), logits)
+    stage.write_tables(tmp_path / "out", table, labels, logits)
     confusion = pd.read_csv(tmp_path / "out" / "confusion_matrix.csv", index_col=0)
     assert confusion.shape == (1000, 1000)
     plots.confusion_figure(confusion, tmp_path / "out" / "confusion_matrix", title="a model")

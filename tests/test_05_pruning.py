@@ -720,7 +720,8 @@ def refused(capfd, message, output_dir):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--search_split", "test"), "choose on val, report on test"),
+        (("--search_split", "test"), "layers must not be chosen by test clips"),
+        (("--search_split", "test", "--report_split", "val"), "layers must not be chosen by test clips"),
         (("--report_split", "val"), "choose on val, report on test"),
         (("--report_split", "train"), "invalid choice: 'train'"),
         (("--strategies", "luck"), "invalid choice: 'luck'"),

@@ -434,6 +434,15 @@ def test_layers_chosen_by_the_wrong_clips(changes, words, run_dir, tmp_path, cap
     assert (words is None and not warnings) or (len(warnings) == 1 and words in warnings[0])
 
 
+def test_the_clips_that_chose_the_layers_are_recorded_in_the_config(run_dir, tmp_path):
+    data = f"{'d' * 64}/fold-2-of-5"
+    best = best_json(tmp_path / "best.json", run_dir, search_split="val", data_sha256=data)
+    assert main("--model_dir", run_dir, "--from", best, "--output_dir", tmp_path / "chosen") == 0
+    assert config_of(tmp_path / "chosen" / "model")["layers_chosen_on"] == f"val of {data}"
+    assert main("--model_dir", run_dir, "--keep_layers", "0,1", "--output_dir", tmp_path / "by-hand") == 0
+    assert "layers_chosen_on" not in config_of(tmp_path / "by-hand" / "model")
+
+
 @pytest.mark.parametrize("text", ["", "[", "[]", "7", "\x00"])
 def test_best_json_that_is_none(text, run_dir, tmp_path, capfd):
     (tmp_path / "best.json").write_text(text)

@@ -177,3 +177,26 @@ def test_stages_tell_of_it(data, tmp_path, caplog, monkeypatch):
     assert "was trained on 1 of the 9 val recordings" in text and "was trained on 2 of the 10 test" in text
     healed = json.loads((tmp_path / "sweep" / "healed" / "model" / training_history.FILE_NAME).read_text())
     assert healed["data_sha256"] == [clips.data_input(folder).sha256 for folder in data]
+
+
+# --------------------------------------------------------------------------------- clips that chose the layers
+
+
+@pytest.mark.parametrize(
+    ("chosen", "split", "words"),
+    [
+        (("test", "a/fold-1-of-5"), "test", "the layers of m were chosen on these test clips"),
+        (("val", "a/fold-1-of-5"), "val", "the layers of m were chosen on these val clips"),
+        (("val", "a/fold-1-of-5"), "test", None),
+        (("val", "a/fold-5-of-5"), "test", "chosen on val of fold-5-of-5, and now fold-1-of-5 is scored"),
+        (("test", "b/fold-1-of-5"), "test", None),  # other data
+        (("test", "a/fold-1-of-5"), "train", None),
+        (None, "test", None),
+    ],
+)
+def test_scores_on_clips_that_chose_the_layers_are_warned_about(chosen, split, words, caplog):
+    config = argparse.Namespace()
+    if chosen is not None:
+        config.layers_chosen_on = training_history.chosen_on(*chosen)
+    training_history.warn_of_choice(config, "m", runs.Input("data", "a/fold-1-of-5"), split)
+    assert (words is None and not caplog.records) or words in caplog.text

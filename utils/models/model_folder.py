@@ -237,6 +237,7 @@ FIELDS = {
         lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
         "a list of texts",
     ),
+    "layers_chosen_on": (lambda value: isinstance(value, str), "a text"),
     "pruned_from": (lambda value: isinstance(value, str), "a text"),
     "pruned_after_fine_tuning": (lambda value: isinstance(value, bool), "true or false"),
     "num_labels": (lambda value: is_count(value) and value <= MOST_LABELS, f"a number from 0 to {MOST_LABELS}"),

@@ -159,6 +159,26 @@ def warn_of_known_recordings(
     return known
 
 
+def chosen_on(split: str, data_sha256: str) -> str:
+    """Return what ``config.layers_chosen_on`` records: the split and the data whose clips chose the layers to keep."""
+    return f"{split} of {data_sha256}"
+
+
+def warn_of_choice(config: PreTrainedConfig, name: str, data: runs.Input, split: str) -> None:
+    """Warn if clips that score a model also chose its layers; see `chosen_on`."""
+    chosen_split, _, chosen_data = (getattr(config, "layers_chosen_on", None) or "").partition(" of ")
+    same_data = chosen_data.partition("/")[0] == str(data.sha256).partition("/")[0]
+    if not same_data or split == "train":
+        return
+    if (chosen_split, chosen_data) == (split, data.sha256):
+        log.warning("the layers of %s were chosen on these %s clips: its scores on them are too high", name, split)
+    elif chosen_data != data.sha256:
+        log.warning(
+            "the layers of %s were chosen on %s of %s, and now %s is scored: the same clips may have chosen them",
+            *(name, chosen_split, chosen_data.partition("/")[2] or "another split", data.sha256.partition("/")[2]),
+        )
+
+
 def _with(digests: Iterable[str], last: str) -> list[str]:
     return [*(digest for digest in digests if digest != last), last]
 

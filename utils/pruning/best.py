@@ -12,7 +12,7 @@ from utils.core.files import name_of, read_json, write_json
 from utils.core.text import some
 
 with lazy.imported_on_first_use():
-    from utils.models import encoders
+    from utils.models import encoders, training_history
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -113,6 +113,13 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
     except UsageError as error:
         raise InputError(f"{path}: {error}; {redo} again") from error
     return keep
+
+
+def chosen_on(path: Path) -> str | None:
+    """Return the split and the data that chose the layers, as ``val of <digest>``; None where it is not noted."""
+    best = read_best(path, "")
+    split, data = best.get("search_split"), best.get("data_sha256")
+    return training_history.chosen_on(split, data) if isinstance(split, str) and isinstance(data, str) else None
 
 
 def _describe_data(source: dict) -> str:

@@ -198,7 +198,7 @@ def read_evidence(analysis_dir: Path, model: runs.Input, report_split: str) -> E
             f"{model.path} is {model.sha256[:12]}…; run {ANALYSIS_STAGE}.py on this model"
         )
     split = value.get("split")
-    if not isinstance(split, str) or split not in SPLITS or split == report_split:
+    if not isinstance(split, str) or split not in SPLITS or split in ("test", report_split):
         raise InputError(
             f"{path} was measured on the split {split!r}, and --report_split is {report_split!r}: the clips "
             f"of the report must not influence the choice; run {ANALYSIS_STAGE}.py with --split train"

@@ -1,0 +1,43 @@
+"""How often test clips were scored is counted from the results beside this one."""
+
+import argparse
+import logging
+
+from utils.core import runs
+from utils.scores.looks import count_looks
+
+DATA = runs.Input("processed_data/birds/folds", f"{'a' * 64}/fold-1-of-5")
+
+
+def leave_result(folder, data=DATA, stage="03_model_validation", **arguments):
+    args = argparse.Namespace(output_dir=folder, overwrite=False, seed=0, **arguments)
+    with runs.open_run(stage, args, {"data_dir": data}):
+        (folder / "out.csv").write_text("x\n")
+
+
+def test_only_results_of_the_same_test_clips_are_counted(tmp_path, caplog):
+    root = tmp_path / "validation_results"
+    caplog.set_level(logging.INFO)
+    mine = root / "birds" / "w2v" / "fold-1.seed-1"
+    assert count_looks(mine, DATA, "val") == {}
+    root.mkdir()
+    assert count_looks(mine, DATA, "test") == {"n_earlier_looks_at_test": 0}
+    assert "scored these test clips before" not in caplog.text
+    leave_result(root / "birds" / "cnn" / "fold-1.seed-1", split="test")
+    leave_result(root / "birds" / "w2v.sweep" / "fold-1.seed-1", report_split="test", stage="05_pruning")
+    other_fold = runs.Input(DATA.path, f"{'a' * 64}/fold-2-of-5")
+    leave_result(root / "birds" / "cnn" / "fold-2.seed-1", other_fold, split="test")
+    leave_result(root / "birds" / "on-val" / "fold-1.seed-1", split="val")
+    leave_result(mine, split="test")  # this very result, when it is made again
+    (root / "broken").mkdir()
+    (root / "broken" / "run.json").write_text("{")
+    assert count_looks(mine, DATA, "test") == {"n_earlier_looks_at_test": 2}
+    assert f"2 results in {root} have scored these test clips before" in caplog.text
+
+
+def test_a_result_that_was_stopped_is_not_counted(tmp_path):
+    root = tmp_path / "validation_results"
+    leave_result(root / "other", split="test")
+    record = root / "other" / "run.json"
+    record.write_text(record.read_text().replace('"complete"', '"interrupted"'))
+    assert count_looks(root / "mine", DATA, "test") == {"n_earlier_looks_at_test": 0}

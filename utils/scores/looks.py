@@ -1,0 +1,50 @@
+"""The register of looks: how often the test clips of a data set were scored, as the results beside this one record."""
+
+import contextlib
+import logging
+from pathlib import Path
+
+from utils.core import names, runs
+from utils.core.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int]:
+    """Count and log the results in the same folder of results that scored the same test clips before.
+
+    Each look helps to choose the model that fits these clips best. So the best of many looks better than it is.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Of the result that is made now. It is not counted.
+    data : Input
+        The processed data set; its digest names the fold.
+    split : str
+        Only looks at ``test`` are counted.
+
+    Returns
+    -------
+    dict of str to int
+        ``n_earlier_looks_at_test``, as ``run.json`` holds it; empty for another split.
+    """
+    if split != "test":
+        return {}
+    root = names.root_of(output_dir)
+    n_looks = sum(_looks_at_test(folder, data) for folder in names.result_folders(root) if folder != output_dir)
+    if n_looks:
+        log.info(
+            "%d results in %s have scored these test clips before: choose no model by them, or the best looks too good",
+            *(n_looks, root),
+        )
+    return {"n_earlier_looks_at_test": n_looks}
+
+
+def _looks_at_test(folder: Path, data: runs.Input) -> bool:
+    with contextlib.suppress(InputError):
+        record = runs.read_record(folder)
+        if record is not None and record["status"] == "complete":
+            arguments, of_data = record["arguments"], {i["sha256"] for i in record["inputs"] if i["name"] == "data_dir"}
+            return data.sha256 in of_data and "test" in (arguments.get("split"), arguments.get("report_split"))
+    return False
