@@ -195,7 +195,9 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
     device = this_run.choose_device(args.device)
     evidence = layer_selection.Evidence()
     if args.analysis_dir is not None:
-        evidence = recommendation.read_evidence(args.analysis_dir, inputs["model_dir"], args.report_split)
+        evidence = recommendation.read_evidence(
+            args.analysis_dir, inputs["model_dir"], inputs["data_dir"], args.report_split
+        )
     loaded = encoders.load_model(args.model_dir, device)
     train_clips, search_clips, report_clips = (
         clips.read_clips(args.data_dir, split, args.max_clips_per_class, args.seed, args.fold)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from utils.core import runs
-from utils.core.files import write_csv
+from utils.core.files import sha256_of_lines, write_csv
 from utils.data import clips, recordings_table, splits
 from utils.models.loaded_model import LoadedModel
 
@@ -159,7 +159,7 @@ def write_processed(
             own = {row["recording_id"]: row for row in rows}
             columns = ["recording_id", "label", "recordist", "group", "split", "sha256"]
             values = [
-                [name, row["label"], recordists.get(name, ""), row["group"], row["split"], f"sound of {name}"]
+                [name, row["label"], recordists.get(name, ""), row["group"], row["split"], sha256_of_lines([name])]
                 for name, row in own.items()
             ]
             write_csv(data_dir / recordings_table.NAME, columns, values)

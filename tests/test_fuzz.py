@@ -248,7 +248,9 @@ READERS = {
     "best.json": (BEST, read_best),
     "recommendation.json": (
         RECOMMENDATION,
-        lambda folder: recommendation.read_evidence(folder, runs.Input("runs/a", SHA256), "test"),
+        lambda folder: recommendation.read_evidence(
+            folder, runs.Input("runs/a", SHA256), runs.Input("d", SHA256), "test"
+        ),
     ),
     "trainer_state.json": (STATE, read_checkpoint),
     "costs.json": (COSTS, lambda folder: pruning_table._read_costs(folder / "x.json")),

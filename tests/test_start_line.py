@@ -5,14 +5,14 @@ import logging
 import pandas as pd
 import pytest
 
-from tests.data import small_model
-from utils.data.clips import Clips
+from tests.data import small_model, write_processed
+from utils.data.clips import Clips, read_clips
 from utils.models import cnn, encoders
 from utils.models.start_line import describe_clips, describe_model, log_start
 
 
 def clips_of(label_ids, tmp_path, labels=("Blackbird", "Crow", "Great Tit")):
-    columns = {"part": 0, "row_group": 0, "row": 0, "split": "test"}
+    columns = {"part": 0, "row_group": 0, "row": 0, "split": "test", "recording_id": "r"}
     return Clips(pd.DataFrame({"label_id": label_ids}).assign(**columns), list(labels), 16_000, 0.5, tmp_path)
 
 
@@ -30,6 +30,27 @@ def test_classes_without_a_clip_count_for_chance(tmp_path):
         "4 clips of val, split by an unknown unit; "
         "3 classes (1 without a clip of val), chance 0.333, majority 0.750 (val)"
     )
+
+
+def test_who_was_heard_is_said_of_the_clips_that_score(tmp_path, caplog):
+    """Fold 1 is tested: Ann is in train with a crow, Bob with no crow, Cem is unheard, and the rest are unknown."""
+    people = {"Crow/fold-30": "Ann", "Crow/fold-10": "Ann", "Blackbird/fold-30": "Bob", "Crow/fold-11": "Bob"}
+    people |= {"Great Tit/fold-10": "Cem"}
+    folder = write_processed(tmp_path / "data", folds=3, recordists=people)
+    train, val, test = (read_clips(folder, split, fold=1) for split in ("train", "val", "test"))
+    line = "recordist heard in train with the same species {}, with another species {}, unknown {}"
+    with caplog.at_level(logging.INFO):
+        for clips, expected in [
+            ({"train": train, "test": test}, "test: " + line.format("2 (17%)", "2 (17%)", "6 (50%)")),
+            ({"train": train, "val": val}, "val: " + line.format("0 (0%)", "0 (0%)", "12 (100%)")),
+            ({"train": train}, None),  # nothing is scored
+            ({"all": read_clips(folder, fold=1)}, None),
+            ({"test": clips_of([0, 1], tmp_path)}, None),  # without recordings.csv
+        ]:
+            caplog.clear()
+            log_start("cpu", "cpu", {}, clips)
+            said = [record.getMessage() for record in caplog.records[1:]]
+            assert said == ([] if expected is None else [expected])
 
 
 @pytest.mark.parametrize(("keep", "words"), [([0, 1, 2], "3 blocks"), ([1], "1 block"), ([], "0 blocks")])

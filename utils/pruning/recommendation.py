@@ -173,7 +173,7 @@ def analysis_input(analysis_dir: Path) -> runs.Input:
     return runs.file_input(analysis_dir / NAME)
 
 
-def read_evidence(analysis_dir: Path, model: runs.Input, report_split: str) -> Evidence:
+def read_evidence(analysis_dir: Path, model: runs.Input, data: runs.Input, report_split: str) -> Evidence:
     """Read the measurements of stage 04 on a model.
 
     Parameters
@@ -181,13 +181,15 @@ def read_evidence(analysis_dir: Path, model: runs.Input, report_split: str) -> E
     analysis_dir : Path
     model : Input
         The model that must have been measured.
+    data : Input
+        The clips of the report. Another fold of the same clips must not have been measured.
     report_split : str
         The split that must not have been measured: the choice would depend on the clips of the report.
 
     Raises
     ------
     InputError
-        If it is of another model or of the wrong split, or malformed.
+        If it is of another model, fold or of the wrong split, or malformed.
     """
     path = analysis_dir / NAME
     value = read_json(path, dict, f"run {ANALYSIS_STAGE}.py again")
@@ -202,6 +204,12 @@ def read_evidence(analysis_dir: Path, model: runs.Input, report_split: str) -> E
         raise InputError(
             f"{path} was measured on the split {split!r}, and --report_split is {report_split!r}: the clips "
             f"of the report must not influence the choice; run {ANALYSIS_STAGE}.py with --split train"
+        )
+    measured = str(value.get("data_sha256"))
+    if measured != data.sha256 and measured.partition("/")[0] == str(data.sha256).partition("/")[0]:
+        raise InputError(
+            f"{path} was measured on another fold of {data.path}, whose {split} clips may be in the report; "
+            f"run {ANALYSIS_STAGE}.py with the same --fold"
         )
     return evidence
 
