@@ -219,7 +219,7 @@ def test_the_answer_is_in_the_log(data_dir, run_dir, tmp_path):
     text = (tmp_path / "out" / "log.txt").read_text()
     known_by = "at no worse than 0.9 in accuracy ({} on val, best of 7): keep 0 (forward)"
     assert f"3 of 4 blocks can be removed {known_by.format('point estimate')}" in text
-    assert f"3 of 4 blocks are shown to be removable {known_by.format('95 % interval')}" in text
+    assert f"3 of 4 blocks are shown to be removable {known_by.format('simultaneous intervals')}" in text
     assert "val: 9 groups are few" in text and "test: 9 groups are few" in text
     assert "the subset was chosen among 7 by its accuracy on val" in text
     best = best_of(tmp_path / "out")
@@ -362,8 +362,8 @@ def test_the_log_says_which_subset_is_healed_and_whether_it_could_go_as_it_is(sc
         "without healing"
     )
     assert said(0.12).startswith(f"{start}the smallest within the margin. ")
-    assert said(0.12).endswith("within the margin of 0.12 by the point estimate, but not by the 95 % interval")
-    assert said(0.25).endswith("within the margin of 0.25 by the point estimate, and by the 95 % interval")
+    assert said(0.12).endswith("by the point estimate; by its interval, undecidable here: about 24 groups are needed")
+    assert said(0.25).endswith("within the margin of 0.25 by the point estimate; by its interval, shown")
     assert said(0.25, (0,)).startswith("--heal trains layers 0 (1 of 3 blocks): as given by --heal_keep. Before it, ")
     assert said(0.25, of=candidates[:1]) == "--heal trains the whole model: no smaller subset was scored"
 
@@ -377,6 +377,23 @@ def test_equal_answers_on_few_groups_show_nothing(scores_of):
     assert choose(candidates, on_val, margin=0.4).within_by_interval == candidates[1]
 
 
+def test_what_is_shown_holds_for_all_subsets_together(scores_of):
+    label_ids, groups = np.repeat([0, 1, 2], 6), np.repeat(np.arange(9), 2)
+    wrong = {(0, 1, 2): [2], (0, 2): [4], (0, 1): [4, 5, 9], (1, 2): [17], (0,): range(6)}
+    on_val = scores_of(wrong)
+    pruned = list(wrong)[1:]
+    models = [intervals.jackknife(intervals.count(label_ids, on_val.predicted(keep), groups)) for keep in wrong]
+    found = intervals.differences(models, [(number, 0) for number in range(1, 5)])["accuracy"]
+    for margin in (0.05, 0.2, 0.25, 0.3):
+        together = on_val.within_margin(pruned, (0, 1, 2), margin)
+        assert [together[keep].answer == "shown" for keep in pruned] == list(found.low_of_all >= -margin - 1e-9)
+    low = found.low[0]
+    assert found.low_of_all[0] < low, "one subset by itself is surer"
+    assert on_val.within_margin([(0, 2)], (0, 1, 2), -low + 1e-6)[0, 2].answer == "shown"
+    assert on_val.within_margin(pruned, (0, 1, 2), -low + 1e-6)[0, 2].answer == "undecidable here"
+    assert on_val.within_margin([], (0, 1, 2), 0.1) == {}
+
+
 def test_where_no_block_can_go_the_log_says_by_what(scores_of, caplog):
     whole = (0, 1, 2)
     on_val = scores_of({whole: [], (0, 1): range(6)})
@@ -384,7 +401,10 @@ def test_where_no_block_can_go_the_log_says_by_what(scores_of, caplog):
     with caplog.at_level("INFO"):
         log_answer(found, 0.02, on_val, on_val)
     assert "no block can be removed at no worse than 0.02 in accuracy (point estimate on val, best of 1)" in caplog.text
-    assert "no block is shown to be removable at no worse than 0.02 in accuracy (95 % interval on val" in caplog.text
+    assert (
+        "no block is shown to be removable at no worse than 0.02 in accuracy (simultaneous intervals on val"
+        in caplog.text
+    )
     assert "the subset was chosen" not in caplog.text
 
 

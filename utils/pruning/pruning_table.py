@@ -22,7 +22,7 @@ from utils.core.files import BROKEN, read_json, write_json, write_text
 
 with lazy.imported_on_first_use():
     from utils.models import architectures, encoders, latency
-    from utils.scores import intervals
+    from utils.scores import intervals, verdicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -220,9 +220,11 @@ class Choices:
     within : Candidate or None
         The smallest pruned subset whose search accuracy is no worse than the margin; the best of several.
     within_by_interval : Candidate or None
-        The same, but the lower end of the paired interval must be no worse than the margin as well.
+        The smallest for which that is shown: the lower end of its simultaneous interval is no worse than the margin.
     n_pruned : int
-        Number of pruned subsets among which the choice was made; intervals are not adjusted for it.
+        Number of pruned subsets among which the choice was made; the simultaneous intervals are of all of them.
+    verdicts : dict of tuple of int to Verdict
+        Of each pruned subset: whether it is shown to be within the margin.
     """
 
     whole: Keep
@@ -230,6 +232,7 @@ class Choices:
     within: Candidate | None
     within_by_interval: Candidate | None
     n_pruned: int
+    verdicts: dict[Keep, verdicts.Verdict]
 
     def keeps(self) -> set[Keep]:
         """Return all chosen subsets."""
@@ -256,8 +259,8 @@ class Choices:
             why = "the best with the fewest blocks removed, because no subset is within the margin"
         state = f"worse than the margin of {margin:g}, so these blocks cannot be removed without healing"
         if difference >= -margin - ROUNDING:
-            too = "and" if is_shown(keep, self.whole, margin, on_search) else "but not"
-            state = f"within the margin of {margin:g} by the point estimate, {too} by the 95 % interval"
+            verdict = self.verdicts.get(keep) or on_search.within_margin([keep], self.whole, margin)[keep]
+            state = f"within the margin of {margin:g} by the point estimate; by its interval, {verdict}"
         log.info(
             "--heal trains layers %s (%d of %d blocks): %s. Before it, pruned - whole = %+.3f in accuracy on %s: %s",
             *(cli.format_layer_list(keep), len(keep), len(self.whole), why, difference, on_search.split, state),
@@ -275,6 +278,7 @@ class Choices:
                 described[f"{name}_accuracy"], described[f"{name}_macro_f1"] = scores.score(keep)
                 difference = scores.difference(keep, scores.predicted(self.whole))
                 described[f"{name}_difference"] = [number if np.isfinite(number) else None for number in difference]
+            described["within_margin"] = str(self.verdicts[keep]) if keep in self.verdicts else None
             return described
 
         return {
@@ -306,20 +310,17 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
         by_depth.setdefault(len(candidate.keep), candidate)
         if candidate.n_removed and on_search.score(candidate.keep)[0] >= least:
             possible.setdefault(candidate.keep, candidate)
-    by_interval = (candidate for keep, candidate in possible.items() if is_shown(keep, whole, margin, on_search))
+    pruned = list(dict.fromkeys(candidate.keep for candidate in candidates if candidate.n_removed))
+    found = on_search.within_margin(pruned, whole, margin)
+    shown = (candidate for keep, candidate in possible.items() if found[keep].answer == verdicts.SHOWN)
     return Choices(
         whole,
         by_depth={depth: by_depth[depth] for depth in sorted(by_depth, reverse=True)},
         within=next(iter(possible.values()), None),
-        within_by_interval=next(by_interval, None),
-        n_pruned=len({candidate.keep for candidate in candidates if candidate.n_removed}),
+        within_by_interval=next(shown, None),
+        n_pruned=len(pruned),
+        verdicts=found,
     )
-
-
-def is_shown(keep: Keep, whole: Keep, margin: float, on_search: SubsetScores) -> bool:
-    """Return whether the interval of a subset's difference from the whole model is no worse than the margin."""
-    _, low, _ = on_search.difference(keep, on_search.predicted(whole))
-    return low >= -margin - ROUNDING
 
 
 # ------------------------------------------------------------------------------------------------- words
@@ -339,7 +340,11 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
     answers = (
         ("point estimate", "no block can be removed", "%d of %d blocks can be removed", choices.within),
         (
-            *("95 % interval", "no block is shown to be removable", "%d of %d blocks are shown to be removable"),
+            *(
+                "simultaneous intervals",
+                "no block is shown to be removable",
+                "%d of %d blocks are shown to be removable",
+            ),
             choices.within_by_interval,
         ),
     )
@@ -359,7 +364,12 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
     if choices.within is None:
         return
     log.info(
-        "the subset was chosen among %d by its accuracy on %s: that accuracy is biased upwards, and no interval is "
-        "adjusted for the choice; the numbers on %s are not affected",
-        *(n_pruned, split, on_report.split),
+        "layers %s within the margin: %s",
+        cli.format_layer_list(choices.within.keep),
+        choices.verdicts[choices.within.keep],
+    )
+    log.info(
+        "the subset was chosen among %d by its accuracy on %s: that accuracy is biased upwards; what is shown holds "
+        "for all %d together, and the numbers on %s are not affected",
+        *(n_pruned, split, n_pruned, on_report.split),
     )

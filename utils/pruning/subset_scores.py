@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from utils.data.clips import Clips
 from utils.models.loaded_model import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
-from utils.scores import evaluation, intervals
+from utils.scores import evaluation, intervals, verdicts
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +135,18 @@ class SubsetScores:
     def interval(self, keep: Keep) -> tuple[float, float]:
         """Return the 95 % interval of the accuracy of a subset that has been run."""
         return intervals.score_intervals(self._label_ids, self._predicted[keep], self._groups)["accuracy"]
+
+    def within_margin(self, keeps: Sequence[Keep], whole: Keep, margin: float) -> dict[Keep, verdicts.Verdict]:
+        """Return of each subset whether it is no worse than the whole model by more than a margin.
+
+        The intervals are simultaneous: all of them hold their true difference with a probability of 95 %, so that the
+        choice among the subsets does not matter. See `verdicts.within_margin`.
+        """
+        if not keeps:
+            return {}
+        predicted_ids = np.stack([self._predicted[keep] for keep in keeps])
+        found = intervals.accuracy_differences(self._label_ids, predicted_ids, self._predicted[whole], self._groups)
+        return {keep: verdicts.of_pair(found, number, margin) for number, keep in enumerate(keeps)}
 
     def difference(self, keep: Keep, other_predicted: np.ndarray) -> tuple[float, float, float]:
         """Return the accuracy of a subset minus that of other predictions, and the paired 95 % interval."""

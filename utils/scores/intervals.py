@@ -312,21 +312,44 @@ def differences(models: Sequence[Jackknife], pairs: Sequence[tuple[int, int]]) -
         Which model minus which.
     """
     first, second = np.array(pairs).T
-    n_groups = models[0].left_out.shape[-1]
     found = {}
     for number, name in enumerate(SCORES):
         estimates = np.array([model.estimate[number] for model in models])
         left_out = np.array([model.left_out[number] for model in models])
-        estimate, without = estimates[first] - estimates[second], left_out[first] - left_out[second]
-        error, critical = standard_error(without), simultaneous_critical_value(without)
-        found[name] = Differences(
-            *(estimate, error),
-            *difference_interval(estimate, error, n_groups, critical_value(n_groups)),
-            critical,
-            *difference_interval(estimate, error, n_groups, critical),
-            n_groups,
-        )
+        found[name] = _differences(estimates[first] - estimates[second], left_out[first] - left_out[second])
     return found
+
+
+def accuracy_differences(
+    label_ids: np.ndarray, predicted_ids: np.ndarray, reference_ids: np.ndarray, groups: np.ndarray
+) -> Differences:
+    """Return the differences in accuracy of many models to one, each by itself and all together.
+
+    Parameters
+    ----------
+    label_ids, reference_ids, groups : ndarray, shape (n_clips,)
+    predicted_ids : ndarray of int, shape (n_models, n_clips)
+    """
+    names, group_index = np.unique(groups, return_inverse=True)
+    n_clips = np.bincount(group_index)
+    gains = (predicted_ids == label_ids).astype(float) - (reference_ids == label_ids)
+    gain = np.stack([np.bincount(group_index, one, len(names)) for one in gains])
+    total = gain.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # without the only group
+        left_out = (total - gain) / (n_clips.sum() - n_clips)
+    return _differences(total[:, 0] / n_clips.sum(), left_out)
+
+
+def _differences(estimate: np.ndarray, left_out: np.ndarray) -> Differences:
+    n_groups = left_out.shape[-1]
+    error, critical = standard_error(left_out), simultaneous_critical_value(left_out)
+    return Differences(
+        *(estimate, error),
+        *difference_interval(estimate, error, n_groups, critical_value(n_groups)),
+        critical,
+        *difference_interval(estimate, error, n_groups, critical),
+        n_groups,
+    )
 
 
 def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0, n_draws: int = N_DRAWS) -> float:
