@@ -1,4 +1,4 @@
-"""Turn a folder of recordings into labelled clips, divided into train, val and test.
+"""Turn a folder of recordings into labelled clips, divided into train, val and test or into folds.
 
     python 01_data_processing.py --raw_dir recordings --output_dir processed_data
     python 01_data_processing.py --raw_dir recordings --metadata recordings/metadata.csv --min_recordings 7
@@ -6,9 +6,9 @@
 
 Without --metadata every species has a folder of its own; with it a CSV names file and label, and
 recording_id and recordist where they are known. Every file is decoded, mixed to mono, resampled and only
-then cut. All clips of a recordist's recordings of a species are on one side of the split. The scratch
-space needed while it runs is 115 MB per hour of sound at 16 kHz. Killed at any moment, the same command
-goes on from there; the result is the same, byte for byte, for any number of workers.
+then cut. All clips by one recordist are on one side of the split, or in one fold. The scratch space
+needed while it runs is 115 MB per hour of sound at 16 kHz. Killed at any moment, the same command goes on
+from there; the result is the same, byte for byte, for any number of workers.
 
 On a cluster many jobs can share the decoding, each a shard; a last one merges what they leave. The result
 is the same again:
