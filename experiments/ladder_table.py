@@ -5,12 +5,14 @@
 Before: the models <name>/<model>.blocks-<layers>/seed-<n>, each fine-tuned with its own blocks. After: for every
 size the best subset of the model with all blocks, chosen on val (best.json of its sweep), and the random subsets.
 All scores are for test clips. A difference is the accuracy minus that of the whole model of the same seed. The
-unit of its paired 95 % interval is the group, with its clips of every seed in which it is in the test split. The
+unit of its paired 95 % interval is the group, with its clips of every seed in which it is in the test split; the
+intervals are simultaneous for all sizes. The next column says whether a size is shown to be no worse by 0.02. The
 second table has the rules without search, after fine-tuning: the accuracy of the subsets that they keep, and for
 each seed its difference to the random subsets of the same sizes; "none" if a rule removes no block.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ from utils.figures import plots
 from utils.pruning import best, pruning_table
 from utils.pruning.layer_selection import SEARCHES
 from utils.pruning.pruning_table import FULL
-from utils.scores import comparison
+from utils.scores import comparison, intervals, verdicts
 
 RANDOM = "random"
 
@@ -112,24 +114,41 @@ def swept(results_dir: Path, whole: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame([*rows, whole_row]).drop_duplicates(["seed", "n_layers"])
 
 
-def difference_to_whole(before: pd.DataFrame, n_layers: int, results_dir: Path) -> tuple[float, float, float]:
-    """Return the accuracy of the models of a size minus that of the whole models, over all seeds, with its interval."""
+def differences_to_whole(before: pd.DataFrame, results_dir: Path) -> dict[int, tuple[str, str]]:
+    """Return the difference of each size to the whole models, over all seeds, and the verdict on it, by size.
+
+    The intervals are simultaneous for all sizes. A size is compared with the whole models of the seeds that it has.
+    """
     whole = whole_models(before)
-    rows = before[before["n_layers"] == n_layers]
-    pairs = [
-        tuple(comparison.read_scored(results_dir / name) for name in (row["model_name"], whole[row["seed"]]))
-        for _, row in rows.iterrows()
-    ]
-    return comparison.paired_difference(pairs)["accuracy"]
+    largest = before["n_layers"].max()
+    read = functools.cache(lambda name: comparison.read_scored(results_dir / name))
+    groups = np.unique(np.concatenate([read(name).predictions["group"] for name in whole.values()]))
+    sizes, models = [], []
+    for n_layers, rows in before[before["n_layers"] < largest].groupby("n_layers"):
+        pairs = [(read(row["model_name"]), read(whole[row["seed"]])) for _, row in rows.iterrows()]
+        for first, second in pairs:
+            comparison.check_same_clips(first, second)
+        sizes.append(n_layers)
+        models += [comparison.jackknife_of(results, groups) for results in zip(*pairs, strict=True)]
+    if not sizes:
+        return {}
+    found = intervals.differences(models, [(2 * n, 2 * n + 1) for n in range(len(sizes))])["accuracy"]
+    cells = {}
+    for number, n_layers in enumerate(sizes):
+        value, low, high = found.estimate[number], found.low_of_all[number], found.high_of_all[number]
+        verdict = verdicts.of_pair(found, number, study_table.MARGIN)
+        cells[n_layers] = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", str(verdict)
+    return cells
 
 
 def markdown(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path) -> list[str]:
     """Return the lines of the table: one line per size."""
     lines = [
-        "| blocks | parameters (millions) | latency (ms) | pruned before, each seed | mean | to the whole "
-        "| pruned after, each seed (kept) | mean | random subsets |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| blocks | parameters (millions) | latency (ms) | pruned before, each seed | mean | minus the whole "
+        f"| no worse by {study_table.MARGIN:g} | pruned after, each seed (kept) | mean | random subsets |",
+        "|---" * 10 + "|",
     ]
+    to_whole = differences_to_whole(before, results_dir)
     largest = before["n_layers"].max()
     for n_layers, rows in before.groupby("n_layers"):
         chosen = after[after["n_layers"] == n_layers]
@@ -139,9 +158,7 @@ def markdown(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path) -> li
             f"{rows['latency_ms_median'].median():.0f}",
             ", ".join(f"{accuracy:.2f}" for accuracy in rows["accuracy"]),
             f"**{rows['accuracy'].mean():.2f}**",
-            ""
-            if n_layers == largest
-            else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference_to_whole(before, n_layers, results_dir)),
+            *to_whole.get(n_layers, ("", "")),
             ", ".join(
                 f"{r['chosen']:.2f} ({r['keep']})" if n_layers < largest else f"{r['chosen']:.2f}"
                 for _, r in chosen.iterrows()

@@ -9,7 +9,7 @@ import pytest
 from experiments import ladder_table
 from tests.results import write_result
 from utils.pruning import best
-from utils.scores import intervals, summary
+from utils.scores import intervals, summary, verdicts
 
 SEEDS = ("1", "2")
 N_CLIPS = 40
@@ -64,16 +64,19 @@ def test_tables_and_figure(ladder, capsys):
     label_ids = np.tile(np.arange(N_CLIPS) % 4, 2)
     groups = np.array([f"g{i // 4}" for i in range(N_CLIPS)] * 2)
     hits = {n: np.concatenate([np.arange(N_CLIPS) < right for right in RIGHT[n]]) for n in RIGHT}
-    differences = {}
-    for n in (0, 1):
-        predicted_ids = [np.where(hits[k], label_ids, (label_ids + 1) % 4) for k in (n, 2)]
-        differences[n] = intervals.paired_difference(label_ids, *predicted_ids, groups)["accuracy"]
-    assert differences[1][0] == pytest.approx(-0.05)
-    shown = {n: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*differences[n]) for n in differences}
+    predicted_ids = [np.where(hits[n], label_ids, (label_ids + 1) % 4) for n in (0, 1, 2)]
+    models = [intervals.jackknife(intervals.count(label_ids, ids, groups)) for ids in predicted_ids]
+    found = intervals.differences(models, [(0, 2), (1, 2)])["accuracy"]
+    assert found.estimate[1] == pytest.approx(-0.05)
+    shown = [
+        "{:+.3f} [{:+.3f}, {:+.3f}] | {}".format(*ends, verdicts.of_pair(found, n, 0.02))
+        for n, ends in enumerate(zip(found.estimate, found.low_of_all, found.high_of_all, strict=True))
+    ]
+    assert all("] | undecidable here: about " in cells for cells in shown)
     assert lines[2:5] == [
         f"| 0 | 1.0 | 10 | 0.10, 0.20 | **0.15** | {shown[0]} |  |  |  |",
         f"| 1 | 2.0 | 15 | 0.45, 0.55 | **0.50** | {shown[1]} | 0.45 (1), 0.55 (1) | **0.50** | 0.40 |",
-        "| 2 | 3.0 | 20 | 0.50, 0.60 | **0.55** |  | 0.50, 0.60 | **0.55** |  |",
+        "| 2 | 3.0 | 20 | 0.50, 0.60 | **0.55** |  |  | 0.50, 0.60 | **0.55** |  |",
     ]
     assert lines[5] == ""
     assert lines[6:] == [

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import study_table
 from tests.results import write_result
-from utils.scores import intervals, summary
+from utils.scores import intervals, summary, verdicts
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -64,9 +64,24 @@ def test_table_pools_the_seeds(results_dir, capsys):
         assert row["accuracy"] == pytest.approx((predicted_ids == label_ids).mean(), abs=1e-5)
         interval = intervals.score_intervals(label_ids, predicted_ids, groups)["accuracy"]
         assert row[["accuracy_low", "accuracy_high"]].tolist() == pytest.approx(interval, abs=1e-5)
+        if model == "whole":
+            assert row["difference"] == 0 and np.isnan(row["difference_p"])
+            continue
         difference = intervals.paired_difference(label_ids, predicted_ids, pooled["whole"], groups)["accuracy"]
         columns = ["difference", "difference_low", "difference_high"]
         assert row[columns].tolist() == pytest.approx(difference, abs=1e-5)
+        p = verdicts.sign_flip_p_values(label_ids, predicted_ids, pooled["whole"], groups)["accuracy"]
+        assert row["difference_p"] == pytest.approx(p, rel=1e-5)
+    models = [intervals.jackknife(intervals.count(label_ids, ids, groups)) for ids in pooled.values()]
+    found = intervals.differences(models, [(1, 0), (2, 0), (2, 1)])["accuracy"]
+    ends = table.loc[["half", "cnn"], ["difference_low_of_all", "difference_high_of_all"]].to_numpy()
+    np.testing.assert_allclose(ends, np.transpose([found.low_of_all, found.high_of_all])[:2], atol=1e-5)
+    assert table["difference_p_holm"].tolist()[1:] == pytest.approx(
+        verdicts.holm_adjusted(table["difference_p"].iloc[1:], 3), rel=1e-5
+    )
+    hits = [intervals.count(label_ids, ids, groups).n_hits.sum(axis=1) for ids in pooled.values()]
+    assert table["optimism"].iloc[0] == pytest.approx(verdicts.optimism_of_best(hits, np.full(12, 10)), abs=1e-5)
+    assert table["accuracy_recipe_low"].isna().all(), "two trainings make no recipe"
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:5]] == ["whole", "half", "cnn"]
     assert [line.split("|")[4].strip() for line in lines[2:5]] == ["12", "6", ""]
@@ -93,14 +108,36 @@ def test_studies_side_by_side_have_the_models_that_both_have(results_dir, tmp_pa
 def test_answers_keep_to_what_is_shown(results_dir, capsys):
     assert main(results_dir) == 0
     best, smallest, fastest, claim = capsys.readouterr().out.splitlines()[6:]
-    assert best.startswith("best accuracy: whole, accuracy 0.817 [")
+    assert best.startswith("best accuracy of 3: whole, accuracy 0.817 [")
     assert smallest.startswith("smallest within 0.02 of it: half, accuracy 0.808 [")
     assert fastest.startswith("fastest within 0.02 of it: half")
     assert "25.0 M parameters, 50 ms; minus the best -0.008 [" in fastest
     assert claim.startswith("half, split by clip: accuracy 0.983 [")
     assert "]; split by recordist: accuracy 0.808 [" in claim
     row = pd.read_csv(results_dir / "birds" / "study.csv").set_index("model").loc["half"]
-    assert smallest.endswith("the interval is not") == (row["difference_low"] < -0.02)
+    assert smallest.endswith(f"; no worse by more than 0.02: {row['within_margin']}")
+    assert row["within_margin"].startswith("undecidable here: about ")
+    assert " without the optimism of choosing it (0.0" in best
+
+
+def test_three_trainings_have_an_interval_of_the_recipe(results_dir, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    for seed, n_right in enumerate((30, 40, 50)):
+        write_result(copy, f"birds/cnn/seed-{seed}", answers_of(n_right, seed), LABEL_IDS, GROUPS, kind="CNN")
+    summary.rebuild_summary(copy)
+    assert main(copy) == 0
+    row = pd.read_csv(copy / "birds" / "study.csv").iloc[0]
+    some = [
+        intervals.Training("same clips", LABEL_IDS, answers_of(n, seed), np.array(GROUPS))
+        for seed, n in enumerate((30, 40, 50))
+    ]
+    for name, expected in intervals.recipe_intervals(some).items():
+        found = row[[f"{name}_recipe", f"{name}_recipe_low", f"{name}_recipe_high"]].tolist()
+        assert found == pytest.approx(expected, abs=1e-5)
+    assert row["accuracy_recipe_low"] < row["accuracy_low"] < row["accuracy_high"] < row["accuracy_recipe_high"]
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[2].split("|")[1:-1]]
+    assert cells[8] == "[{:.3f}, {:.3f}]".format(*row[["accuracy_recipe_low", "accuracy_recipe_high"]])
+    assert cells[11:] == ["", "", ""], "the best is not compared with itself"
 
 
 def test_number_of_a_point_keeps_away_from_the_next_point():

@@ -163,3 +163,4 @@ def test_p_values_by_holm_by_hand():
     assert verdicts.holm_adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert verdicts.holm_adjusted([0.5, 0.9]) == pytest.approx([1, 1])
     assert verdicts.holm_adjusted([0.2]) == pytest.approx([0.2])
+    assert verdicts.holm_adjusted([0.01, 0.005], 4) == pytest.approx([0.03, 0.02]), "a choice from four"

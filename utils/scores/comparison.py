@@ -15,6 +15,7 @@ from utils.core.text import printable, some
 from utils.scores import predictions, summary
 
 with lazy.imported_on_first_use():
+    import numpy as np
     import pandas as pd
 
     from utils.scores import intervals, verdicts
@@ -127,10 +128,30 @@ def _clips_differ(first: Scored, second: Scored) -> str:
     return ""
 
 
-def jackknife_of(results: Sequence[Scored]) -> intervals.Jackknife:
-    """Return the scores of one model over the clips of all its results, and the same without each group."""
+def jackknife_of(results: Sequence[Scored], groups: np.ndarray | None = None) -> intervals.Jackknife:
+    """Return the scores of one model over the clips of all its results, and the same without each group.
+
+    With `groups`, sorted, there is a number for each of these, also for a group without clips here.
+    """
     clips = pd.concat([one.predictions for one in results])
-    return intervals.jackknife(intervals.count(*(clips[name].to_numpy() for name in COUNTED)))
+    return intervals.jackknife(intervals.count(*(clips[name].to_numpy() for name in COUNTED), groups))
+
+
+def recipe_intervals(results: Sequence[Scored]) -> dict[str, tuple[float, float, float]]:
+    """Return the scores of a model trained by a recipe, from its trainings; see `intervals.recipe_intervals`.
+
+    The ends are NaN where there are fewer than three trainings.
+    """
+    if len(results) < intervals.LEAST_TRAININGS:
+        return dict.fromkeys(SCORES, (math.nan, math.nan, math.nan))
+    return intervals.recipe_intervals(
+        [
+            intervals.Training(
+                sha256_of_lines(one.predictions["clip_id"]), *(one.predictions[name].to_numpy() for name in COUNTED)
+            )
+            for one in results
+        ]
+    )
 
 
 def paired_difference(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, tuple[float, float, float]]:

@@ -190,11 +190,15 @@ def p_values_of_counts(
     return as_far / n_ways if exact else (as_far + 1) / (n_ways + 1)
 
 
-def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
-    """Return p values adjusted for their number, so that all those under 0.05 are significant at 0.05 (Holm 1979)."""
+def holm_adjusted(p_values: np.ndarray, n_tests: int | None = None) -> np.ndarray:
+    """Return p values adjusted for their number, so that all those under 0.05 are significant at 0.05 (Holm 1979).
+
+    If they are a choice from `n_tests`, such as the comparisons with the best of several models, they are adjusted for
+    all of these.
+    """
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values, kind="stable")
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
+    steps = p_values[order] * ((n_tests or len(p_values)) - np.arange(len(p_values)))
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
