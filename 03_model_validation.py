@@ -251,7 +251,7 @@ def pool(args: argparse.Namespace) -> None:
         this_run.metrics = {name: None if value != value else value for name, value in row.items()}
         this_run.metrics["heard_in_train"] = pooling.who_was_heard(folds)
         write_results(args.output_dir, table, folds[first].labels, logits, row)
-        log_scores(row)
+        log_scores(row, scored="these models")
 
 
 def write_results(
@@ -279,7 +279,7 @@ def write_tables(output_dir: Path, table: pd.DataFrame, labels: list[str], logit
     write_text(output_dir / "confusion_matrix.csv", confusion.to_csv())
 
 
-def log_scores(row: dict) -> None:
+def log_scores(row: dict, scored: str = "this model") -> None:
     """Log the scores of the model with their intervals, and its costs."""
     log.info(
         "%s, split by %s: %d clips of %d recordings in %d groups, %d classes",
@@ -292,11 +292,12 @@ def log_scores(row: dict) -> None:
     )
     for name in ("accuracy", "macro_f1"):
         log.info(
-            "%-9s %.3f  (95 %% interval %.3f to %.3f: this model on other recordists), of recordings %.3f",
+            "%-9s %.3f  (95 %% interval %.3f to %.3f: %s on other recordists), of recordings %.3f",
             name,
             row[name],
             row[f"{name}_low"],
             row[f"{name}_high"],
+            scored,
             row[f"recording_{name}"],
         )
     log.info(

@@ -120,8 +120,10 @@ bench: venv
 	$(PY) -m benchmarks.bench_layer_sweep
 	$(PY) -m benchmarks.latency_under_load
 
-# Every fault that the pipeline has to survive, and rubbish for all that reads files from outside; an hour or more.
+# How often each interval holds the true value; every fault that the pipeline has to survive, and rubbish for all that
+# reads files from outside; an hour or more.
 drills: venv
+	OMP_NUM_THREADS=1 $(PY) -m drills.coverage
 	$(PY) -m drills.faults --tries $(TRIES)
 	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.formats --raw_dir "$(SHARED)/data/birds20"
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_fuzz.py --hypothesis-profile drills

@@ -31,8 +31,8 @@ from utils.core.errors import InputError
 from utils.scores import intervals, predictions, verdicts
 
 RESULTS_DIR = Path("validation_results", names.PUBLISHED)
-# Correlation of the clips of a group in being right, before the probit; the study's is 0.45 to 0.72.
-RESEMBLANCE = 0.5
+# Correlation of the clips of a recordist in being right, before the probit: usual, and others that are tried.
+RESEMBLANCE, OTHER_RESEMBLANCES = 0.5, (0.1, 0.8)
 # Standard deviation of the difficulty of species, in the same units.
 SPECIES_SPREAD = 0.5
 # Of one training: 0.04 to 0.09 of the accuracy, in the same units.
@@ -124,14 +124,16 @@ class World:
     draws : int
         Data sets to draw.
     seed : int
+    resemblance : float
+        Correlation of the clips of a recordist.
     """
 
-    def __init__(self, groups: Groups, draws: int, seed: int):
+    def __init__(self, groups: Groups, draws: int, seed: int, resemblance: float = RESEMBLANCE):
         self.groups, self.draws = groups, draws
         self.rng = np.random.default_rng(seed)
         self.n_groups, self.n_classes = len(groups.classes), int(groups.classes.max()) + 1
         self.n_of_class = np.bincount(groups.classes.ravel(), groups.n_clips.ravel(), self.n_classes)
-        self.spread = np.sqrt(RESEMBLANCE / (1 - RESEMBLANCE))
+        self.spread = np.sqrt(resemblance / (1 - resemblance))
         fixed = np.random.default_rng(0)
         self.difficulty = SPECIES_SPREAD * ndtri((fixed.permutation(self.n_classes) + 0.5) / self.n_classes)
         mistakes = fixed.dirichlet(np.full(self.n_classes, 0.5), size=self.n_classes) * (1 - np.eye(self.n_classes))
@@ -218,7 +220,8 @@ class Row:
     Attributes
     ----------
     what, groups : str
-    accuracy : float
+    accuracy, resemblance : float
+        Of the models, and of the clips of a recordist.
     share : float
     expected : (float, float)
     draws : int
@@ -229,6 +232,7 @@ class Row:
     what: str
     groups: str
     accuracy: float
+    resemblance: float
     share: float
     expected: tuple[float, float]
     draws: int
@@ -365,24 +369,27 @@ MEASURES: dict[str, Callable[[World, float], Measured]] = {
 }
 
 
-def plan(groups: Sequence[Groups]) -> Iterator[tuple[str, Groups, float]]:
-    """Yield what is measured, on which groups, at which accuracy."""
+def plan(groups: Sequence[Groups]) -> Iterator[tuple[str, Groups, float, float]]:
+    """Yield what is measured, on which groups, at which accuracy and resemblance."""
     whole = [one for one in groups if one.name.endswith(", all")]
     more = [whole[0].some(15), whole[-1].some(400)]
     for one in [*groups, *more]:
-        yield from (("accuracy", one, accuracy) for accuracy in (0.1, 0.4, 0.6, 0.9))
+        yield from (("accuracy", one, accuracy, RESEMBLANCE) for accuracy in (0.1, 0.4, 0.6, 0.9))
+    for one in whole:
+        yield from (("accuracy", one, 0.4, resemblance) for resemblance in OTHER_RESEMBLANCES)
+        yield from (("difference", one, 0.4, resemblance) for resemblance in OTHER_RESEMBLANCES)
     for one in groups:
-        yield from (("difference", one, accuracy) for accuracy in (0.4, 0.6))
-    yield from (("simultaneous", one, 0.6) for one in whole)
-    yield from (("recipe", one, 0.6) for one in whole)
+        yield from (("difference", one, accuracy, RESEMBLANCE) for accuracy in (0.4, 0.6))
+    for one in whole:
+        yield from ((what, one, 0.6, RESEMBLANCE) for what in ("simultaneous", "recipe"))
 
 
-def measure(what: str, groups: Groups, accuracy: float, draws: int, seed: int) -> list[Row]:
+def measure(what: str, groups: Groups, accuracy: float, resemblance: float, draws: int, seed: int) -> list[Row]:
     """Return the rows of one measure."""
-    key = zlib.crc32(f"{what} {groups.name} {accuracy} {seed}".encode())
-    measured = MEASURES[what](World(groups, draws, key), accuracy)
+    key = zlib.crc32(f"{what} {groups.name} {accuracy} {resemblance} {seed}".encode())
+    measured = MEASURES[what](World(groups, draws, key, resemblance), accuracy)
     return [
-        Row(name, groups.name, accuracy, float(np.mean(happened)), expected, len(happened), why)
+        Row(name, groups.name, accuracy, resemblance, float(np.mean(happened)), expected, len(happened), why)
         for name, happened, expected, why in measured
     ]
 
@@ -392,10 +399,8 @@ def line(row: Row) -> str:
     low, high = row.expected
     state = "OUTSIDE" if row.is_outside else "ok"
     why = f"  ({row.why})" if row.why else ""
-    return (
-        f"{row.what:42} {row.groups:28} {row.accuracy:4.1f}  {row.share:.3f} ± {1.96 * standard_error(row):.3f}  "
-        f"{low:.2f}-{high:.2f}  {state}{why}"
-    )
+    about = f"{row.what:42} {row.groups:28} {row.accuracy:4.1f}  {row.resemblance:3.1f}"
+    return f"{about}  {row.share:.3f} ± {1.96 * standard_error(row):.3f}  {low:.2f}-{high:.2f}  {state}{why}"
 
 
 def standard_error(row: Row) -> float:
@@ -418,10 +423,10 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> list[Row]:
     """Print and return all rows."""
     rows = []
-    print(f"{'what':42} {'groups':28} {'acc.':4}  share            expected", flush=True)
-    for what, groups, accuracy in plan(read_groups(args.results_dir)):
+    print(f"{'what':42} {'groups':28} {'acc.':4}  res.  share         expected", flush=True)
+    for what, groups, accuracy, resemblance in plan(read_groups(args.results_dir)):
         if what in args.only:
-            for row in measure(what, groups, accuracy, args.draws, args.seed):
+            for row in measure(what, groups, accuracy, resemblance, args.draws, args.seed):
                 print(line(row), flush=True)
                 rows.append(row)
     outside = [line(row) for row in rows if row.is_outside]

@@ -1,1 +1,1 @@
-"""Stage 03: what predictions are worth, in plain NumPy and pandas."""
+"""Stage 03: scores of predictions, their intervals and verdicts, in plain NumPy and pandas."""

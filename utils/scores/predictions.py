@@ -1,4 +1,4 @@
-"""``predictions.parquet``: what a model says of each clip. 03 writes it, and comparisons read it."""
+"""``predictions.parquet``: the prediction of a model for each clip. 03 writes it, and comparisons read it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ COLUMNS = {
 
 
 def write_predictions(output_dir: Path, table: pd.DataFrame, labels: list[str], logits: np.ndarray) -> None:
-    """Write what a model says of each clip to Parquet, atomically.
+    """Write the prediction of a model for each clip to Parquet, atomically.
 
-    Columns ``clip_id, recording_id, label_id, predicted_id, logits, group``; a row a clip, in the order
-    of `clips`. With ``group`` two models can be compared by a paired bootstrap from their files alone.
-    The file's metadata hold ``schema_version`` and, as JSON, ``labels`` by label id.
+    Columns ``clip_id, recording_id, label_id, predicted_id, logits, group``; one row per clip, in the order of `table`.
+    With ``group`` two models can be compared from their files alone. The file's metadata hold ``schema_version`` and,
+    as JSON, ``labels`` by label id.
     """
     n_classes = logits.shape[1]
     offsets = pa.array(np.arange(len(logits) + 1) * n_classes, pa.int32())

@@ -137,7 +137,7 @@ def _is_doubtful(summary: pd.DataFrame) -> pd.Series:
 
 
 def summary_table(summary: pd.DataFrame) -> str:
-    """Return the columns of a summary that answer the study's question, as text for a terminal."""
+    """Return scores, size and speed of all results, as text for a terminal."""
 
     def with_interval(name: str) -> pd.Series:
         return summary.apply(
@@ -161,8 +161,8 @@ def summary_table(summary: pd.DataFrame) -> str:
 def rebuild_summary(results_dir: Path, asked: Sequence[str] = ()) -> pd.DataFrame:
     """Write ``summary.csv`` and ``summary.png`` from the ``metrics.csv`` of every result below `results_dir`.
 
-    What came with the code, below ``published``, is left out. Only folders whose ``run.json`` is complete count, by
-    name; a damaged one is left out with a warning. Jobs that end at the same time take turns.
+    Results that came with the code, below ``published``, are left out, and so are folders whose ``run.json`` is not
+    complete. A damaged folder is left out with a warning. Jobs that end at the same time take turns.
 
     Parameters
     ----------
@@ -174,12 +174,12 @@ def rebuild_summary(results_dir: Path, asked: Sequence[str] = ()) -> pd.DataFram
     Returns
     -------
     pandas.DataFrame
-        What ``summary.csv`` holds; without rows, and not written, where there is no result.
+        The rows of ``summary.csv``. Without a result there is no row, and no file.
 
     Raises
     ------
     OutputExistsError
-        If a ``summary.csv`` is there that is none of ours.
+        If there is a ``summary.csv`` that this function did not write.
     """
     results_dir = Path(results_dir)
     csv_path = results_dir / f"{SUMMARY_NAME}.csv"
@@ -208,7 +208,7 @@ def rebuild_summary(results_dir: Path, asked: Sequence[str] = ()) -> pd.DataFram
 
 
 def holds(folder: Path) -> bool:
-    """Tell whether the summary of all results has the row of this one, to the letter, no removed one, and a figure."""
+    """Return whether the summary is up to date: it has exactly this row, no removed result, and a figure."""
     results_dir = names.root_of(folder)
     with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
         row = (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()[1]
