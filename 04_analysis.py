@@ -17,8 +17,10 @@ cka, cka_biased, cka_rbf, mutual_knn, cosine    similarity of all pairs of layer
 block_influence     how much a block changes a frame; beside it 1 - mutual kNN of its input and output
 angular_distance    angle between the input and the output of each run of blocks
 
-Each metric has a null level: its value if labels or clips are shuffled. --compare_to compares the layers of two
-models by metrics that do not depend on the axes of a model.
+Each metric has a null level. Clips of one recordist resemble each other, so graph_convexity permutes labels between
+groups, and mutual_knn shuffles clips only among those of the same recording, of the same group, and of other groups;
+cka and cosine shuffle all clips. That of the probe is the majority level: the share of the most frequent label.
+--compare_to compares the layers of two models by metrics that do not depend on the axes of a model.
 
 Writes into <output_dir> a CSV, PDF and PNG of each metric, overview.pdf/.png, null_levels.csv, recommendation.json (the
 layers that each rule keeps, with the measured numbers; 05 reads it), log.txt and run.json. It also writes
@@ -192,12 +194,12 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
         return
     tables = Tables(args.output_dir)
     found = measure_classes(args, heard, tables, this_run)
-    similarities = measure_similarities(args, this_run, heard.hidden.pooled, None)
+    similarities = measure_similarities(args, this_run, heard.hidden.table, heard.hidden.pooled, None)
     tables.write_similarities(similarities)
     knn = similarities.get("mutual_knn")
     cosine = analysis.mean_over_clips(heard.hidden.cosine) if "block_influence" in args.metrics else None
     if knn or cosine is not None:
-        found["influence"] = analysis.influence(cosine, knn and knn.matrix)
+        found["influence"] = analysis.influence(cosine, knn)
         tables.write("block_influence", found["influence"])
     angle = analysis.mean_over_clips(heard.hidden.angle) if "angular_distance" in args.metrics else None
     if angle is not None:
@@ -273,8 +275,8 @@ def measure_classes(
         best = layers.loc[layers["convexity"].idxmax()]
         if not best["mostly_direct"]:  # otherwise a warning has said that it is not informative
             log.info(
-                "graph convexity is highest at layer %d: %.3f [%.3f, %.3f], null %.3f",
-                *best[["layer", "convexity", "convexity_low", "convexity_high", "null"]],
+                "graph convexity is highest at layer %d: %.3f [%.3f, %.3f], null (labels permuted between groups) %.3f",
+                *best[["layer", "convexity", "convexity_low", "convexity_high", "null_of_groups"]],
             )
     if heard.logits is not None:
         with this_run.timed("euclidean_convexity"):
@@ -289,8 +291,8 @@ def measure_classes(
         tables.write("probe", found["probe"])
         best = found["probe"].loc[found["probe"]["accuracy"].idxmax()]
         log.info(
-            "the linear probe is best at layer %d: accuracy %.3f [%.3f, %.3f]",
-            *best[["layer", "accuracy", "accuracy_low", "accuracy_high"]],
+            "the linear probe is best at layer %d: accuracy %.3f [%.3f, %.3f], majority level %.3f",
+            *best[["layer", "accuracy", "accuracy_low", "accuracy_high", "majority"]],
         )
     return found
 
@@ -309,7 +311,7 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
         states.append(hidden.pooled)
     if not runs.is_first_process():
         return
-    similarities = measure_similarities(args, this_run, *states)
+    similarities = measure_similarities(args, this_run, hidden.table, *states)
     Tables(args.output_dir).write_similarities(similarities)
     drawing.draw_analysis(args.output_dir, this_run.metrics)
 
@@ -358,7 +360,7 @@ def require_head(loaded: LoadedModel, split_clips: clips.Clips) -> None:
 
 
 def measure_similarities(
-    args: argparse.Namespace, this_run: runs.Run, states: np.ndarray, other: np.ndarray | None
+    args: argparse.Namespace, this_run: runs.Run, table: pd.DataFrame, states: np.ndarray, other: np.ndarray | None
 ) -> dict[str, analysis.LayerSimilarity]:
     """Compare the layers by every chosen similarity metric."""
     similarities = {}
@@ -366,7 +368,7 @@ def measure_similarities(
         if metric in analysis.SIMILARITIES:
             with this_run.timed(metric):
                 similarities[metric] = analysis.similarity_of_layers(
-                    metric, states, other, args.num_neighbors, args.seed
+                    metric, states, other, table, args.num_neighbors, args.seed
                 )
     return similarities
 
@@ -392,7 +394,8 @@ class Tables:
         for metric, found in similarities.items():
             self.write(metric, pd.DataFrame(found.matrix).rename_axis(index="layer"), index=True)
             null = pd.DataFrame(found.null).stack()
-            nulls.append({"metric": metric, "null": null.mean(), "null_low": null.min(), "null_high": null.max()})
+            levels = {"null": null.mean(), "null_low": null.min(), "null_high": null.max()}
+            nulls.append({"metric": metric, **levels, "shuffled": analysis.SIMILARITIES[metric].shuffled})
         if nulls:
             self.write("null_levels", pd.DataFrame(nulls))
 

@@ -63,7 +63,7 @@ def test_layers_whose_pairs_are_mostly_neighbours_are_named(num_neighbors, model
     assert table["mostly_direct"].equals(mostly) and mostly.all() == (num_neighbors == 12)
     assert ("in 4 of 4 layers (0, 1, 2, 3) more than half of the pairs of clips are joined" in text) == mostly.all()
     assert ("graph convexity is highest at layer" in text) == (not mostly.any())
-    assert "test: 9 groups are few: intervals from a bootstrap over fewer than 30 are rough" in text
+    assert "val: 9 groups are few: intervals from fewer than 30 are rough" in text
 
 
 def tables_of(output_dir):
@@ -102,14 +102,18 @@ def test_tables_agree_with_the_rooms_they_come_from(analysed, data_dir):
     assert list(found["layer"]) == [0, 1, 2, 3]
     layer = graph_convexity(states[2], table["label_id"].to_numpy(), table["group"].to_numpy(), 3, k=5, seed=42)
     assert found.loc[2, "convexity"] == pytest.approx(layer.convexity)
-    assert found.loc[2, "null"] == pytest.approx(layer.null)
+    assert found.loc[2, "null_of_groups"] == pytest.approx(layer.null)
     matrix = pd.read_csv(analysed / "cka.csv", index_col="layer").to_numpy()
     np.testing.assert_allclose(matrix, similarity.cka(states))
     knn = pd.read_csv(analysed / "mutual_knn.csv", index_col="layer").to_numpy()
     influence = pd.read_csv(analysed / "block_influence.csv")
     np.testing.assert_allclose(influence["knn_block_influence"], 1 - np.diagonal(knn, 1))
-    nulls = pd.read_csv(analysed / "null_levels.csv").set_index("metric")["null"]
-    assert nulls["mutual_knn"] == pytest.approx(5 / 35) and nulls["cka"] == 0
+    nulls = pd.read_csv(analysed / "null_levels.csv").set_index("metric")
+    _, knn_null = similarity.mutual_knn_and_null(states, None, 5, table["recording_id"], table["group"])
+    assert nulls.loc["mutual_knn", "null"] == pytest.approx(knn_null.mean()) and knn_null.mean() > 5 / 35
+    np.testing.assert_allclose(influence["knn_block_influence_null"], 1 - np.diagonal(knn_null, 1))
+    assert nulls.loc["cka", "null"] == 0 and nulls.loc["cka", "shuffled"] == "all clips"
+    assert "of the same group" in nulls.loc["mutual_knn", "shuffled"]
 
 
 def test_influence_and_angles_agree_with_hidden_states_of_plain_transformers(analysed, model_dir, data_dir):
@@ -206,7 +210,7 @@ def _interrupt(*_):
 
 
 def test_test_clips_are_probed_with_train_clips_only(model_dir, data_dir, tmp_path):
-    assert run(model_dir, data_dir, tmp_path / "out", "--metrics", "probe") == 0
+    assert run(model_dir, data_dir, tmp_path / "out", "--metrics", "probe", "--split", "test") == 0
     states, train_states = (np.load(tmp_path / "out" / f"{n}.npy") for n in ("hidden_states", "train_hidden_states"))
     ids, train_ids = (
         pd.read_csv(tmp_path / "out" / f"{n}_clips.csv") for n in ("hidden_states", "train_hidden_states")
@@ -215,7 +219,8 @@ def test_test_clips_are_probed_with_train_clips_only(model_dir, data_dir, tmp_pa
     predicted = fit_and_predict(train_states[1], train_ids["label_id"].to_numpy(), states[1])
     table = pd.read_csv(tmp_path / "out" / "probe.csv")
     assert table.loc[1, "accuracy"] == pytest.approx((predicted == ids["label_id"]).mean())
-    assert table.loc[1, "chance"] == pytest.approx(1 / 3)
+    assert table.loc[1, "majority"] == ids["label"].value_counts(normalize=True).max()
+    assert "majority level 0.333" in (tmp_path / "out" / "log.txt").read_text()
 
 
 # ------------------------------------------------------------------------------------- two models
@@ -338,7 +343,7 @@ def test_duplicated_clips_change_nothing_but_their_neighbours(data_dir):
     table = pd.DataFrame({"label_id": np.repeat(np.arange(10) % 2, 3), "group": np.arange(30)})
     hidden = hidden_states.HiddenStates(states, states, states, table)
     layers, _ = analysis.graph_convexity(hidden, LABELS[:2], 4, 5000, 0)
-    assert np.isfinite(layers[["convexity", "null"]]).all(axis=None)
+    assert np.isfinite(layers[["convexity", "null_of_groups"]]).all(axis=None)
 
 
 def test_bad_input_is_refused_with_the_fix(model_dir, data_dir, tmp_path, caplog):

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import FillBetweenPolyCollection, PatchCollection
+from matplotlib.collections import FillBetweenPolyCollection, LineCollection, PatchCollection
 from matplotlib.colors import to_rgba
 
 from tests.figures import check_same_bytes, lines, no_overlap
@@ -27,7 +27,7 @@ def convexity(n_blocks):
             "convexity": value,
             "convexity_low": value - 0.03,
             "convexity_high": value + 0.04,
-            "null": 0.05,
+            "null_of_groups": 0.05,
             "pooled_convexity": value + 0.02,
             "direct_share": 0.1,
             "unreachable_share": 0.01,
@@ -44,14 +44,15 @@ def probe(n_blocks):
             "accuracy_low": 0.5,
             "accuracy_high": 0.7,
             "macro_f1": 0.55,
-            "chance": 0.05,
+            "majority": 0.05,
         }
     )
 
 
 def influence(n_blocks):
     layer = np.arange(n_blocks)
-    return pd.DataFrame({"layer": layer, "block_influence": 0.1 + 0.01 * layer, "knn_block_influence": 0.5})
+    influences = {"block_influence": 0.1 + 0.01 * layer, "knn_block_influence": 0.5}
+    return pd.DataFrame({"layer": layer, **influences, "knn_block_influence_null": 0.97 - 0.01 * layer})
 
 
 def symmetric(n_layers, seed=0):
@@ -75,7 +76,6 @@ def everything(n_blocks):
         "euclidean_convexity": convexity(n_blocks),
         "probe": probe(n_blocks),
         "influence": influence(n_blocks),
-        "knn_null": 0.97,
         "similarity": maps(n_blocks),
         "angular_distance": distances_by_length(0.3 * symmetric(n_blocks + 1)),
     }
@@ -119,7 +119,7 @@ def test_convexity_draws_curve_interval_null_and_shares(drawn):
     curves = lines(above)
     np.testing.assert_allclose(curves["class mean, 95 % interval"].get_ydata(), table["convexity"])
     np.testing.assert_allclose(curves["all pairs pooled"].get_ydata(), table["pooled_convexity"])
-    np.testing.assert_allclose(curves["null: labels permuted"].get_ydata(), table["null"])
+    np.testing.assert_allclose(curves["null: labels permuted between groups"].get_ydata(), 0.05)
     band = next(c for c in above.collections if isinstance(c, FillBetweenPolyCollection)).get_datalim(above.transData)
     np.testing.assert_allclose([band.y0, band.y1], [table["convexity_low"].min(), table["convexity_high"].max()])
     np.testing.assert_allclose(lines(below)["joined by an edge"].get_ydata(), 0.1)
@@ -301,7 +301,7 @@ def test_triangle_hatches_what_has_no_number(drawn):
 def test_influence_draws_a_bar_a_block(drawn):
     table = influence(5)
     table.loc[3, "block_influence"] = np.nan
-    analysis_plots.influence_figure(table, "unused", knn_null=0.97)
+    analysis_plots.influence_figure(table, "unused")
     first, second = drawn[0].axes
     for axes, column in ((first, "block_influence"), (second, "knn_block_influence")):
         bars = [patch for patch in axes.patches if not patch.get_hatch()]
@@ -309,8 +309,10 @@ def test_influence_draws_a_bar_a_block(drawn):
         np.testing.assert_allclose([bar.get_height() for bar in bars], table[column])
         assert to_rgba(analysis_plots.COLOURS[0]) == bars[0].get_facecolor()
     assert (n_hatched(first), n_hatched(second)) == (1, 0)
-    assert list(second.lines[0].get_ydata()) == [0.97, 0.97]
-    assert not first.lines
+    (nulls,) = (c for c in second.collections if isinstance(c, LineCollection))
+    np.testing.assert_allclose([segment[:, 1].mean() for segment in nulls.get_segments()], 0.97 - 0.01 * np.arange(5))
+    assert [text.get_text() for text in second.get_legend().get_texts()] == ["null: unrelated layers, 0.93 to 0.97"]
+    assert not any(isinstance(c, LineCollection) for c in first.collections)
 
 
 def test_influence_of_one_metric_is_one_panel(drawn):

@@ -11,6 +11,7 @@ from igraph import Graph
 from nnconvexity import euclidean as published_euclidean
 from nnconvexity import graph as published
 from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
@@ -20,7 +21,7 @@ from utils.layers.convexity import (
     euclidean_scores,
     graph_convexity,
     knn_graph,
-    null_levels,
+    permute_labels,
     sample_pairs,
 )
 from utils.scores.intervals import resample_weights
@@ -74,9 +75,22 @@ def convexity(features, labels, k=10, groups=None, **arguments):
     return graph_convexity(features, labels, groups, k=k, **arguments)
 
 
-def convexity_on(graph, labels, **arguments):
+def convexity_on(graph, labels, groups=None, **arguments):
+    groups = np.arange(len(labels)) if groups is None else groups
     arguments = {"n_classes": labels.max() + 1, "num_pairs": ALL_PAIRS, "n_resamples": 20, **arguments}
-    return convexity_of_graph(graph, labels, np.arange(len(labels)), **arguments)
+    return convexity_of_graph(graph, labels, groups, **arguments)
+
+
+def null_of_single_clips(graph, n_points):
+    """Return the mean of each class over all permutations of clips, in closed form, from edges and components.
+
+    An edge is a shortest path and scores 1. Each interior vertex of a longer path is any of the n - 2 other points, of
+    which n_c - 2 belong to the class.
+    """
+    n = graph.shape[0]
+    sizes = np.bincount(connected_components(graph, directed=False)[1])
+    direct, reachable = graph.nnz / (n * (n - 1)), (sizes * (sizes - 1.0)).sum() / (n * (n - 1))
+    return direct + (reachable - direct) * (np.asarray(n_points) - 2) / (n - 2)
 
 
 # --------------------------------------------------------------------------------- independent code
@@ -195,8 +209,8 @@ def test_a_class_in_two_components_scores_nothing_across_them():
     across = 2 * 20 * 20 / (40 * 39)
     assert result.unreachable_share == pytest.approx(across, abs=1e-12)
     assert result.convexity == pytest.approx(1 - across, abs=1e-12)
-    alone = convexity_on(graph_of([(0, 1, 1.0), (2, 3, 1.0)], 4), np.array([0, 1, 1, 0]))
-    assert (alone.convexity, alone.unreachable_share, alone.null) == (0, 1, pytest.approx(1 / 3))
+    alone = convexity_on(graph_of([(0, 1, 1.0), (2, 3, 1.0)], 4), np.array([0, 1, 1, 0]), n_permutations=2000)
+    assert (alone.convexity, alone.unreachable_share, alone.null) == (0, 1, pytest.approx(1 / 3, abs=0.05))
 
 
 def test_direct_neighbours_score_one():
@@ -208,7 +222,7 @@ def test_direct_neighbours_score_one():
 def test_a_line_by_hand():
     # A - B - A - B - B - A, a unit apart.
     labels = np.array([0, 1, 0, 1, 1, 0])
-    result = convexity_on(graph_of([(i, i + 1, 1.0) for i in range(5)], 6), labels)
+    result = convexity_on(graph_of([(i, i + 1, 1.0) for i in range(5)], 6), labels, n_permutations=2000)
     # A: 0-2 over B: 0; 2-5 over B B: 0; 0-5 over B A B B: 1/4. B: 1-3 over A: 0; 3-4 direct; 1-4 over A B: 1/2.
     np.testing.assert_allclose(result.classes.convexity, [1 / 12, 1 / 2])
     np.testing.assert_allclose(result.classes.direct_share, [0, 1 / 3])
@@ -217,7 +231,7 @@ def test_a_line_by_hand():
     scores = np.repeat([0, 0, 1 / 4], 2)
     assert result.classes.standard_error[0] == pytest.approx(np.std(scores, ddof=1) / np.sqrt(3))
     # Of 30 ordered pairs 10 are direct; of the others an interior vertex is of the class 1 time in 4.
-    assert result.null == pytest.approx(1 / 3 + 2 / 3 / 4)
+    assert result.null == pytest.approx(1 / 3 + 2 / 3 / 4, abs=0.02)
 
 
 def test_the_shorter_way_is_taken_not_the_one_of_fewer_steps():
@@ -252,9 +266,11 @@ def test_the_null_is_the_mean_over_all_labellings(k, seed):
             labels = np.ones(8, int)
             labels[list(first)], labels[last] = 0, 2
             values.append(convexity_on(graph, labels, n_resamples=1).classes.convexity[:2])
-    result = convexity_on(graph, labels)
+    result = convexity_on(graph, labels, n_permutations=2000)
     assert sorted(result.classes.n_points, reverse=True) == sizes
-    np.testing.assert_allclose(np.mean(values, axis=0), result.classes.null[:2], atol=1e-12)
+    closed = null_of_single_clips(graph, result.classes.n_points)[:2]
+    np.testing.assert_allclose(np.mean(values, axis=0), closed, atol=1e-12)
+    np.testing.assert_allclose(closed, result.classes.null[:2], atol=4 * np.std(values, axis=0).max() / 2000**0.5)
     assert np.isnan(result.classes.null[2])
     assert result.null == pytest.approx(result.classes.null[:2].mean())
 
@@ -266,7 +282,9 @@ def test_the_null_is_the_mean_over_many_permutations():
     rng = np.random.default_rng(0)
     values = [convexity_on(graph, rng.permutation(labels), n_resamples=1).classes.convexity for _ in range(200)]
     error = np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
-    assert (np.abs(np.mean(values, axis=0) - null_levels(graph, np.bincount(labels))) < 4 * error).all()
+    null = convexity_on(graph, labels, n_permutations=200).classes.null
+    assert (np.abs(np.mean(values, axis=0) - null_of_single_clips(graph, np.bincount(labels))) < 4 * error).all()
+    assert (np.abs(np.mean(values, axis=0) - null) < 4 * 2**0.5 * error).all()
     assert convexity_on(graph, labels).convexity > 4 * convexity_on(graph, labels).null  # the labels say something
 
 
@@ -279,6 +297,73 @@ def test_levels_of_random_labels_in_768_dimensions(n_classes, n_each, level, spr
     result = convexity(features, labels)
     assert result.null == pytest.approx(level, abs=2 * spread)
     assert result.convexity == pytest.approx(result.null, abs=2 * spread)
+
+
+def grouped(n_groups=12, n_classes=3, seed=0):
+    """Return features that are alike within a group, labels that say nothing, and groups with one or two labels."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(n_groups), rng.integers(2, 9, n_groups))
+    features = (2 * rng.normal(size=(n_groups, 8)))[groups] + rng.normal(size=(len(groups), 8))
+    label_of_group = np.arange(n_groups) % n_classes
+    labels = label_of_group[groups]
+    second = np.arange(len(groups)) % 2 == 1  # every other clip of the first group shows another species
+    labels[second & (groups == 0)] = 1
+    return features, labels, groups
+
+
+def test_labels_are_permuted_between_whole_units_of_group_and_label():
+    _, labels, groups = grouped()
+    units = list(zip(groups, labels, strict=True))
+    permuted = permute_labels(labels, groups.astype(str), 400)
+    assert permuted.shape == (400, len(labels))
+    for of_permutation in permuted[:50]:
+        label_of = dict(zip(units, of_permutation, strict=True))
+        assert [label_of[unit] for unit in units] == of_permutation.tolist()  # a unit has one label
+        assert sorted(label_of.values()) == sorted(label for _, label in label_of)  # each label keeps its units
+    n_clips = np.array([np.bincount(row, minlength=3) for row in permuted])
+    n_units = np.bincount([label for _, label in set(units)])
+    error = n_clips.std(axis=0) / 20
+    assert (np.abs(n_clips.mean(axis=0) - len(labels) * n_units / n_units.sum()) < 4 * error).all()
+    assert (n_clips.std(axis=0) < 0.35 * n_clips.mean(axis=0)).all()
+
+
+def test_the_null_of_groups_by_brute_force():
+    features, labels, groups = grouped()
+    graph = knn_graph(features, 4)
+    result = convexity_on(graph, labels, groups, n_permutations=5, seed=3)
+    by_class = []
+    for of_permutation in permute_labels(labels, groups, 5, seed=3):
+        scores = brute_force_pairs(graph, of_permutation)
+        by_class.append(
+            [np.mean([score for (i, _), (score, _) in scores.items() if of_permutation[i] == c]) for c in range(3)]
+        )
+    np.testing.assert_allclose(result.classes.null, np.mean(by_class, axis=0), atol=1e-12)
+    assert result.null > 1.5 * null_of_single_clips(graph, np.bincount(labels)).mean()
+    single = convexity_on(graph, labels, n_permutations=300)
+    assert single.null == pytest.approx(null_of_single_clips(graph, np.bincount(labels)).mean(), abs=0.01)
+
+
+def test_labels_of_groups_that_say_nothing_score_as_the_null():
+    found, null = [], []
+    for seed in range(30):
+        features, labels, groups = grouped(n_groups=24, seed=seed)
+        result = convexity(features, labels, 5, groups)
+        found.append(result.convexity)
+        null.append(result.null)
+    error = np.std(np.subtract(found, null), ddof=1) / np.sqrt(30)
+    assert np.mean(found) == pytest.approx(np.mean(null), abs=4 * error)
+
+
+def test_the_null_of_sampled_sources_is_near_that_of_all():
+    features, labels = random_features(n_classes=2, n_each=60)
+    labels[np.flatnonzero(labels == 1)[10:]] = 0
+    all_sources, sampled = (convexity(features, labels, num_pairs=n).null for n in (ALL_PAIRS, 100))
+    assert sampled == pytest.approx(all_sources, abs=0.03)
+
+
+def test_without_permutations_there_is_no_null():
+    features, labels, groups = grouped()
+    assert np.isnan(convexity(features, labels, 4, groups, n_permutations=0).null)
 
 
 # ---------------------------------------------------------------------------------------- sampling

@@ -9,7 +9,7 @@ from scipy.stats import ortho_group
 
 from utils.core.errors import InputError
 from utils.layers import similarity
-from utils.layers.similarity import cka, cka_null, cosine, cosine_null, mutual_knn, mutual_knn_chance
+from utils.layers.similarity import cka, cka_null, cosine, cosine_null, mutual_knn, mutual_knn_and_null
 
 
 def random_states(n_layers, n, d, seed=0):
@@ -237,16 +237,79 @@ def test_mutual_knn_of_copies_is_one_and_of_noise_is_chance():
     copies = [x, x, 5 * x @ ortho_group.rvs(16, random_state=1) + 7]
     assert mutual_knn(np.array(copies, np.float32)) == pytest.approx(1)
     noise = np.random.default_rng(0).standard_normal((2, 1000, 32)).astype(np.float32)
-    assert mutual_knn(noise)[0, 1] == pytest.approx(mutual_knn_chance(1000, 10), abs=0.004)
+    found, null = mutual_knn_and_null(noise)
+    assert found[0, 1] == pytest.approx(10 / 999, abs=0.004)
+    assert null == pytest.approx(10 / 999)
 
 
-def test_mutual_knn_chance_is_the_mean_over_shuffles():
+def test_the_null_of_mutual_knn_by_single_clips_is_the_mean_over_shuffles():
     states = random_states(2, 30, 8)
     rng = np.random.default_rng(0)
     shuffled = [mutual_knn(states[:1], states[1:, rng.permutation(30)], k=4)[0, 0] for _ in range(300)]
     error = np.std(shuffled, ddof=1) / np.sqrt(300)
-    assert mutual_knn_chance(30, 4) == 4 / 29
+    assert mutual_knn_and_null(states, k=4)[1] == pytest.approx(4 / 29)
     assert np.mean(shuffled) == pytest.approx(4 / 29, abs=4 * error)
+
+
+def clips_in_groups(n_groups, rng):
+    """Return recording and group of clips: groups of 1 to 4 recordings, of 1 to 5 clips."""
+    group = np.repeat(np.arange(n_groups), rng.integers(1, 5, n_groups))
+    n_clips = rng.integers(1, 6, len(group))
+    return np.repeat(np.arange(len(group)), n_clips), np.repeat(group, n_clips)
+
+
+def unrelated_layers(recording, group, rng, d=16):
+    """Return two layers that have groups and recordings in common, and nothing else."""
+
+    def of(index, spread):
+        return (spread * rng.normal(size=(2, index.max() + 1, d)))[:, index]
+
+    return (of(group, 1.0) + of(recording, 0.7) + rng.normal(size=(2, len(group), d))).astype(np.float32)
+
+
+def test_the_null_of_mutual_knn_is_the_value_of_unrelated_layers_of_the_same_groups():
+    rng = np.random.default_rng(0)
+    recording, group = clips_in_groups(25, rng)
+    found, null = [], []
+    for _ in range(40):
+        matrix, expected = mutual_knn_and_null(unrelated_layers(recording, group, rng), None, 10, recording, group)
+        found.append(matrix[0, 1])
+        null.append(expected[0, 1])
+    error = np.std(np.subtract(found, null), ddof=1) / np.sqrt(40)
+    assert np.mean(found) == pytest.approx(np.mean(null), abs=4 * error)
+    assert error < 0.005 and np.mean(found) > 3 * 10 / (len(group) - 1)  # the level of independent clips is far too low
+
+
+def test_the_null_of_mutual_knn_by_its_definition():
+    rng = np.random.default_rng(1)
+    recording, group = clips_in_groups(8, rng)
+    states = unrelated_layers(recording, group, rng)
+    sets = [neighbour_sets(x, 4) for x in states]
+    n, expected = len(group), 0.0
+    for i in range(n):
+        others = set(range(n)) - {i}
+        same_recording = {j for j in others if recording[j] == recording[i]}
+        same_group = {j for j in others if group[j] == group[i]} - same_recording
+        for kind in (same_recording, same_group, others - same_recording - same_group):
+            expected += len(sets[0][i] & kind) * len(sets[1][i] & kind) / max(len(kind), 1)
+    _, null = mutual_knn_and_null(states, None, 4, recording.astype(str), group.astype(str))
+    assert null[0, 1] == null[1, 0] == pytest.approx(expected / (4 * n))
+    assert mutual_knn_and_null(states[:1], states[1:], 4, recording, group)[1] == pytest.approx(null[:1, 1:])
+
+
+def test_the_null_of_mutual_knn_is_that_of_exchanged_groups_where_these_have_one_size():
+    rng = np.random.default_rng(2)
+    group = np.repeat(np.arange(12), 4)
+    differences = []
+    for _ in range(40):  # in one set of layers the groups that are compact in both, by chance, make a difference
+        states = unrelated_layers(np.arange(48), group, rng, d=6)
+        for _ in range(5):
+            clips = (4 * rng.permutation(12)[:, None] + np.arange(4)).ravel()
+            exchanged = np.stack([states[0], states[1, clips]])
+            found, null = mutual_knn_and_null(exchanged, None, 5, None, group)
+            differences.append(found[0, 1] - null[0, 1])
+    error = np.std(differences, ddof=1) / np.sqrt(40)
+    assert np.mean(differences) == pytest.approx(0, abs=4 * error) and error < 0.005
 
 
 def test_mutual_knn_leaves_out_clips_without_a_direction(caplog):
@@ -348,9 +411,9 @@ def test_models_with_other_clips_are_refused(metric):
 
 
 @pytest.mark.parametrize("k", [0, 10])
-def test_chance_of_impossible_neighbours_is_refused(k):
-    with pytest.raises(InputError, match=f"{k} nearest neighbours of 10 clips"):
-        mutual_knn_chance(10, k)
+def test_impossible_numbers_of_neighbours_are_refused(k):
+    with pytest.raises(InputError, match=f"{k} nearest neighbours among 10 clips"):
+        mutual_knn(random_states(2, 10, 3), k=k)
 
 
 def test_unknown_arguments_are_bugs():

@@ -70,9 +70,9 @@ def convexity_figure(
     Parameters
     ----------
     table : DataFrame
-        One row per hidden layer: ``layer, convexity``; if known ``convexity_low, convexity_high, null,
-        pooled_convexity, direct_share, unreachable_share, mostly_direct``. Layers with ``mostly_direct`` are
-        circled.
+        One row per hidden layer: ``layer, convexity``; if known ``convexity_low, convexity_high,
+        null_of_groups, pooled_convexity, direct_share, unreachable_share, mostly_direct``. Layers with
+        ``mostly_direct`` are circled.
     path : Path
         Name without suffix.
     ylabel : str
@@ -102,7 +102,7 @@ def draw_convexity(axes: Axes, table: pd.DataFrame, ylabel: str = "graph convexi
     _draw_curve(axes, table, "convexity", "class mean", 0)
     if _has_numbers(table, "pooled_convexity"):
         _draw_line(axes, table, "pooled_convexity", "all pairs pooled", 1)
-    _draw_null(axes, table, "null", "null: labels permuted")
+    _draw_null(axes, table, "null_of_groups", "null: labels permuted between groups")
     if "mostly_direct" in table and table["mostly_direct"].any():
         doubtful = table[table["mostly_direct"]]
         axes.plot(
@@ -126,13 +126,13 @@ def _draw_pair_shares(axes: Axes, table: pd.DataFrame, columns: list[str]) -> No
 
 
 def probe_figure(table: pd.DataFrame, path: Path, title: str | None = None) -> None:
-    """Draw the scores of a linear probe by hidden layer, with their interval and chance.
+    """Draw the scores of a linear probe by hidden layer, with their interval and the majority level.
 
     Parameters
     ----------
     table : DataFrame
         One row per hidden layer: ``layer, accuracy``; if known ``accuracy_low, accuracy_high, macro_f1,
-        chance``.
+        majority``.
     path : Path
         Name without suffix.
     title : str or None
@@ -151,7 +151,7 @@ def draw_probe(axes: Axes, table: pd.DataFrame) -> None:
     _draw_curve(axes, table, "accuracy", "accuracy", 0)
     if _has_numbers(table, "macro_f1"):
         _draw_line(axes, table, "macro_f1", "macro F1", 1)
-    _draw_null(axes, table, "chance", "chance")
+    _draw_null(axes, table, "majority", "accuracy of the most frequent label")
     _finish_curves(axes, table, "accuracy", "score of a linear probe")
 
 
@@ -563,24 +563,23 @@ def _say_no_blocks(axes: Axes) -> None:
 # ------------------------------------------------------------------------------------------ influence
 
 
-def influence_figure(table: pd.DataFrame, path: Path, knn_null: float | None = None, title: str | None = None) -> None:
+def influence_figure(table: pd.DataFrame, path: Path, title: str | None = None) -> None:
     """Draw the influence of every block by both metrics, side by side, because their scales differ.
 
     Parameters
     ----------
     table : DataFrame
-        One row per block: ``layer``, and ``block_influence``, ``knn_block_influence`` or one of them.
+        One row per block: ``layer``, and ``block_influence``, ``knn_block_influence`` or one of them; if known
+        ``knn_block_influence_null``, that of a block whose input and output are unrelated.
     path : Path
         Name without suffix.
-    knn_null : float or None
-        The kNN block influence of unrelated layers, 1 - k / (n_clips - 1).
     title : str or None
     """
     columns = [column for column in INFLUENCES if column in table]
     with style():
         fig = Figure(figsize=(3.4 * len(columns), 2.8), layout="constrained")
         for axes, column in zip(np.ravel(fig.subplots(1, len(columns))), columns, strict=True):
-            draw_influence(axes, table, column, knn_null if column == "knn_block_influence" else None)
+            draw_influence(axes, table, column)
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontsize=10)
         save_figure(fig, path)
@@ -592,7 +591,7 @@ INFLUENCES = {
 }
 
 
-def draw_influence(axes: Axes, table: pd.DataFrame, column: str, null: float | None = None) -> None:
+def draw_influence(axes: Axes, table: pd.DataFrame, column: str) -> None:
     """Draw one bar per block: one panel of `influence_figure`."""
     axes.set(xlabel="block", ylabel=INFLUENCES[column])
     if table.empty:
@@ -602,10 +601,12 @@ def draw_influence(axes: Axes, table: pd.DataFrame, column: str, null: float | N
     axes.bar(blocks, values, width=0.75, color=COLOURS[0])
     axes.grid(axis="x", visible=False)
     handles, labels, heights = [], [], list(values.dropna())
-    if null is not None and np.isfinite(null):
-        heights.append(null)
-        handles.append(axes.axhline(null, color="black", linestyle=":"))
-        labels.append(f"null: unrelated layers, {null:.2f}")
+    if _has_numbers(table, f"{column}_null"):
+        null = table[f"{column}_null"].astype(float)
+        heights += list(null.dropna())
+        handles.append(axes.hlines(null, blocks - 0.45, blocks + 0.45, color="black", linestyle=":"))
+        low, high = (f"{end:.2f}" for end in (null.min(), null.max()))
+        labels.append(f"null: unrelated layers, {low}" + f" to {high}" * (low != high))
     if values.isna().any():
         handles.append(Rectangle((0, 0), 1, 1, **MISSING))
         labels.append("no number")
@@ -634,7 +635,6 @@ def overview_figure(
     euclidean_convexity: pd.DataFrame | None = None,
     probe: pd.DataFrame | None = None,
     influence: pd.DataFrame | None = None,
-    knn_null: float | None = None,
     similarity: Mapping[str, Similarity] | None = None,
     angular_distance: pd.DataFrame | np.ndarray | None = None,
     title: str | None = None,
@@ -650,8 +650,6 @@ def overview_figure(
     probe : DataFrame or None
         As for `probe_figure`.
     influence : DataFrame or None
-        As for `influence_figure`.
-    knn_null : float or None
         As for `influence_figure`.
     similarity : mapping of str to Similarity, or None
         As for `similarity_figure`.
@@ -675,8 +673,7 @@ def overview_figure(
         panels.append(_Panel("linear probe", partial(draw_probe, table=probe)))
     if influence is not None:
         for column in (column for column in INFLUENCES if column in influence):
-            null = knn_null if column == "knn_block_influence" else None
-            draw = partial(draw_influence, table=influence, column=column, null=null)
+            draw = partial(draw_influence, table=influence, column=column)
             panels.append(_Panel(INFLUENCES[column].partition("\n")[0], draw))
     if similarity:
         lowest = lowest_similarity(similarity)

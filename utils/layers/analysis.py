@@ -44,33 +44,36 @@ class Similarity:
         Its name in figures.
     compare : callable
         Takes the states, shape (n_layers_a + 1, n_clips, size_a), the states of the same clips in another model or
-        None, a number of neighbours and a seed. Returns the matrix of all pairs of layers, and the matrix that is
-        expected if the clips of one side are shuffled, each of shape (n_layers_a + 1, n_layers_b + 1).
+        None, the table of the clips, a number of neighbours and a seed. Returns the matrix of all pairs of layers,
+        and the matrix that is expected of unrelated layers, each of shape (n_layers_a + 1, n_layers_b + 1).
     between_models : bool
         Whether it can compare two models: a rotation of a model's axes does not change it.
     by_default : bool
         Whether it is measured if --metrics is not given.
+    shuffled : str
+        Which clips of one side are shuffled for the null level.
     """
 
     title: str
-    compare: Callable[[np.ndarray, np.ndarray | None, int, int], tuple[np.ndarray, np.ndarray]]
+    compare: Callable[[np.ndarray, np.ndarray | None, pd.DataFrame, int, int], tuple[np.ndarray, np.ndarray]]
     between_models: bool
     by_default: bool
+    shuffled: str = "all clips"
 
 
 def _cka(kind: str) -> Callable:
-    def compare(states, other, num_neighbors, seed):
+    def compare(states, other, table, num_neighbors, seed):
         return similarity.cka(states, other, kind, seed=seed), similarity.cka_null(states, other, kind)
 
     return compare
 
 
-def _mutual_knn(states, other, num_neighbors, seed):
-    matrix = similarity.mutual_knn(states, other, num_neighbors)
-    return matrix, np.full_like(matrix, similarity.mutual_knn_chance(states.shape[1], num_neighbors))
+def _mutual_knn(states, other, table, num_neighbors, seed):
+    of_clip = table["recording_id"].to_numpy(), table["group"].to_numpy()
+    return similarity.mutual_knn_and_null(states, other, num_neighbors, *of_clip)
 
 
-def _cosine(states, other, num_neighbors, seed):
+def _cosine(states, other, table, num_neighbors, seed):
     return similarity.cosine(states)[0], similarity.cosine_null(states)
 
 
@@ -78,7 +81,10 @@ SIMILARITIES = {
     "cka": Similarity("CKA", _cka("debiased"), between_models=True, by_default=True),
     "cka_biased": Similarity("CKA, biased", _cka("biased"), between_models=True, by_default=False),
     "cka_rbf": Similarity("CKA, RBF kernel", _cka("rbf"), between_models=True, by_default=False),
-    "mutual_knn": Similarity("mutual kNN", _mutual_knn, between_models=True, by_default=True),
+    "mutual_knn": Similarity(
+        *("mutual kNN", _mutual_knn, True, True),
+        shuffled="clips of the same recording, others of the same group, and clips of other groups",
+    ),
     "cosine": Similarity("cosine", _cosine, between_models=False, by_default=True),
 }
 BETWEEN_MODELS = tuple(name for name, metric in SIMILARITIES.items() if metric.between_models)
@@ -99,14 +105,14 @@ def convexity_of_layers(
     num_pairs: int,
     seed: int,
     n_resamples: int | None = None,
+    n_permutations: int | None = None,
 ) -> list[convexity.GraphConvexity]:
     """Return the graph convexity of every layer, and warn where it is not informative; see `convexity`."""
     label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
     n_resamples = convexity.N_RESAMPLES if n_resamples is None else n_resamples
-    found = [
-        convexity.graph_convexity(states, label_ids, groups, n_classes, num_neighbors, num_pairs, seed, n_resamples)
-        for states in hidden.pooled
-    ]
+    n_permutations = convexity.N_PERMUTATIONS if n_permutations is None else n_permutations
+    how = (n_classes, num_neighbors, num_pairs, seed, n_resamples, n_permutations)
+    found = [convexity.graph_convexity(states, label_ids, groups, *how) for states in hidden.pooled]
     convexity.warn_of_direct_pairs([of_layer.direct_share for of_layer in found])
     return found
 
@@ -119,11 +125,12 @@ def graph_convexity(
     Returns
     -------
     layers : DataFrame
-        ``layer, convexity, convexity_low, convexity_high, null, pooled_convexity, sampling_error,
+        ``layer, convexity, convexity_low, convexity_high, null_of_groups, pooled_convexity, sampling_error,
         direct_share, unreachable_share, mostly_direct``; the last marks layers where convexity is not informative.
     classes : DataFrame
-        ``layer, label_id, label, n_clips, n_pairs, convexity, standard_error, sampling_error, null,
-        direct_share, unreachable_share``.
+        ``layer, label_id, label, n_clips, n_pairs, convexity, standard_error, sampling_error, null_of_groups,
+        direct_share, unreachable_share``. ``null_of_groups`` is the mean over permutations of the labels between
+        groups; see `convexity.permute_labels`.
 
     Raises
     ------
@@ -148,7 +155,7 @@ def graph_convexity(
                 "convexity": found.convexity,
                 "convexity_low": found.low,
                 "convexity_high": found.high,
-                "null": found.null,
+                "null_of_groups": found.null,
                 "pooled_convexity": found.pooled,
                 "sampling_error": found.sampling_error,
                 "direct_share": found.direct_share,
@@ -168,7 +175,7 @@ def graph_convexity(
                     "convexity": per_class.convexity,
                     "standard_error": per_class.standard_error,
                     "sampling_error": per_class.sampling_error,
-                    "null": per_class.null,
+                    "null_of_groups": per_class.null,
                     "direct_share": per_class.direct_share,
                     "unreachable_share": per_class.unreachable_share,
                 }
@@ -192,8 +199,8 @@ def probe(hidden: HiddenStates, train: HiddenStates | None, seed: int) -> pd.Dat
     Returns
     -------
     DataFrame
-        ``layer, accuracy, accuracy_low, accuracy_high, macro_f1, macro_f1_low, macro_f1_high, chance``; chance
-        is 1 / number of classes that the probe knows.
+        ``layer, accuracy, accuracy_low, accuracy_high, macro_f1, macro_f1_low, macro_f1_high, majority``; majority
+        is the share of the most frequent class among the clips to score: no constant answer has a higher accuracy.
 
     Raises
     ------
@@ -225,7 +232,7 @@ def probe(hidden: HiddenStates, train: HiddenStates | None, seed: int) -> pd.Dat
         row = {"layer": layer}
         for name, value in scores.items():
             row |= {name: value, f"{name}_low": ends[name][0], f"{name}_high": ends[name][1]}
-        rows.append(row | {"chance": 1 / len(np.unique(train_ids))})
+        rows.append(row | {"majority": np.bincount(label_ids).max() / len(label_ids)})
     return pd.DataFrame(rows)
 
 
@@ -239,7 +246,7 @@ class LayerSimilarity:
     Attributes
     ----------
     matrix, null : ndarray of float64, shape (n_layers_a + 1, n_layers_b + 1)
-        The similarity, and the similarity that is expected if the clips of one side are shuffled.
+        The similarity, and the similarity that is expected of unrelated layers; see `Similarity.shuffled`.
     blocks : TwoBlocks or None
         The two blocks of the matrix of one model; None for two models, and if there is no boundary.
     """
@@ -250,7 +257,7 @@ class LayerSimilarity:
 
 
 def similarity_of_layers(
-    metric: str, states: np.ndarray, other: np.ndarray | None, num_neighbors: int, seed: int
+    metric: str, states: np.ndarray, other: np.ndarray | None, table: pd.DataFrame, num_neighbors: int, seed: int
 ) -> LayerSimilarity:
     """Compare all pairs of layers of one model, or all layers of one with all of another.
 
@@ -261,26 +268,33 @@ def similarity_of_layers(
     states : ndarray of float32, shape (n_layers_a + 1, n_clips, size_a)
     other : ndarray of float32, shape (n_layers_b + 1, n_clips, size_b), or None
         States of the same clips in another model.
+    table : DataFrame
+        ``recording_id`` and ``group`` of the clips.
     num_neighbors : int
         Neighbours of each clip in mutual kNN.
     seed : int
         Seed of the sample of clips that sets the width of the RBF kernel; see `similarity.cka`.
     """
-    matrix, null = SIMILARITIES[metric].compare(states, other, num_neighbors, seed)
+    matrix, null = SIMILARITIES[metric].compare(states, other, table, num_neighbors, seed)
     return LayerSimilarity(matrix, null, similarity.two_block_boundary(matrix) if other is None else None)
 
 
-def influence(cosine: np.ndarray | None, mutual_knn: np.ndarray | None) -> pd.DataFrame:
-    """Return the influence of every block: ``layer``, and where measured ``block_influence, knn_block_influence``.
+def influence(cosine: np.ndarray | None, knn: LayerSimilarity | None) -> pd.DataFrame:
+    """Return the influence of every block.
+
+    ``layer``, and where measured ``block_influence, knn_block_influence, knn_block_influence_null``; the last is that
+    of a block whose input and output are unrelated.
 
     Parameters
     ----------
     cosine : ndarray, shape (n_layers + 1, n_layers + 1), or None
         Mean cosine of frames between layers.
-    mutual_knn : ndarray, shape (n_layers + 1, n_layers + 1), or None
+    knn : LayerSimilarity or None
         Mutual kNN of the layers.
     """
-    known = {"block_influence": cosine, "knn_block_influence": mutual_knn}
+    known = {"block_influence": cosine}
+    if knn is not None:
+        known |= {"knn_block_influence": knn.matrix, "knn_block_influence_null": knn.null}
     columns = {name: similarity.block_influence(matrix) for name, matrix in known.items() if matrix is not None}
     return pd.DataFrame(columns).rename_axis(index="layer").reset_index()
 

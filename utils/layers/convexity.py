@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components, dijkstra
+from scipy.sparse.csgraph import dijkstra
 
 from utils.layers.neighbors import nearest_neighbors
 from utils.scores.intervals import INTERVAL_PERCENT, resample_weights
@@ -22,6 +22,7 @@ SMALLEST_DISTANCE = 1e-12
 FEWEST_SOURCES = 30
 MOSTLY_DIRECT = 0.5  # if a greater share of pairs is joined by an edge, convexity is not informative
 N_RESAMPLES = 1000
+N_PERMUTATIONS = 20  # of the null level: the standard error of its mean is about 0.003 with 130 groups
 # Memory limit of the distances and predecessors of one call of Dijkstra: 64 MiB at 12 bytes per vertex.
 DIJKSTRA_BYTES = 2**26
 
@@ -63,7 +64,7 @@ class ClassConvexity:
     direct_share, unreachable_share : ndarray
         Share of pairs joined by an edge, which score 1, and of pairs without a path, which score 0.
     null : ndarray
-        Convexity expected if labels are permuted; see `null_levels`.
+        Convexity expected if labels are permuted between groups; see `permute_labels`.
     """
 
     n_points: np.ndarray
@@ -118,6 +119,7 @@ def graph_convexity(
     num_pairs: int = 5000,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
+    n_permutations: int = N_PERMUTATIONS,
 ) -> GraphConvexity:
     """Return how far the shortest paths between points of a class stay in the class.
 
@@ -128,6 +130,10 @@ def graph_convexity(
     all other points of the class. Every source has the same number of targets and the same probability, so
     the mean is unbiased. Its standard error is std(means of sources, ddof=1) / √m · √(1 - m / n_c) for m of
     n_c sources (Cochran, "Sampling Techniques", 1977, eq. 2.20, 9A.3).
+
+    The null level is the mean over permutations of the labels between groups; see `permute_labels`. The shortest paths
+    do not depend on labels, so those from the sources serve all permutations. Where sources were sampled, each counts
+    as many times as there are points of its class for a source.
 
     Where features are equal, the order of the rows decides: duplicates are joined to their first k copies. In
     a constant layer all paths lead through the first k rows. A score then depends on the classes of these
@@ -150,13 +156,16 @@ def graph_convexity(
         Seed of the sources and of the bootstrap.
     n_resamples : int
         Resamples of the bootstrap.
+    n_permutations : int
+        Permutations of the null level; it is NaN with 0.
 
     Raises
     ------
     InputError
         If a feature is not finite, or there are `k` rows or fewer.
     """
-    return convexity_of_graph(knn_graph(features, k), labels, groups, n_classes, num_pairs, seed, n_resamples)
+    graph = knn_graph(features, k)
+    return convexity_of_graph(graph, labels, groups, n_classes, num_pairs, seed, n_resamples, n_permutations)
 
 
 def knn_graph(features: np.ndarray, k: int) -> csr_array:
@@ -196,6 +205,7 @@ def convexity_of_graph(
     num_pairs: int = 5000,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
+    n_permutations: int = N_PERMUTATIONS,
 ) -> GraphConvexity:
     """Return the convexity of classes in a given graph, symmetric with positive weights; see `graph_convexity`."""
     labels = np.asarray(labels)
@@ -203,7 +213,8 @@ def convexity_of_graph(
     there = n_points >= 2
     rng = np.random.default_rng(seed)
     sources = np.concatenate([_draw_sources(np.flatnonzero(labels == c), num_pairs, rng) for c in range(n_classes)])
-    source, target, score, n_interior = _score_pairs(graph, labels, sources)
+    permuted = permute_labels(labels, groups, n_permutations, seed)
+    (source, target, score, n_interior), null = _score_pairs(graph, labels, sources, permuted, n_classes)
 
     class_of_pair = labels[source]
     n_pairs = np.bincount(class_of_pair, minlength=n_classes)
@@ -213,7 +224,7 @@ def convexity_of_graph(
 
     convexity = class_means(score)
     spread = np.bincount(class_of_pair, (score - convexity[class_of_pair]) ** 2, n_classes)
-    null = np.where(there, null_levels(graph, n_points), np.nan)
+    null[~there] = np.nan
     classes = ClassConvexity(
         n_points=n_points,
         n_pairs=n_pairs,
@@ -226,7 +237,8 @@ def convexity_of_graph(
     )
 
     def overall(values: np.ndarray) -> float:
-        return float(values[there].mean()) if there.any() else float("nan")
+        known = values[there & np.isfinite(values)]  # a class can lack a null level
+        return float(known.mean()) if len(known) else float("nan")
 
     possible = n_points[there] * (n_points[there] - 1.0)
     low, high = pair_interval(source, target, score, labels, groups, n_resamples, seed)
@@ -243,33 +255,33 @@ def convexity_of_graph(
     )
 
 
-def null_levels(graph: csr_array, n_points: np.ndarray) -> np.ndarray:
-    """Return the expected convexity of classes if labels are permuted over the vertices, in closed form.
+def permute_labels(labels: np.ndarray, groups: np.ndarray, n_permutations: int, seed: int = 0) -> np.ndarray:
+    """Permute labels between groups: clips that share a group and a label get one label, that of another such unit.
 
-    This is the limit of the mean over random permutations, so no permutation is drawn and no path is
-    searched. If both ends of a path belong to a class with n_c of n points, each interior vertex is equally
-    likely to be any of the n - 2 other points, and n_c - 2 of these belong to the class. So the expected
-    score of a pair is 1 if it is joined by an edge, (n_c - 2) / (n - 2) if it is joined by a longer path, and
-    0 if there is no path. Distances obey the triangle inequality, so an edge is a shortest path. Thus the
-    edges and the connected components give all shares.
+    Clips of one recordist resemble each other whatever their label. A permutation of clips would part them, and its
+    level would be two to three times too low. A recordist with several species is one unit per species, so the clips of
+    each species keep a common label, and two units of the recordist are as likely to get the same label as any two.
+
+    Units differ in size, and a unit gets one label, whatever its size. So each label keeps its number of units, and its
+    number of clips varies between permutations around the mean for this number of units.
 
     Parameters
     ----------
-    graph : csr_array, shape (n, n)
-        Symmetric, of distances.
-    n_points : ndarray of int, shape (n_classes,)
-        Points of each class.
+    labels : ndarray of int, shape (n,)
+    groups : ndarray, shape (n,)
+        Any sortable values.
+    n_permutations : int
+    seed : int
 
     Returns
     -------
-    ndarray of float64, shape (n_classes,)
-        Not meaningful for a class with fewer than two points, which has no pairs.
+    ndarray of int, shape (n_permutations, n)
     """
-    n = graph.shape[0]
-    sizes = np.bincount(connected_components(graph, directed=False)[1])
-    direct = graph.nnz / (n * (n - 1))
-    reachable = (sizes * (sizes - 1.0)).sum() / (n * (n - 1))
-    return direct + (reachable - direct) * (n_points - 2) / max(1, n - 2)
+    group_index = np.unique(groups, return_inverse=True)[1]
+    units, unit_of_clip = np.unique(np.column_stack([group_index, labels]), axis=0, return_inverse=True)
+    rng = np.random.default_rng((seed, 1))  # its own, so that sources do not depend on the number of permutations
+    drawn = rng.permuted(np.tile(units[:, 1], (n_permutations, 1)), axis=1)
+    return drawn[:, unit_of_clip.ravel()]
 
 
 def _draw_sources(points: np.ndarray, num_pairs: int, rng: np.random.Generator) -> np.ndarray:
@@ -283,28 +295,54 @@ def _draw_sources(points: np.ndarray, num_pairs: int, rng: np.random.Generator) 
 
 
 def _score_pairs(
-    graph: csr_array, labels: np.ndarray, sources: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return source, target, score and number of interior vertices (-1 if unreachable) of every scored pair."""
-    members = np.argsort(labels, kind="stable")
-    n_points = np.bincount(labels)
-    first_member = np.cumsum(n_points) - n_points
+    graph: csr_array, labels: np.ndarray, sources: np.ndarray, permuted: np.ndarray, n_classes: int
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Score the pairs from the sources, and those of permuted labels on the same paths.
+
+    Returns
+    -------
+    pairs : (ndarray, ndarray, ndarray, ndarray)
+        Source, target, score and number of interior vertices (-1 if unreachable) of every scored pair.
+    null : ndarray of float64, shape (n_classes,)
+        Mean over the permutations of the convexity of each class; NaN if no permutation gives it a pair.
+    """
+    n_sources = np.bincount(labels[sources], minlength=n_classes)
+    weights = np.divide(
+        np.bincount(labels, minlength=n_classes), n_sources, where=n_sources > 0, out=np.zeros(n_classes)
+    )
     n_at_once = max(1, DIJKSTRA_BYTES // (12 * graph.shape[0]))
-    parts = []
+    parts, sums = [], np.zeros((2, len(permuted), n_classes))
     for begin in range(0, len(sources), n_at_once):
         chunk = sources[begin : begin + n_at_once]
         # The matrix is symmetric, so both directions are equal; directed=True avoids a transposed copy in SciPy.
         _, predecessors = dijkstra(graph, directed=True, indices=chunk, return_predecessors=True)
-        n_targets = n_points[labels[chunk]]
-        row = np.repeat(np.arange(len(chunk)), n_targets)
-        rank = np.arange(len(row)) - np.repeat(np.cumsum(n_targets) - n_targets, n_targets)
-        target = members[first_member[labels[chunk]][row] + rank]
-        other = target != chunk[row]
-        row, target = row[other], target[other]
+        row, target = _pairs_of(chunk, labels)
         parts.append((chunk[row], target, *_walk(predecessors, chunk, row, target, labels)))
+        for number, of_permutation in enumerate(permuted):
+            row, target = _pairs_of(chunk, of_permutation)
+            score, _ = _walk(predecessors, chunk, row, target, of_permutation)
+            weight = weights[labels[chunk[row]]]
+            for total, values in zip(sums, (weight * score, weight), strict=True):
+                total[number] += np.bincount(of_permutation[target], values, n_classes)
+    levels = _ratio(*sums)
+    n_levels = np.isfinite(levels).sum(axis=0)
+    null = _ratio(np.nan_to_num(levels).sum(axis=0), n_levels)
     if not parts:
-        return np.empty(0, int), np.empty(0, int), np.empty(0), np.empty(0, int)
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return (np.empty(0, int), np.empty(0, int), np.empty(0), np.empty(0, int)), null
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True)), null
+
+
+def _pairs_of(chunk: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return all pairs of a source with another point of its class, as row of the chunk and target."""
+    members = np.argsort(labels, kind="stable")
+    n_points = np.bincount(labels)
+    first_member = np.cumsum(n_points) - n_points
+    n_targets = n_points[labels[chunk]]
+    row = np.repeat(np.arange(len(chunk)), n_targets)
+    rank = np.arange(len(row)) - np.repeat(np.cumsum(n_targets) - n_targets, n_targets)
+    target = members[first_member[labels[chunk]][row] + rank]
+    other = target != chunk[row]
+    return row[other], target[other]
 
 
 def _walk(
@@ -406,7 +444,7 @@ def pair_interval(
 
 
 def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)
 
 
 # --------------------------------------------------------------------------------- Euclidean convexity

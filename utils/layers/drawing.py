@@ -40,14 +40,13 @@ def draw_analysis(folder: Path, metrics: dict | None = None) -> None:
     if (table := _table(folder, "probe")) is not None:
         found["probe"] = table
         analysis_plots.probe_figure(table, folder / "probe", title)
-    maps, nulls = _similarities(folder)
+    maps = _similarities(folder)
     lowest = analysis_plots.lowest_similarity(maps) if maps else None
     for name, one in maps.items():
         analysis_plots.similarity_figure({analysis.SIMILARITIES[name].title: one}, folder / name, models, lowest, title)
     if (table := _table(folder, "block_influence")) is not None:
-        knn_null = 1 - nulls["mutual_knn"] if "mutual_knn" in nulls else None
-        found |= {"influence": table, "knn_null": knn_null}
-        analysis_plots.influence_figure(table, folder / "block_influence", knn_null, title)
+        found["influence"] = table
+        analysis_plots.influence_figure(table, folder / "block_influence", title)
     if (table := _table(folder, "angular_distance")) is not None:
         found["angular_distance"] = by_length(table)
         analysis_plots.angular_distance_figure(found["angular_distance"], folder / "angular_distance", title)
@@ -61,14 +60,14 @@ def _table(folder: Path, name: str) -> pd.DataFrame | None:
     return pd.read_csv(path, dtype={"label": str}, keep_default_na=False, na_values=[""]) if path.is_file() else None
 
 
-def _similarities(folder: Path) -> tuple[dict[str, analysis_plots.Similarity], dict[str, float]]:
-    """Return the similarity matrices with the range of their nulls, and the mean null of each metric.
+def _similarities(folder: Path) -> dict[str, analysis_plots.Similarity]:
+    """Return the similarity matrices with the range of their nulls.
 
     A matrix has a boundary only if its contrast exceeds that of distance alone.
     """
     table = _table(folder, "null_levels")
     if table is None:
-        return {}, {}
+        return {}
     nulls = table.set_index("metric")
     if "null_low" not in nulls:  # written by an earlier version
         nulls = nulls.assign(null_low=nulls["null"], null_high=nulls["null"])
@@ -81,7 +80,7 @@ def _similarities(folder: Path) -> tuple[dict[str, analysis_plots.Similarity], d
         shown = blocks is not None and blocks["contrast"] > blocks["contrast_of_distance_alone"]
         levels = row[["null_low", "null_high"]].to_numpy(dtype=float)
         maps[name] = analysis_plots.Similarity(matrix, levels, blocks["boundary"] if shown else None)
-    return maps, nulls["null"].to_dict()
+    return maps
 
 
 def by_length(table: pd.DataFrame) -> np.ndarray:

@@ -356,12 +356,32 @@ def _rbf_sums(layers: Sequence[_Layer], scale: float, seed: int) -> tuple[np.nda
 
 
 def mutual_knn(states: ArrayLike, other: ArrayLike | None = None, k: int = 10) -> np.ndarray:
-    """Return the share of nearest neighbours that two layers have in common, for all pairs of layers.
+    """Return the share of nearest neighbours that two layers have in common; see `mutual_knn_and_null`."""
+    return mutual_knn_and_null(states, other, k)[0]
+
+
+def mutual_knn_and_null(
+    states: ArrayLike,
+    other: ArrayLike | None = None,
+    k: int = 10,
+    recordings: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share of nearest neighbours that two layers have in common, for all pairs of layers, and its null.
 
     S(i, j) = mean over clips of |N_k(i) ∩ N_k(j)| / k (Huh et al. 2024, arXiv 2405.07987). Neighbours are
     exact, by the cosine of the centred vectors; a clip is not its own neighbour. A clip whose centred vector
     is zero in one of the two layers has no direction there. It is left out, and the number of such clips is
     logged.
+
+    The null is the expected value in unrelated layers of clips that come in groups. Clips of one recording, or of one
+    recordist, are near each other in any layer, so two layers share such neighbours without being related: k / (n - 1),
+    the level of independent clips, is too low. Therefore each clip keeps the number of its neighbours of the same
+    recording, of the same group in other recordings, and of other groups; which clips of each kind these are is
+    random. With a_t and b_t neighbours of kind t in the two layers, among n_t clips of this kind, a_t b_t / n_t are
+    common to both in the mean. This is the exact mean over all shuffles, and whole groups are never parted. (An
+    exchange of whole groups between the layers needs groups of the same size, and most large groups have a size of
+    their own.)
 
     Parameters
     ----------
@@ -371,11 +391,14 @@ def mutual_knn(states: ArrayLike, other: ArrayLike | None = None, k: int = 10) -
         Hidden states of another model, of the same clips in the same order. Default: the same model.
     k : int
         Neighbours of each clip, 1 to n_clips - 1.
+    recordings, groups : ndarray, shape (n_clips,), optional
+        Recording and group of each clip, any sortable values. Default: each clip is a recording and a group by itself,
+        and the null is k / (n_clips - 1).
 
     Returns
     -------
-    ndarray of float64, shape (n_layers_a, n_layers_b)
-        0 to 1; the chance level is `mutual_knn_chance`. NaN, with a warning, for a constant layer.
+    matrix, null : ndarray of float64, shape (n_layers_a, n_layers_b)
+        0 to 1. NaN, with a warning, for a constant layer.
 
     Raises
     ------
@@ -386,7 +409,9 @@ def mutual_knn(states: ArrayLike, other: ArrayLike | None = None, k: int = 10) -
     first, second = _both(states, other, 2)
     layers = [*first, *second]
     n = layers[0].n_clips
-    graphs, there = [], np.empty((len(layers), n))
+    of_clip = [np.arange(n) if of is None else np.unique(of, return_inverse=True)[1] for of in (recordings, groups)]
+    of_kind = _clips_of_each_kind(*of_clip)
+    graphs, there, roots = [], np.empty((len(layers), n)), np.empty((len(layers), *of_kind.shape))
     for i, layer in enumerate(layers):
         rows = layer.rows()
         indices, _ = nearest_neighbors(rows, k, metric="cosine")
@@ -394,26 +419,31 @@ def mutual_knn(states: ArrayLike, other: ArrayLike | None = None, k: int = 10) -
         links = np.repeat(there[i], k)
         graph = csr_array((links, np.sort(indices, axis=1).ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
         graphs.append(graph)
+        kinds = _kinds(np.arange(n)[:, None], indices, *of_clip)
+        found = np.stack([(kinds == kind).sum(axis=1) for kind in range(of_kind.shape[1])], axis=1) * there[i, :, None]
+        roots[i] = np.divide(found, np.sqrt(of_kind), out=np.zeros(of_kind.shape), where=of_kind > 0)
     _warn_of_zeros("mutual kNN", layers, n - there.sum(axis=1))
 
     common = np.full((len(layers), len(layers)), np.nan)
     for i, j in _pairs(first, second):
         common[i, j] = common[j, i] = graphs[i].multiply(graphs[j]).sum()
     n_clips = there @ there.T
-    return _table(common / np.where(n_clips > 0, k * n_clips, np.nan), len(first))
+    n_possible = np.where(n_clips > 0, k * n_clips, np.nan)
+    expected = roots.reshape(len(layers), -1)
+    return _table(common / n_possible, len(first)), _table(expected @ expected.T / n_possible, len(first))
 
 
-def mutual_knn_chance(n_clips: int, k: int) -> float:
-    """Return the mutual kNN that is expected if the clips of one side are shuffled: exactly k / (n - 1).
+def _kinds(clip: np.ndarray, others: np.ndarray, recordings: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return 0 for clips of the same recording, 1 for others of the same group, 2 for the rest."""
+    return np.where(recordings[clip] == recordings[others], 0, np.where(groups[clip] == groups[others], 1, 2))
 
-    Raises
-    ------
-    InputError
-        If `k` is not between 1 and n_clips - 1.
-    """
-    if not 1 <= k < n_clips:
-        raise InputError(f"{k} nearest neighbours of {n_clips} clips: expected 1 to the number of clips minus 1")
-    return k / (n_clips - 1)
+
+def _clips_of_each_kind(recordings: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return how many other clips are of each of the `_kinds`, shape (n_clips, 3)."""
+    in_both = np.unique(np.column_stack([recordings, groups]), axis=0, return_inverse=True)[1].ravel()
+    in_recording, in_group, in_both = (np.bincount(of)[of] for of in (recordings, groups, in_both))
+    same_recording, same_group = in_recording - 1, in_group - in_both
+    return np.column_stack([same_recording, same_group, len(groups) - 1 - same_recording - same_group])
 
 
 def _warn_of_zeros(metric: str, layers: Sequence[_Layer], n_zeros: np.ndarray) -> None:
