@@ -171,7 +171,7 @@ def test_stages_tell_of_it(data, tmp_path, caplog, monkeypatch):
         record = json.loads((tmp_path / "results" / name / "run.json").read_text())
         assert record["metrics"]["n_recordings_trained_on"] == 2
     text = main("04_analysis", "analysis", second, "--model_dir", tmp_path / "two", "--metrics", "cosine")
-    assert "was trained on 2 of the 10 test recordings" in text
+    assert "was trained on 1 of the 9 val recordings" in text
     words = ("--strategies", "forward", "--heal", 1)
     text = main("05_pruning", "sweep", second, "--model_dir", tmp_path / "one", *words)
     assert "was trained on 1 of the 9 val recordings" in text and "was trained on 2 of the 10 test" in text
