@@ -1,12 +1,13 @@
 """Measure the latencies of all models of a study side by side, in one process on one machine.
 
     python -m experiments.latencies --results_dir study/validation_results --runs_dir study/runs --name birds20 \\
-        --data_dir study/processed_data/birds20/seed-1
+        --data_dir study/processed_data/birds20/folds --fold 1
 
 The latencies in summary.csv were measured in separate processes, perhaps under different load. This script takes the
-runs <name>/<model>/seed-<n> of one seed, because the weights do not change the latency. In every round each model is
-timed in turn on the same clip, so that other load on the machine affects all models. The latency is the median over the
-rounds; the table also has their range. Other load is recorded, and latency_doubt says why a latency cannot be trusted.
+runs <name>/<model>/fold-<k>.seed-<n> of one fold and seed, because the weights do not change the latency. In every
+round each model is timed in turn on the same clip, so that other load on the machine affects all models. The latency is
+the median over the rounds; the table also has their range. Other load is recorded, and latency_doubt says why a latency
+cannot be trusted.
 Writes <results_dir>/<name>/latency.csv, which experiments.study_table reads.
 """
 
@@ -38,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--name", required=True, help="data set")
     parser.add_argument("--seed", type=cli.non_negative_int, default=1, help="seed whose models are timed")
-    parser.add_argument("--data_dir", type=Path, required=True, help="output folder of 01; the first test clip is used")
+    parser.add_argument("--fold", default=None, help="fold whose models are timed (default: models without folds)")
+    parser.add_argument("--data_dir", type=Path, required=True, help="output folder of 01; the first clip is used")
     parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
     parser.add_argument(
         "--seconds", type=cli.positive_float, default=5.0, help="seconds for each model, in 20 to 100 passes"
@@ -51,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Time the models; write the table and print it."""
     found = {path: names.parse(path.relative_to(args.runs_dir).as_posix()) for path in args.runs_dir.glob("*/*/*")}
-    wanted = (args.name, names.DEFAULT_SPLIT, None, args.seed)
+    wanted = (args.name, names.DEFAULT_SPLIT, args.fold, args.seed)
     folders = {
         name.full_model: path
         for path, name in sorted(found.items())
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     if not folders:
         raise InputError(f"{args.runs_dir} has no run {args.name}/<model>/seed-{args.seed}; run make study")
     device = runs.resolve_device(args.device)
-    data = clips.read_clips(args.data_dir, "test")
+    data = clips.read_clips(args.data_dir)
     models = {name: encoders.load_model(folder, device) for name, folder in folders.items()}
     times = latency.measure_in_turn(models, data.audio(0), data.sample_rate_hz, args.seconds)
     rows = [

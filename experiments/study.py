@@ -4,23 +4,25 @@
         --base_model wav2vec2=facebook/wav2vec2-base --output_dir study
     python -m experiments.study ... --dry_run      # prints the command of every step, for a batch system
 
-Each seed has its own split by recordist. For every seed these models are trained and scored on the same clips:
+The recordings are divided into folds by recordist. Each fold is tested once, by models that never heard its
+recordists. For every fold and seed these models are trained and scored on the same clips:
 
 <base>.blocks-<layers>  the base model with its first blocks only, fine-tuned: pruning before (02)
 <base>.after-<n>        the whole model, pruned without retraining to the best n blocks on val: pruning after (05, 07)
+<base>.frozen           the whole model with only its head trained: a floor (02)
 <other>                 other encoders, fine-tuned whole (02)
 cnn-<architecture>      the CNN baselines (06)
 
-One of the first models is also trained and scored on clips that were split in another way (<name>.by-<way>), to show
-the effect of the split.
+Then 03 pools the folds of each model. One of the first models is also trained and scored on clips that were divided in
+another way (<name>.by-<way>), to show the effect of the split.
 
 Every step is a stage with its command. --jobs steps run at a time, each with its share of the CPUs. After a stop or a
 kill the same command continues: a finished step has nothing to do, an unfinished one resumes. If a step fails, the
 running steps end, and no other step starts.
 
-Writes <output_dir>/processed_data/<name>/seed-<n>, runs/<name>/<model>/seed-<n> and
-validation_results/<name>/<model>/seed-<n> (see utils/core/names.py), logs/ with the output of the steps, and the tables
-of experiments.leak_table, ladder_table, latencies and study_table.
+Writes <output_dir>/processed_data/<name>/folds, runs/<name>/<model>/fold-<k>.seed-<n> and
+validation_results/<name>/<model>/fold-<k>.seed-<n> and fold-all.seed-<n> (see utils/core/names.py), logs/ with the
+output of the steps, and the tables of experiments.leak_table, ladder_table, latencies and study_table.
 """
 
 import argparse
@@ -33,7 +35,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -42,7 +44,7 @@ from experiments import ladder_table, latencies, leak_table, study_table
 from experiments.stage_processes import start_stage
 from utils.core import cli, names, runs
 from utils.core.errors import InputError, Interrupted, UsageError
-from utils.core.names import Name
+from utils.core.names import DEFAULT_SPLIT, Name
 from utils.core.workers import available_cpus
 from utils.data.splits import SPLIT_BY
 from utils.models import encoders
@@ -80,8 +82,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--base_model", type=_named, required=True, metavar="NAME=MODEL", help="encoder to prune, and its short name")
     add("--other_models", type=_named, nargs="*", default=[], metavar="NAME=MODEL", help="encoders to fine-tune whole")
     add("--architectures", choices=CNNS, nargs="*", default=list(CNNS), help="CNNs of stage 06")
-    add("--seeds", type=cli.non_negative_int, nargs="+", default=[1, 2, 3], help="seeds, each with its own split")
-    add("--splits", choices=SPLIT_BY[1:], nargs="*", default=["recording", "clip"], help="other ways of splitting")
+    add("--folds", type=cli.positive_int, default=5, help="number of folds")
+    add("--seeds", type=cli.non_negative_int, nargs="+", default=[1], help="trainings of each model on each fold")
+    add(
+        "--seeds_of_first_fold",
+        type=cli.non_negative_int,
+        nargs="*",
+        default=[],
+        help="more trainings, on fold 1 only: how much trainings differ",
+    )
+    add("--splits", choices=SPLIT_BY[1:], nargs="*", default=list(SPLIT_BY[1:]), help="other ways of splitting")
     add("--claim_layers", default=None, help="layers of the model for --splits, such as 0-3 (default: all)")
     add("--data_args", type=shlex.split, default=[], help="more arguments for stage 01, in quotes after =")
     add("--train_args", type=shlex.split, default=[], help="the same for stage 02")
@@ -107,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
     claim_layers = args.claim_layers or rungs[-1]
     if claim_layers not in rungs:
         raise UsageError(f"--claim_layers {claim_layers}: no such model in the study, which has {', '.join(rungs)}")
-    if len(set(args.seeds)) < len(args.seeds):
+    if len({*args.seeds, *args.seeds_of_first_fold}) < len(args.seeds) + len(args.seeds_of_first_fold):
         raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
     rounds = plan(args, rungs, claim_layers)
     if args.dry_run:
@@ -138,19 +148,23 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         The one of these whose model is trained on other splits too.
     """
     base, base_model = args.base_model
+    frozen = ("--freeze_feature_encoder", "--freeze_layers", rungs[-1])
 
     def path(kind: str, name: Name | str) -> str:
         return str(args.output_dir / kind / str(name))
 
     def on_data_of(name: Name) -> tuple[str, ...]:
-        return ("--data_dir", path("processed_data", name.data), "--seed", str(name.seed))
+        return ("--data_dir", path("processed_data", name.data), "--fold", name.fold, "--seed", str(name.seed))
 
     def prepared(name: Name) -> Job:
         words = ["--raw_dir", str(args.raw_dir), *(["--metadata", str(args.metadata)] if args.metadata else [])]
-        words += ["--split_by", name.split_by, "--seed", str(name.seed), *args.data_args]
+        words += ["--split_by", name.split_by, "--folds", str(args.folds), *args.data_args]
         return Job(name.data, ((PREPARE, *words, "--output_dir", path("processed_data", name.data)),))
 
+    scored: list[Name] = []
+
     def validation(name: Name) -> tuple[str, ...]:
+        scored.append(name)
         words = ("--model_dir", path("runs", name), *on_data_of(name))
         return (VALIDATE, *words, "--output_dir", path("validation_results", name))
 
@@ -176,22 +190,29 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
             steps.append(validation(name))
         return Job(str(swept), tuple(steps))
 
-    preparing, training, pruning = [], [], []
-    for seed in args.seeds:
-        of_base = Name(args.name, base, seed)
-        preparing.append(prepared(of_base))
+    def pooled(name: Name) -> Job:
+        folds = [path("validation_results", replace(name, fold=fold)) for fold in folds_of[name.seed]]
+        name = replace(name, fold=names.ALL_FOLDS)
+        return Job(str(name), ((VALIDATE, "--pool", *folds, "--output_dir", path("validation_results", name)),))
+
+    folds = [str(number) for number in range(1, args.folds + 1)]
+    folds_of = {**dict.fromkeys(args.seeds, folds), **dict.fromkeys(args.seeds_of_first_fold, folds[:1])}
+    preparing = [prepared(Name(args.name, base, 0, fold="1", split_by=way)) for way in (DEFAULT_SPLIT, *args.splits)]
+    training, pruning = [], []
+    for seed, fold in ((seed, fold) for seed, own in folds_of.items() for fold in own):
+        of_base = Name(args.name, base, seed, fold=fold)
         training += [rung(of_base, keep) for keep in rungs]
+        training.append(fine_tuned(of_base.variant(names.FROZEN), base_model, *frozen))
         for name, model in args.other_models:
-            training.append(fine_tuned(Name(args.name, name, seed), model))
+            training.append(fine_tuned(replace(of_base, model=name), model))
         for architecture in args.architectures:
             words = ("--architecture", architecture, *args.cnn_args)
-            training.append(trained(Name(args.name, f"cnn-{architecture}", seed), TRAIN_CNN, *words))
-        for split_by in args.splits:
-            other = Name(args.name, base, seed, split_by=split_by)
-            preparing.append(prepared(other))
-            training.append(rung(other, claim_layers))
+            training.append(trained(replace(of_base, model=f"cnn-{architecture}"), TRAIN_CNN, *words))
         pruning.append(pruned(of_base))
-    return [preparing, training, pruning]
+        if seed == args.seeds[0]:
+            training += [rung(replace(of_base, split_by=way), claim_layers) for way in args.splits]
+    pooling = [pooled(name) for name in scored if name.fold == "1" and name.seed in args.seeds]
+    return [preparing, training, pruning, pooling]
 
 
 # ------------------------------------------------------------------------------------------- doing it
@@ -281,7 +302,10 @@ def _told(job: Job, number: int, exit_code: int, logs_dir: Path) -> str:
 
 def make_tables(args: argparse.Namespace, claim_layers: str) -> None:
     """Print the tables of the study and draw its figures; latencies are measured once."""
-    results_dir, first = args.output_dir / "validation_results", Name(args.name, args.base_model[0], args.seeds[0])
+    results_dir, first = (
+        args.output_dir / "validation_results",
+        Name(args.name, args.base_model[0], args.seeds[0], fold="1"),
+    )
     of_study = ("--results_dir", results_dir, "--name", args.name)
 
     def make(script, *words: str | Path) -> None:

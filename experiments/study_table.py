@@ -90,7 +90,7 @@ def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
     """
     rows = summary.read_metrics(results_dir / f"{summary.SUMMARY_NAME}.csv")
     parsed = rows["model_name"].map(names.parse)
-    is_own = parsed.map(lambda one: one is not None and (one.data_set, one.fold) == (name, None))
+    is_own = parsed.map(lambda one: one is not None and one.data_set == name and one.fold in (None, names.ALL_FOLDS))
     rows, parsed = rows[is_own], parsed[is_own]
     if rows.empty:
         raise InputError(f"{results_dir} has no result {name}/<model>/seed-<n>; run make study, or experiments.study")

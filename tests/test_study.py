@@ -20,7 +20,8 @@ from utils.models import encoders
 from utils.models.loaded_model import LoadedModel
 
 QUICK = "--num_train_epochs 1 --augment none --learning_rate 1e-3"
-MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0-1", "small.after-1", "cnn-melspectrogram"}
+MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0-1", "small.after-1", "small.frozen"}
+MODELS |= {"cnn-melspectrogram"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,8 @@ def words(tmp_path_factory):
     encoders.save_model(LoadedModel(model, small_extractor("wav2vec2")), folder / "base")
     return [
         *("--name", "birds", "--raw_dir", str(folder / "raw"), "--metadata", str(folder / "raw" / "metadata.csv")),
-        *("--base_model", f"small={folder / 'base'}", "--claim_layers", "0", "--splits", "clip", "--seeds", "1"),
+        *("--base_model", f"small={folder / 'base'}", "--claim_layers", "0", "--splits", "clip"),
+        *("--folds", "3"),
         *("--architectures", "melspectrogram", "--data_args=--min_recordings 3 --clip_seconds 1"),
         *(f"--train_args={QUICK}", f"--cnn_args=--width 0.125 {QUICK}"),
     ]
@@ -77,22 +79,29 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
     assert len(started) == 6 and "stopped by SIGTERM" in caplog.text
     before = records(tmp_path / "study")
     complete = {name for name, record in before.items() if record["status"] == "complete"}
-    assert {"processed_data/birds/seed-1", "processed_data/birds.by-clip/seed-1"} <= complete
+    assert {"processed_data/birds/folds", "processed_data/birds.by-clip/folds"} <= complete
     assert not any((tmp_path / "study" / "validation_results").glob("birds/study.*"))
 
     assert study.main(command) == 0
     after = records(tmp_path / "study")
-    results = {f"validation_results/birds/{model}/seed-1" for model in [*MODELS, "small.blocks-0-1.sweep"]}
-    assert results | {"validation_results/birds.by-clip/small.blocks-0/seed-1"} <= after.keys()
-    assert {name.replace("validation_results", "runs") for name in results if "sweep" not in name} <= after.keys()
+    of_folds = {
+        f"validation_results/birds/{model}/fold-{fold}.seed-1"
+        for model in [*MODELS, "small.blocks-0-1.sweep"]
+        for fold in (1, 2, 3)
+    }
+    assert of_folds | {"validation_results/birds.by-clip/small.blocks-0/fold-all.seed-1"} <= after.keys()
+    assert {name.replace("validation_results", "runs") for name in of_folds if "sweep" not in name} <= after.keys()
+    assert {f"validation_results/birds/{model}/fold-all.seed-1" for model in MODELS} <= after.keys()
     assert {record["status"] for record in after.values()} == {"complete"}
     assert all(after[name] == before[name] for name in complete), "what was done is not done again"
     table = pd.read_csv(tmp_path / "study" / "validation_results" / "birds" / "study.csv").set_index("model")
     assert set(table.index) == MODELS
     for model in table.index:
-        scored = pd.read_csv(tmp_path / "study" / "validation_results" / "birds" / model / "seed-1" / "metrics.csv")
+        scored = pd.read_csv(
+            tmp_path / "study" / "validation_results" / "birds" / model / "fold-all.seed-1" / "metrics.csv"
+        )
         assert table.loc[model, "accuracy"] == pytest.approx(scored["accuracy"].item(), abs=1e-5)
-    assert table["kind"].value_counts().to_dict() == {"pruned before": 2, "whole": 1, "pruned after": 1, "CNN": 1}
+    assert table["kind"].value_counts().to_dict() == {"pruned before": 2, "whole": 2, "pruned after": 1, "CNN": 1}
     printed = capsys.readouterr().out
     for line in (
         "| clip |",
@@ -129,8 +138,9 @@ def wait_for(condition, most_s=120.0):
 def test_every_step_is_a_command_that_its_stage_takes(words, capsys):
     assert study.main([*words, "--seeds", "1", "2", "--other_models", "more=tiny", "--dry_run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    # For each seed: two preparations; six models that are trained, and scored; a sweep, its subset, and its score.
-    assert len(lines) == 2 * (2 + 6 * 2 + 3)
+    # Two preparations; for each of two seeds and three folds: six models that are trained and scored, a sweep, its
+    # subset and its score; a model on other splits, trained and scored on each fold; then pooling.
+    assert len(lines) == 2 + 2 * 3 * (6 * 2 + 3) + 3 * 2 + 2 * 7 + 1
     parsed = []
     for line in lines:
         python, script, *arguments = study.shlex.split(line)
@@ -139,7 +149,9 @@ def test_every_step_is_a_command_that_its_stage_takes(words, capsys):
     outputs = [str(args.output_dir) for _, args in parsed]
     assert len(set(outputs)) == len(outputs)
     for number, (script, args) in enumerate(parsed):
-        for name in ("data_dir", "model_dir"):
+        pools = [] if script != study.VALIDATE else args.pool or []
+        assert {str(folder) for folder in pools} <= set(outputs[:number])
+        for name in () if pools else ("data_dir", "model_dir"):
             assert str(getattr(args, name, None)) in {"None", *outputs[:number]}, "made by an earlier step"
         if script == study.TRAIN:
             assert args.learning_rate == 1e-3 and args.num_train_epochs == 1
@@ -156,7 +168,7 @@ def test_a_step_that_fails_is_told_and_nothing_starts_after_it(tmp_path, caplog)
 
 def test_help_shows_its_defaults():
     text = " ".join(study.build_parser().format_help().split())
-    assert "seeds, each with its own split (default: 1 2 3)" in text
+    assert "trainings of each model on each fold (default: 1)" in text
     assert "encoders to fine-tune whole (default: none)" in text
 
 
@@ -167,7 +179,7 @@ def test_help_shows_its_defaults():
         (("--seeds", "1", "1"), "give each seed once"),
         (("--base_model", "tiny"), "'tiny' is not a short name and a model"),
         (("--other_models", "a/b=tiny"), "'a/b=tiny' is not a short name and a model"),
-        (("--name", "birds.by-clip"), "no result can be called 'birds.by-clip/small/seed-1'"),
+        (("--name", "birds.by-clip"), "no result can be called 'birds.by-clip/small/fold-1.seed-0'"),
         (("--splits", "recordist"), "invalid choice: 'recordist'"),
     ],
 )

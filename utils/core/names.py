@@ -12,6 +12,7 @@ pruned        pruned after fine-tuning, to the blocks that stage 05 or the user 
 sweep         not a model: the results of a pruning search of stage 05
 pretrained    the downloaded model, without fine-tuning
 all-clips     analysed on the clips of all splits
+frozen        the downloaded model with a new head: only the head is trained
 
 Results that came with the code stand below ``published`` in these folders. Other folder names are allowed, such as
 ``validation_results/whole``; a name that does not follow the layout is not parsed.
@@ -28,12 +29,13 @@ from utils.core.records import RECORD_NAME
 
 PUBLISHED = "published"
 DEFAULT_SPLIT = "recordist"
-PRUNED, SWEEP = "pruned", "sweep"
+ALL_FOLDS = "all"
+PRUNED, SWEEP, FROZEN = "pruned", "sweep", "frozen"
 # Root folders of the results, and the depth of a result below its root.
 ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
 DEPTH = 3
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
-_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|pretrained|all-clips"
+_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|pretrained|all-clips|frozen"
 _NAME = re.compile(
     r"(?P<data_set>[^/.][^/]*?)(?:\.by-(?P<split_by>[a-z_]+))?/"
     rf"(?P<model>[^/.+][^/+]*?)(?P<variants>(?:\.(?:{_VARIANT}))*)/"

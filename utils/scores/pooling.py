@@ -41,7 +41,7 @@ def default_folder(folders: Sequence[Path]) -> Path:
         If the names of the folders do not tell.
     """
     parsed = {names.parse(names.of_folder(folder)) for folder in folders}
-    pooled = {name and replace(name, fold="all") for name in parsed}
+    pooled = {name and replace(name, fold=names.ALL_FOLDS) for name in parsed}
     if None in pooled or len(pooled) > 1:
         raise UsageError(
             "--pool takes the folds of one model, such as validation_results/birds/w2v/fold-*.seed-42; found "
