@@ -45,10 +45,15 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Print the table, and draw the figure <results_dir>/<name>/<model>.ladder."""
     before = fine_tuned(args.results_dir, args.name, args.model)
+    whole = {
+        training: model
+        for seed, pooled in whole_models(before).items()
+        for training, model in folds_of(args.results_dir, pooled, seed).items()
+    }
     after = pd.concat(
-        [swept(args.results_dir, whole, seed) for seed, whole in whole_models(before).items()], ignore_index=True
+        [swept(args.results_dir, model, training) for training, model in whole.items()], ignore_index=True
     )
-    print("\n".join([*markdown(before, after, args.results_dir), "", *rules(whole_models(before), args.results_dir)]))
+    print("\n".join([*markdown(before, after, args.results_dir), "", *rules(whole, args.results_dir)]))
     draw(before, after, args.results_dir, args.name, args.model)
 
 
@@ -72,6 +77,17 @@ def whole_models(before: pd.DataFrame) -> dict[int, str]:
     return before.sort_values("n_layers").groupby("seed")["model_name"].last().to_dict()
 
 
+def folds_of(results_dir: Path, model: str, seed: int) -> dict[str, str]:
+    """Return the models whose results were pooled as this one, by ``<fold>.<seed>``; the model itself by its seed."""
+    name = names.parse(model)
+    if name.fold != names.ALL_FOLDS:
+        return {str(seed): model}
+    folders = (results_dir / name.data_folder / name.full_model).glob(f"fold-*.{name.part.partition('.')[2]}")
+    found = [names.parse(names.of_folder(folder)) for folder in folders]
+    own = sorted((one for one in found if one.fold != names.ALL_FOLDS), key=lambda one: int(one.fold))
+    return {f"{one.fold}.{seed}": str(one) for one in own}
+
+
 def read_sweep(results_dir: Path, whole: str) -> tuple[dict, pd.DataFrame]:
     """Return the choices of a sweep at every size, and all its rows.
 
@@ -88,7 +104,7 @@ def read_sweep(results_dir: Path, whole: str) -> tuple[dict, pd.DataFrame]:
         raise InputError(f"{folder} cannot be read ({error}); run 05_pruning.py on {whole}") from error
 
 
-def swept(results_dir: Path, whole: str, seed: int) -> pd.DataFrame:
+def swept(results_dir: Path, whole: str, seed: str) -> pd.DataFrame:
     """Return, for one whole model, the subset chosen at every size and the mean of the random subsets.
 
     Returns
@@ -170,7 +186,7 @@ def markdown(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path) -> li
     return lines
 
 
-def rules(whole: dict[int, str], results_dir: Path) -> list[str]:
+def rules(whole: dict[str, str], results_dir: Path) -> list[str]:
     """Return the lines of a table of the rules: one line per rule, best first, with mean accuracies over the seeds."""
     tables = [read_sweep(results_dir, model)[1].assign(seed=seed) for seed, model in whole.items()]
     rows = pd.concat(tables, ignore_index=True)

@@ -54,13 +54,14 @@ def run(args: argparse.Namespace) -> None:
     """Time the models; write the table and print it."""
     found = {path: names.parse(path.relative_to(args.runs_dir).as_posix()) for path in args.runs_dir.glob("*/*/*")}
     wanted = (args.name, names.DEFAULT_SPLIT, args.fold, args.seed)
+    part = names.Name(args.name, "m", args.seed, fold=args.fold).part
     folders = {
         name.full_model: path
         for path, name in sorted(found.items())
         if name is not None and (name.data_set, name.split_by, name.fold, name.seed) == wanted
     }
     if not folders:
-        raise InputError(f"{args.runs_dir} has no run {args.name}/<model>/seed-{args.seed}; run make study")
+        raise InputError(f"{args.runs_dir} has no run {args.name}/<model>/{part}; run make study")
     device = runs.resolve_device(args.device)
     data = clips.read_clips(args.data_dir)
     models = {name: encoders.load_model(folder, device) for name, folder in folders.items()}

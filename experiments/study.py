@@ -316,7 +316,8 @@ def make_tables(args: argparse.Namespace, claim_layers: str) -> None:
     make(ladder_table, *of_study, "--model", first.model)
     if not (results_dir / args.name / study_table.LATENCIES_NAME).exists():
         data_dir = args.output_dir / "processed_data" / first.data
-        make(latencies, *of_study, "--runs_dir", args.output_dir / "runs", "--data_dir", data_dir, "--seed", first.seed)
+        of_runs = ("--runs_dir", args.output_dir / "runs", "--data_dir", data_dir)
+        make(latencies, *of_study, *of_runs, "--fold", first.fold, "--seed", str(first.seed))
     make(study_table, *of_study)
 
 
