@@ -446,6 +446,7 @@ def process(
     labels = sorted({r.file.label for r in recorded})
     clips.write_labels(args.output_dir, labels)
     n_recordings = recordings_table.write_recordings(args.output_dir, args.sample_rate, recorded, stretches)
+    recordings_table.warn_of_labels_of_one_collection(args.output_dir)
     preparation.write_split_report(args.output_dir, clip_format.clip_samples, stretches, args.folds)
     preparation.warn_of_formulas(recorded, skipped)
 

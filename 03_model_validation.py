@@ -15,7 +15,9 @@ between trainings. The latency is that of one clip, from audio in memory to logi
 the first block; its share is reported, because pruning does not make it cheaper.
 
 Writes <output_dir>/metrics.csv, classification_report.csv, confusion_matrix.csv/.pdf/.png, reliability.pdf/.png,
-predictions.parquet, log.txt and run.json. Rebuilds summary.csv and summary.png of all results.
+predictions.parquet, log.txt and run.json. Where the scored clips are of several known collections, it also writes
+scores_by_collection.csv, with their mean and the level that knowing the collection alone would reach. Rebuilds
+summary.csv and summary.png of all results.
 
 --compare takes results of models that were scored on the same clips. For each pair of models it measures the
 difference clip by clip: its interval by itself and together with all pairs (max-t), a sign-flip p value, and that value
@@ -40,9 +42,9 @@ from utils.core import cli, lazy, names, runs
 from utils.core.errors import AlreadyComplete, UsageError
 from utils.core.files import write_text
 from utils.core.text import some
-from utils.data import splits
+from utils.data import recordings_table, splits
 from utils.models import model_folder
-from utils.scores import comparison, looks, pooling, predictions, summary
+from utils.scores import by_collection, comparison, looks, pooling, predictions, summary
 
 with lazy.imported_on_first_use():
     import numpy as np
@@ -56,7 +58,7 @@ log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>"
 OUTPUTS = (
-    *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv"),
+    *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv", by_collection.NAME),
     *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*"),
 )
 # What does not change a pooled result: --margin is of --compare.
@@ -233,6 +235,8 @@ def validate(args: argparse.Namespace) -> None:
         with this_run.timed("writing"):
             write_results(args.output_dir, table, labels, logits, row)
         log_scores(row)
+        known = by_collection.collections_of(table["recording_id"], labels, args.data_dir, args.fold)
+        score_collections(args, this_run, table.assign(predicted_id=logits.argmax(axis=1)), known)
         log.info("in batches of %d: %.1f clips/s", row["batch_size"], row["throughput_clips_per_s"])
 
 
@@ -252,6 +256,29 @@ def pool(args: argparse.Namespace) -> None:
         this_run.metrics["heard_in_train"] = pooling.who_was_heard(folds)
         write_results(args.output_dir, table, folds[first].labels, logits, row)
         log_scores(row, scored="these models")
+        if (args.data_dir / recordings_table.NAME).is_file():
+            if clips.data_input(args.data_dir).sha256 == row["data_sha256"].rpartition("/")[0]:
+                score_collections(args, this_run, table, pooling.collections_of(folds, args.data_dir))
+            else:
+                log.warning("%s is not the data set of these folds any more: no scores by collection", args.data_dir)
+
+
+def score_collections(
+    args: argparse.Namespace, this_run: runs.Run, table: pd.DataFrame, collections: pd.DataFrame
+) -> None:
+    """Write and log the scores by collection, if the clips are of several."""
+    scores = by_collection.score(table, collections)
+    if scores is None:
+        return
+    recordings_table.warn_of_labels_of_one_collection(args.data_dir)
+    write_text(args.output_dir / by_collection.NAME, scores.to_csv(index=False, float_format="%.6g"))
+    for _, row in scores.iterrows():
+        log.info(
+            "%s: %d clips in %d groups, %d labels; accuracy %.3f [%.3f, %.3f], macro F1 %.3f [%.3f, %.3f]",
+            *(row[name] for name in scores.columns),
+        )
+    of_all = scores.set_index("collection").loc[[by_collection.MEAN, by_collection.ALONE], list(intervals.SCORES)]
+    this_run.metrics["collections"] = of_all.to_dict("index")
 
 
 def write_results(

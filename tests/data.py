@@ -115,11 +115,12 @@ def write_processed(
     seed: int = 0,
     folds: int | None = None,
     recordists: dict[str, str] | None = None,
+    collections: dict[str, str] | None = None,
 ) -> Path:
     """Write a complete processed data set, two clips a recording, as stage 01 would.
 
     With `folds`, `recordings_per_class` is by fold and by default 2. With `recordists`, by recording id, there is a
-    ``recordings.csv``; the recordist of other recordings is unknown.
+    ``recordings.csv``; the recordist of other recordings is unknown. `collections` are by recording id, too.
     """
     labels = labels or LABELS
     if folds is not None:
@@ -157,9 +158,13 @@ def write_processed(
         clips.write_labels(data_dir, labels)
         if recordists is not None:
             own = {row["recording_id"]: row for row in rows}
-            columns = ["recording_id", "label", "recordist", "group", "split", "sha256"]
+            columns = ["recording_id", "label", "recordist", "group", "split", "sha256", "n_clips", "collection"]
+            of_collection = (collections or {}).get
             values = [
-                [name, row["label"], recordists.get(name, ""), row["group"], row["split"], sha256_of_lines([name])]
+                [
+                    *(name, row["label"], recordists.get(name, ""), row["group"], row["split"]),
+                    *(sha256_of_lines([name]), 2, of_collection(name, "")),
+                ]
                 for name, row in own.items()
             ]
             write_csv(data_dir / recordings_table.NAME, columns, values)

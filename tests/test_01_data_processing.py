@@ -386,6 +386,9 @@ def test_the_collection_of_a_recording(by_people, in_folds, tmp_path, caplog):
     collections = read_csv(tmp_path / "out" / "recordings.csv").collection
     assert collections.tolist() == ["A" if i % 3 else "" for i in range(42)]
     assert "collection from column archive" in caplog.text
+    assert "recordings of one collection only" not in caplog.text
+    assert run_by_people(by_people, tmp_path / "by label", "--collection_column", "label") == 0
+    assert "3 of 3 labels have recordings of one collection only" in caplog.text
     assert run_by_people(by_people, tmp_path / "out") == 4, "the table would have another content"
 
 

@@ -11,7 +11,7 @@ from tests.stages import load_stage
 from utils.data import clips
 from utils.models import latency
 from utils.pruning import drawing
-from utils.scores import predictions
+from utils.scores import by_collection, predictions
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 # Ann is in fold 1 with a crow and in fold 3 with a crow and a tit.
@@ -30,7 +30,10 @@ def quick():
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return write_processed(tmp_path_factory.mktemp("data") / "birds" / "folds", folds=3, recordists=PEOPLE)
+    names = [f"{label}/fold-{fold}{number}" for label in LABELS for fold in (1, 2, 3) for number in (0, 1)]
+    collections = {name: "C1" if name.startswith(LABELS[0]) else "C2" for name in names}
+    folder = tmp_path_factory.mktemp("data") / "birds" / "folds"
+    return write_processed(folder, folds=3, recordists=PEOPLE, collections=collections)
 
 
 def main(stage, data_dir, output_dir, *words):
@@ -99,6 +102,16 @@ def test_folds_are_scored_and_pooled_and_clips_that_were_heard_are_told_of(data_
     heard = json.loads((pooled / "run.json").read_text())["metrics"]["heard_in_train"]
     assert heard == {name: sum(one["heard_in_train"][name] for one in metrics.values()) for name in heard}
     assert heard["n_clips"] == 36
+
+    # C1 has the first label alone; C2 the others, equally often, so that the guess is the second.
+    for folder, n_clips in ((results[1], 12), (pooled, 36)):
+        found = pd.read_csv(folder / by_collection.NAME).set_index("collection")
+        assert found["n_clips"].tolist() == [n_clips // 3, 2 * n_clips // 3, n_clips, n_clips]
+        expected = {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((1 + 2 / 3 + 0) / 3)}
+        recorded = json.loads((folder / "run.json").read_text())["metrics"]["collections"]
+        assert recorded[by_collection.ALONE] == expected
+        assert found.loc[by_collection.MEAN, "accuracy"] == pytest.approx(found["accuracy"].iloc[:2].mean(), abs=1e-6)
+        assert "3 of 3 labels have recordings of one collection only" in (folder / "log.txt").read_text()
 
 
 def test_an_analysis_and_a_sweep_are_of_a_fold(data_dir, run_dir, tmp_path, caplog):

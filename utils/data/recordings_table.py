@@ -1,17 +1,21 @@
 """``recordings.csv`` of a data set, one row per recording. 01 writes it. It tells whom and what a model has heard."""
 
 import csv
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.core.files import sha256_of_lines, write_csv
+from utils.core.text import some
 from utils.data.splits import FOLDS, NAMES_OF_SPLITS, SPLITS, Heard, split_in_fold, who_was_heard
 
 if TYPE_CHECKING:
     from utils.data.preparation import Recorded
     from utils.data.spool import Stretch
+
+log = logging.getLogger(__name__)
 
 NAME = "recordings.csv"
 
@@ -99,3 +103,19 @@ def heard_in_train(recording_ids: Iterable[str], data_dir: Path, fold: int | Non
     train = [item("train", name, 0) for name, row in rows.items() if "train" in row.get("split", "").split("|")]
     scored = Counter(recording_ids).items()
     return who_was_heard([*train, *(item("scored", name, n) for name, n in scored)], "scored")
+
+
+def warn_of_labels_of_one_collection(data_dir: Path) -> None:
+    """Warn, by name, of labels whose recordings are all of one collection, where there are several collections."""
+    collections_of = defaultdict(set)
+    for row in read_recordings(data_dir):
+        collections_of[row.get("label", "")].add(row.get("collection") or "")
+    known = set().union(*collections_of.values()) - {""}
+    alone = {label: found.pop() for label, found in sorted(collections_of.items()) if len(found) == 1}
+    named = [f"{label} ({collection})" for label, collection in alone.items() if collection]
+    if len(known) > 1 and named:
+        log.warning(
+            "%d of %d labels have recordings of one collection only, so a model can tell them by the sound of the "
+            "collection: %s",
+            *(len(named), len(collections_of), some(named)),
+        )

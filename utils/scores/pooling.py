@@ -11,7 +11,7 @@ from pathlib import Path
 from utils.core import lazy, names, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.text import some
-from utils.scores import comparison, predictions, summary
+from utils.scores import by_collection, comparison, predictions, summary
 
 with lazy.imported_on_first_use():
     import numpy as np
@@ -140,6 +140,16 @@ def who_was_heard(folders: Iterable[Path]) -> dict[str, int]:
     for folder in folders:
         counts.update(runs.read_record(folder)["metrics"].get("heard_in_train", {}))
     return dict(counts)
+
+
+def collections_of(folders: dict[Path, comparison.Scored], data_dir: Path) -> pd.DataFrame:
+    """Return what `by_collection.collections_of` does, by ``clip_id`` as in `pool`; train is that of a clip's fold."""
+    parts = []
+    for folder, one in folders.items():
+        fold = int(_FOLD.fullmatch(str(one.metrics["data_sha256"]))["fold"])
+        known = by_collection.collections_of(predictions.read_recording_ids(folder), one.labels, data_dir, fold)
+        parts.append(known.assign(clip_id=one.predictions["clip_id"].to_numpy()))
+    return pd.concat(parts).sort_values("clip_id", kind="stable", ignore_index=True)
 
 
 def _mean_or_nan(values: pd.Series) -> float:

@@ -1,0 +1,124 @@
+"""Scores by collection, and the level that knowing the collection alone would reach."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from utils.core import lazy
+from utils.data import recordings_table
+
+with lazy.imported_on_first_use():
+    import numpy as np
+    import pandas as pd
+
+    from utils.scores import evaluation, intervals
+
+NAME = "scores_by_collection.csv"
+UNKNOWN = "unknown"
+MEAN = "mean over collections"
+ALONE = "knowing the collection alone"
+
+
+def collections_of(
+    recording_ids: Iterable[str], labels: Sequence[str], data_dir: Path, fold: int | None = None
+) -> pd.DataFrame:
+    """Return the collection of each clip, and the label that one would guess who knows nothing else.
+
+    The guess is the most frequent label among the train clips of the collection; of equally frequent labels, the one
+    with the lowest id. Where the collection is unknown or has no train clip, it is that of all train clips.
+
+    Parameters
+    ----------
+    recording_ids : iterable of str, one per clip
+    labels : sequence of str
+        By label id.
+    data_dir : Path
+        Its ``recordings.csv`` says which collection a recording is of, and whether it is in train.
+    fold : int, optional
+        The fold that is tested, where the data set has folds.
+
+    Returns
+    -------
+    DataFrame
+        One row per clip: ``collection``, empty where unknown, and ``guessed_id``, the number of labels if there is no
+        train clip.
+    """
+    rows, ids = recordings_table.read_recordings(data_dir, fold), {label: i for i, label in enumerate(labels)}
+    of_recording = {row["recording_id"]: row.get("collection") or "" for row in rows}
+    n_clips: defaultdict[str, Counter[int]] = defaultdict(Counter)  # of train, by collection; "" is all
+    for row in rows:
+        if "train" in row.get("split", "").split("|") and row.get("label") in ids:
+            for name in {"", of_recording[row["recording_id"]]}:
+                n_clips[name][ids[row["label"]]] += int(row["n_clips"])
+    guess_of = {name: min(counts, key=lambda i: (-counts[i], i)) for name, counts in n_clips.items()}
+    collections = [of_recording.get(name, "") for name in recording_ids]
+    guesses = [guess_of.get(name, guess_of.get("", len(labels))) for name in collections]
+    return pd.DataFrame({"collection": collections, "guessed_id": guesses})
+
+
+def score(table: pd.DataFrame, collections: pd.DataFrame) -> pd.DataFrame | None:
+    """Return the scores of the clips of each collection, their mean, and the level of knowing the collection alone.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``label_id, predicted_id, group`` of each clip.
+    collections : DataFrame
+        As `collections_of` returns it, of the same clips.
+
+    Returns
+    -------
+    DataFrame or None
+        ``collection, n_clips, n_groups, n_labels``, and ``accuracy`` and ``macro_f1`` with their 95 % intervals: one
+        row per collection, one of the clips of unknown collection if there are any, then `MEAN` (without the unknown)
+        and `ALONE` (of all clips). Macro F1 is over the labels that occur in a row's clips; that of `MEAN` is the mean
+        of the rows. None if there are fewer than two collections.
+    """
+    of_clip = collections["collection"].to_numpy()
+    names = sorted(set(of_clip) - {""})
+    if len(names) < 2:
+        return None
+    label_ids, predicted_ids, groups = (table[name].to_numpy() for name in ("label_id", "predicted_id", "group"))
+
+    def row_of(name: str, here: np.ndarray, answers: np.ndarray) -> dict:
+        scores = (answers[here] == label_ids[here]).mean(), evaluation.macro_f1(label_ids[here], answers[here])
+        ends = intervals.score_intervals(label_ids[here], answers[here], groups[here])
+        return _row(name, here, table, zip(scores, ends.values(), strict=True))
+
+    rows = [row_of(name, of_clip == name, predicted_ids) for name in names]
+    if (unknown := of_clip == "").any():
+        rows.append(row_of(UNKNOWN, unknown, predicted_ids))
+    rows.append(_row(MEAN, ~unknown, table, _mean_over(names, of_clip, label_ids, predicted_ids, groups)))
+    rows.append(row_of(ALONE, np.full(len(table), True), collections["guessed_id"].to_numpy()))
+    return pd.DataFrame(rows)
+
+
+def _row(name: str, here: np.ndarray, table: pd.DataFrame, scores: Iterable[tuple[float, tuple[float, float]]]) -> dict:
+    counts = {"n_clips": int(here.sum()), "n_groups": table["group"][here].nunique()}
+    row = {"collection": name, **counts, "n_labels": table["label_id"][here].nunique()}
+    for score_name, (value, (low, high)) in zip(intervals.SCORES, scores, strict=True):
+        row |= {score_name: float(value), f"{score_name}_low": float(low), f"{score_name}_high": float(high)}
+    return row
+
+
+def _mean_over(
+    names: Sequence[str], of_clip: np.ndarray, label_ids: np.ndarray, predicted_ids: np.ndarray, groups: np.ndarray
+) -> list[tuple[float, tuple[float, float]]]:
+    """Return the mean of each score over collections, with its interval by the jackknife over all their groups."""
+    known = np.unique(groups[of_clip != ""])
+    n_classes = int(max(label_ids.max(), predicted_ids.max())) + 1
+    counts = [
+        intervals.count(label_ids[here], predicted_ids[here], groups[here], known, n_classes)
+        for here in (of_clip == name for name in names)
+    ]
+    found = intervals.jackknife(intervals.Counts(*(np.stack(of_all) for of_all in zip(*counts, strict=True))))
+    # Without its only group, a collection has no score, and the mean is over the others.
+    has_score = np.isfinite(found.left_out)
+    left_out = np.nan_to_num(found.left_out).sum(axis=1) / np.maximum(has_score.sum(axis=1), 1)
+    means, error = found.estimate.mean(axis=1), intervals.standard_error(left_out)
+    if len(known) < 2:
+        return [(mean, (np.nan, np.nan)) for mean in means]
+    ends = intervals.share_interval(means, error, len(known), int((of_clip != "").sum()))
+    return list(zip(means, zip(*ends, strict=True), strict=True))
