@@ -168,6 +168,17 @@ def test_equal_models_may_differ_in_groups_that_are_not_here(answers):
     assert (value, low, high) == pytest.approx((1, 1 - 2 * t**2 / (60 + t**2), 1))
 
 
+def test_one_clip_that_differs_does_not_make_an_interval_narrower(answers):
+    label_ids, predicted_ids, _ = answers
+    groups = np.arange(300) // 5
+    other = predicted_ids.copy()
+    other[np.argmax(predicted_ids == label_ids)] = 8
+    same, one = (
+        intervals.paired_difference(label_ids, ids, predicted_ids, groups)["accuracy"] for ids in (predicted_ids, other)
+    )
+    assert one[1] < same[1] and one[2] == pytest.approx(same[2], abs=1 / 300)
+
+
 def test_a_difference_on_one_group_has_no_interval(answers):
     label_ids, predicted_ids, _ = answers
     value, low, high = intervals.paired_difference(label_ids, predicted_ids, label_ids, np.zeros(300))["accuracy"]

@@ -69,10 +69,10 @@ def within_margin(
         return Verdict(NOT_SHOWN)
     if not margin or not np.isfinite(error):
         return Verdict(UNDECIDABLE)
-    if error > intervals.ROUNDING:
-        needed = n_groups * ((critical + stats.norm.ppf(POWER)) * error / margin) ** 2
-    else:  # see difference_interval: what may be unseen has to be smaller than the margin
-        needed = critical**2 * (1 - margin) / margin
+    # See difference_interval: what may be unseen has to be smaller than the margin, too.
+    needed = max(
+        n_groups * ((critical + stats.norm.ppf(POWER)) * error / margin) ** 2, critical**2 * (1 - margin) / margin
+    )
     return Verdict(UNDECIDABLE, int(np.ceil(needed)) if needed > n_groups else None)
 
 
