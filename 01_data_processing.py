@@ -47,7 +47,7 @@ from utils.data import (
 
 STAGE = Path(__file__).stem
 OUTPUTS = (clips.PART_NAMES, clips.LABELS_NAME, recordings_table.NAME, "split_report.csv", "skipped.csv")
-OUTPUTS += (preparation.SIMILAR_NAME,)
+OUTPUTS += (preparation.SIMILAR_NAME, preparation.NEAR_COPIES_NAME)
 SHARD_OUTPUTS = (f"{shards.SPOOL_NAME}/*", shards.LISTING_NAME, shards.DECODED_NAME)
 SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
 # What --shard leaves is sound neither cut nor split.
@@ -417,7 +417,8 @@ def process(
     wanted = [listed[file.path] for file in files]
     decoded = decode_or_take(args, this_run, pool_map, merge, wanted)
     preparation.report_odd_sounds(decoded.sounds)
-    recorded, unusable, rare = cut(args, clip_format, files, decoded, same)
+    with this_run.timed("cutting"):
+        recorded, unusable, rare = cut(args, clip_format, pool_map, files, decoded, same)
     skipped = sorted(skipped + too_few + unusable + rare, key=lambda skip: skip.file)
     preparation.write_skipped(args.output_dir, skipped)
     preparation.report([f"{skip.file}: {skip.reason}" for skip in unusable], "left out")
@@ -494,6 +495,7 @@ def decode_or_take(
 def cut(
     args: argparse.Namespace,
     clip_format: preparation.ClipFormat,
+    pool_map: workers.Map,
     files: list[recordings.SourceFile],
     decoded: preparation.Decoded,
     same: list[list[str]],
@@ -504,6 +506,7 @@ def cut(
         files, {path: sound.tags for path, sound in sounds.items()}, args.recordist_level, same
     )
     recorded, too_short = preparation.cut(clip_format, [(f, sounds[f.path]) for f in files if f.path in sounds])
+    recorded = preparation.find_near_copies(args.output_dir, args.sample_rate, pool_map, recorded, decoded.spool_dirs)
     recorded, contradictory = preparation.drop_contradictions(recorded)
     left, too_few = preparation.drop_rare_labels([r.file for r in recorded], args.min_recordings)
     left_paths = {file.path for file in left}

@@ -51,6 +51,8 @@ class Format:
         Quality of a variable bit rate; None for a constant one.
     options : dict
         Options of the container.
+    bit_rate : int or None
+        Constant bit rate in bit/s; None for the default of the codec.
     """
 
     suffix: str
@@ -59,6 +61,7 @@ class Format:
     delay_s: float = 0.0
     quality: float | None = None
     options: dict[str, str] = field(default_factory=dict)
+    bit_rate: int | None = None
 
 
 MP3_DELAY_S = (1105 + 2 * 1152) / RATE_HZ  # delay of encoder and decoder, and the padding of the last frame
@@ -91,6 +94,8 @@ def encode(path: Path, samples: np.ndarray, rate_hz: int, how: Format) -> None:
         stream = output.add_stream(how.codec, rate=rate_hz, layout=layout)
         if how.codec.startswith("wma"):
             stream.bit_rate = 64_000
+        if how.bit_rate is not None:
+            stream.bit_rate = how.bit_rate
         if how.quality is not None:
             stream.codec_context.qscale = True
             stream.codec_context.global_quality = round(how.quality * 118)  # FF_QP2LAMBDA

@@ -15,7 +15,7 @@ from utils.core.runs import STOP_SIGNALS
 
 # Per worker: a pipe, its other end, and a handle that shows its end. In addition: libraries, files and the lock.
 OPEN_FILES_PER_WORKER, OPEN_FILES = 3, 48
-PRELOADED = ("av", "numpy", "pandas", "pyarrow.parquet", "soundfile", "soxr", "tqdm")
+PRELOADED = ("av", "numpy", "pandas", "pyarrow.parquet", "scipy.fft", "soundfile", "soxr", "tqdm")
 
 Map = Callable[[Callable, Iterable], Iterator]
 

@@ -12,16 +12,17 @@ import shutil
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from utils.core import runs, workers
 from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 from utils.core.files import read_json, sha256_of_lines, write_csv, write_json
 from utils.core.text import formulas, printable, some
-from utils.data import audio, clips, sources, splits, spool
+from utils.data import audio, clips, near_copies, sources, splits, spool
 from utils.data.recordings import Skipped, SourceFile
 from utils.data.recordists import similar_names
 from utils.data.splits import assign_folds, assign_splits, group_keys, merge_groups
@@ -29,6 +30,7 @@ from utils.data.splits import assign_folds, assign_splits, group_keys, merge_gro
 SCRATCH_NAME = ".work"
 PLAN_NAME = "plan.json"
 SIMILAR_NAME = "similar_recordists.csv"
+NEAR_COPIES_NAME = "near_copies.csv"
 CLIPS_PER_PART = 1024
 BYTES_PER_PART = 2**26  # of PCM
 FILES_PER_TASK = 8
@@ -119,11 +121,15 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A sound file that gives clips: what it is, what was decoded, and first sample and length of its clips."""
+    """A sound file that gives clips: what it is, what was decoded, and first sample and length of its clips.
+
+    `place` says where it lies in a sound that other files share; None where none does.
+    """
 
     file: SourceFile
     sound: spool.Spooled
     cuts: tuple[tuple[int, int], ...]
+    place: near_copies.Place | None = None
 
 
 # --------------------------------------------------------------------------------------- what is left out
@@ -163,21 +169,54 @@ def check_two_labels(
     )
 
 
+def find_near_copies(
+    output_dir: Path,
+    sample_rate_hz: int,
+    pool_map: workers.Map,
+    recorded: Sequence[Recorded],
+    spool_dirs: Mapping[str, Path],
+) -> list[Recorded]:
+    """Give the files that are one sound their place in it; write ``near_copies.csv`` if there are any."""
+    copies = near_copies.find([r.sound for r in recorded], spool_dirs, sample_rate_hz, pool_map)
+    if not copies:
+        return list(recorded)
+    path = output_dir / NEAR_COPIES_NAME
+    rows = [[c.path, c.other, f"{c.lag / sample_rate_hz:.4f}", f"{c.correlation:.3f}"] for c in copies]
+    write_csv(path, ["file", "same_sound_as", "lag_s", "correlation"], rows)
+    places = near_copies.places(copies)
+    log.info("%d files share their sound with others, which is kept on one side of the split: %s", len(places), path)
+    return [replace(r, place=places.get(r.file.path)) for r in recorded]
+
+
 def drop_contradictions(recorded: Sequence[Recorded]) -> tuple[list[Recorded], list[Skipped]]:
-    """Leave out all files whose decoded sound is found under two labels; name those found twice under one."""
+    """Leave out all files whose sound is found under two labels; name those found twice under one.
+
+    Files that share less than a quarter of the shorter one are kept: each label may be right for what the other file
+    lacks.
+    """
     same = defaultdict(list)
     for r in recorded:
-        same[r.sound.sha256].append(r.file)
+        if r.place is not None:
+            same[r.place.sound].append(r)
     skipped = {}
     twice = []
-    for files in same.values():
-        if len({file.label for file in files}) > 1:
-            for file in files:
-                other = next(other for other in files if other.label != file.label)
-                reason = f"the same sound as {other.path}, under another label ({file.label}, {other.label})"
-                skipped[file.path] = Skipped(file.path, reason)
-        elif len(files) > 1:
-            twice.append(some([file.path for file in files]))
+    for sharers in same.values():
+        labels = np.array([r.file.label for r in sharers])
+        lengths = np.array([r.sound.n_samples for r in sharers])
+        starts = np.array([r.place.start for r in sharers])
+        stops = starts + lengths
+        for i, r in enumerate(sharers):
+            shared = np.minimum(stops, stops[i]) - np.maximum(starts, starts[i])
+            others = np.flatnonzero(
+                (labels != labels[i]) & (shared >= near_copies.LEAST_SHARE * np.minimum(lengths, lengths[i]))
+            )
+            if len(others):
+                other = sharers[others[0]].file
+                reason = f"the same sound as {other.path}, under another label ({r.file.label}, {other.label})"
+                skipped[r.file.path] = Skipped(r.file.path, reason)
+        kept = [r.file.path for r in sharers if r.file.path not in skipped]
+        if len(kept) > 1:
+            twice.append(some(kept))
     report(twice, "the same sound, kept on one side of the split")
     return [r for r in recorded if r.file.path not in skipped], list(skipped.values())
 
@@ -355,6 +394,7 @@ def split(
     """
     label_ids = {label: i for i, label in enumerate(sorted({r.file.label for r in recorded}))}
     by_clip = split_by == "clip"
+    clip_samples = max(length for r in recorded for _, length in r.cuts)
     next_index: Counter[str] = Counter()
     first_indices, keys, labels, weights = [], [], [], []
     for r in recorded:
@@ -364,7 +404,8 @@ def split(
         for i in range(len(r.cuts)) if by_clip else [0]:
             clip_id = f"{r.file.recording_id}:{first + i}"
             owner = r.file.recordist, r.file.recording_id
-            keys.append(group_keys(split_by, r.file.label, *owner, r.sound.sha256, clip_id, r.file.origin))
+            own_keys = group_keys(split_by, r.file.label, *owner, r.sound.sha256, clip_id, r.file.origin)
+            keys.append(own_keys + near_copies.keys(r.place, r.cuts[i] if by_clip else None, clip_samples))
             labels.append(r.file.label)
             weights.append(1 if by_clip else len(r.cuts))
     groups = merge_groups(keys)

@@ -19,7 +19,7 @@ import soxr
 
 from utils.core.errors import InputError, machine_fault
 from utils.core.files import BROKEN, read_json, sha256_of_file, sha256_of_lines
-from utils.data import audio, clips, containers, recorders, sources, tags
+from utils.data import audio, clips, containers, landmarks, recorders, sources, tags
 from utils.data.recordings import Skipped
 
 MARKER_SUFFIX = ".json"
@@ -30,7 +30,7 @@ def decoded_by() -> str:
     """Name the versions that decode: the last bit of PCM may differ between them, so PCM of others is not reused."""
     import av  # loaded only for decoding: see `sources`
 
-    modules = audio, sources, containers, tags, recorders
+    modules = audio, sources, containers, tags, recorders, landmarks
     ours = sha256_of_lines(sha256_of_file(Path(module.__file__)) for module in modules)[:12]
     ffmpeg = f"FFmpeg {av.ffmpeg_version_info} (PyAV {av.__version__})"
     others = f"libsndfile {soundfile.__libsndfile_version__}, {ffmpeg}, soxr {soxr.__version__}"
@@ -74,6 +74,8 @@ class Spooled:
         Data on the recording from the tags of the file.
     start : Start
         Start time of the recording.
+    peaks : str
+        Peaks of the spectrum, for `near_copies`; see `landmarks`.
     """
 
     path: str
@@ -84,6 +86,7 @@ class Spooled:
     warnings: tuple[str, ...]
     tags: tags.Tags
     start: recorders.Start
+    peaks: str
 
     @classmethod
     def from_json(cls, value: dict) -> "Spooled":
@@ -157,12 +160,14 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
     except OSError as error:
         raise machine_fault(task.raw_dir / file.path, error) from error
     start = recorders.read_start(task.raw_dir / file.path)
+    with pcm_path.open("rb") as pcm_file:
+        peaks = landmarks.find_peaks(pcm_file)
     warnings = decoded.warnings
     if start.is_glued:
         warnings += ("the AudioMoth's trigger left out silent sections: times in it are not times of day",)
     spooled = Spooled(
         *(file.path, decoded.n_samples, digest.hexdigest()),
-        *(decoded.source_rate_hz, decoded.channel, warnings, found, start),
+        *(decoded.source_rate_hz, decoded.channel, warnings, found, start, peaks),
     )
     _check_unchanged(task.raw_dir, file)
     # Not flushed to disk: after a crash of the machine, the checksum finds missing data.

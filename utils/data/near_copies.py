@@ -1,0 +1,404 @@
+"""Recordings that are one sound: encoded again, resampled, louder, inverted, trimmed, or overlapping.
+
+An index of the peaks of all spectra (`landmarks`) proposes pairs of recordings and their lag. The waveforms decide: two
+recordings are one sound if they correlate at that lag.
+"""
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.core import lazy, runs, workers
+from utils.core.errors import InputError
+from utils.data import landmarks, spool
+
+with lazy.imported_on_first_use():
+    import scipy
+
+# ---- the index
+NEXT_PEAKS = 6  # a peak makes a hash with each two of so many that follow it
+MOST_FRAMES_APART = 63
+PEAK_BITS = 27  # the index holds 134 million peaks: 1,900 h at 16 kHz
+HASHES_AT_ONCE = 2**23
+LINKS = 4  # a hash is compared with the next ones of its kind only, so that a common hash costs no more than a rare one
+LEAST_HITS = 3
+LAGS_PER_PAIR = 3
+CANDIDATES = 16  # of a recording, with those after it
+# ---- the decision
+WINDOW_S, LEAST_WINDOW_S = 2.0, 0.5
+WINDOWS = 6  # of a pair
+LOWEST_HZ = 150.0  # below it are wind and hum, which correlate by chance
+LEAST_CORRELATION = 0.5
+LEAST_REMAINDER = 0.25
+SURE = 0.98  # no other window is tried
+PAIRS_PER_TASK = 32
+LEAST_SHARE = 0.25  # of the shorter recording: what shares less is two stretches of one sound that overlap a little
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Two recordings that are one sound.
+
+    Attributes
+    ----------
+    path, other : str
+    lag : int
+        Samples: what is at t in `path` is at t + lag in `other`.
+    correlation : float
+        |r| of the waveforms, in the window of at most 2 s in which it is highest of those tried; 1 where the sound is
+        equal.
+    """
+
+    path: str
+    other: str
+    lag: int
+    correlation: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a recording lies in a sound that other recordings may share.
+
+    Attributes
+    ----------
+    sound : str
+        Path of the first recording of it.
+    start : int
+        Sample of the sound at which the recording starts; may be negative.
+    """
+
+    sound: str
+    start: int
+
+
+def find(
+    sounds: Sequence[spool.Spooled], spool_dirs: Mapping[str, Path], sample_rate_hz: int, pool_map: workers.Map
+) -> list[Copy]:
+    """Return the recordings that are one sound, pair by pair; three or more are linked by a chain of pairs.
+
+    Parameters
+    ----------
+    sounds : sequence of Spooled
+        Their order decides which pairs a chain has, and nothing else.
+    spool_dirs : mapping of str to Path
+        Folder of the PCM, by path of the sound file.
+    sample_rate_hz : int
+        Of the PCM.
+    pool_map : callable
+        See `workers.worker_pool`.
+
+    Returns
+    -------
+    list of Copy
+        In the order of `sounds`.
+    """
+    first: dict[str, spool.Spooled] = {}
+    copies = []
+    for sound in sounds:
+        if (equal := first.setdefault(sound.sha256, sound)) is not sound:
+            copies.append(Copy(equal.path, sound.path, 0, 1.0))
+    distinct = list(first.values())
+    candidates = propose([landmarks.unpack(sound.peaks) for sound in distinct], sample_rate_hz)
+    # Absolute, because workers need not run in the same folder.
+    pcm = [(spool_dirs[s.path].absolute() / spool.pcm_name(s.path), s.n_samples) for s in distinct]
+    tasks = [
+        CompareTask(sample_rate_hz, tuple((pcm[c.one], pcm[c.other], c) for c in batch))
+        for batch in (candidates[i : i + PAIRS_PER_TASK] for i in range(0, len(candidates), PAIRS_PER_TASK))
+    ]
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    results = (result for batch in pool_map(compare, tasks) for result in batch)
+    for candidate, lag, correlation in runs.progress(results, len(candidates), "comparing", "pairs"):
+        pair = candidate.one, candidate.other
+        best[pair] = max(best.get(pair, (0.0, 0)), (correlation, lag))
+    for (one, other), (correlation, lag) in best.items():
+        if correlation >= LEAST_CORRELATION:
+            copies.append(Copy(distinct[one].path, distinct[other].path, lag, correlation))
+    number = {sound.path: i for i, sound in enumerate(sounds)}
+    return sorted(copies, key=lambda copy: (number[copy.path], number[copy.other]))
+
+
+# ------------------------------------------------------------------------------------------------ the index
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Two recordings that may be one sound.
+
+    Attributes
+    ----------
+    one, other : int
+        Numbers of the recordings; `one` is the lower.
+    lag : int
+        Samples, to about a frame: what is at t in `one` is at t + lag in `other`.
+    starts : tuple of int
+        First samples, in `one`, of the windows that have most peaks in common.
+    """
+
+    one: int
+    other: int
+    lag: int
+    starts: tuple[int, ...]
+
+
+def propose(peaks: Sequence[tuple[np.ndarray, np.ndarray]], sample_rate_hz: int) -> list[Candidate]:
+    """Return the pairs of recordings of which at least `LEAST_HITS` peaks start equal hashes at one lag.
+
+    A hash is the frequencies of three peaks and the frames between them. Time and memory are linear in the number of
+    peaks.
+
+    Parameters
+    ----------
+    peaks : sequence of (ndarray, ndarray)
+        Of every recording, as from `landmarks.unpack`.
+    sample_rate_hz : int
+
+    Returns
+    -------
+    list of Candidate
+        Sorted; at most `CANDIDATES` with the same `one`.
+
+    Raises
+    ------
+    InputError
+        If there are more peaks than the index holds.
+    """
+    owners = np.repeat(np.arange(len(peaks), dtype=np.int32), [len(frames) for frames, _ in peaks])
+    if not len(owners):
+        return []
+    frames = np.concatenate([frames for frames, _ in peaks])
+    one, other = _links(owners, frames, np.concatenate([bins for _, bins in peaks]))
+    # A pair and a lag are one number, so that one sort brings together the hits that agree.
+    lags = frames[other].astype(np.int64) - frames[one]
+    lowest = int(lags.min(initial=0))
+    n_lags = int(lags.max(initial=0)) - lowest + 2
+    keys = (owners[one].astype(np.int64) * len(peaks) + owners[other]) * n_lags + (lags - lowest)
+    ordered = np.sort(keys)  # most keys are hit once, by chance: what follows is for the others
+    near = ordered[: 1 - LEAST_HITS][ordered[LEAST_HITS - 1 :] - ordered[: 1 - LEAST_HITS] <= 1]
+    frequent = np.isin(keys, np.concatenate([near, near + 1]))
+    keys, one = keys[frequent], one[frequent]
+    order = np.lexsort((one, keys))
+    keys, one = keys[order], one[order]
+    fresh = np.ones(len(keys), bool)  # a peak hits once, with however many hashes
+    fresh[1:] = (keys[1:] != keys[:-1]) | (one[1:] != one[:-1])
+    keys, at = keys[fresh], frames[one[fresh]]
+    kinds, firsts, hits = np.unique(keys, return_index=True, return_counts=True)
+    # A lag that is not a whole number of frames is divided between two.
+    both = hits.copy()
+    both[:-1] += np.where(kinds[1:] == kinds[:-1] + 1, hits[1:], 0)
+    enough = np.flatnonzero(both >= LEAST_HITS)
+    order = np.lexsort((kinds[enough], -both[enough], kinds[enough] // (n_lags * len(peaks))))
+    chosen: list[Candidate] = []
+    of_one, of_pair = Counter(), defaultdict(list)
+    for i in enough[order]:
+        pair, lag = divmod(int(kinds[i]), n_lags)
+        number = pair // len(peaks)
+        near = any(abs(lag - taken) <= 1 for taken in of_pair[pair])
+        if of_one[number] == CANDIDATES or len(of_pair[pair]) == LAGS_PER_PAIR or near:
+            continue
+        of_one[number] += 1
+        of_pair[pair].append(lag)
+        samples = np.sort(at[firsts[i] : firsts[i] + both[i]].astype(np.int64)) * landmarks.HOP
+        starts = _fullest(samples, round(WINDOW_S * sample_rate_hz))
+        middle = (lag + lowest) * landmarks.HOP + landmarks.HOP // 2
+        chosen.append(Candidate(number, pair % len(peaks), middle, starts))
+    return sorted(chosen, key=lambda c: (c.one, c.other, c.lag))
+
+
+def _links(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the peaks of different recordings, int32 of shape (n,) each, that start equal hashes."""
+    if len(owners) >= 2**PEAK_BITS:
+        raise InputError(
+            f"the spectra have {len(owners):,} peaks, more than the {2**PEAK_BITS - 1:,} that the index of near copies "
+            "holds (about 1,900 h at 16 kHz): divide the recordings among several data sets"
+        )
+    combinations = list(itertools.combinations(range(1, NEXT_PEAKS + 1), 2))
+    n_parts = min(256, 1 + len(owners) * len(combinations) // HASHES_AT_ONCE)
+    ones, others = [], []
+    for part in range(n_parts):
+        peaks = np.flatnonzero(bins % n_parts == part)
+        hashes = np.concatenate([_hashes(owners, frames, bins, peaks, *next_two) for next_two in combinations])
+        hashes.sort()
+        first = (hashes & (2**PEAK_BITS - 1)).astype(np.int32)
+        hashes >>= PEAK_BITS
+        for step in range(1, LINKS + 1):
+            same = np.flatnonzero(hashes[step:] == hashes[:-step])
+            one, other = first[same], first[same + step]
+            apart = owners[one] != owners[other]
+            ones.append(one[apart])
+            others.append(other[apart])
+    return np.concatenate(ones), np.concatenate(others)
+
+
+def _hashes(
+    owners: np.ndarray, frames: np.ndarray, bins: np.ndarray, peaks: np.ndarray, near: int, far: int
+) -> np.ndarray:
+    """Return hash and number, as one int64 each, of the `peaks` with the two that follow after `near` and `far`."""
+    peaks = peaks[: np.searchsorted(peaks, len(owners) - far)]
+    apart = frames[peaks + far] - frames[peaks]
+    peaks = peaks[(owners[peaks + far] == owners[peaks]) & (apart <= MOST_FRAMES_APART)]
+    hashes = bins[peaks].astype(np.int64)
+    for value, n_bits in (
+        (bins[peaks + near], 8),
+        (bins[peaks + far], 8),
+        (frames[peaks + near] - frames[peaks], 6),
+        (frames[peaks + far] - frames[peaks], 6),
+        (peaks, PEAK_BITS),
+    ):
+        hashes <<= n_bits
+        hashes |= value
+    return hashes
+
+
+def _fullest(hits: np.ndarray, window: int) -> tuple[int, ...]:
+    """Return the starts of at most `WINDOWS` windows that do not overlap and hold most hits; `hits` are ascending."""
+    counts = np.searchsorted(hits, hits + window) - np.arange(len(hits))
+    starts: list[int] = []
+    for i in np.argsort(-counts, kind="stable"):
+        if all(abs(int(hits[i]) - start) >= window for start in starts):
+            starts.append(int(hits[i]))
+        if len(starts) == WINDOWS:
+            break
+    return tuple(starts)
+
+
+# --------------------------------------------------------------------------------------------- the decision
+
+
+@dataclass(frozen=True)
+class CompareTask:
+    """Pairs to compare: path of the PCM and number of samples of both recordings, and the candidate."""
+
+    sample_rate_hz: int
+    pairs: tuple[tuple[tuple[Path, int], tuple[Path, int], Candidate], ...]
+
+
+def compare(task: CompareTask) -> list[tuple[Candidate, int, float]]:
+    """Return every candidate with its lag, in samples, and the correlation at it; 0 where it is no copy."""
+    return [(pair[-1], *_compare(task.sample_rate_hz, *pair)) for pair in task.pairs]
+
+
+def _compare(
+    sample_rate_hz: int, one: tuple[Path, int], other: tuple[Path, int], candidate: Candidate
+) -> tuple[int, float]:
+    slack = 2 * landmarks.HOP  # the lag is known to a frame
+    low = max(0, slack - candidate.lag)
+    high = min(one[1], other[1] - candidate.lag - slack)
+    length = min(round(WINDOW_S * sample_rate_hz), high - low)
+    if length < LEAST_WINDOW_S * sample_rate_hz:
+        return candidate.lag, 0.0
+    best = (0.0, candidate.lag)
+    for start in dict.fromkeys(min(max(start, low), high - length) for start in candidate.starts):
+        x = _read(one[0], start, length)
+        y = _read(other[0], start + candidate.lag - slack, length + 2 * slack)
+        shift, value = correlate(x, y, sample_rate_hz)
+        best = max(best, (value, candidate.lag - slack + shift))
+        if value >= SURE:
+            break
+    return best[1], best[0]
+
+
+def _read(path: Path, start: int, length: int) -> np.ndarray:
+    return np.fromfile(path, "<i2", length, offset=2 * start)
+
+
+def correlate(x: np.ndarray, y: np.ndarray, sample_rate_hz: int) -> tuple[int, float]:
+    """Find `x` in `y`.
+
+    Parameters
+    ----------
+    x : ndarray, shape (n,)
+    y : ndarray, shape (m,)
+        With m >= n.
+    sample_rate_hz : int
+
+    Returns
+    -------
+    shift : int
+        First sample of the part of `y` that correlates best with `x`.
+    correlation : float
+        |r| there; 0 if steady tones explain it. They make any recordings with the same tones correlate, at many
+        shifts. How much they explain is known from how well either recording correlates with itself some time later,
+        and of what they leave unexplained the correlation must explain a part.
+    """
+    x, y = _high_pass(x, sample_rate_hz), _high_pass(y, sample_rate_hz)
+    size = scipy.fft.next_fast_len(len(y), real=True)
+    product = np.conj(scipy.fft.rfft(x, size)) * scipy.fft.rfft(y, size)
+    n_shifts = len(y) - len(x) + 1
+    products = np.abs(scipy.fft.irfft(product, size)[:n_shifts])
+    power = np.concatenate([[0.0], np.cumsum(np.square(y))])
+    norms = np.sqrt(np.square(x).sum() * (power[len(x) :] - power[:n_shifts]))
+    values = np.divide(products, norms, out=np.zeros_like(products), where=norms > 1e-9 * len(x))
+    shift = int(values.argmax())
+    value = min(float(values[shift]), 1.0)
+    tones = math.sqrt(_repetition(x) * _repetition(y[shift : shift + len(x)]))
+    if value - tones < max(LEAST_REMAINDER * (1 - tones), 1e-4):
+        value = 0.0
+    return shift, value
+
+
+def _high_pass(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    spectrum = scipy.fft.rfft(samples.astype(np.float64))
+    spectrum[: math.ceil(LOWEST_HZ * len(samples) / sample_rate_hz)] = 0
+    return scipy.fft.irfft(spectrum, len(samples))
+
+
+def _repetition(samples: np.ndarray) -> float:
+    """Return the highest |r| of samples with themselves, an eighth to a quarter of their length later."""
+    n = len(samples)
+    size = scipy.fft.next_fast_len(n + n // 4, real=True)
+    spectrum = scipy.fft.rfft(samples, size)
+    later = np.arange(n // 8, n // 4)
+    products = np.abs(scipy.fft.irfft(np.square(np.abs(spectrum)), size)[later])
+    power = np.concatenate([[0.0], np.cumsum(np.square(samples))])
+    norms = np.sqrt(power[n - later] * (power[n] - power[later]))
+    return min(float(np.divide(products, norms, out=np.zeros_like(products), where=norms > 1e-9 * n).max()), 1.0)
+
+
+# ---------------------------------------------------------------------------------------- sounds of several
+
+
+def places(copies: Iterable[Copy]) -> dict[str, Place]:
+    """Return the place of every recording, by path, in the sound that it shares with those that copies link it to."""
+    linked = defaultdict(list)
+    for copy in copies:
+        linked[copy.path].append((copy.other, -copy.lag))
+        linked[copy.other].append((copy.path, copy.lag))
+    found: dict[str, Place] = {}
+    for first in linked:
+        waiting = [] if first in found else [first]
+        found.setdefault(first, Place(first, 0))
+        while waiting:
+            path = waiting.pop()
+            for other, shift in linked[path]:
+                if other not in found:
+                    found[other] = Place(first, found[path].start + shift)
+                    waiting.append(other)
+    return found
+
+
+def keys(place: Place | None, clip: tuple[int, int] | None, clip_samples: int) -> list[str]:
+    """Return what keeps the clips of one sound together, for `splits.merge_groups`.
+
+    Parameters
+    ----------
+    place : Place or None
+        Of the recording; None where no other is the same sound.
+    clip : tuple of int or None
+        First sample and length of a clip: its keys are those of the clips that share more than a tenth of a clip's
+        length with it, and of none that shares nothing. None asks for the key of the recording.
+    clip_samples : int
+        Length of a whole clip.
+    """
+    if place is None:
+        return []
+    if clip is None:
+        return [f"sound:{place.sound}"]
+    cell = clip_samples / 10
+    first = place.start + clip[0] + cell / 2
+    last = max(first, first + clip[1] - cell - 1)
+    return [f"sound:{place.sound}:{i}" for i in range(math.floor(first / cell), math.floor(last / cell) + 1)]
