@@ -17,7 +17,7 @@ with lazy.imported_on_first_use():
 
 WINDOW, HOP = 512, 256  # samples of a frame, and from frame to frame
 N_BANDS = 6
-REACH = 8  # frames on each side in which no other peak of the band is higher
+REACH = 6  # frames on each side in which no other peak of the band is higher
 FAINTEST = 1e3  # power of a peak; what 16 bits make of silence is below it
 FRAMES_PER_READ = 8192
 
@@ -64,7 +64,7 @@ def _peaks(pcm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bins[:, band] = loudest = power[:, low:high].argmax(axis=1) + low
         own[:, band] = power[rows, loudest]
     highest = padded
-    for shift in (1, 2, 4, 8, 1):  # the maximum of 2, 4, 8, 16 and 2 REACH + 1 rows
+    for shift in (1, 2, 4, 5):  # the maximum of 2, 4, 8 and 2 REACH + 1 rows
         highest = np.maximum(highest[:-shift], highest[shift:])
     at, band = np.nonzero((own >= highest) & (own > FAINTEST))
     return at, bins[at, band]

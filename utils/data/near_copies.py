@@ -21,21 +21,21 @@ with lazy.imported_on_first_use():
     import scipy
 
 # ---- the index
-NEXT_PEAKS = 6  # a peak makes a hash with each two of so many that follow it
+NEXT_PEAKS = 7  # a peak makes a hash with each two of so many that follow it
 MOST_FRAMES_APART = 63
-PEAK_BITS = 27  # the index holds 134 million peaks: 1,900 h at 16 kHz
+PEAK_BITS = 27  # the index holds 134 million peaks: about 1,400 h at 16 kHz
 HASHES_AT_ONCE = 2**23
 LINKS = 4  # a hash is compared with the next ones of its kind only, so that a common hash costs no more than a rare one
 LEAST_HITS = 3
 LAGS_PER_PAIR = 3
-CANDIDATES = 16  # of a recording, with those after it
+CANDIDATES = 8  # of a recording, with those after it
 # ---- the decision
 WINDOW_S, LEAST_WINDOW_S = 2.0, 0.5
-WINDOWS = 6  # of a pair
+WINDOWS = 4  # of a pair and lag
 LOWEST_HZ = 150.0  # below it are wind and hum, which correlate by chance
 LEAST_CORRELATION = 0.5
 LEAST_REMAINDER = 0.25
-SURE = 0.98  # no other window is tried
+HOPELESS, SURE = 0.2, 0.98  # of a window: no other one is tried
 PAIRS_PER_TASK = 32
 LEAST_SHARE = 0.25  # of the shorter recording: what shares less is two stretches of one sound that overlap a little
 
@@ -214,7 +214,7 @@ def _links(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> tuple[np
     if len(owners) >= 2**PEAK_BITS:
         raise InputError(
             f"the spectra have {len(owners):,} peaks, more than the {2**PEAK_BITS - 1:,} that the index of near copies "
-            "holds (about 1,900 h at 16 kHz): divide the recordings among several data sets"
+            "holds (about 1,400 h at 16 kHz): divide the recordings among several data sets"
         )
     combinations = list(itertools.combinations(range(1, NEXT_PEAKS + 1), 2))
     n_parts = min(256, 1 + len(owners) * len(combinations) // HASHES_AT_ONCE)
@@ -297,7 +297,7 @@ def _compare(
         y = _read(other[0], start + candidate.lag - slack, length + 2 * slack)
         shift, value = correlate(x, y, sample_rate_hz)
         best = max(best, (value, candidate.lag - slack + shift))
-        if value >= SURE:
+        if not HOPELESS <= value < SURE:
             break
     return best[1], best[0]
 
@@ -325,26 +325,24 @@ def correlate(x: np.ndarray, y: np.ndarray, sample_rate_hz: int) -> tuple[int, f
         shifts. How much they explain is known from how well either recording correlates with itself some time later,
         and of what they leave unexplained the correlation must explain a part.
     """
-    x, y = _high_pass(x, sample_rate_hz), _high_pass(y, sample_rate_hz)
     size = scipy.fft.next_fast_len(len(y), real=True)
-    product = np.conj(scipy.fft.rfft(x, size)) * scipy.fft.rfft(y, size)
+    spectra = scipy.fft.rfft(np.stack([np.pad(x, (0, len(y) - len(x))), y]).astype(np.float32), size)
+    spectra[:, : math.ceil(LOWEST_HZ * size / sample_rate_hz)] = 0
     n_shifts = len(y) - len(x) + 1
-    products = np.abs(scipy.fft.irfft(product, size)[:n_shifts])
-    power = np.concatenate([[0.0], np.cumsum(np.square(y))])
+    products = np.abs(scipy.fft.irfft(np.conj(spectra[0]) * spectra[1], size)[:n_shifts])
+    filtered = scipy.fft.irfft(spectra, size)
+    x, y = filtered[0, : len(x)], filtered[1, : len(y)]
+    power = np.concatenate([[0.0], np.cumsum(np.square(y), dtype=np.float64)])
     norms = np.sqrt(np.square(x).sum() * (power[len(x) :] - power[:n_shifts]))
     values = np.divide(products, norms, out=np.zeros_like(products), where=norms > 1e-9 * len(x))
     shift = int(values.argmax())
     value = min(float(values[shift]), 1.0)
+    if value < LEAST_CORRELATION:
+        return shift, value
     tones = math.sqrt(_repetition(x) * _repetition(y[shift : shift + len(x)]))
     if value - tones < max(LEAST_REMAINDER * (1 - tones), 1e-4):
         value = 0.0
     return shift, value
-
-
-def _high_pass(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    spectrum = scipy.fft.rfft(samples.astype(np.float64))
-    spectrum[: math.ceil(LOWEST_HZ * len(samples) / sample_rate_hz)] = 0
-    return scipy.fft.irfft(spectrum, len(samples))
 
 
 def _repetition(samples: np.ndarray) -> float:
@@ -354,7 +352,7 @@ def _repetition(samples: np.ndarray) -> float:
     spectrum = scipy.fft.rfft(samples, size)
     later = np.arange(n // 8, n // 4)
     products = np.abs(scipy.fft.irfft(np.square(np.abs(spectrum)), size)[later])
-    power = np.concatenate([[0.0], np.cumsum(np.square(samples))])
+    power = np.concatenate([[0.0], np.cumsum(np.square(samples), dtype=np.float64)])
     norms = np.sqrt(power[n - later] * (power[n] - power[later]))
     return min(float(np.divide(products, norms, out=np.zeros_like(products), where=norms > 1e-9 * n).max()), 1.0)
 
