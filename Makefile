@@ -126,6 +126,7 @@ drills: venv
 	OMP_NUM_THREADS=1 $(PY) -m drills.coverage
 	$(PY) -m drills.faults --tries $(TRIES)
 	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.formats --raw_dir "$(SHARED)/data/birds20"
+	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.near_copies --raw_dirs "$(SHARED)"/data/birds*
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_fuzz.py --hypothesis-profile drills
 
 clean:

@@ -184,7 +184,7 @@ def find_near_copies(
     rows = [[c.path, c.other, f"{c.lag / sample_rate_hz:.4f}", f"{c.correlation:.3f}"] for c in copies]
     write_csv(path, ["file", "same_sound_as", "lag_s", "correlation"], rows)
     places = near_copies.places(copies)
-    log.info("%d files share their sound with others, which is kept on one side of the split: %s", len(places), path)
+    log.info("%d files have sound of other files and share a group with them; %s lists the pairs", len(places), path)
     return [replace(r, place=places.get(r.file.path)) for r in recorded]
 
 
@@ -511,7 +511,8 @@ def warn_of_formulas(recorded: Sequence[Recorded], skipped: Sequence[Skipped]) -
     """Warn of what a spreadsheet would run when it opens a CSV of this data set."""
     files = [r.file for r in recorded]
     texts = [text for f in files for text in (f.recording_id, f.label, f.recordist or "", f.licence or "")]
-    found = formulas([*texts, *(skip.file for skip in skipped)])
+    copies = (r.file.path for r in recorded if r.place is not None)  # they stand in near_copies.csv
+    found = formulas([*texts, *copies, *(skip.file for skip in skipped)])
     if found:
         log.warning(
             "%d ids, labels, recordists, licences or files begin with =, +, - or @: a spreadsheet may run them as "
