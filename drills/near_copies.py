@@ -18,7 +18,6 @@ import argparse
 import logging
 import multiprocessing
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -251,7 +250,9 @@ def _measure(folder: Path, n_copies: int) -> str:
 
 
 def _memory_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the most memory that this process has had; `resource` would count that of the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,8 @@ def song(seconds: float, rate_hz: int, n_channels: int = 1, seed: int = 0) -> np
     """Return a whistle over noise within [-0.5, 0.5], float64 of shape (n, channels); each seed differs."""
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * rate_hz)) / rate_hz
-    whistle = 0.3 * np.sin(2 * np.pi * (800 + 100 * (seed % 20) + 13 * (seed // 20)) * t + 3 * np.sin(2 * np.pi * 5 * t))
+    pitch_hz = 800 + 100 * (seed % 20) + 13 * (seed // 20)
+    whistle = 0.3 * np.sin(2 * np.pi * pitch_hz * t + 3 * np.sin(2 * np.pi * 5 * t))
     return whistle[:, None] + 0.02 * np.clip(rng.standard_normal((len(t), n_channels)), -5, 5)
 
 
