@@ -219,6 +219,7 @@ def test_more_comparisons_than_groups_and_another_seed():
     left_out = np.random.default_rng(3).normal(size=(50, 12))
     first, other = (intervals.simultaneous_critical_value(left_out, seed) for seed in (0, 1))
     assert first == pytest.approx(other, abs=0.04)
+    assert 0.06 * abs(first - other) < 0.002, "an end at the study's largest standard error"
     assert first > intervals.simultaneous_critical_value(left_out[:8])
 
 
