@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Score a model or pool its folds, and rebuild the summary of all results; or compare results."""
+    refuse_flags_of_scoring(args)
     if args.compare is not None:
         compare(args)
         return
@@ -118,6 +119,15 @@ def run(args: argparse.Namespace) -> None:
             show_results(args.output_dir)
         raise
     show_results(args.output_dir)
+
+
+def refuse_flags_of_scoring(args: argparse.Namespace) -> None:
+    """Refuse flags that --compare and --pool cannot follow: their results are scored already."""
+    way = next((name for name in ("compare", "pool") if getattr(args, name) is not None), None)
+    flags = ("split", "batch_size", "data_dir", "fold", "max_clips_per_class")
+    given = [name for name in flags if getattr(args, name) != build_parser().get_default(name)]
+    if way and given:
+        raise UsageError(f"--{given[0]} is for scoring a model: the results that --{way} takes are scored already")
 
 
 def show_results(output_dir: Path) -> None:

@@ -159,3 +159,10 @@ def test_folders_whose_names_do_not_tell_need_a_place(names, tmp_path, caplog):
     assert "--pool takes the folds of one model" in caplog.text and "give --output_dir" in caplog.text
     assert pool(folders, "--output_dir", results_dir / "pooled") == 0
     assert summary.read_metrics(results_dir / "pooled" / "metrics.csv").iloc[0]["n_clips"] == 72
+
+
+@pytest.mark.parametrize("way", ["--pool", "--compare"])
+@pytest.mark.parametrize("flag", [("--fold", "1"), ("--split", "val"), ("--data_dir", "x")])
+def test_flags_of_scoring_are_refused(folds, way, flag, capfd):
+    assert stage.main([way, *(str(folder) for folder, *_ in folds), *flag]) == 2
+    assert f"{flag[0]} is for scoring a model" in capfd.readouterr().err
