@@ -19,7 +19,7 @@ WINDOW, HOP = 512, 256  # samples of a frame, and from frame to frame
 N_BANDS = 6
 REACH = 6  # frames on each side in which no other peak of the band is higher
 FAINTEST = 1e3  # power of a peak; what 16 bits make of silence is below it
-FRAMES_PER_READ = 8192
+FRAMES_PER_READ = 512  # so few that their spectra fit in the cache
 
 _TAPER = np.hanning(WINDOW).astype(np.float32)
 _EDGES = np.rint(np.geomspace(8, 240, N_BANDS + 1)).astype(int)  # bins; 250 Hz to 7.5 kHz at 16 kHz

@@ -24,7 +24,7 @@ with lazy.imported_on_first_use():
 NEXT_PEAKS = 7  # a peak makes a hash with each two of so many that follow it
 MOST_FRAMES_APART = 63
 PEAK_BITS = 27  # the index holds 134 million peaks: about 1,400 h at 16 kHz
-HASHES_AT_ONCE = 2**23
+HASHES_AT_ONCE = 2**21
 LINKS = 4  # a hash is compared with the next ones of its kind only, so that a common hash costs no more than a rare one
 LEAST_HITS = 3
 LAGS_PER_PAIR = 3
