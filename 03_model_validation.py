@@ -61,8 +61,6 @@ OUTPUTS = (
     *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv", by_collection.NAME),
     *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*"),
 )
-# What does not change a pooled result: --margin is of --compare.
-POOL_NEUTRAL = ("pool", "margin")
 
 
 def build_parser() -> argparse.ArgumentParser:
