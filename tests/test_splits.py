@@ -464,3 +464,14 @@ def test_the_split_by_recordist_lets_nobody_be_heard():
         heard = who_was_heard(items, split)
         assert heard.n_clips > 0
         assert (heard.same_species, heard.other_species) == (0, 0)
+
+
+def test_no_label_is_tested_without_training_to_cover_other_labels():
+    # Only Ada has recorded a wren. All the others could be tested if she were: she is trained on nevertheless.
+    groups, labels = ["Ada"], ["Wren"]
+    for label in "bcdefgh":
+        groups += ["Ada", f"only-{label}"]
+        labels += [label, label]
+    split_of, warnings = place(groups, labels, [3] * len(groups), val=0, test=0.3)
+    assert split_of["Ada"] == "train"
+    assert "labels with 1 group are not in test: Wren" in warnings
