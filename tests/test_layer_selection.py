@@ -323,7 +323,9 @@ def test_iterative_stops_where_nothing_is_known():
     assert removed(found, 4) == [[3]]
     with pytest.raises(InputError, match="block_influence is not finite for any block"):
         iterative("block_influence", 4, lambda keep: np.full(len(keep), NAN))
-    with pytest.raises(UsageError, match="no rule 'forward', expected one of block_influence, knn_block_influence"):
+    with pytest.raises(
+        UsageError, match="unknown rule 'forward', expected one of block_influence, knn_block_influence"
+    ):
         iterative("forward", 4, lambda keep: np.zeros(len(keep)))
 
 
