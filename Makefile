@@ -103,8 +103,7 @@ study-birds34 study-birds20: study-%: venv
 # All figures of the results that came with the code; most of them are not in git.
 figures: venv
 	$(PY) -m experiments.figures
-	$(PY) -m experiments.study_table --name birds25 birds20 >/dev/null
-	$(PY) -m experiments.ladder_table --name birds25 --model whisper-base >/dev/null
+	$(PY) -m experiments.study_table --name birds20 >/dev/null
 	$(PY) -m experiments.ladder_table --name birds20 --model whisper-base >/dev/null
 
 test: venv

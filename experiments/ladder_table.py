@@ -1,6 +1,6 @@
 """Compare pruning before and after fine-tuning, by the results of experiments.study: Markdown tables and a figure.
 
-    python -m experiments.ladder_table --name birds25 --model whisper-base      # the results in the repository
+    python -m experiments.ladder_table --name birds20 --model whisper-base      # the results in the repository
 
 Before: the models <name>/<model>.blocks-<layers>/seed-<n>, each fine-tuned with its own blocks. After: for every
 size the best subset of the model with all blocks, chosen on val (best.json of its sweep), and the random subsets.

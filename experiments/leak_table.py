@@ -1,6 +1,6 @@
 """Print the scores of one model under three ways of splitting, as a table in Markdown; a part of `make study`.
 
-    python -m experiments.leak_table --name birds25 --model whisper-base.blocks-0-1
+    python -m experiments.leak_table --name birds20 --model whisper-base.blocks-0-1
 
 Reads the results of experiments.study: <name>/<model>/seed-<n> by recordist, <name>.by-recording/<model>/seed-<n>,
 <name>.by-clip/<model>/seed-<n>. Each interval is for the test clips of one seed. Below the table, the leak: the

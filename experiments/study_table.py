@@ -1,7 +1,7 @@
 """Compare all models of a study over all its seeds: a table in Markdown and CSV, a figure, and the answers.
 
     python -m experiments.study_table --name birds20                            # the results in the repository
-    python -m experiments.study_table --name birds25 birds20                    # and their models side by side
+    python -m experiments.study_table --name birds34 birds20                    # two data sets, side by side
     python -m experiments.study_table --results_dir study/validation_results --name birds20
 
 Takes the results <name>/<model>/seed-<n> of `make study`. Scores are for the test clips of all seeds together. The
