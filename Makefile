@@ -40,7 +40,7 @@ TRIES       ?= 10
 SHARED      ?= ../shared
 JOBS        ?= 2
 
-.PHONY: venv demo test pipeline study study-birds34 study-birds20 figures lint bench drills clean
+.PHONY: venv demo test pipeline study study-birds34 study-birds20 study-check figures lint bench drills clean
 
 venv: $(VENV)/installed
 
@@ -99,6 +99,10 @@ study-birds34 study-birds20: study-%: venv
 	    --data_args="--min_recordings 5 --same_recordist experiments/same_recordist.csv" \
 	    --train_args="--per_device_train_batch_size 4 --early_stopping_patience 10 --augment roll gain specaugment $(RECIPE)" \
 	    --cnn_args="--num_train_epochs 15" --jobs $(JOBS) --output_dir study
+
+# Every number of README.md and RESULTS.md, computed again from the committed predictions.
+study-check: venv
+	$(PY) -m experiments.study_check
 
 # All figures of the results that came with the code; most of them are not in git.
 figures: venv

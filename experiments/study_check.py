@@ -1,0 +1,141 @@
+"""Check every printed number of the study against the committed predictions: `make study-check`.
+
+    python -m experiments.study_check
+
+1. The scores in each metrics.csv are computed again from its predictions.parquet.
+2. The commands that RESULTS.md names for its tables are run again. Each row that they print must be in RESULTS.md, and
+   each row of these tables in RESULTS.md must be printed.
+3. Each number with decimals in the section "Results" of README.md must be in RESULTS.md.
+
+Nothing is written. Exit code 3 if a number differs; the message names it.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import itertools
+import logging
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import study_table
+from utils.core import cli, names
+from utils.core.errors import InputError
+from utils.core.text import some
+from utils.scores import comparison, evaluation, predictions, summary
+
+log = logging.getLogger(__name__)
+
+TABLES = ("study_table", "ladder_table", "leak_table")
+# Scores that predictions alone give. Intervals are checked in results that have the column of their method.
+SCORES = ("accuracy", "macro_f1", "weighted_f1", "top5_accuracy", "macro_auroc", "macro_average_precision")
+INTERVALS = ("accuracy_low", "accuracy_high", "macro_f1_low", "macro_f1_high")
+DIGITS = 1e-5  # metrics.csv has six significant ones
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script."""
+    parser = cli.build_stage_parser(__doc__)
+    add = parser.add_argument
+    add("--results_dir", type=Path, default=study_table.RESULTS_DIR, help="committed results")
+    add("--results", type=Path, default=Path("RESULTS.md"), help="document with the tables")
+    add("--readme", type=Path, default=Path("README.md"), help="document with a section Results")
+    add("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check everything; raise `InputError` with all that differs."""
+    wrong = check_scores(args.results_dir)
+    text = args.results.read_text(encoding="utf-8")
+    wrong += check_tables(text, printed_lines(commands(text), args.results_dir), args.results.name)
+    wrong += check_numbers(section(args.readme.read_text(encoding="utf-8"), "Results"), text, args.readme.name)
+    if wrong:
+        raise InputError(f"{len(wrong)} numbers are not those of the predictions: " + "; ".join(wrong))
+    log.info("every number is that of the committed predictions")
+
+
+def check_scores(results_dir: Path) -> list[str]:
+    """Return the scores in ``metrics.csv`` that the predictions beside them do not give."""
+    wrong, n_folders = [], 0
+    for folder in names.result_folders(results_dir):
+        if not (folder / predictions.NAME).is_file():
+            continue
+        n_folders += 1
+        scored = comparison.read_scored(folder)
+        table = scored.predictions.assign(recording_id=predictions.read_recording_ids(folder))
+        again = evaluation.score_all(table, predictions.read_logits(folder))
+        is_pooled = (names.parse(scored.name) or names.Name("x", "y", 0)).fold == names.ALL_FOLDS
+        columns = [name for name in SCORES if not (is_pooled and name.startswith("macro_a"))]
+        columns += INTERVALS if np.isfinite(scored.metrics["n_groups"]) else ()
+        for name in columns:
+            if not np.isclose(again[name], scored.metrics[name], atol=DIGITS, equal_nan=True):
+                wrong.append(
+                    f"{folder / summary.METRICS_NAME} has {name} {scored.metrics[name]}, not {again[name]:.6g}"
+                )
+    log.info("%s: the scores of %d results were computed again", results_dir, n_folders)
+    return wrong
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of the commands in a document that print tables, without ``python -m``."""
+    found = re.findall(rf"`python -m experiments\.((?:{'|'.join(TABLES)}) [^`]*)`", text)
+    return [shlex.split(command) for command in dict.fromkeys(found)]
+
+
+def printed_lines(of_commands: Iterable[Sequence[str]], results_dir: Path) -> list[str]:
+    """Run the commands on a copy of the results; return the lines that they print."""
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(results_dir, Path(folder) / names.PUBLISHED)
+        for script, *words in of_commands:
+            module, printed = importlib.import_module(f"experiments.{script}"), io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                module.run(module.build_parser().parse_args([*words, "--results_dir", str(copy)]))
+            lines += printed.getvalue().splitlines()
+            log.info("%s: %d lines", shlex.join([script, *words]), len(printed.getvalue().splitlines()))
+    return lines
+
+
+def check_tables(text: str, printed: Sequence[str], name: str) -> list[str]:
+    """Return the rows that were printed and are not in the document, and those that it has in such tables beside."""
+    lines = text.splitlines()
+    rows = [line for line in printed if line.startswith("|")]
+    wrong = [f"{name} lacks the row {row}" for row in dict.fromkeys(rows) if row not in lines]
+    headers = {above for above, line in itertools.pairwise(printed) if line.startswith("|---")}
+    is_checked = False
+    for line in lines:
+        is_checked = (is_checked or line in headers) and line.startswith("|")
+        if is_checked and line not in rows:
+            wrong.append(f"{name} has the row {line}, which no command prints")
+    return wrong
+
+
+def section(text: str, title: str) -> str:
+    """Return the section of a Markdown document below ``## title``."""
+    return text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def check_numbers(text: str, source: str, name: str) -> list[str]:
+    """Return the numbers with decimals in `text` that `source` has not."""
+    number = re.compile(r"\d+\.\d+")
+    known = set(number.findall(source))
+    missing = [one for one in dict.fromkeys(number.findall(text)) if one not in known]
+    return [f"{name} has {some(missing)}, which the tables have not"] if missing else []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""`make study-check` finds a number that the predictions do not give; the documents of this repository have none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import study_check
+from tests.data import LABELS
+from tests.results import write_result
+from tests.stages import ROOT
+from utils.scores import evaluation, summary
+
+
+def test_every_number_of_the_documents_is_that_of_the_predictions(monkeypatch, caplog):
+    monkeypatch.chdir(ROOT)
+    assert study_check.main([]) == 0, caplog.text
+
+
+@pytest.fixture
+def results_dir(tmp_path):
+    """Return a folder with one result whose metrics are true."""
+    rng = np.random.default_rng(0)
+    groups, label_ids = np.repeat([f"g{i}" for i in range(12)], 2).tolist(), np.arange(24) // 2 % 3
+    logits = (rng.normal(size=(24, 3)) + np.eye(3)[label_ids]).astype(np.float32)
+    table = pd.DataFrame({"label_id": label_ids, "group": groups, "recording_id": groups})
+    write_result(
+        *(tmp_path / "published", "birds/w2v/seed-1", logits.argmax(axis=1), label_ids, groups),
+        **{"logits": logits, "labels": LABELS, **evaluation.score_all(table, logits)},
+    )
+    return tmp_path / "published"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "macro_f1_high", "macro_auroc"])
+def test_a_score_that_was_changed_is_named(results_dir, name):
+    assert study_check.check_scores(results_dir) == []
+    path = results_dir / "birds" / "w2v" / "seed-1" / summary.METRICS_NAME
+    metrics = summary.read_metrics(path)
+    summary.write_metrics(path, metrics.assign(**{name: metrics[name] + 0.001}))
+    assert [f"{path} has {name}" in text for text in study_check.check_scores(results_dir)] == [True]
+
+
+def test_rows_of_tables_are_compared_in_both_ways():
+    printed = ["| a | b |", "|---|---|", "| 1 | 2 |", "| 3 | 4 |", "", "an answer"]
+    assert study_check.check_tables("\n".join(["# Results", *printed, "| other | table |"]), printed, "R") == []
+    text = "\n".join(["| a | b |", "|---|---|", "| 1 | 2 |", "| 3 | 5 |", "", "| 7 | 8 |"])
+    assert study_check.check_tables(text, printed, "R") == [
+        "R lacks the row | 3 | 4 |",
+        "R has the row | 3 | 5 |, which no command prints",
+    ]
+
+
+def test_the_commands_of_a_document_are_read_once():
+    text = "`python -m experiments.study_table --name a` and `python -m experiments.study_table --name a`; `make study`"
+    assert study_check.commands(text) == [["study_table", "--name", "a"]]
+
+
+def test_numbers_of_the_section_must_stand_in_the_tables(tmp_path):
+    readme = "# x\n0.999\n## Results\n0.427 and +0.070 of 5 models\n## Else\n0.888\n"
+    assert study_check.section(readme, "Results") == "0.427 and +0.070 of 5 models"
+    assert study_check.check_numbers("0.427 and +0.070 of 5", "| 0.427 | -0.070 |", "README.md") == []
+    found = study_check.check_numbers("0.427 and 0.5", "| 0.427 |", "README.md")
+    assert found == ["README.md has 0.5, which the tables have not"]
+
+
+def test_a_wrong_document_ends_with_code_3(results_dir, tmp_path, caplog):
+    (tmp_path / "RESULTS.md").write_text("no table\n")
+    (tmp_path / "README.md").write_text("## Results\n0.5\n")
+    words = ["--results_dir", results_dir, "--results", tmp_path / "RESULTS.md", "--readme", tmp_path / "README.md"]
+    assert study_check.main([str(word) for word in words]) == 3
+    assert "1 numbers are not those of the predictions: README.md has 0.5" in caplog.text
