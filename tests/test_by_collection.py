@@ -1,5 +1,7 @@
 """Scores by collection by hand, the level of knowing the collection alone, and labels of one collection."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -114,6 +116,18 @@ def test_one_collection_or_one_group_has_no_scores_or_no_interval():
     assert by_collection.score(table, known.assign(collection="C1")) is None
     found = by_collection.score(table.assign(group="a"), known).set_index("collection")
     assert np.isnan(found["accuracy_low"]).all() and found.loc[by_collection.MEAN, "accuracy"] == 5 / 8
+
+
+def test_a_collection_may_be_called_like_a_row(tmp_path, caplog):
+    table, known = scored()
+    renamed = known.replace({"C1": by_collection.MEAN, "C2": by_collection.ALONE})
+    this_run = SimpleNamespace(metrics={})
+    args = SimpleNamespace(output_dir=tmp_path, data_dir=tmp_path)
+    load_stage("03_model_validation").score_collections(args, this_run, table, renamed)
+    collections = this_run.metrics["collections"]
+    assert [of["accuracy"] for of in collections.values()] == pytest.approx([5 / 8, 4 / 7])
+    assert len(pd.read_csv(tmp_path / by_collection.NAME)) == 5
+    assert not [record for record in caplog.records if record.levelname == "WARNING"], "one of one group needs none"
 
 
 def test_a_collection_of_one_group_is_left_out_with_it():

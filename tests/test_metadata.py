@@ -218,3 +218,12 @@ def test_rows_without_label_get_a_line(tmp_path, caplog):
 def test_columns_of_one_name_in_two_cases_are_the_first(tmp_path):
     touch(tmp_path, "a.wav")
     assert labels_of(tmp_path, write_csv(tmp_path, "file,Label,label\na.wav,Rook,Jay\n")) == {"a.wav": "Rook"}
+
+
+def test_collections_that_differ_by_case_are_one_and_unknown_is_none(tmp_path):
+    names = ["Xeno-Canto", "xeno-canto", "Unknown", "n/a", "", "Tierstimmenarchiv"]
+    for i in range(len(names)):
+        (tmp_path / f"{i}.wav").touch()
+    rows = "".join(f"{i}.wav,Crow,{name}\n" for i, name in enumerate(names))
+    files, _ = find_recordings(tmp_path, write_csv(tmp_path, f"file,label,collection\n{rows}"))
+    assert [file.collection for file in files] == ["Xeno-Canto", "Xeno-Canto", None, None, None, "Tierstimmenarchiv"]

@@ -184,7 +184,7 @@ def find_near_copies(
     rows = [[c.path, c.other, f"{c.lag / sample_rate_hz:.4f}", f"{c.correlation:.3f}"] for c in copies]
     write_csv(path, ["file", "same_sound_as", "lag_s", "correlation"], rows)
     places = near_copies.places(copies)
-    log.info("%d files have sound of other files and share a group with them; %s lists the pairs", len(places), path)
+    log.info("%d files have sound of other files; %s lists the pairs", len(places), path)
     return [replace(r, place=places.get(r.file.path)) for r in recorded]
 
 

@@ -394,6 +394,7 @@ def _from_metadata(
     by_column = _find_by_column(finder, table, metadata)
     rows: dict[str, list[SourceFile]] = defaultdict(list)
     skipped, n_unlabelled, n_by_id = [], 0, 0
+    spellings: dict[str, str] = {}  # of collections; the first one in the table is used
     for row, (file, paths, problem) in zip(table, by_column, strict=True):
         is_by_id = not paths and row.xeno_canto_id is not None
         if is_by_id:
@@ -410,8 +411,9 @@ def _from_metadata(
             continue
         n_by_id += is_by_id
         recordist = None if is_unknown(row.recordist) else row.recordist
+        spelling = spellings.setdefault(row.collection.casefold(), row.collection)
+        known = {"licence": row.licence or None, "collection": None if is_unknown(spelling) else spelling}
         for path in paths:
-            known = {"licence": row.licence or None, "collection": row.collection or None}
             rows[path].append(SourceFile(path, row.label, row.recording_id, recordist, **known))
     if n_unlabelled:
         log.warning("%s: %d of %d rows have no label and are left out", metadata, n_unlabelled, len(table))

@@ -84,8 +84,10 @@ def score(table: pd.DataFrame, collections: pd.DataFrame) -> pd.DataFrame | None
 
     def row_of(name: str, here: np.ndarray, answers: np.ndarray) -> dict:
         scores = (answers[here] == label_ids[here]).mean(), evaluation.macro_f1(label_ids[here], answers[here])
-        ends = intervals.score_intervals(label_ids[here], answers[here], groups[here])
-        return _row(name, here, table, zip(scores, ends.values(), strict=True))
+        ends = [(np.nan, np.nan)] * len(scores)  # of one group, without a warning for each collection
+        if len(np.unique(groups[here])) > 1:
+            ends = intervals.score_intervals(label_ids[here], answers[here], groups[here]).values()
+        return _row(name, here, table, zip(scores, ends, strict=True))
 
     rows = [row_of(name, of_clip == name, predicted_ids) for name in names]
     if (unknown := of_clip == "").any():
