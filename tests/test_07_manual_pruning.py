@@ -611,7 +611,7 @@ def test_command_of_a_base_model_names_a_seed_that_is_not_the_default(base_dir, 
     command = ("--model_dir", base_dir, "--output_dir", tmp_path / "a", "--seed", 7)
     code, out = typed(monkeypatch, capsys, ["-2\n", "ok\n"], *command)
     assert code == 0
-    words = shlex.split(next(line for line in out.splitlines() if line.startswith("to repeat: ")))[5:]
+    words = shlex.split(next(line for line in out.splitlines() if line.startswith("to repeat: ")))[4:]
     words[words.index(str(tmp_path / "a"))] = tmp_path / "b"
     assert main(*words) == 0
     assert same(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))
