@@ -261,6 +261,7 @@ def pool(args: argparse.Namespace) -> None:
         row["model_name"] = names.of_folder(args.output_dir)
         log.info("%d folds: %s", len(folds), ", ".join(names.of_folder(folder) for folder in folds))
         this_run.metrics = {name: None if value != value else value for name, value in row.items()}
+        pooling.warn_of_models(folds)
         this_run.metrics["heard_in_train"] = pooling.who_was_heard(folds)
         write_results(args.output_dir, table, folds[first].labels, logits, row)
         log_scores(row, scored="these models")

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import f1_score
 
@@ -29,6 +30,7 @@ def write_fold(results_dir, fold, name=None, n_folds=3, data="d1", **values):
     name = name or f"birds/w2v.blocks-0-3/fold-{fold}.seed-42"
     numbers = {"latency_ms_median": 10 * fold, "macro_auroc": fold / 10, "macro_average_precision": fold / 5}
     numbers |= {"data_sha256": f"{data}/fold-{fold}-of-{n_folds}", "split": "test", "model_dir": f"runs/{fold}"}
+    numbers["n_recordings_trained_on"] = 0
     write_result(
         *(results_dir, name, logits.argmax(axis=1), label_ids, groups),
         **{"logits": logits, "labels": LABELS, "heard": HEARD, "n_layers": 4, **numbers, **values},
@@ -93,7 +95,7 @@ def test_the_order_of_the_folders_changes_nothing(folds, tmp_path, caplog):
     assert "nothing to do" in caplog.text
 
 
-def test_what_differs_between_the_models_is_told(tmp_path):
+def test_what_differs_between_the_models_is_told(tmp_path, caplog):
     told = [{"device": "a", "latency_doubt": "other work"}, {"device": "b", "latency_doubt": "no"}, {"device": "a"}]
     for fold, values in enumerate(told, start=1):
         write_fold(tmp_path, fold, f"fold-{fold}", kept_layers=f"0-{fold}", n_recordings_trained_on=fold, **values)
@@ -101,6 +103,8 @@ def test_what_differs_between_the_models_is_told(tmp_path):
     row = summary.read_metrics(tmp_path / "all" / "metrics.csv").iloc[0]
     assert (row["device"], row["kept_layers"], row["latency_doubt"]) == ("a | b", "0-1 | 0-2 | 0-3", "other work")
     assert row["n_recordings_trained_on"] == 6
+    assert "models of 3 folds were trained on recordings that they score" in caplog.text
+    assert "the folds are of different models: kept_layers differ" in caplog.text
 
 
 REFUSED = {
@@ -131,6 +135,45 @@ def refused(folders, message, caplog, capfd, code=3):
     assert re.search(message, caplog.text), caplog.text
     assert "Traceback" not in capfd.readouterr().err
     assert {path.name for path in folders[0].parent.iterdir()} == before
+
+
+def test_a_fold_is_not_compared_with_all_folds(folds, caplog):
+    assert pool([folder for folder, _, _ in folds]) == 0
+    assert "WARNING" not in {record.levelname for record in caplog.records if record.name.endswith("pooling")}
+    pooled = folds[0][0].with_name("fold-all.seed-42")
+    assert stage.main(["--compare", str(folds[0][0]), str(pooled)]) == 3
+    assert "data (data_sha256) d1/fold-1-of-3 and d1/all-3-folds;" in caplog.text and "(--pool)" in caplog.text
+
+
+DAMAGED = {  # what replaces a column of predictions.parquet
+    "no logits": ("logits", None, "logits cannot be read"),
+    "no recordings": ("recording_id", None, "recording_id cannot be read"),
+    "text": ("logits", ["a"] * 24, "not a table of numbers"),
+    "other lengths": ("logits", [[0.0], *[[0.0, 1.0, 2.0]] * 23], "not a table of numbers"),
+    "numbers that are not finite": ("logits", [[0.0, 1.0, float("nan")]] * 24, "not a table of finite numbers"),
+    "fewer classes": ("logits", [[0.0, 1.0]] * 24, "its logits are not those of its predictions"),
+    "logits of other clips": ("logits", [[0.0, 1.0, 2.0]] * 24, "its logits are not those of its predictions"),
+    "clips of another fold": ("clip_id", "of fold 1", "clip g.* is in two folds"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_predictions_that_do_not_fit_are_refused(case, folds, caplog, capfd):
+    name, values, message = DAMAGED[case]
+    path = folds[1][0] / predictions.NAME
+    table = pq.read_table(path)
+    if values == "of fold 1":
+        values = folds[0][1]["clip_id"].tolist()
+    table = table.drop([name]) if values is None else table.set_column(table.schema.names.index(name), name, [values])
+    pq.write_table(table, path)
+    record = json.loads((folds[1][0] / "run.json").read_text())
+    for output in record["outputs"]:
+        if output["path"] == predictions.NAME:
+            output |= {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    (folds[1][0] / "run.json").write_text(json.dumps(record))
+    assert pool([folder for folder, *_ in folds]) == 3
+    assert re.search(message, caplog.text), caplog.text
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_folds_that_are_missing_are_named(folds, caplog, capfd):

@@ -85,7 +85,9 @@ def check_same_clips(first: Scored, second: Scored) -> None:
     for column, what in (("split", "split"), ("data_sha256", "data (data_sha256)")):
         ours, theirs = first.metrics[column], second.metrics[column]
         if ours != theirs:
-            raise InputError(f"{where}: {what} {str(ours)[:12]} and {str(theirs)[:12]}; {again}")
+            if "/" in f"{ours}{theirs}":  # the data sets have folds
+                again += ", and on the same --fold; or pool all folds of each model first (--pool)"
+            raise InputError(f"{where}: {what} {_short(ours)} and {_short(theirs)}; {again}")
     columns = ["clip_id", "label_id", "group"]
     if not first.predictions[columns].equals(second.predictions[columns]):
         n_clips = (len(first.predictions), len(second.predictions))
@@ -105,6 +107,12 @@ def folder_name(models: Sequence[str]) -> str:
         return name
     first = models[0].replace("/", ".").encode()[: LONGEST_NAME // 2].decode(errors="ignore")
     return f"{COMPARISON_NAME}-{first}-and-{len(models) - 1}-more-{sha256_of_lines(models)[:8]}"
+
+
+def _short(name: object) -> str:
+    """Shorten a digest, and keep the fold behind it."""
+    digest, *fold = str(name).split("/")
+    return "/".join([digest[:12], *fold])
 
 
 def _labels_differ(first: Scored, second: Scored) -> str:

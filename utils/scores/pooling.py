@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ with lazy.imported_on_first_use():
     import pandas as pd
 
     from utils.scores import evaluation
+
+log = logging.getLogger(__name__)
 
 _FOLD = re.compile(r"(?P<data>.+)/fold-(?P<fold>\d+)-of-(?P<n_folds>\d+)")  # as data_input writes data_sha256
 # They rank clips by their outputs, and outputs of two models have no common scale.
@@ -109,10 +112,17 @@ def pool(folds: dict[Path, comparison.Scored], seed: int) -> tuple[pd.DataFrame,
     logits : ndarray of float32, shape (n_clips, n_classes)
     row : dict
         Of ``metrics.csv``, without ``model_name``.
+
+    Raises
+    ------
+    InputError
+        If a clip is in two folds, or the outputs of a fold do not belong to its predictions.
     """
     tables = [one.predictions.assign(recording_id=predictions.read_recording_ids(at)) for at, one in folds.items()]
     table = pd.concat(tables, ignore_index=True)
-    logits = np.concatenate([predictions.read_logits(folder) for folder in folds])
+    logits = np.concatenate([_logits(folder, one) for folder, one in folds.items()])
+    if (twice := table["clip_id"].duplicated()).any():
+        raise InputError(f"clip {table['clip_id'][twice].iloc[0]} is in two folds; {predictions.AGAIN}")
     order = table["clip_id"].argsort(kind="stable")
     table, logits = table.iloc[order].reset_index(drop=True), logits[order]
     metrics = pd.DataFrame([one.metrics for one in folds.values()])
@@ -132,6 +142,29 @@ def pool(folds: dict[Path, comparison.Scored], seed: int) -> tuple[pd.DataFrame,
         "n_recordings_trained_on": float(metrics["n_recordings_trained_on"].sum(skipna=False)),
     }
     return table, logits, {**evaluation.score_all(table, logits), **row}
+
+
+def _logits(folder: Path, scored: comparison.Scored) -> np.ndarray:
+    logits = predictions.read_logits(folder)
+    n_classes = len(scored.labels or ())
+    if logits.shape[1] != n_classes or (logits.argmax(axis=1) != scored.predictions["predicted_id"]).any():
+        raise InputError(
+            f"{folder / predictions.NAME}: its logits are not those of its predictions; {predictions.AGAIN}"
+        )
+    return logits
+
+
+def warn_of_models(folds: dict[Path, comparison.Scored]) -> None:
+    """Warn of models that know clips on which they are scored, and of folds that are not of one kind of model."""
+    metrics = pd.DataFrame([one.metrics for one in folds.values()])
+    heard = [str(at) for at, n in zip(folds, metrics["n_recordings_trained_on"].fillna(0), strict=True) if n]
+    if heard:
+        log.warning(
+            "models of %d folds were trained on recordings that they score; too high: %s", len(heard), some(heard)
+        )
+    differ = [name for name in ("kind", "kept_layers", "n_parameters") if metrics[name].nunique() > 1]
+    if differ:
+        log.warning("the folds are of different models: %s differ", " and ".join(differ))
 
 
 def who_was_heard(folders: Iterable[Path]) -> dict[str, int]:

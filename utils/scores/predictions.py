@@ -91,13 +91,32 @@ def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str] | None]:
 
 
 def read_logits(folder: Path) -> np.ndarray:
-    """Return a model's outputs for each clip, in the order of `read_predictions`; shape (n_clips, n_classes)."""
-    return np.array(pq.read_table(folder / NAME, columns=["logits"])["logits"].to_pylist(), dtype=np.float32)
+    """Return a model's outputs for each clip, in the order of `read_predictions`; shape (n_clips, n_classes).
+
+    Raises
+    ------
+    InputError
+        If they are missing, not finite, or of different numbers of classes.
+    """
+    try:
+        logits = np.array(_column(folder, "logits"), dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{folder / NAME} has logits that are not a table of numbers ({error}); {AGAIN}") from error
+    if logits.ndim != 2 or not np.isfinite(logits).all():
+        raise InputError(f"{folder / NAME} has logits that are not a table of finite numbers; {AGAIN}")
+    return logits
 
 
 def read_recording_ids(folder: Path) -> list[str]:
     """Return the recording of each clip, in the order of `read_predictions`."""
-    return pq.read_table(folder / NAME, columns=["recording_id"])["recording_id"].to_pylist()
+    return _column(folder, "recording_id")
+
+
+def _column(folder: Path, name: str) -> list:
+    try:
+        return pq.read_table(folder / NAME, columns=[name])[name].to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise InputError(f"{folder / NAME}: {name} cannot be read ({str(error).splitlines()[0]}); {AGAIN}") from error
 
 
 def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
