@@ -250,6 +250,8 @@ def validate(args: argparse.Namespace) -> None:
 
 def pool(args: argparse.Namespace) -> None:
     """Pool the results of all folds of a model, and write them as one result."""
+    # fold-*.seed-42 names the pooled result too, once it is there.
+    args.pool = [folder for folder in args.pool if folder.resolve() != args.output_dir.resolve()]
     inputs = {f"fold {folder}": comparison.results_input(folder) for folder in args.pool}
     folds = pooling.read_folds(args.pool)
     first = next(iter(folds))

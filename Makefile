@@ -72,7 +72,7 @@ OF_THE_RUN = --model_dir "$(RUN_DIR)" $(OF_THE_DATA)
 # On recordings of your own: a model, its scores (01, 02, 03), what its layers know (04), which can go (05).
 # A base model that cannot be loaded is told before 01 has taken its hours.
 pipeline: venv
-	@test -z "$(FOLDS)" -o -n "$(FOLD)" || { echo 'make needs FOLD=1 to $(FOLDS), the fold to test'; exit 2; }
+	@test -z "$(FOLDS)" || test "$(FOLD)" -ge 1 -a "$(FOLD)" -le "$(FOLDS)" 2>/dev/null || { echo 'make needs FOLD=1 to $(FOLDS), the fold to test'; exit 2; }
 	@test -n "$(RAW_DIR)" || { echo 'make needs RAW_DIR=<folder of recordings>'; exit 2; }
 	@test -e "$(DATA_DIR)/run.json" || $(FINETUNE) --check
 	$(PY) 01_data_processing.py --raw_dir "$(RAW_DIR)" $(if $(METADATA),--metadata "$(METADATA)") \

@@ -95,6 +95,19 @@ def test_the_order_of_the_folders_changes_nothing(folds, tmp_path, caplog):
     assert "nothing to do" in caplog.text
 
 
+def test_the_same_pattern_of_names_again_does_nothing(folds, caplog):
+    folders = [folder for folder, _, _ in folds]
+    assert pool(folders) == 0
+    assert pool([*folders, folders[0].with_name("fold-all.seed-42")]) == 0
+    assert "nothing to do" in caplog.text
+
+
+def test_a_fold_is_not_overwritten_by_the_pool(folds, caplog):
+    folders = [folder for folder, _, _ in folds]
+    assert pool(folders, "--output_dir", folders[0], "--overwrite") == 3
+    assert "fold 1 of 3 is missing" in caplog.text
+
+
 def test_what_differs_between_the_models_is_told(tmp_path, caplog):
     told = [{"device": "a", "latency_doubt": "other work"}, {"device": "b", "latency_doubt": "no"}, {"device": "a"}]
     for fold, values in enumerate(told, start=1):
