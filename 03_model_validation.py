@@ -268,7 +268,7 @@ def pool(args: argparse.Namespace) -> None:
         write_results(args.output_dir, table, folds[first].labels, logits, row)
         log_scores(row, scored="these models")
         if (args.data_dir / recordings_table.NAME).is_file():
-            if clips.data_input(args.data_dir).sha256 == row["data_sha256"].rpartition("/")[0]:
+            if pooling.is_data_of(args.data_dir, row["data_sha256"]):
                 score_collections(args, this_run, table, pooling.collections_of(folds, args.data_dir))
             else:
                 log.warning("%s is not the data set of these folds any more: no scores by collection", args.data_dir)

@@ -157,10 +157,15 @@ def test_labels_of_one_collection_are_named(collections, named, tmp_path, caplog
         assert caplog.messages[0].startswith(start) and caplog.messages[0].endswith(end)
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
 @pytest.mark.usefixtures("blank_figures")
-def test_folds_of_a_data_set_that_was_made_again_are_not_scored_by_collection(tmp_path, monkeypatch, caplog):
+def test_folds_of_a_data_set_that_was_made_again_are_not_scored_by_collection(
+    is_damaged, tmp_path, monkeypatch, caplog
+):
     monkeypatch.chdir(tmp_path)
     write_processed(tmp_path / "data", folds=2, recordists={}, collections={})
+    if is_damaged:
+        (tmp_path / "data" / "run.json").unlink()
     rng, folders = np.random.default_rng(0), []
     for fold in (1, 2):
         logits, groups = rng.normal(size=(6, 3)).astype(np.float32), [f"{fold}{i}" for i in range(6)]

@@ -499,8 +499,9 @@ def test_the_makefile_tests_a_fold(tmp_path):
     assert "--folds 7" in commands("RAW_DIR=raw", "FOLDS=7", "FOLD=6")[0]
     whole = commands("RAW_DIR=raw")
     assert "fold" not in " ".join(whole) and '--seed 42 --output_dir "./processed_data/birds"' in whole[0]
-    refused = subprocess.run(["make", "-o", "venv", "pipeline", "FOLDS=5"], capture_output=True, text=True, cwd=ROOT)
-    assert refused.returncode == 2 and "make needs FOLD=1 to 5, the fold to test" in refused.stdout
+    for folds in ("FOLDS=5", "FOLD=6", "FOLD=0", "FOLD=two"):
+        refused = subprocess.run(["make", "-o", "venv", "pipeline", folds], capture_output=True, text=True, cwd=ROOT)
+        assert refused.returncode == 2 and "make needs FOLD=1 to 5, the fold to test" in refused.stdout
 
 
 def test_mistakes_in_a_job(site):

@@ -116,7 +116,7 @@ def test_what_differs_between_the_models_is_told(tmp_path, caplog):
     row = summary.read_metrics(tmp_path / "all" / "metrics.csv").iloc[0]
     assert (row["device"], row["kept_layers"], row["latency_doubt"]) == ("a | b", "0-1 | 0-2 | 0-3", "other work")
     assert row["n_recordings_trained_on"] == 6
-    assert "models of 3 folds were trained on recordings that they score" in caplog.text
+    assert "3 of 3 folds are scored by models that were trained on their recordings" in caplog.text
     assert "the folds are of different models: kept_layers differ" in caplog.text
 
 

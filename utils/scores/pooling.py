@@ -18,6 +18,7 @@ with lazy.imported_on_first_use():
     import numpy as np
     import pandas as pd
 
+    from utils.data import clips
     from utils.scores import evaluation
 
 log = logging.getLogger(__name__)
@@ -160,7 +161,8 @@ def warn_of_models(folds: dict[Path, comparison.Scored]) -> None:
     heard = [str(at) for at, n in zip(folds, metrics["n_recordings_trained_on"].fillna(0), strict=True) if n]
     if heard:
         log.warning(
-            "models of %d folds were trained on recordings that they score; too high: %s", len(heard), some(heard)
+            "%d of %d folds are scored by models that were trained on their recordings, so the scores are too high: %s",
+            *(len(heard), len(folds), some(heard)),
         )
     differ = [name for name in ("kind", "kept_layers", "n_parameters") if metrics[name].nunique() > 1]
     if differ:
@@ -173,6 +175,14 @@ def who_was_heard(folders: Iterable[Path]) -> dict[str, int]:
     for folder in folders:
         counts.update(runs.read_record(folder)["metrics"].get("heard_in_train", {}))
     return dict(counts)
+
+
+def is_data_of(data_dir: Path, data_sha256: str) -> bool:
+    """Say whether a folder still is the data set of the folds, of which a pooled result names the digest."""
+    try:
+        return clips.data_input(data_dir).sha256 == data_sha256.rpartition("/")[0]
+    except InputError:  # such as a data set without its clips
+        return False
 
 
 def collections_of(folders: dict[Path, comparison.Scored], data_dir: Path) -> pd.DataFrame:
