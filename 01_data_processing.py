@@ -4,14 +4,14 @@
     python 01_data_processing.py --raw_dir recordings --metadata recordings/metadata.csv --min_recordings 7
     python 01_data_processing.py --raw_dir recordings --metadata recordings/metadata.csv --folds 5
 
-Without --metadata every species has a folder of its own; with it a CSV names file and label, and
-recording_id and recordist where they are known. Every file is decoded, mixed to mono, resampled and only
-then cut. All clips by one recordist are on one side of the split, or in one fold. The scratch space
-needed while it runs is 115 MB per hour of sound at 16 kHz. Killed at any moment, the same command goes on
-from there; the result is the same, byte for byte, for any number of workers.
+Without --metadata each species has its own folder. With it a CSV gives the file and label of each
+recording, and recording_id and recordist where they are known. Each file is decoded, mixed to mono,
+resampled and then cut. All clips by one recordist are on one side of the split, or in one fold. A run
+needs 115 MB of scratch space per hour of sound at 16 kHz. If it is killed, the same command continues it.
+The result does not depend on the number of workers.
 
-On a cluster many jobs can share the decoding, each a shard; a last one merges what they leave. The result
-is the same again:
+On a cluster many jobs can share the decoding. Each decodes one shard, and a last job merges the shards.
+The result is the same:
 
     python 01_data_processing.py --raw_dir recordings --output_dir processed_data --shard 3/8
     python 01_data_processing.py --raw_dir recordings --output_dir processed_data --merge_shards 8
@@ -50,7 +50,7 @@ OUTPUTS = (clips.PART_NAMES, clips.LABELS_NAME, recordings_table.NAME, "split_re
 OUTPUTS += (preparation.SIMILAR_NAME, preparation.NEAR_COPIES_NAME)
 SHARD_OUTPUTS = (f"{shards.SPOOL_NAME}/*", shards.LISTING_NAME, shards.DECODED_NAME)
 SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
-# What --shard leaves is sound neither cut nor split.
+# Sound from --shard is neither cut nor split.
 SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
     "clip_seconds",
     "remainder",
@@ -90,7 +90,7 @@ def shard(text: str) -> Shard:
 
 
 def number_of_shards(text: str) -> int:
-    """Parse the 8 of ``3/8``: what no job can have been a share of is refused before all shards are looked for."""
+    """Parse the 8 of ``3/8``, with the limits of `shard`."""
     match = re.fullmatch(r"0*([1-9]\d*)", text, flags=re.ASCII)
     if not match or len(match[1]) > len(str(shards.MOST_SHARDS)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of shards; expected 1 to {shards.MOST_SHARDS}")
@@ -102,7 +102,7 @@ def number_of_folds(text: str) -> int:
     most = len(splits.FOLDS)
     if not re.fullmatch(r"\d{1,2}", text, flags=re.ASCII) or not splits.FEWEST_FOLDS <= int(text) <= most:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of folds; expected {splits.FEWEST_FOLDS} to {most}: one is tested, one chooses "
+            f"{text!r} is not a number of folds; expected {splits.FEWEST_FOLDS} to {most}: one tests, one chooses "
             "the epoch, the others train"
         )
     return int(text)
@@ -127,36 +127,36 @@ def build_parser() -> argparse.ArgumentParser:
         "--label_level",
         type=cli.positive_int,
         default=None,
-        help="without --metadata: level of the folders that are the labels; 1 is the folders in raw_dir "
-        "(default: the first level with two folders or more)",
+        help="without --metadata: level of the folders that name the labels; 1 is directly in raw_dir "
+        "(default: the first level with two or more folders)",
     )
     parser.add_argument(
         "--recordist_level",
         type=cli.positive_int,
         default=None,
-        help="level of the folders that are recordists, or sites, for files of which neither the table nor tags of "
-        "xeno-canto name one: the split keeps each together (default: none)",
+        help="level of the folders that name recordists or sites, used if neither the table nor xeno-canto tags name "
+        "a recordist: the split keeps each together (default: none)",
     )
     parser.add_argument(
         "--same_recordist",
         type=Path,
         default=None,
-        help="CSV, a row a person: the names that are one, such as Lars Lachmann,L. Lachmann (default: none)",
+        help="CSV, one row per person: all names of the person, such as Lars Lachmann,L. Lachmann (default: none)",
     )
     parser.add_argument("--sample_rate", type=cli.positive_int, default=16000, help="of the clips, in Hz")
     parser.add_argument(
         "--channel",
         type=channel,
         default="mean",
-        help="mean of all channels; left, right, or a number from 1; best: the one with most power. A mean that loses "
-        "what its channels hold gives way to best",
+        help="mean of all channels; left, right, or a number from 1; best: the channel with most power. If channels "
+        "cancel in the mean, best is used",
     )
     parser.add_argument("--clip_seconds", type=cli.positive_float, default=5.0, help="length of a clip, in s")
     parser.add_argument(
         "--remainder",
         choices=["pad", "drop"],
         default="pad",
-        help="what is left of a recording after its last whole clip: pad repeats it to a whole clip",
+        help="the rest of a recording after its last whole clip: pad repeats it to a whole clip, drop leaves it out",
     )
     parser.add_argument(
         "--min_seconds", type=cli.non_negative_float, default=0.1, help="leave out recordings shorter than this, in s"
@@ -165,13 +165,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--min_remainder_seconds",
         type=cli.non_negative_float,
         default=1.0,
-        help="leave out what is left of a recording after its last whole clip if it is shorter than this, in s",
+        help="leave out the rest of a recording after its last whole clip if it is shorter than this, in s",
     )
     parser.add_argument(
         "--min_recordings", type=cli.positive_int, default=25, help="leave out labels with fewer recordings"
     )
     parser.add_argument(
-        "--split_by", choices=splits.SPLIT_BY, default="recordist", help="what stays together on one side of the split"
+        "--split_by", choices=splits.SPLIT_BY, default="recordist", help="unit that the split keeps together"
     )
     parser.add_argument("--val_fraction", type=cli.fraction, default=0.15, help="share of the clips for val")
     parser.add_argument("--test_fraction", type=cli.fraction, default=0.15, help="share of the clips for test")
@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=number_of_folds,
         default=None,
         metavar="K",
-        help="divide into K folds instead: each recordist is tested once, by --fold 1 to K of the later stages; "
+        help="divide into K folds instead: each recordist is in one test fold; the later stages take --fold 1 to K; "
         "--val_fraction and --test_fraction are not used (default: one split)",
     )
     parser.add_argument(
@@ -212,12 +212,12 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
         type=number_of_shards,
         default=None,
         metavar="N",
-        help="decode nothing: check and take what the N jobs with --shard have left",
+        help="decode nothing: check and merge the sound that the N jobs with --shard decoded",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Leave a processed data set, or what one of many jobs contributes to it."""
+    """Write a processed data set, or one shard of its decoded sound."""
     check_arguments(args)
     files, skipped = recordings.find_recordings(args.raw_dir, args.metadata, args.label_level, args.collection_column)
     listed, vanished = preparation.list_files(args.raw_dir, files)
@@ -238,7 +238,7 @@ def make_data_set(
     listed: dict[str, spool.Listed],
     skipped: list[recordings.Skipped],
 ) -> None:
-    """Leave a processed data set; `files` are sorted by recording, `skipped` are left out already."""
+    """Write a processed data set; `files` are sorted by recording, `skipped` are left out already."""
     merge, of_shards, same = None, inputs, []
     if args.same_recordist is not None:
         inputs = inputs | {"same_recordist": runs.file_input(args.same_recordist)}
@@ -255,9 +255,9 @@ def make_data_set(
                 args, shard=Shard(number, args.merge_shards), merge_shards=None, overwrite=overwrite
             ),
         )
-        # First, so that a merge that cannot be leaves all as it was. One that is done needs no shards.
+        # Checked first, so that an impossible merge changes nothing. A complete merge needs no shards.
         is_done = runs.is_complete(STAGE, args, inputs, SPEED_ARGUMENTS)
-        if is_done and args.overwrite:  # and would be made again if it is damaged
+        if is_done and args.overwrite:  # a damaged result would be made again
             is_done = runs.find_damage(args.output_dir, runs.read_record(args.output_dir)["outputs"]) is None
         if not is_done:
             merge.read_records(list(listed.values()))
@@ -271,7 +271,7 @@ def make_data_set(
                 outputs=OUTPUTS,
                 result_neutral=SPEED_ARGUMENTS,
                 scratch={scratch},
-                reusable={scratch},  # its files say what they were made from
+                reusable={scratch},  # its files record their inputs
                 disposable={f"{scratch}/*", "skipped.csv"},
             ) as this_run,
             working(args, files) as pool_map,
@@ -281,7 +281,7 @@ def make_data_set(
     except AlreadyComplete:
         shutil.rmtree(args.output_dir / scratch, ignore_errors=True)  # a kill after the very last step leaves it
         raise
-    # Only now: with it, an attempt that is killed while the outputs are hashed has little to do again.
+    # Deleted last, so that a run that is killed while it hashes the outputs repeats little work.
     shutil.rmtree(args.output_dir / scratch)
 
 
@@ -291,7 +291,7 @@ def decode_shard(
     files: list[recordings.SourceFile],
     listed: dict[str, spool.Listed],
 ) -> None:
-    """Leave one shard's sound in ``args.output_dir``, which is the shard's own."""
+    """Write the decoded sound of one shard to ``args.output_dir``, which is the shard's own."""
     with (
         runs.open_run(
             STAGE,
@@ -300,7 +300,7 @@ def decode_shard(
             outputs=SHARD_OUTPUTS,
             result_neutral=SHARD_NEUTRAL_ARGUMENTS,
             reusable={shards.SPOOL_NAME},
-            recompute=args.overwrite,  # the merge asks for it where other code has decoded or dealt out the files
+            recompute=args.overwrite,  # the merge asks for it if other code decoded or divided the files
         ) as this_run,
         working(args, files) as pool_map,
     ):
@@ -333,7 +333,7 @@ def decode_shard(
 
 @contextlib.contextmanager
 def working(args: argparse.Namespace, files: list[recordings.SourceFile]) -> Iterator[workers.Map]:
-    """Log what is read and how, so that a wrong folder or table is seen before hours of decoding; start the workers."""
+    """Start the workers; log the input first, so that a wrong folder or table is seen before hours of decoding."""
     n_workers = min(args.num_workers, len(files) or 1)
     runs.log_cpu_only(args.device)
     log.info(
@@ -364,7 +364,7 @@ def command_line(args: argparse.Namespace, **changes: object) -> str:
 def worth_decoding(
     args: argparse.Namespace, files: list[recordings.SourceFile]
 ) -> tuple[list[recordings.SourceFile], list[recordings.Skipped]]:
-    """Leave out labels that have too few recordings whatever is in them; refuse if fewer than two are left."""
+    """Leave out labels with too few recordings, before decoding; refuse if fewer than two labels remain."""
     files, too_few = preparation.drop_rare_labels(files, args.min_recordings)
     preparation.check_two_labels(files, too_few, args.raw_dir, args.min_recordings)
     return files, too_few
@@ -373,15 +373,14 @@ def worth_decoding(
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse values that do not go together."""
     if args.label_level is not None and args.metadata is not None:
-        raise UsageError("--label_level is for folders that are labels, and --metadata gives labels: leave one out")
+        raise UsageError("--label_level and --metadata both give the labels: leave one out")
     if args.collection_column is not None and args.metadata is None:
-        raise UsageError("--collection_column names a column of --metadata: give the table too")
+        raise UsageError("--collection_column names a column of --metadata: give --metadata too")
     clip_samples = round(args.clip_seconds * args.sample_rate)
     if not clips.SHORTEST_CLIP <= clip_samples <= clips.LARGEST_CLIP:
         raise UsageError(
             f"--clip_seconds {args.clip_seconds} at --sample_rate {args.sample_rate} is a clip of {clip_samples} "
-            f"samples; expected {clips.SHORTEST_CLIP} to {clips.LARGEST_CLIP}, of which the later stages can make "
-            "something"
+            f"samples; the later stages need {clips.SHORTEST_CLIP} to {clips.LARGEST_CLIP}"
         )
     if args.min_seconds > args.clip_seconds:
         raise UsageError(
@@ -408,7 +407,7 @@ def process(
     skipped: list[recordings.Skipped],
     same: list[list[str]],
 ) -> None:
-    """Decode or take what is decoded, filter, split, cut and write."""
+    """Decode the files or take the shards, then filter, split, cut and write."""
     n_found = len(files) + len(skipped)
     clip_format = preparation.ClipFormat(
         *(args.sample_rate, args.clip_seconds, args.min_seconds, args.min_remainder_seconds, args.remainder)
@@ -435,9 +434,9 @@ def process(
     n_known = sum(recordist is not None for recordist in who.values())
     if n_known == 0 and args.split_by in splits.BY_RECORDIST:
         log.warning(
-            "no recordist is known, so the split is by recording: recordings by one person are on both sides of it, "
-            "and scores are too good for a person who was never heard. A metadata table names recordists, and so do "
-            "the tags of mp3 files as xeno-canto serves them"
+            "no recordist is known, so the split is by recording: one person can be in train and in test, and scores "
+            "are too high for new recordists. A metadata table can name recordists, and so can the tags of mp3 files "
+            "from xeno-canto"
         )
     preparation.write_similar_recordists(args.output_dir, recorded)
     with this_run.timed("writing"):
@@ -480,7 +479,7 @@ def decode_or_take(
     merge: shards.Merge | None,
     wanted: list[spool.Listed],
 ) -> preparation.Decoded:
-    """Decode files into the scratch folder, or check and take what the jobs with ``--shard`` have decoded."""
+    """Decode files into the scratch folder, or check and take the sound that jobs with ``--shard`` decoded."""
     if merge is not None:
         with this_run.timed("checking"):
             merge.check_files(pool_map)
@@ -500,7 +499,7 @@ def cut(
     decoded: preparation.Decoded,
     same: list[list[str]],
 ) -> tuple[list[preparation.Recorded], list[recordings.Skipped], list[recordings.Skipped]]:
-    """Return what clips are cut from, the files that cannot be used, and those whose labels have become too rare."""
+    """Return the files with clips, the files that cannot be used, and those whose labels have become too rare."""
     sounds = decoded.sounds
     files, ambiguous = recordings.complete(
         files, {path: sound.tags for path, sound in sounds.items()}, args.recordist_level, same
@@ -515,7 +514,7 @@ def cut(
 
 
 def log_end(args: argparse.Namespace, metrics: dict) -> None:
-    """Log in one line what became of the recordings."""
+    """Log the numbers of files, recordings and clips in one line."""
     n_clips = metrics["n_clips"]
     log.info(
         "%s: %d files -> %s: %d files, %d recordings, %.2f h, %d labels, %d clips (%s), split by %s; %d in skipped.csv",

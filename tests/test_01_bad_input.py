@@ -690,12 +690,12 @@ def test_scratch_that_will_not_fit_is_refused_before_it_is_filled(raw_dir, monke
     monkeypatch.setattr(audio, "decode", lambda *args, **how: decoded.append(args[0]) or decode(*args, **how))
     with_free(monkeypatch, n_pcm // 2)
     assert run(raw_dir) == 3
-    assert "0.005 h of sound need 0.00104 GB here while this runs, and 0.000288 GB are free" in caplog.text
+    assert "0.005 h of sound need 0.00104 GB here during the run, and 0.000288 GB are free" in caplog.text
     assert "The longest file is Wren/XC9.flac: about 0.00278 h" in caplog.text
     assert not decoded and "Traceback" not in caplog.text
     with_free(monkeypatch, int(1.7 * n_pcm))  # the estimate is not that sure
     assert run(raw_dir) == 0
-    assert "GB are free (a quota may leave less)" in caplog.text
+    assert "GB are free (a quota may allow less)" in caplog.text
     caplog.clear()
     with_free(monkeypatch, 2 * n_pcm)
     assert run(raw_dir, "--seed", 1, "--overwrite") == 0

@@ -155,8 +155,8 @@ def test_a_short_rest_is_no_clip_and_filled_clips_are_counted(tmp_path, caplog):
         assert run(tmp_path / "raw", tmp_path / "out", "--min_remainder_seconds", 1) == 0
     table = read_parts(tmp_path / "out")
     assert sorted(table.duration_s.round(2)) == pytest.approx([0.5, 1.5, 2] + [5] * 8)
-    assert "3 of 11 clips are shorter than 5 s (median 1.50 s) and are repeated from their start" in caplog.text
-    assert "the rests of 4 recordings behind their last clip are left out, 0.60 s of them in all" in caplog.text
+    assert "3 of 11 clips are shorter than 5 s (median 1.50 s) and are repeated to this length" in caplog.text
+    assert "the rests of 4 recordings after their last clip are left out: 0.60 s in all" in caplog.text
     report = pd.read_csv(tmp_path / "out" / "split_report.csv")
     assert (report.short_clips.sum(), report.clips.sum()) == (3, 11)
 
@@ -396,7 +396,7 @@ def test_no_such_collection_column(by_people, tmp_path, caplog):
     assert run_by_people(by_people, tmp_path / "out", "--collection_column", "museum") == 3
     assert "table.csv" in caplog.text and "museum" in caplog.text
     assert run(by_people, tmp_path / "out", "--collection_column", "archive") == 2
-    assert "--collection_column names a column of --metadata: give the table too" in caplog.text
+    assert "--collection_column names a column of --metadata: give --metadata too" in caplog.text
     assert not (tmp_path / "out").exists()
 
 

@@ -190,7 +190,7 @@ def test_no_recordings_and_those_without_peaks():
 def test_too_many_peaks_are_refused(monkeypatch):
     monkeypatch.setattr(near_copies, "PEAK_BITS", 2)
     peaks = np.arange(4, dtype=np.int32), np.full(4, 9, np.uint8)
-    with pytest.raises(InputError, match=r"4 peaks, more than the 3 .*: divide the recordings"):
+    with pytest.raises(InputError, match=r"4 peaks; the index of near copies holds at most 3 .*: divide"):
         near_copies.propose([peaks], RATE_HZ)
 
 
@@ -289,7 +289,7 @@ def test_stage_01_lists_copies_and_leaves_out_two_labels(processed):
     ]
     log = (processed / "log.txt").read_text()
     assert "the same sound, kept on one side of the split: Crow/XC0.wav, Crow/XC50.mp3" in log
-    assert "4 files have sound of other files; " in log
+    assert "4 files share sound with other files; " in log
 
 
 @pytest.mark.parametrize("split_by", stage.splits.SPLIT_BY)

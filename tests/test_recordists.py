@@ -111,7 +111,7 @@ def test_the_commonest_spelling_stands_for_a_person(caplog):
         "Bo Ek": "Bo Ek",
     }
     assert (
-        "1 recordists are spelled in several ways and taken for one: Ada Lovelace (2) = ADA LOVELACE (1)" in caplog.text
+        "recordists are spelled in several ways and treated as one: Ada Lovelace (2) = ADA LOVELACE (1)" in caplog.text
     )
 
 
@@ -207,11 +207,11 @@ def test_the_list_of_same_names(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"Lars Lachmann\n", "has one name only"),
-        (b"Lars Lachmann,unknown\n", "'unknown' is nobody's name"),
+        (b"Lars Lachmann\n", "has only one name"),
+        (b"Lars Lachmann,unknown\n", "'unknown' means an unknown person"),
         (b"J\xf6rg,Jorg\n", "cannot be read"),
-        (b"", "names nobody; expected a CSV .*, or leave --same_recordist out"),
-        (b"recordist,same_as\n\n , \n", "names nobody"),
+        (b"", "has no names; expected a CSV .*, or leave --same_recordist out"),
+        (b"recordist,same_as\n\n , \n", "has no names"),
         (None, "cannot be read"),
     ],
 )

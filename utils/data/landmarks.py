@@ -1,6 +1,6 @@
-"""Peaks of the spectrum of a recording, by which `near_copies` finds recordings that are one sound.
+"""Peaks of the spectrum of a recording; `near_copies` uses them to find recordings of the same sound.
 
-They are taken while a recording is decoded. They change little when the sound is encoded again, resampled, louder or
+They are found while a recording is decoded. They change little if the sound is encoded again, resampled, amplified or
 inverted (Wang 2003, An industrial-strength audio search algorithm, ISMIR).
 """
 
@@ -14,11 +14,11 @@ from utils.core import lazy
 with lazy.imported_on_first_use():
     import scipy
 
-WINDOW, HOP = 512, 256  # samples of a frame, and from frame to frame
+WINDOW, HOP = 512, 256  # samples
 N_BANDS = 6
 REACH = 6  # frames on each side in which no other peak of the band is higher
-FAINTEST = 1e3  # power of a peak; what 16 bits make of silence is below it
-FRAMES_PER_READ = 256  # so few that their arrays stay below the size for which malloc asks the system for new pages
+FAINTEST = 1e3  # power of a peak; the rounding noise of 16 bits is below it
+FRAMES_PER_READ = 256  # with more, malloc asks the system for new pages for each array
 
 _TAPER = np.hanning(WINDOW).astype(np.float32)
 _EDGES = np.rint(np.geomspace(8, 240, N_BANDS + 1)).astype(int)  # bins; 250 Hz to 7.5 kHz at 16 kHz
@@ -55,8 +55,8 @@ def _peaks(pcm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     spectrum = spectrum[:, _EDGES[0] : _EDGES[-1]]
     power = np.square(spectrum.real)
     power += np.square(spectrum.imag)
-    # Floats above 0 are in the order of their bits. So one maximum finds the loudest bin and its power: the bin is kept
-    # in the last eight bits, at most 0.003 % of the power.
+    # Positive floats have the order of their bits. So one maximum finds the loudest bin and its power: the last eight
+    # bits, at most 0.003 % of the power, hold the bin.
     bits = power.view(np.int32)
     bits &= ~0xFF
     bits |= np.arange(_EDGES[0], _EDGES[-1], dtype=np.int32)

@@ -1,7 +1,7 @@
-"""Recordings that are one sound: encoded again, resampled, louder, inverted, trimmed, or overlapping.
+"""Find recordings of the same sound: encoded again, resampled, louder, inverted, trimmed, or overlapping.
 
 An index of the peaks of all spectra (`landmarks`) proposes pairs of recordings and their lag. The waveforms decide: two
-recordings are one sound if they correlate at that lag.
+recordings are the same sound if they correlate at that lag.
 """
 
 import itertools
@@ -21,37 +21,36 @@ with lazy.imported_on_first_use():
     import scipy
 
 # ---- the index
-NEXT_PEAKS = 7  # a peak makes a hash with each two of so many that follow it
+NEXT_PEAKS = 7  # a peak makes a hash with each two of the next seven peaks
 MOST_FRAMES_APART = 63
 PEAK_BITS = 27  # the index holds 134 million peaks: about 1,400 h at 16 kHz
 HASHES_AT_ONCE = 2**21
-LINKS = 4  # a hash is compared with the next ones of its kind only, so that a common hash costs no more than a rare one
+LINKS = 4  # a hash is compared with the next four equal ones only, so that a common hash takes no more time
 LEAST_HITS = 3
 LAGS_PER_PAIR = 3
-CANDIDATES = 8  # of a recording, with those after it
+CANDIDATES = 8  # of a recording, among those after it
 # ---- the decision
 WINDOW_S, LEAST_WINDOW_S = 2.0, 0.5
 WINDOWS = 4  # of a pair and lag
-LOWEST_HZ = 150.0  # below it are wind and hum, which correlate by chance
+LOWEST_HZ = 150.0  # wind and hum are below it, and correlate by chance
 LEAST_CORRELATION = 0.5
 LEAST_REMAINDER = 0.25
-HOPELESS, SURE = 0.2, 0.98  # of a window: no other one is tried
+HOPELESS, SURE = 0.2, 0.98  # correlation of a window: below or above, no other window is tried
 PAIRS_PER_TASK = 32
-LEAST_SHARE = 0.25  # of the shorter recording: what shares less is two stretches of one sound that overlap a little
+LEAST_SHARE = 0.25  # of the shorter recording: with less, the two are neighbouring parts that overlap a little
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Two recordings that are one sound.
+    """Two recordings of the same sound.
 
     Attributes
     ----------
     path, other : str
     lag : int
-        Samples: what is at t in `path` is at t + lag in `other`.
+        In samples: t in `path` is t + lag in `other`.
     correlation : float
-        |r| of the waveforms, in the window of at most 2 s in which it is highest of those tried; 1 where the sound is
-        equal.
+        Highest |r| of the waveforms in a window of at most 2 s, among the windows tried; 1 if the sound is equal.
     """
 
     path: str
@@ -62,12 +61,12 @@ class Copy:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a recording lies in a sound that other recordings may share.
+    """Place of a recording in a sound that other recordings may share.
 
     Attributes
     ----------
     sound : str
-        Path of the first recording of it.
+        Path of its first recording.
     start : int
         Sample of the sound at which the recording starts; may be negative.
     """
@@ -79,12 +78,12 @@ class Place:
 def find(
     sounds: Sequence[spool.Spooled], spool_dirs: Mapping[str, Path], sample_rate_hz: int, pool_map: workers.Map
 ) -> list[Copy]:
-    """Return the recordings that are one sound, pair by pair; three or more are linked by a chain of pairs.
+    """Return the pairs of recordings of the same sound; three or more are linked by a chain of pairs.
 
     Parameters
     ----------
     sounds : sequence of Spooled
-        Their order decides which pairs a chain has, and nothing else.
+        Their order decides only which pairs a chain has.
     spool_dirs : mapping of str to Path
         Folder of the PCM, by path of the sound file.
     sample_rate_hz : int
@@ -127,14 +126,14 @@ def find(
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two recordings that may be one sound.
+    """Two recordings that may be the same sound.
 
     Attributes
     ----------
     one, other : int
         Numbers of the recordings; `one` is the lower.
     lag : int
-        Samples, to about a frame: what is at t in `one` is at t + lag in `other`.
+        In samples, to about a frame: t in `one` is t + lag in `other`.
     starts : tuple of int
         First samples, in `one`, of the windows that have most peaks in common.
     """
@@ -172,18 +171,18 @@ def propose(peaks: Sequence[tuple[np.ndarray, np.ndarray]], sample_rate_hz: int)
         return []
     frames = np.concatenate([frames for frames, _ in peaks])
     one, other = _links(owners, frames, np.concatenate([bins for _, bins in peaks]))
-    # A pair and a lag are one number, so that one sort brings together the hits that agree.
+    # One number holds a pair and a lag, so that one sort brings equal hits together.
     lags = frames[other].astype(np.int64) - frames[one]
     lowest = int(lags.min(initial=0))
     n_lags = int(lags.max(initial=0)) - lowest + 2
     keys = (owners[one].astype(np.int64) * len(peaks) + owners[other]) * n_lags + (lags - lowest)
-    ordered = np.sort(keys)  # most keys are hit once, by chance: what follows is for the others
+    ordered = np.sort(keys)  # most keys are hit once, by chance, and are removed here
     near = ordered[: 1 - LEAST_HITS][ordered[LEAST_HITS - 1 :] - ordered[: 1 - LEAST_HITS] <= 1]
     frequent = np.isin(keys, np.concatenate([near, near + 1]))
     keys, one = keys[frequent], one[frequent]
     order = np.lexsort((one, keys))
     keys, one = keys[order], one[order]
-    fresh = np.ones(len(keys), bool)  # a peak hits once, with however many hashes
+    fresh = np.ones(len(keys), bool)  # several hashes of a peak count as one hit
     fresh[1:] = (keys[1:] != keys[:-1]) | (one[1:] != one[:-1])
     keys, at = keys[fresh], frames[one[fresh]]
     kinds, firsts, hits = np.unique(keys, return_index=True, return_counts=True)
@@ -213,8 +212,8 @@ def _links(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> tuple[np
     """Return the peaks of different recordings, int32 of shape (n,) each, that start equal hashes."""
     if len(owners) >= 2**PEAK_BITS:
         raise InputError(
-            f"the spectra have {len(owners):,} peaks, more than the {2**PEAK_BITS - 1:,} that the index of near copies "
-            "holds (about 1,400 h at 16 kHz): divide the recordings among several data sets"
+            f"the spectra have {len(owners):,} peaks; the index of near copies holds at most {2**PEAK_BITS - 1:,} "
+            "(about 1,400 h at 16 kHz): divide the recordings among several data sets"
         )
     combinations = list(itertools.combinations(range(1, NEXT_PEAKS + 1), 2))
     n_parts = min(256, 1 + len(owners) * len(combinations) // HASHES_AT_ONCE)
@@ -237,7 +236,7 @@ def _links(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> tuple[np
 def _hashes(
     owners: np.ndarray, frames: np.ndarray, bins: np.ndarray, peaks: np.ndarray, near: int, far: int
 ) -> np.ndarray:
-    """Return hash and number, as one int64 each, of the `peaks` with the two that follow after `near` and `far`."""
+    """Return hash and number, as one int64 each, of the `peaks` with the peaks `near` and `far` places later."""
     peaks = peaks[: np.searchsorted(peaks, len(owners) - far)]
     apart = frames[peaks + far] - frames[peaks]
     peaks = peaks[(owners[peaks + far] == owners[peaks]) & (apart <= MOST_FRAMES_APART)]
@@ -255,7 +254,7 @@ def _hashes(
 
 
 def _fullest(hits: np.ndarray, window: int) -> tuple[int, ...]:
-    """Return the starts of at most `WINDOWS` windows that do not overlap and hold most hits; `hits` are ascending."""
+    """Return the starts of at most `WINDOWS` windows with most hits that do not overlap; `hits` are ascending."""
     counts = np.searchsorted(hits, hits + window) - np.arange(len(hits))
     starts: list[int] = []
     for i in np.argsort(-counts, kind="stable"):
@@ -278,7 +277,7 @@ class CompareTask:
 
 
 def compare(task: CompareTask) -> list[tuple[Candidate, int, float]]:
-    """Return every candidate with its lag, in samples, and the correlation at it; 0 where it is no copy."""
+    """Return every candidate with its lag, in samples, and the correlation there; 0 if it is not a copy."""
     return [(pair[-1], *_compare(task.sample_rate_hz, *pair)) for pair in task.pairs]
 
 
@@ -321,9 +320,9 @@ def correlate(x: np.ndarray, y: np.ndarray, sample_rate_hz: int) -> tuple[int, f
     shift : int
         First sample of the part of `y` that correlates best with `x`.
     correlation : float
-        |r| there; 0 if steady tones explain it. They make any recordings with the same tones correlate, at many
-        shifts. How much they explain is known from how well either recording correlates with itself some time later,
-        and of what they leave unexplained the correlation must explain a part.
+        |r| there; 0 if steady tones explain it. Recordings with the same tones correlate at many shifts. The
+        correlation of each recording with itself some time later measures the part of the tones. The correlation
+        must explain a part of the rest.
     """
     size = scipy.fft.next_fast_len(len(y), real=True)
     spectra = scipy.fft.rfft(np.stack([np.pad(x, (0, len(y) - len(x))), y]).astype(np.float32), size)
@@ -361,7 +360,7 @@ def _repetition(samples: np.ndarray) -> float:
 
 
 def places(copies: Iterable[Copy]) -> dict[str, Place]:
-    """Return the place of every recording, by path, in the sound that it shares with those that copies link it to."""
+    """Return the place, by path, of every recording in the sound that it shares with its linked copies."""
     linked = defaultdict(list)
     for copy in copies:
         linked[copy.path].append((copy.other, -copy.lag))
@@ -380,15 +379,15 @@ def places(copies: Iterable[Copy]) -> dict[str, Place]:
 
 
 def keys(place: Place | None, clip: tuple[int, int] | None, clip_samples: int) -> list[str]:
-    """Return what keeps the clips of one sound together, for `splits.merge_groups`.
+    """Return keys that keep the clips of one sound together, for `splits.merge_groups`.
 
     Parameters
     ----------
     place : Place or None
-        Of the recording; None where no other is the same sound.
+        Of the recording; None if no other recording is the same sound.
     clip : tuple of int or None
-        First sample and length of a clip: its keys are those of the clips that share more than a tenth of a clip's
-        length with it, and of none that shares nothing. None asks for the key of the recording.
+        First sample and length of a clip. Clips share a key if they share more than a tenth of a clip's length, and
+        never if they share no sound. None gives the key of the recording.
     clip_samples : int
         Length of a whole clip.
     """

@@ -1,7 +1,7 @@
-"""From found recordings to written clips: what stage 01 does, step by step.
+"""The steps of stage 01, from found recordings to written clips.
 
-Decoding and writing are done by worker processes (`spool`); what is left out, cut, split and planned here
-depends on the recordings and the settings alone, never on who decoded what first.
+Worker processes decode and write (`spool`). The choices here depend on the recordings and the settings alone,
+never on the order in which files were decoded.
 """
 
 import itertools
@@ -35,10 +35,10 @@ CLIPS_PER_PART = 1024
 BYTES_PER_PART = 2**26  # of PCM
 FILES_PER_TASK = 8
 BYTES_PER_TASK = 2**24  # of source files
-TASKS_PER_WORKER = 16  # so many at least, if there are files enough: then all workers end at about the same time
+TASKS_PER_WORKER = 16  # at least, if there are enough files: then all workers end at about the same time
 NAMED_IN_LOG = 20
 HEADERS_READ = 20  # of the largest files of a suffix, and as many of all, to estimate the length of the others
-COMPRESSED_BYTES_PER_S = 16_000.0  # 128 kbit/s, of formats whose headers say nothing
+COMPRESSED_BYTES_PER_S = 16_000.0  # 128 kbit/s, of formats whose headers give no length
 CLIPS_PER_PCM = 0.8  # bytes; measured 0.6 to 0.75
 SURE_SHARE = 0.8  # of an estimate
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """What every clip is like.
+    """Length and sample rate of clips, and the shortest sound that gives one.
 
     Attributes
     ----------
@@ -57,9 +57,9 @@ class ClipFormat:
     min_seconds : float
         Recordings shorter than this give no clip.
     min_remainder_seconds : float
-        Nor do rests behind the last whole clip of a recording that are shorter than this.
+        Nor do rests after the last whole clip of a recording that are shorter than this.
     remainder : {"pad", "drop"}
-        What becomes of the end of a recording that does not fill a clip.
+        Whether the end of a recording that does not fill a clip is repeated or left out.
     """
 
     sample_rate_hz: int
@@ -75,12 +75,12 @@ class ClipFormat:
 
 
 def list_files(raw_dir: Path, files: Sequence[SourceFile]) -> tuple[dict[str, spool.Listed], list[Skipped]]:
-    """Return size and time of every file, by path, and the files that nobody may read.
+    """Return size and time of every file, by path, and the files that cannot be read.
 
     Raises
     ------
     InputError
-        If one that was found is gone, or the machine cannot read it.
+        If a file that was found is gone, or the machine cannot read it.
     """
     listed, vanished = {}, []
     for file in files:
@@ -102,7 +102,7 @@ def listing_sha256(listed: Iterable[spool.Listed]) -> str:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of sound files, decoded by this process or by others.
+    """Results of decoding sound files, by this process or by others.
 
     Attributes
     ----------
@@ -121,9 +121,9 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A sound file that gives clips: what it is, what was decoded, and first sample and length of its clips.
+    """A sound file that gives clips, its decoded sound, and the first sample and length of each clip.
 
-    `place` says where it lies in a sound that other files share; None where none does.
+    `place` is its place in a sound that other files share; None if no other file does.
     """
 
     file: SourceFile
@@ -139,7 +139,7 @@ def drop_rare_labels(files: Sequence[SourceFile], min_recordings: int) -> tuple[
     """Leave out labels with fewer than `min_recordings` recordings, by name in the log."""
     recordings = defaultdict(set)
     for file in files:
-        # While the tags are not read a path is a recording, at most.
+        # Before the tags are read, each path counts as one recording.
         recordings[file.label].add(file.path if file.is_named_by_path else file.recording_id)
     rare = {label: len(ids) for label, ids in sorted(recordings.items()) if len(ids) < min_recordings}
     if rare:
@@ -176,7 +176,7 @@ def find_near_copies(
     recorded: Sequence[Recorded],
     spool_dirs: Mapping[str, Path],
 ) -> list[Recorded]:
-    """Give the files that are one sound their place in it; write ``near_copies.csv`` if there are any."""
+    """Find the place of each file in a sound that several share; write ``near_copies.csv`` if there are any."""
     copies = near_copies.find([r.sound for r in recorded], spool_dirs, sample_rate_hz, pool_map)
     if not copies:
         return list(recorded)
@@ -184,15 +184,15 @@ def find_near_copies(
     rows = [[c.path, c.other, f"{c.lag / sample_rate_hz:.4f}", f"{c.correlation:.3f}"] for c in copies]
     write_csv(path, ["file", "same_sound_as", "lag_s", "correlation"], rows)
     places = near_copies.places(copies)
-    log.info("%d files have sound of other files; %s lists the pairs", len(places), path)
+    log.info("%d files share sound with other files; %s lists the pairs", len(places), path)
     return [replace(r, place=places.get(r.file.path)) for r in recorded]
 
 
 def drop_contradictions(recorded: Sequence[Recorded]) -> tuple[list[Recorded], list[Skipped]]:
-    """Leave out all files whose sound is found under two labels; name those found twice under one.
+    """Leave out files with the same sound under two labels; log files with the same sound under one label.
 
-    Files that share less than a quarter of the shorter one are kept: each label may be right for what the other file
-    lacks.
+    Files that share less than a quarter of the shorter one are kept: each label may be right for the sound that the
+    other file lacks.
     """
     same = defaultdict(list)
     for r in recorded:
@@ -222,12 +222,12 @@ def drop_contradictions(recorded: Sequence[Recorded]) -> tuple[list[Recorded], l
 
 
 def report_odd_sounds(sounds: Mapping[str, spool.Spooled]) -> None:
-    """Warn of sounds that are not what their files promise, but are used."""
+    """Warn of sounds that differ from the headers of their files, but are used."""
     report([f"{path}: {text}" for path, sound in sorted(sounds.items()) for text in sound.warnings], "used as it is")
 
 
 def report(lines: Sequence[str], what: str) -> None:
-    """Warn of `what`, a log line for each of `lines` up to a number that can be read."""
+    """Warn of `what`, one log line for each of the first `lines`."""
     for line in lines[:NAMED_IN_LOG]:
         log.warning("%s: %s", what, printable(line))
     if len(lines) > NAMED_IN_LOG:
@@ -256,7 +256,7 @@ def check_scratch(
     Raises
     ------
     InputError
-        If it will surely not fit.
+        If the sound does not fit, with a margin for the error of the estimate.
     """
     seconds = estimate_seconds(raw_dir, files)
     needed = 2 * sample_rate_hz * sum(seconds.values()) * (1 + CLIPS_PER_PCM * writes_clips)
@@ -266,8 +266,8 @@ def check_scratch(
     longest = max(seconds, key=seconds.__getitem__)
     status = (raw_dir / longest).stat()
     text = (
-        f"{spool_dir}: about {sum(seconds.values()) / 3600:.3g} h of sound need {needed / 1e9:.3g} GB here while this "
-        f"runs, and {free / 1e9:.3g} GB are free (a quota may leave less). The longest file is {longest}: about "
+        f"{spool_dir}: about {sum(seconds.values()) / 3600:.3g} h of sound need {needed / 1e9:.3g} GB here during "
+        f"the run, and {free / 1e9:.3g} GB are free (a quota may allow less). The longest file is {longest}: about "
         f"{seconds[longest] / 3600:.3g} h in {status.st_size:,} bytes, of which {512 * status.st_blocks:,} are on disk"
     )
     if needed * SURE_SHARE > free:
@@ -300,7 +300,7 @@ def decode(
     num_workers: int,
     files: Sequence[spool.Listed],
 ) -> Decoded:
-    """Decode files into a spool folder, which is made if need be; `channel` as for `audio.decode`."""
+    """Decode files into a spool folder; `channel` as for `audio.decode`."""
     # Absolute, because workers need not run in the same folder.
     raw_dir, spool_dir = raw_dir.absolute(), spool_dir.absolute()
     spool_dir.mkdir(exist_ok=True)
@@ -332,7 +332,7 @@ def batches(files: Sequence[spool.Listed], num_workers: int) -> Iterator[list[sp
 def cut(
     clip_format: ClipFormat, decoded: Sequence[tuple[SourceFile, spool.Spooled]]
 ) -> tuple[list[Recorded], list[Skipped]]:
-    """Cut every file into clips, and name those that give none."""
+    """Cut every file into clips; return also the files that give none."""
     least = [
         round(seconds * clip_format.sample_rate_hz)
         for seconds in (clip_format.min_seconds, clip_format.min_remainder_seconds)
@@ -353,21 +353,20 @@ def cut(
 
 
 def report_short_clips(clip_format: ClipFormat, recorded: Sequence[Recorded]) -> None:
-    """Log how many clips are shorter than a clip and filled, how, and what else can be done; and what is left out."""
+    """Log how many short clips were filled, how to avoid this, and how much sound is left out."""
     lengths = [length for r in recorded for _, length in r.cuts if length < clip_format.clip_samples]
     n_clips = sum(len(r.cuts) for r in recorded)
     if lengths:
         log.info(
-            "%d of %d clips are shorter than %g s (median %.2f s) and are repeated from their start until they fill "
-            "one; to avoid this give --remainder drop, a shorter --clip_seconds, or a longer "
-            "--min_remainder_seconds (now %g)",
+            "%d of %d clips are shorter than %g s (median %.2f s) and are repeated to this length; to avoid this give "
+            "--remainder drop, a shorter --clip_seconds, or a longer --min_remainder_seconds (now %g)",
             *(len(lengths), n_clips, clip_format.clip_seconds),
             *(statistics.median(lengths) / clip_format.sample_rate_hz, clip_format.min_remainder_seconds),
         )
     rests = [r.sound.n_samples - sum(r.cuts[-1]) for r in recorded]
     if n_left_out := sum(rest > 0 for rest in rests):
         log.info(
-            "the rests of %d recordings behind their last clip are left out, %.2f s of them in all",
+            "the rests of %d recordings after their last clip are left out: %.2f s in all",
             *(n_left_out, sum(rests) / clip_format.sample_rate_hz),
         )
 
@@ -383,14 +382,14 @@ def split(
     n_folds: int | None,
     seed: int,
 ) -> tuple[list[spool.Stretch], list[str]]:
-    """Give every clip its index, group and split, or its fold where `n_folds` is given.
+    """Give every clip its index, group and split, or its fold if `n_folds` is given.
 
     Returns
     -------
     stretches : list of Stretch
         The clips by file.
     warnings : list of str
-        What was impossible.
+        Labels that are not in every split, and empty splits.
     """
     label_ids = {label: i for i, label in enumerate(sorted({r.file.label for r in recorded}))}
     by_clip = split_by == "clip"
@@ -428,7 +427,7 @@ def split(
 def who_was_heard(
     recorded: Sequence[Recorded], stretches: Sequence[spool.Stretch], n_folds: int | None
 ) -> splits.Heard:
-    """Count the test clips whose recordist is heard in train; those of each fold when it is tested."""
+    """Count the test clips whose recordist is in train; with folds, those of each test fold."""
     heard = splits.Heard()
     for fold in range(1, (n_folds or 1) + 1):
         items = []
@@ -492,7 +491,7 @@ def write_parts(
 
 
 def _is_planned(path: Path, plan: dict) -> bool:
-    """Tell whether an earlier attempt noted this plan; a damaged note is none."""
+    """Return whether an earlier attempt saved this plan; a damaged file counts as no plan."""
     try:
         return read_json(path, dict, "") == plan
     except InputError:
@@ -503,12 +502,12 @@ def _is_planned(path: Path, plan: dict) -> bool:
 
 
 def write_skipped(output_dir: Path, skipped: Sequence[Skipped]) -> None:
-    """Write ``skipped.csv``: every file that gives no clip, and why."""
+    """Write ``skipped.csv``: every file that gives no clip, with the reason."""
     write_csv(output_dir / "skipped.csv", ["file", "reason"], [[skip.file, skip.reason] for skip in skipped])
 
 
 def warn_of_formulas(recorded: Sequence[Recorded], skipped: Sequence[Skipped]) -> None:
-    """Warn of what a spreadsheet would run when it opens a CSV of this data set."""
+    """Warn of texts that a spreadsheet may run as formulas when it opens a CSV of this data set."""
     files = [r.file for r in recorded]
     texts = [text for f in files for text in (f.recording_id, f.label, f.recordist or "", f.licence or "")]
     copies = (r.file.path for r in recorded if r.place is not None)  # they stand in near_copies.csv
@@ -530,10 +529,10 @@ def write_similar_recordists(output_dir: Path, recorded: Sequence[Recorded]) -> 
     path = output_dir / SIMILAR_NAME
     write_csv(path, ["recordist", "same_as"], [[one, other] for one, other, _ in pairs])
     lines = [f"{one} ({counts[one]} files), {other} ({counts[other]}): {reason}" for one, other, reason in pairs]
-    report(lines, "recordists with similar names, taken for two")
+    report(lines, "recordists with similar names, treated as two")
     log.warning(
-        "%s lists %d pairs of recordists with similar names. Where they are one person, recordings by that person are "
-        "on both sides of the split: copy the file, delete the rows that are two persons, and give it with "
+        "%s lists %d pairs of recordists with similar names. If a pair is one person, recordings by that person can be "
+        "on both sides of the split: copy the file, delete the rows of two different persons, and give it with "
         "--same_recordist",
         *(path, len(pairs)),
     )

@@ -1,4 +1,4 @@
-"""``recordings.csv`` of a data set, one row per recording. 01 writes it. It tells whom and what a model has heard."""
+"""``recordings.csv`` of a data set, one row per recording. 01 writes it. It names the recordist and the split."""
 
 import csv
 import logging
@@ -25,8 +25,8 @@ def write_recordings(
 ) -> int:
     """Write ``recordings.csv``, one row per recording; return the number of rows.
 
-    ``sha256`` is that of the decoded PCM, or of the list of them where a recording has several files.
-    Split by clip, a recording can have several groups, then none is named, and several splits.
+    ``sha256`` is the checksum of the decoded PCM; for several files, of the list of their checksums. In a split by
+    clip a recording can have several splits and several groups; then ``group`` is empty.
     """
     files_of = defaultdict(list)
     for r, stretch in zip(recorded, stretches, strict=True):
@@ -66,9 +66,9 @@ def write_recordings(
 
 
 def read_recordings(data_dir: Path, fold: int | None = None) -> list[dict[str, str]]:
-    """Return the rows of a data set; none where there is no such file.
+    """Return the rows of a data set; an empty list if there is no such file.
 
-    With `fold`, the fold that is tested, ``split`` names the splits that follow from it.
+    With `fold`, ``split`` names the splits when this fold is tested.
     """
     path = Path(data_dir) / NAME
     if not path.is_file():
@@ -85,13 +85,13 @@ def read_recordings(data_dir: Path, fold: int | None = None) -> list[dict[str, s
 
 
 def recordings_of_split(data_dir: Path, split: str, fold: int | None = None) -> list[str]:
-    """Return the ids of the recordings of a split; none where there is no ``recordings.csv``."""
+    """Return the ids of the recordings of a split; an empty list if there is no ``recordings.csv``."""
     rows = read_recordings(data_dir, fold)
     return [row["recording_id"] for row in rows if split in row.get("split", "").split("|")]
 
 
 def heard_in_train(recording_ids: Iterable[str], data_dir: Path, fold: int | None = None) -> Heard | None:
-    """Count clips, given their recordings, by who was heard in train; None where there is no ``recordings.csv``."""
+    """Count clips, given their recordings, by whether train has their recordist; None without a ``recordings.csv``."""
     rows = {row["recording_id"]: row for row in read_recordings(data_dir, fold)}
     if not rows:
         return None
@@ -106,7 +106,7 @@ def heard_in_train(recording_ids: Iterable[str], data_dir: Path, fold: int | Non
 
 
 def warn_of_labels_of_one_collection(data_dir: Path) -> None:
-    """Warn, by name, of labels whose recordings are all of one collection, where there are several collections."""
+    """Name, in a warning, the labels whose recordings are all of one collection, if there are several collections."""
     collections_of = defaultdict(set)
     for row in read_recordings(data_dir):
         collections_of[row.get("label", "")].add(row.get("collection") or "")
@@ -115,7 +115,7 @@ def warn_of_labels_of_one_collection(data_dir: Path) -> None:
     named = [f"{label} ({collection})" for label, collection in alone.items() if collection]
     if len(known) > 1 and named:
         log.warning(
-            "%d of %d labels have recordings of one collection only, so a model can tell them by the sound of the "
-            "collection: %s",
+            "%d of %d labels have recordings of one collection only, so a model can recognise the collection instead "
+            "of the species: %s",
             *(len(named), len(collections_of), some(named)),
         )

@@ -1,4 +1,4 @@
-"""Who is who: one key a person, whatever the spelling; near-equal names for the user to judge."""
+"""Names of recordists: one key per person for all spellings; similar names for the user to judge."""
 
 import csv
 import itertools
@@ -14,12 +14,12 @@ from utils.data.recording_ids import tidy
 
 log = logging.getLogger(__name__)
 
-# Letters that carry their mark within and so have no decomposition; tables typed without them write these.
+# Letters with a stroke have no decomposition in Unicode; tables without them use these letters.
 STROKES = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th"})
 APOSTROPHES = str.maketrans("", "", "'’‘ʼ`´ʻ")
 # Accents of the Latin, Greek and Cyrillic scripts. In others a combining sign is a vowel or another consonant.
 ACCENTS = re.compile("[\u0300-\u036f]")
-SHORTEST_NEAR = 8  # characters of a name that may be another with a letter changed: shorter ones are alike by chance
+SHORTEST_NEAR = 8  # characters of names that are compared letter by letter: shorter ones are similar by chance
 MOST_ALIKE = 50  # names that share a word and are compared with each other
 NAMED = 10
 NOT_TURNED = {"jr", "sr", "ii", "iii", "iv", "phd", "dr", "md", "msc"}  # "Smith, Jr." is not a first name
@@ -61,11 +61,11 @@ UNKNOWN_KEYS = frozenset({"n a", "n n", "nn", "not specified", "not known", "not
 
 
 def recordist_key(name: str) -> str:
-    """Return what all spellings of a person's name have in common; empty for a name without letters.
+    """Return the key that all spellings of a person's name share; empty for a name without letters.
 
-    Compatibility forms are unified (NFKC); case, accents, punctuation, invisible characters and double spaces go;
-    "Last, First" is turned. ``Jérôme  FISCHER``, ``jerome fischer`` and ``Fischer, Jérôme`` share a key. Nothing
-    else is merged: ``Müller`` and ``Mueller``, ``L. Lachmann`` and ``Lars Lachmann`` have two (`similar_names`).
+    Compatibility forms are unified (NFKC). Case, accents, punctuation, invisible characters and double spaces are
+    removed. "Last, First" is reversed. ``Jérôme  FISCHER``, ``jerome fischer`` and ``Fischer, Jérôme`` share a key.
+    ``Müller`` and ``Mueller``, ``L. Lachmann`` and ``Lars Lachmann`` have different keys (`similar_names`).
     """
     text = unicodedata.normalize("NFKC", name).casefold().translate(APOSTROPHES)
     last, comma, first = text.partition(",")
@@ -76,13 +76,13 @@ def recordist_key(name: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a text: letters, their marks, and digits; invisible format characters part nothing."""
+    """Return the words of a text: letters, their marks, and digits; invisible format characters split no word."""
     kinds = ((c, unicodedata.category(c)) for c in text)
     return "".join(c if kind[0] in "LMN" else "" if kind == "Cf" else " " for c, kind in kinds).split()
 
 
 def is_unknown(name: str) -> bool:
-    """Say whether a name says that nobody knows who it was: ``Unknown recordist``, ``anon.``, ``n/a``, ``-``."""
+    """Return whether a name means an unknown person: ``Unknown recordist``, ``anon.``, ``n/a``, ``-``."""
     key = recordist_key(name)
     if not key:
         return all(unicodedata.category(c)[0] in "PZC" for c in name)
@@ -91,20 +91,20 @@ def is_unknown(name: str) -> bool:
 
 
 def one_spelling(names: Sequence[str], same: Sequence[Sequence[str]] = ()) -> dict[str, str]:
-    """Return the one spelling that stands for each name; the log says what was unified.
+    """Return one spelling for each name; log the names that were unified.
 
     Parameters
     ----------
     names : sequence of str
         Recordist of every recording, none unknown.
     same : sequence of sequence of str
-        Names that the user knows to be one person, a row a person; the first is what the person is called.
+        Names of one person according to the user, one row per person; the first name is used.
 
     Returns
     -------
     dict of str to str
-        By name as it was found. A person is called by the spelling that most recordings have, then by the first in
-        the alphabet.
+        By name as it was found. The spelling of most recordings is used; of equally frequent ones, the first in the
+        alphabet.
     """
     counts = Counter(names)
     key_of = {name: recordist_key(name) or name for name in counts}
@@ -135,20 +135,20 @@ def one_spelling(names: Sequence[str], same: Sequence[Sequence[str]] = ()) -> di
     several = [own for own in spellings.values() if len(own) > 1]
     if several:
         texts = [" = ".join(f"{name} ({n})" for name, n in own) for own in several]
-        log.info("%d recordists are spelled in several ways and taken for one: %s", len(several), _some(texts))
+        log.info("%d recordists are spelled in several ways and treated as one: %s", len(several), _some(texts))
     return result
 
 
 def similar_names(names: Iterable[str]) -> list[tuple[str, str, str]]:
     """Return the pairs of names that may be one person, with the reason; none of them is merged.
 
-    Same words in another order; one name's words or initials all in the other, same last name included; keys that
-    differ by a letter, or by two neighbours exchanged.
+    Reasons: the same words in another order; all words or initials of one name are in the other, with the same last
+    name; the keys differ by one letter, or by two neighbouring letters exchanged.
 
     Parameters
     ----------
     names : iterable of str
-        One spelling a person.
+        One spelling per person.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def similar_names(names: Iterable[str]) -> list[tuple[str, str, str]]:
         Sorted.
     """
     words = {name: recordist_key(name).split() for name in sorted(set(names))}
-    # Team 1 and Team 2 are two.
+    # Team 1 and Team 2 are two recordists.
     numbers = {name: sorted(word for word in own if any(map(str.isdigit, word))) for name, own in words.items()}
     pairs: dict[tuple[str, str], str] = {}
 
@@ -178,7 +178,7 @@ def similar_names(names: Iterable[str]) -> list[tuple[str, str, str]]:
                 by_gap[key[:i] + key[i + 1 :]].append(name)
             by_gap[key].append(name)
     add("same words in another order", in_any_order.values(), lambda one, other: True)
-    # A word that very many share is a title or a frequent first name: last names are not that frequent.
+    # A word in very many names is a title or a frequent first name: last names are less frequent.
     frequent = max(MOST_ALIKE, len(words) // 10)
     rare = (own for own in by_word.values() if len(own) <= frequent)
     add("one name is within the other", rare, lambda one, other: _is_within(words[one], words[other]))
@@ -191,7 +191,7 @@ def similar_names(names: Iterable[str]) -> list[tuple[str, str, str]]:
 
 
 def _is_within(one: list[str], other: list[str]) -> bool:
-    """Say whether all words of the shorter name stand in the longer one, in order, in full or as initials."""
+    """Return whether the longer name has all words of the shorter one, in order, in full or as initials."""
     short, long = sorted((one, other), key=lambda words: (len(words), sum(map(len, words))))
     if len(short) == 1 and short[0] != long[-1]:
         return False
@@ -210,9 +210,9 @@ def _is_within(one: list[str], other: list[str]) -> bool:
 
 
 def _differ_by_one(one: str, other: str) -> bool:
-    """Say whether one edit parts two names: a letter more, less or another, or two neighbours exchanged.
+    """Return whether two names differ by one letter, or by two neighbouring letters exchanged.
 
-    Another initial is another person.
+    Names with different initials are two persons.
     """
     pairs = list(zip(one.split(), other.split(), strict=False))
     if any(len(a) == len(b) == 1 and a != b for a, b in pairs):
@@ -228,14 +228,14 @@ def _differ_by_one(one: str, other: str) -> bool:
 
 
 def read_same_recordist(path: Path) -> list[list[str]]:
-    """Read a CSV of names that are one person, a row a person; a first row that begins with ``recordist`` is a header.
+    """Read a CSV with all names of a person in one row; a first row that begins with ``recordist`` is a header.
 
     Raises
     ------
     InputError
-        If it cannot be read, or a row says that a person is unknown.
+        If it cannot be read, or a row has an unknown person or only one name.
     """
-    expected = "expected a CSV in UTF-8, a row a person: the names that are one, such as Lars Lachmann,L. Lachmann"
+    expected = "expected a CSV in UTF-8, one row per person: all names, such as Lars Lachmann,L. Lachmann"
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = [[tidy(cell) for cell in row if cell.strip()] for row in csv.reader(file)]
@@ -245,13 +245,13 @@ def read_same_recordist(path: Path) -> list[list[str]]:
         rows = rows[1:]
     rows = [row for row in rows if row]
     if not rows:
-        raise InputError(f"{path} names nobody; {expected}, or leave --same_recordist out")
+        raise InputError(f"{path} has no names; {expected}, or leave --same_recordist out")
     for row in rows:
         unknown = [name for name in row if is_unknown(name)]
         if unknown:
-            raise InputError(f"{path}: {unknown[0]!r} is nobody's name, so it cannot be {row[0]!r}; {expected}")
+            raise InputError(f"{path}: {unknown[0]!r} means an unknown person and cannot be {row[0]!r}; {expected}")
         if len(row) == 1:
-            raise InputError(f"{path}: the row {row[0]!r} has one name only; {expected}")
+            raise InputError(f"{path}: the row {row[0]!r} has only one name; {expected}")
     return rows
 
 

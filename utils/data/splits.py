@@ -1,4 +1,4 @@
-"""Dividing recordings into train, val and test so that nothing that belongs together is torn apart."""
+"""Divide recordings into train, val and test, or into folds; each group stays on one side."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from utils.core.errors import UsageError
 from utils.core.text import some
 
 SPLITS = ("train", "val", "test")
-# What is kept together, in words.
+# Names, in logs and tables, of the units that a split keeps together.
 UNITS = {
     "recordist": "recordist",
     "recordist_and_species": "recordist and species",
@@ -24,19 +24,19 @@ FEWEST_FOLDS = 3
 FOLDS = tuple(f"fold-{number}" for number in range(1, 21))
 NAMES_OF_SPLITS = (*SPLITS, *FOLDS)
 MAX_ORDERS = 5000  # of folds
-UNIT_NOT_NOTED = "an unknown unit"  # what data of an earlier version keeps together
+UNIT_NOT_NOTED = "an unknown unit"  # of data of an earlier version
 
-# A class with fewer groups than splits goes without val first, then without test. One that is tested and was never
-# trained on says nothing, so no gain in other classes can take a class out of train. The weight is the cost of a class
-# that misses the split.
+# A class with fewer groups than splits is left out of val first, then of test. A class that is tested but not trained
+# gives no useful score, so no gain in other classes can take a class out of train. The weight is the cost of a class
+# that is not in the split.
 MISSING_WEIGHT = {"train": 1000, "test": 2, "val": 1}
 
 MAX_STARTS = 50
 MAX_STARTS_WITHOUT_GAIN = 5
 MAX_PASSES = 20
-MAX_TRIALS = 400_000  # no new start after so many trials of a move: a few seconds
+MAX_TRIALS = 400_000  # of a move; then there is no new start: a few seconds
 PARTNERS = 16
-NEAR_ENOUGH = 0.005  # a class whose shares are this near to the fractions is not improved further
+NEAR_ENOUGH = 0.005  # a class with shares this close to the fractions is not improved further
 
 
 def group_keys(
@@ -50,10 +50,10 @@ def group_keys(
 ) -> list[str]:
     """Return the keys of an item (a clip, or a recording): items that share a key stay together.
 
-    Clips of a recording stay together, and so do recordings with the same decoded audio or of one origin. Above that
-    ``recordist`` keeps together everything by one recordist, and ``recordist_and_species`` only one recordist's
-    recordings of one label; where the recordist is unknown, a recording is by itself. With ``clip``
-    nothing stays together but the clips at the same place of equal audio.
+    Clips of a recording stay together, and so do recordings with the same decoded audio or of one origin.
+    ``recordist`` also keeps all recordings by one recordist together; ``recordist_and_species`` only those of one
+    label. A recording without a known recordist is by itself. ``clip`` keeps together only clips at the same place
+    of equal audio.
 
     Parameters
     ----------
@@ -66,12 +66,12 @@ def group_keys(
     clip_id : str
         ``<recording_id>:<index>``; used with ``clip`` only.
     origin : str, optional
-        What the pieces of one original recording share, under whatever label.
+        Id that the pieces of one original recording share, even under different labels.
 
     Returns
     -------
     list of str
-        The first one is what `merge_groups` may name the group after.
+        `merge_groups` may name the group after the first one.
     """
     if split_by == "clip":
         index = clip_id.rpartition(":")[2]
@@ -85,7 +85,7 @@ def group_keys(
 
 
 def kept_together(split_by: str, n_known: int, n_recordings: int) -> str:
-    """Say in words what a split keeps together, when the recordist of `n_known` of `n_recordings` is known."""
+    """Return the unit that a split keeps together if the recordist of `n_known` of `n_recordings` is known."""
     unit = UNITS[split_by]
     if split_by in ("recording", "clip") or n_known == n_recordings:
         return unit
@@ -136,14 +136,14 @@ def assign_splits(
 ) -> tuple[dict[str, str], list[str]]:
     """Divide groups into train, val and test, stratified by label.
 
-    First of all every label should be in every split. A label with one group is in train only, one with
-    two in train and test; with three it is in all. Where every group is of one label this is guaranteed.
-    Where groups span labels (``recordist``) it may be impossible, and is searched for: a
-    greedy start from the rarest label, then moves and exchanges of groups, from several seeded starts.
-    Next, the shares of every label and of the whole are brought as near to the fractions as the groups
-    allow: the search minimises, over labels c and splits s, the sum of (w_cs - f_s W_c)^2 / (W W_c), plus
-    the same term for all labels together; w_cs is the weight of c in s, W_c its sum over splits, W the
-    sum over labels, f_s the fraction.
+    The first aim is that every label is in every split. A label with one group is in train only, with two groups in
+    train and test, with three in all. This is guaranteed if every group is of one label. If groups span labels
+    (``recordist``) it may be impossible. The search starts greedily from the rarest label, then moves and exchanges
+    groups, from several seeded starts.
+
+    The second aim is that the shares of every label, and of all labels, are close to the fractions. The search
+    minimises, over labels c and splits s, the sum of (w_cs - f_s W_c)^2 / (W W_c), plus the same term for all labels
+    together. w_cs is the weight of c in s, W_c its sum over splits, W the sum over labels, f_s the fraction.
 
     Parameters
     ----------
@@ -152,21 +152,21 @@ def assign_splits(
     weights : sequence of int
         Clips of every item, at least 1.
     val_fraction, test_fraction : float
-        Shares of the clips, in [0, 1), of a sum below 1; 0 leaves the split empty.
+        Shares of the clips, in [0, 1), with a sum below 1; 0 leaves the split empty.
     seed : int
-        The result depends on it and on nothing else but the items, whatever their order.
+        The result depends only on the seed and the items, not on their order.
 
     Returns
     -------
     split_of : dict of str to str
         Split of every group.
     warnings : list of str
-        What could not be had, with the labels by name.
+        Labels that are not in every split, by name, and empty splits.
 
     Raises
     ------
     UsageError
-        If the fractions leave nothing to train on.
+        If the fractions leave no clips for training.
     """
     fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
     if fractions["train"] <= 1e-9 or min(fractions.values()) < 0:
@@ -185,7 +185,7 @@ def assign_splits(
 
 
 def names_of_parts(n_folds: int | None) -> tuple[str, ...]:
-    """Return what clips can be dealt to: the splits, or train and the folds."""
+    """Return the parts of a data set: the splits, or train and the folds."""
     return SPLITS if n_folds is None else ("train", *FOLDS[:n_folds])
 
 
@@ -195,7 +195,7 @@ def split_in_fold(name: str, fold: int, n_folds: int) -> str:
     Parameters
     ----------
     name : str
-        Of the fold that the group was dealt to; ``train`` where it is trained on in each fold.
+        Fold of the group; ``train`` if the group is trained on in each fold.
     fold, n_folds : int
         The fold that is tested, from 1, and the number of folds.
     """
@@ -205,12 +205,12 @@ def split_in_fold(name: str, fold: int, n_folds: int) -> str:
 def assign_folds(
     groups: Sequence[str], labels: Sequence[str], weights: Sequence[int], n_folds: int, seed: int
 ) -> tuple[dict[str, str], list[str]]:
-    """Deal groups to folds, stratified by label, so that each group is tested once.
+    """Assign groups to folds, stratified by label, so that each group is tested once.
 
-    The search is that of `assign_splits` with equal shares. A label should be in as many folds as it can. When a fold
-    is tested, the next one is val. So a label needs a group outside each two neighbouring folds, or it would be tested
-    without training. Folds are numbered so that few labels lack one. Where a label still does, its smallest group
-    is trained on in each fold and never tested.
+    The search is that of `assign_splits` with equal shares. A label should be in as many folds as possible. When a
+    fold is tested, the next one is val. If all groups of a label are in two neighbouring folds, the label would be
+    tested without training. The numbers of the folds keep such labels few. The smallest group of such a label is
+    trained on in each fold and never tested.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ def assign_folds(
     fold_of : dict of str to str
         One of `FOLDS` for every group, or ``train``.
     warnings : list of str
-        What could not be had, with the labels by name.
+        Labels with a group that is never tested, by name.
 
     Raises
     ------
@@ -267,7 +267,7 @@ def assign_folds(
 
 
 def _lacks_training(folds: Collection[str], n_folds: int) -> bool:
-    """Say whether a label in these folds has no training clips when one of them is tested."""
+    """Return whether a label in these folds has no training clips when one of them is tested."""
     return any(
         all(split_in_fold(name, fold, n_folds) != "train" for name in folds)
         for fold in range(1, n_folds + 1)
@@ -292,7 +292,7 @@ def _best_order(names: Sequence[str], folds_of_labels: list[set[str]]) -> dict[s
 
 @dataclass(frozen=True)
 class Heard:
-    """Clips that score a model, counted by whether training has heard their recordist.
+    """Numbers of scored clips, by whether their recordist is in train.
 
     Attributes
     ----------
@@ -322,7 +322,7 @@ class Heard:
 
 
 def who_was_heard(items: Iterable[tuple[str, str, Collection[str], int]], split: str = "test") -> Heard:
-    """Count the clips of a split whose recordist is heard in train.
+    """Count the clips of a split whose recordist is in train.
 
     Parameters
     ----------
@@ -354,8 +354,8 @@ def who_was_heard(items: Iterable[tuple[str, str, Collection[str], int]], split:
 class _Division:
     """A division of groups, its cost, and the search for a better one.
 
-    Names are replaced by numbers. Rows of the tables are labels, and a last one for all labels
-    together; columns are the splits that have a fraction.
+    Names are replaced by numbers. Rows of the tables are labels; the last row is all labels together. Columns are the
+    splits that have a fraction.
     """
 
     def __init__(self, groups, labels, weights, fractions: dict[str, float], rng: random.Random):
@@ -381,11 +381,11 @@ class _Division:
         self.targets = [[fractions[split] * total for split in self.splits] for total in totals]
         total = totals[self.everything]
         self.scales = [1 / (total * t) if t else 0.0 for t in totals]
-        # What a label that has no group in a split costs; 0 where it needs none there.
+        # Cost of a label that has no group in a split; 0 if it needs none there.
         priority = sorted(self.splits, key=lambda split: -MISSING_WEIGHT.get(split, 0))
         self.missing = []
         for members in self.members[: self.everything]:
-            # Folds are alike: a label gains by each that it is in.
+            # Folds are equal: a label gains from each fold that has it.
             needed = [split for i, split in enumerate(priority) if i < len(members) or split in FOLDS]
             self.missing.append([MISSING_WEIGHT.get(split, 1) if split in needed else 0 for split in self.splits])
         self.missing.append([0] * len(self.splits))
@@ -399,7 +399,7 @@ class _Division:
     # ------------------------------------------------------------------------------------------------ cost
 
     def cost(self) -> tuple[int, float]:
-        """Return what is missing, and the squared distance of the shares from the fractions."""
+        """Return the cost of labels missing in splits, and the squared distance of the shares from the fractions."""
         missing, distance = 0, 0.0
         for label, scale in enumerate(self.scales):
             for split in range(len(self.splits)):
@@ -450,7 +450,7 @@ class _Division:
             self.put(group, split)
 
     def start(self) -> None:
-        """Place the groups one by one: the rarest labels first, and of these what fills a split on its own."""
+        """Place the groups one by one: the rarest labels first, and of these first a group that fills a split alone."""
         self.trials += len(self.content)
         order = list(range(len(self.content)))
         self.rng.shuffle(order)
@@ -472,9 +472,9 @@ class _Division:
         return splits
 
     def urgency(self, group: int, split: int, left: list[int]) -> tuple[int, float]:
-        """Say how bad it is to place a group in a split; `left` counts the groups to place of each label."""
+        """Return the cost of placing a group in a split; `left` counts the unplaced groups of each label."""
         owed, distance = 0, 0.0
-        for label, weight in self.content[group][:-1]:  # the sum of all labels says little while most are not placed
+        for label, weight in self.content[group][:-1]:  # without the sum of all labels: most are not placed yet
             needs, counts = self.missing[label], self.counts[label]
             empty = [s for s in range(len(self.splits)) if needs[s] and not counts[s]]
             if len(empty) >= left[label] and empty:  # every group that is left must fill a gap
@@ -484,7 +484,7 @@ class _Division:
         return owed, distance
 
     def improve(self) -> None:
-        """Move and exchange groups until nothing gets better."""
+        """Move and exchange groups until no change improves the division."""
         for _ in range(MAX_PASSES):
             worth_trying = [not self.is_near_enough(label) for label in range(len(self.members))]
             order = [g for g, row in enumerate(self.content) if any(worth_trying[label] for label, _ in row)]
@@ -550,7 +550,7 @@ class _Division:
             if n_groups < len(self.splits):
                 why = f"with {n_groups} group{'s' if n_groups > 1 else ''}"
             else:
-                why = "whose groups hold other labels too, so that no better division was found,"
+                why = "whose groups also contain other labels, so that no better division was found,"
             found.setdefault(f"labels {why} are not in {' and '.join(absent)}", []).append(name)
         warnings = [f"{what}: {some(names)}" for what, names in sorted(found.items())]
         empty = [s for s, count in zip(self.splits, self.counts[self.everything], strict=True) if not count]
