@@ -35,10 +35,10 @@ from utils.scores import comparison, evaluation, predictions, summary
 log = logging.getLogger(__name__)
 
 TABLES = ("study_table", "ladder_table", "leak_table")
-# Scores that predictions alone give. Intervals are checked in results that have the column of their method.
+# Scores that need only the predictions. Intervals are checked in results that have the column of their method.
 SCORES = ("accuracy", "macro_f1", "weighted_f1", "top5_accuracy", "macro_auroc", "macro_average_precision")
 INTERVALS = ("accuracy_low", "accuracy_high", "macro_f1_low", "macro_f1_high")
-DIGITS = 1e-5  # metrics.csv has six significant ones
+DIGITS = 1e-5  # metrics.csv has six significant digits
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,18 +53,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check everything; raise `InputError` with all that differs."""
+    """Check all numbers; raise `InputError` with all differences."""
     wrong = check_scores(args.results_dir)
     text = args.results.read_text(encoding="utf-8")
     wrong += check_tables(text, printed_lines(commands(text), args.results_dir), args.results.name)
     wrong += check_numbers(section(args.readme.read_text(encoding="utf-8"), "Results"), text, args.readme.name)
     if wrong:
-        raise InputError(f"{len(wrong)} numbers are not those of the predictions: " + "; ".join(wrong))
-    log.info("every number is that of the committed predictions")
+        raise InputError(f"{len(wrong)} numbers do not agree with the predictions: " + "; ".join(wrong))
+    log.info("all numbers agree with the committed predictions")
 
 
 def check_scores(results_dir: Path) -> list[str]:
-    """Return the scores in ``metrics.csv`` that the predictions beside them do not give."""
+    """Return the scores in ``metrics.csv`` that do not agree with the predictions in the same folder."""
     wrong, n_folders = [], 0
     for folder in names.result_folders(results_dir):
         if not (folder / predictions.NAME).is_file():
@@ -106,7 +106,7 @@ def printed_lines(of_commands: Iterable[Sequence[str]], results_dir: Path) -> li
 
 
 def check_tables(text: str, printed: Sequence[str], name: str) -> list[str]:
-    """Return the rows that were printed and are not in the document, and those that it has in such tables beside."""
+    """Return the printed rows that are not in the document, and the rows of these tables that were not printed."""
     lines = text.splitlines()
     rows = [line for line in printed if line.startswith("|")]
     wrong = [f"{name} lacks the row {row}" for row in dict.fromkeys(rows) if row not in lines]
@@ -125,11 +125,11 @@ def section(text: str, title: str) -> str:
 
 
 def check_numbers(text: str, source: str, name: str) -> list[str]:
-    """Return the numbers with decimals in `text` that `source` has not."""
+    """Return the numbers with decimals in `text` that are not in `source`."""
     number = re.compile(r"\d+\.\d+")
     known = set(number.findall(source))
     missing = [one for one in dict.fromkeys(number.findall(text)) if one not in known]
-    return [f"{name} has {some(missing)}, which the tables have not"] if missing else []
+    return [f"{name} has {some(missing)}, not in the tables"] if missing else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -118,7 +118,7 @@ def test_one_group_has_no_interval_and_the_log_says_so(caplog):
     with caplog.at_level(logging.WARNING):
         found = intervals.score_intervals(np.array([0, 1]), np.array([0, 0]), np.array(["a", "a"]))
     assert np.isnan(list(found.values())).all()
-    assert "all clips are of one group, so no interval can be given" in caplog.text
+    assert "all clips are of one group, so there is no interval" in caplog.text
 
 
 def test_few_groups_are_warned_of(caplog):

@@ -195,7 +195,7 @@ def test_folds_that_are_missing_are_named(folds, caplog, capfd):
 
 def test_clips_of_train_are_not_pooled(tmp_path, caplog, capfd):
     folders = [write_fold(tmp_path / "validation_results", fold, split="train")[0] for fold in (1, 2, 3)]
-    refused(folders, "of the split train, where each clip is in several folds", caplog, capfd)
+    refused(folders, "of train, where each clip is in several folds", caplog, capfd)
 
 
 def test_what_is_no_result_is_refused(folds, tmp_path, caplog, capfd):

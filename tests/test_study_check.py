@@ -59,7 +59,7 @@ def test_numbers_of_the_section_must_stand_in_the_tables(tmp_path):
     assert study_check.section(readme, "Results") == "0.427 and +0.070 of 5 models"
     assert study_check.check_numbers("0.427 and +0.070 of 5", "| 0.427 | -0.070 |", "README.md") == []
     found = study_check.check_numbers("0.427 and 0.5", "| 0.427 |", "README.md")
-    assert found == ["README.md has 0.5, which the tables have not"]
+    assert found == ["README.md has 0.5, not in the tables"]
 
 
 def test_a_wrong_document_ends_with_code_3(results_dir, tmp_path, caplog):
@@ -67,4 +67,4 @@ def test_a_wrong_document_ends_with_code_3(results_dir, tmp_path, caplog):
     (tmp_path / "README.md").write_text("## Results\n0.5\n")
     words = ["--results_dir", results_dir, "--results", tmp_path / "RESULTS.md", "--readme", tmp_path / "README.md"]
     assert study_check.main([str(word) for word in words]) == 3
-    assert "1 numbers are not those of the predictions: README.md has 0.5" in caplog.text
+    assert "1 numbers do not agree with the predictions: README.md has 0.5" in caplog.text

@@ -1,4 +1,4 @@
-"""Scores by collection, and the level that knowing the collection alone would reach."""
+"""Scores by collection, and the scores of a guess from the collection alone."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ALONE = "knowing the collection alone"
 def collections_of(
     recording_ids: Iterable[str], labels: Sequence[str], data_dir: Path, fold: int | None = None
 ) -> pd.DataFrame:
-    """Return the collection of each clip, and the label that one would guess who knows nothing else.
+    """Return the collection of each clip, and the label that one would guess from the collection alone.
 
     The guess is the most frequent label among the train clips of the collection; of equally frequent labels, the one
-    with the lowest id. Where the collection is unknown or has no train clip, it is that of all train clips.
+    with the lowest id. If the collection is unknown or has no train clip, the guess is that of all train clips.
 
     Parameters
     ----------
@@ -35,14 +35,14 @@ def collections_of(
     labels : sequence of str
         By label id.
     data_dir : Path
-        Its ``recordings.csv`` says which collection a recording is of, and whether it is in train.
+        Its ``recordings.csv`` gives the collection and the split of each recording.
     fold : int, optional
-        The fold that is tested, where the data set has folds.
+        The fold that is tested, if the data set has folds.
 
     Returns
     -------
     DataFrame
-        One row per clip: ``collection``, empty where unknown, and ``guessed_id``, the number of labels if there is no
+        One row per clip: ``collection``, empty if unknown, and ``guessed_id``, the number of labels if there is no
         train clip.
     """
     rows, ids = recordings_table.read_recordings(data_dir, fold), {label: i for i, label in enumerate(labels)}
@@ -59,7 +59,7 @@ def collections_of(
 
 
 def score(table: pd.DataFrame, collections: pd.DataFrame) -> pd.DataFrame | None:
-    """Return the scores of the clips of each collection, their mean, and the level of knowing the collection alone.
+    """Return the scores of each collection, their mean, and the scores of a guess from the collection alone.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ with lazy.imported_on_first_use():
     from utils.scores import intervals, verdicts
 
 COMPARISON_NAME = "comparison"
-# Of a folder, in bytes; file systems take 255.
+# Of a folder, in bytes; file systems allow 255.
 LONGEST_NAME = 120
 SCORES = ("accuracy", "macro_f1")
 COUNTED = ("label_id", "predicted_id", "group")
@@ -36,7 +36,7 @@ class Scored:
     name : str
         Of the result; see `names.of_folder`.
     predictions : DataFrame
-        ``clip_id, label_id, predicted_id, group``; a row a clip.
+        ``clip_id, label_id, predicted_id, group``; one row per clip.
     labels : list of str or None
         By label id; None in results of an early version.
     metrics : Series
@@ -50,7 +50,7 @@ class Scored:
 
 
 def results_input(folder: Path) -> runs.Input:
-    """Describe a results folder of stage 03, after checking that it is whole; see `runs.folder_input`."""
+    """Check that a results folder of stage 03 is complete, and describe it; see `runs.folder_input`."""
     return runs.folder_input(folder, [summary.STAGE])
 
 
@@ -67,7 +67,7 @@ def read_scored(folder: Path) -> Scored:
     metrics = summary.read_metrics(folder / summary.METRICS_NAME).iloc[0]
     if len(table) != metrics["n_clips"]:
         raise InputError(
-            f"{folder / predictions.NAME} has {len(table)} clips, {summary.METRICS_NAME} {metrics['n_clips']}; "
+            f"{folder / predictions.NAME} has {len(table)} clips, {summary.METRICS_NAME} has {metrics['n_clips']}; "
             f"{predictions.AGAIN}"
         )
     return Scored(printable(names.of_folder(folder)), table, labels, metrics)
@@ -98,9 +98,9 @@ def check_same_clips(first: Scored, second: Scored) -> None:
 
 
 def folder_name(models: Sequence[str]) -> str:
-    """Return the name of the folder that compares models of these names; each set of models has its own.
+    """Return the name of the folder for a comparison of these models; each set of models has its own.
 
-    If all names are longer than `LONGEST_NAME` bytes, the folder has the first one, their number and a digest.
+    If the name is longer than `LONGEST_NAME` bytes, it has the first model, the number of models and a digest.
     """
     name = "-".join([COMPARISON_NAME, *models]).replace("/", ".")
     if len(name.encode()) <= LONGEST_NAME:
@@ -125,7 +125,7 @@ def _labels_differ(first: Scored, second: Scored) -> str:
 
 
 def _clips_differ(first: Scored, second: Scored) -> str:
-    """Say at which row clip, label or group differ; empty if the numbers of clips differ."""
+    """Return the first row at which clip, label or group differ, as text; empty if the numbers of clips differ."""
     if len(first.predictions) != len(second.predictions):
         return ""
     for column in ("clip_id", "label_id", "group"):
@@ -139,7 +139,7 @@ def _clips_differ(first: Scored, second: Scored) -> str:
 def jackknife_of(results: Sequence[Scored], groups: np.ndarray | None = None) -> intervals.Jackknife:
     """Return the scores of one model over the clips of all its results, and the same without each group.
 
-    With `groups`, sorted, there is a number for each of these, also for a group without clips here.
+    With `groups`, sorted, there is a score for each of them, also for a group without clips here.
     """
     clips = pd.concat([one.predictions for one in results])
     return intervals.jackknife(intervals.count(*(clips[name].to_numpy() for name in COUNTED), groups))
@@ -148,7 +148,7 @@ def jackknife_of(results: Sequence[Scored], groups: np.ndarray | None = None) ->
 def recipe_intervals(results: Sequence[Scored]) -> dict[str, tuple[float, float, float]]:
     """Return the scores of a model trained by a recipe, from its trainings; see `intervals.recipe_intervals`.
 
-    The ends are NaN where there are fewer than three trainings.
+    All are NaN if there are fewer than three trainings.
     """
     if len(results) < intervals.LEAST_TRAININGS:
         return dict.fromkeys(SCORES, (math.nan, math.nan, math.nan))
@@ -163,10 +163,10 @@ def recipe_intervals(results: Sequence[Scored]) -> dict[str, tuple[float, float,
 
 
 def paired_difference(pairs: Sequence[tuple[Scored, Scored]]) -> dict[str, tuple[float, float, float]]:
-    """Return how much better the first model of each pair is; see `intervals.paired_difference`.
+    """Return the scores of the first model minus those of the second; see `intervals.paired_difference`.
 
-    Several pairs, such as two ways of training with several seeds each, are taken together: the unit is a group with
-    its clips of every pair.
+    Several pairs, such as two recipes with several seeds each, are pooled: the unit is a group with its clips of every
+    pair.
 
     Raises
     ------
@@ -191,16 +191,16 @@ def _columns(pairs: Sequence[tuple[Scored, Scored]]) -> list:
 
 
 def comparison_table(models: Sequence[Scored], seed: int, margin: float) -> pd.DataFrame:
-    """Compare every model with every one that is named after it.
+    """Compare every model with every later one in the list.
 
     Returns
     -------
     DataFrame
-        A row a pair: ``first, second, n_clips, n_groups, kept_together, split, margin``, then for ``accuracy`` and
-        ``macro_f1`` the two scores, ``_difference`` (first minus second) with its 95 % interval ``_low, _high``, the
-        ends ``_low_of_all, _high_of_all`` of simultaneous intervals of all rows, the sign-flip p value ``_p`` and the
-        same adjusted for the number of rows, ``_p_holm``; and ``_verdict``, whether the first model is shown to be no
-        worse than the second one by more than the margin: see `verdicts.within_margin`.
+        One row per pair: ``first, second, n_clips, n_groups, kept_together, split, margin``. For ``accuracy`` and
+        ``macro_f1`` follow the two scores; ``_difference`` (first minus second) with its 95 % interval ``_low, _high``;
+        the ends ``_low_of_all, _high_of_all`` of simultaneous intervals of all rows; the sign-flip p value ``_p``, and
+        ``_p_holm``, adjusted for the number of rows; and ``_verdict``, whether the first model is shown to be worse by
+        no more than the margin: see `verdicts.within_margin`.
     """
     pairs = list(itertools.combinations(range(len(models)), 2))
     for first, second in pairs:

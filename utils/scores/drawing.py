@@ -1,4 +1,4 @@
-"""Figures of a results folder of stage 03, drawn from its files: by the stage, and whenever they are asked for."""
+"""Draw the figures of a results folder of stage 03 from its files, in the stage or later."""
 
 from pathlib import Path
 

@@ -1,7 +1,4 @@
-"""Scores of a classifier: of clips, of recordings, and its calibration.
-
-Plain NumPy and scikit-learn: it takes label ids and logits, and knows no model.
-"""
+"""Scores of clips and of recordings, and calibration, from label ids and logits."""
 
 import numpy as np
 import pandas as pd
@@ -27,9 +24,9 @@ N_CALIBRATION_BINS = 15
 def score(label_ids: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Return the scores of clips.
 
-    Macro F1 is the mean over the classes that occur among `label_ids`: a class without a clip would score 0 whatever
-    the model does. Average precision and AUROC leave out a class to which all clips belong, too. Both rank the clips by
-    the softmax probability of a class, one class against the rest.
+    Macro F1 is the mean over the classes that occur among `label_ids`: a class without a clip would always score 0.
+    Average precision and AUROC also leave out a class to which all clips belong. Both rank the clips by the softmax
+    probability of a class, one class against the rest.
 
     Parameters
     ----------
@@ -42,8 +39,7 @@ def score(label_ids: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     -------
     dict of str to float
         ``accuracy, macro_f1, weighted_f1, top5_accuracy, macro_average_precision, macro_auroc,
-        expected_calibration_error, expected_calibration_error_if_calibrated``; NaN where there is no class to average
-        over.
+        expected_calibration_error, expected_calibration_error_if_calibrated``; NaN if there is no class to average.
     """
     predicted_ids = logits.argmax(axis=1)
     probabilities = softmax(logits.astype(np.float64), axis=1)
@@ -95,7 +91,7 @@ def macro_f1(label_ids: np.ndarray, predicted_ids: np.ndarray) -> float:
 def top_k_accuracy(label_ids: np.ndarray, logits: np.ndarray, k: int) -> float:
     """Return the share of clips whose class is among the `k` highest logits (all, if there are fewer).
 
-    Of equal logits the lower class comes first, as in ``argmax``, so that top 1 is the accuracy.
+    If logits are equal, the lower class comes first, as in ``argmax``, so that top 1 is the accuracy.
     """
     order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     return float((order == np.asarray(label_ids)[:, None]).any(axis=1).mean())
@@ -153,7 +149,7 @@ def per_class_report(label_ids: np.ndarray, predicted_ids: np.ndarray, labels: l
 
 
 def confusion_table(label_ids: np.ndarray, predicted_ids: np.ndarray, labels: list[str]) -> pd.DataFrame:
-    """Return the counts of clips: a row a true label, a column a predicted one, both by label id."""
+    """Return the counts of clips: one row per true label, one column per predicted label, both by label id."""
     counts = confusion_matrix(label_ids, predicted_ids, labels=np.arange(len(labels)))
     return pd.DataFrame(counts, index=pd.Index(labels, name="label"), columns=labels)
 
@@ -162,13 +158,13 @@ def confusion_table(label_ids: np.ndarray, predicted_ids: np.ndarray, labels: li
 
 
 def calibration(label_ids: np.ndarray, logits: np.ndarray, n_bins: int = N_CALIBRATION_BINS) -> pd.DataFrame:
-    """Compare the probability of the predicted class with how often it is the true one.
+    """Compare the confidence, the probability of the predicted class, with the accuracy.
 
     Returns
     -------
     DataFrame
-        A row for each of the bins, which are of equal width in confidence: ``above, to``, its edges, of which it
-        holds the second; ``n_clips``; ``confidence, accuracy``, means over its clips, NaN where there are none.
+        One row per bin; bins have equal width in confidence: ``above, to``, its edges, the second inclusive;
+        ``n_clips``; ``confidence, accuracy``, means over its clips, NaN if it is empty.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
     """
@@ -186,18 +182,18 @@ def calibration(label_ids: np.ndarray, logits: np.ndarray, n_bins: int = N_CALIB
 
 
 def expected_calibration_error(bins: pd.DataFrame) -> float:
-    """Return the mean gap between accuracy and confidence, bins weighted by their clips (Guo et al. 2017, eq. 3)."""
+    """Return the mean gap between accuracy and confidence, weighted by the clips of the bins (Guo 2017, eq. 3)."""
     gaps = (bins["accuracy"] - bins["confidence"]).abs().fillna(0)
     return float((bins["n_clips"] * gaps).sum() / bins["n_clips"].sum())
 
 
 def error_if_calibrated(bins: pd.DataFrame) -> float:
-    """Return the expected calibration error that a perfectly calibrated model has on so many clips, on average.
+    """Return the mean expected calibration error of a perfectly calibrated model on this number of clips.
 
-    It is not 0: in a bin of n clips with mean confidence p the number of right answers is binomial, and the gap is its
-    mean absolute deviation, ``2 (k + 1) C(n, k + 1) p^(k + 1) (1 - p)^(n - k)`` with k the whole part of n p. Clips of
-    one recordist resemble each other, which raises it further. Source: De Moivre's formula, in Diaconis & Zabell,
-    "Closed form summation for classical distributions", Statistical Science 6, 1991.
+    It is not 0. In a bin of n clips with mean confidence p the number of right answers is binomial. The gap is its mean
+    absolute deviation, ``2 (k + 1) C(n, k + 1) p^(k + 1) (1 - p)^(n - k)`` with k the whole part of n p. It is larger
+    still because clips of one recordist resemble each other. Source: De Moivre's formula, in Diaconis & Zabell, "Closed
+    form summation for classical distributions", Statistical Science 6, 1991.
 
     Parameters
     ----------

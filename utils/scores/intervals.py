@@ -1,8 +1,8 @@
 """95 % intervals of scores, by the groups of clips: of a model, of differences, of many models, and of a recipe.
 
-Clips of one recordist resemble each other, so the unit is the group that the split keeps together. All intervals stand
-on the delete-one-group jackknife: each score is computed again without each group in turn. It has no random draws, so
-a printed end never depends on a seed. `drills.coverage` measures how often each interval holds the true value.
+Clips of one recordist resemble each other, so the unit is the group that the split keeps together. All intervals use
+the delete-one-group jackknife: each score is computed again without each group in turn. It has no random draws, so a
+printed end never depends on a seed. `drills.coverage` measures how often each interval contains the true value.
 """
 
 import logging
@@ -21,11 +21,11 @@ NORMAL = float(stats.norm.ppf((1 + LEVEL) / 2))
 SCORES = ("accuracy", "macro_f1")
 # Numbers in memory at once: 32 MiB of float64.
 NUMBERS_AT_ONCE = 4_000_000
-# Below it a warning says that an interval is rough.
+# With fewer, a log line warns that an interval is rough.
 FEW_GROUPS = 30
 N_DRAWS = 100_000
 LEAST_TRAININGS = 3
-# A standard error that is smaller is zero but for rounding.
+# A smaller standard error is a rounding error.
 ROUNDING = 1e-12
 
 
@@ -109,7 +109,7 @@ def scores_of_counts(n_true: np.ndarray, n_predicted: np.ndarray, n_hits: np.nda
 
 
 def jackknife(counts: Counts) -> Jackknife:
-    """Return accuracy and macro F1, and both without each group; NaN without the only group.
+    """Return accuracy and macro F1, and both without each group; NaN if there is only one group.
 
     Source: Shao & Tu, "The Jackknife and Bootstrap", 1995, section 2.1; groups as units: Korn & Graubard, "Analysis of
     Health Surveys", 1999, section 2.5.
@@ -134,7 +134,7 @@ def standard_error(left_out: np.ndarray) -> np.ndarray:
 
 
 def resample_weights(n_groups: int, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw groups with replacement, `n_groups` at a time; yield how often each was drawn.
+    """Draw groups with replacement, `n_groups` at a time; yield the number of draws of each group.
 
     Yields
     ------
@@ -163,8 +163,8 @@ def share_interval(
     """Return Wilson's interval of a score in [0, 1] on its effective number of clips.
 
     The effective number is that of independent clips with the same standard error, and at most the number of clips.
-    Where no group changes the score, so that there is no standard error, it is the number of groups. So the interval
-    always has a width and stays in [0, 1].
+    If no group changes the score, the standard error is 0; then it is the number of groups. So the interval always has
+    a width and stays in [0, 1].
 
     Sources: Wilson, "Probable inference", JASA 22, 1927; effective number: Korn & Graubard, "Confidence intervals for
     proportions with small expected number of positive counts estimated from survey data", Survey Methodology 24, 1998.
@@ -189,12 +189,12 @@ def share_interval(
 def difference_interval(
     difference: np.ndarray, error: np.ndarray, n_groups: int, critical: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``difference ± critical × error``, or a wider interval where few groups differ.
+    """Return ``difference ± critical × error``, or a wider interval if few groups differ.
 
-    A model may fail on a kind of recordist that is not here. Such groups may be a share of up to
-    ``critical² / (n_groups + critical²)`` of all, Wilson's upper end at 0 of `n_groups`, and in them the difference may
-    be anything from -1 to 1. The interval holds this too: two models with the same answers have one, and it is not
-    narrower where one clip differs.
+    A model may fail on a kind of recordist that is not in these data. The share of such groups can be up to
+    ``critical² / (n_groups + critical²)``, Wilson's upper end at 0 of `n_groups`. In them the difference can be from -1
+    to 1. The interval covers this too. So two models with the same answers also have an interval, and one differing
+    clip does not make it narrower.
     """
     difference, error = np.asarray(difference, dtype=float), np.asarray(error, dtype=float)
     unseen = critical**2 / (n_groups + critical**2)
@@ -208,14 +208,14 @@ def score_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return 95 % intervals of accuracy and macro F1: of this model, on other recordists like these.
 
-    See `share_interval`. By simulation at the study's groups (`drills.coverage`) they hold the true value as often as
-    they should with 15 groups or more. The percentile bootstrap does so in 86 to 96 % of the cases.
+    See `share_interval`. In a simulation with the groups of the study (`drills.coverage`) they reach 95 % coverage with
+    15 or more groups. The percentile bootstrap covers 86 to 96 %.
 
     Parameters
     ----------
     label_ids, predicted_ids : ndarray of int, shape (n_clips,)
     groups : ndarray, shape (n_clips,)
-        What the split keeps together; any values that can be sorted.
+        Groups that the split keeps together; any values that can be sorted.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def score_intervals(
     counts = count(label_ids, predicted_ids, groups)
     n_groups = len(counts.n_true)
     if n_groups < 2:
-        log.warning("all clips are of one group, so no interval can be given: it is NaN")
+        log.warning("all clips are of one group, so there is no interval: it is NaN")
         return dict.fromkeys(SCORES, (float("nan"), float("nan")))
     found = jackknife(counts)
     ends = share_interval(found.estimate, found.error, n_groups, len(label_ids))
@@ -233,7 +233,7 @@ def score_intervals(
 
 
 def warn_of_few_groups(split: str, n_groups: int) -> None:
-    """Warn where intervals of scores on a split are from so few groups that they are rough."""
+    """Warn if the intervals of scores on a split are rough because the split has few groups."""
     if n_groups < FEW_GROUPS:
         log.warning("%s: %d groups are few: intervals from fewer than %d are rough", split, n_groups, FEW_GROUPS)
 
@@ -241,16 +241,16 @@ def warn_of_few_groups(split: str, n_groups: int) -> None:
 def paired_difference(
     label_ids: np.ndarray, first_predicted_ids: np.ndarray, second_predicted_ids: np.ndarray, groups: np.ndarray
 ) -> dict[str, tuple[float, float, float]]:
-    """Return how much better the first of two models is on the same clips, with 95 % intervals.
+    """Return the scores of the first model minus those of the second on the same clips, with 95 % intervals.
 
-    Both lose the same group at the same time, so what makes clips hard for both cancels: the interval is that of the
-    difference, and much narrower than those of the two scores. See `difference_interval`.
+    The jackknife removes the same group from both, so the difficulty of clips for both models cancels. The interval of
+    the difference is much narrower than those of the two scores. See `difference_interval`.
 
     Parameters
     ----------
     label_ids, first_predicted_ids, second_predicted_ids : ndarray of int, shape (n_clips,)
     groups : ndarray, shape (n_clips,)
-        What the split keeps together.
+        Groups that the split keeps together.
 
     Returns
     -------
@@ -281,7 +281,7 @@ class Differences:
     critical : float
         Of all pairs together, in standard errors.
     low_of_all, high_of_all : ndarray, shape (n_pairs,)
-        Ends of simultaneous 95 % intervals: all of them hold their true values with a probability of 95 %.
+        Ends of simultaneous 95 % intervals: all of them contain their true values with a probability of 95 %.
     n_groups : int
     """
 
@@ -309,7 +309,7 @@ def differences(models: Sequence[Jackknife], pairs: Sequence[tuple[int, int]]) -
     models : sequence of Jackknife
         On the same groups.
     pairs : sequence of (int, int)
-        Which model minus which.
+        Numbers of the first and the second model; the difference is first minus second.
     """
     first, second = np.array(pairs).T
     found = {}
@@ -355,9 +355,9 @@ def _differences(estimate: np.ndarray, left_out: np.ndarray) -> Differences:
 def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0, n_draws: int | None = None) -> float:
     """Return the critical value of all comparisons together: the 95 % point of the largest ``|t|`` among them (max-t).
 
-    The joint distribution of the t values is a multivariate t with the correlations that the jackknife finds: the limit
-    of a joint bootstrap over groups. With one comparison it is `critical_value`. Its standard error is about 0.006 by
-    100,000 draws, and 0.02 by the 20,000 of 2,000 comparisons.
+    The joint distribution of the t values is a multivariate t with the correlations from the jackknife: the limit of a
+    joint bootstrap over groups. With one comparison it is `critical_value`. Its standard error is about 0.006 with
+    100,000 draws, and 0.02 with 20,000 draws, as for 2,000 comparisons.
 
     Sources: Westfall & Young, "Resampling-Based Multiple Testing", 1993, chapter 2; multivariate t: Hothorn, Bretz &
     Westfall, "Simultaneous inference in general parametric models", Biometrical Journal 50, 2008, section 3.
@@ -375,7 +375,7 @@ def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0, n_draws: in
     directions = np.unique((deviations[differs] / lengths[differs]).round(9), axis=0)
     if n_groups < 2 or len(directions) < 2:
         return critical_value(n_groups)
-    if len(directions) < n_groups:  # fewer numbers to draw: a root of the correlations
+    if len(directions) < n_groups:  # a root of the correlations needs fewer draws
         values, vectors = np.linalg.eigh(directions @ directions.T)
         directions = vectors * np.sqrt(np.maximum(values, 0))
     n_draws = n_draws or min(N_DRAWS, max(10_000, 10 * NUMBERS_AT_ONCE // len(directions)))
@@ -393,12 +393,12 @@ def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0, n_draws: in
 
 
 class Training(NamedTuple):
-    """What one training of a recipe answers.
+    """Answers of one training of a recipe.
 
     Attributes
     ----------
     test_set : hashable
-        Trainings that were scored on the same clips have the same.
+        Equal for trainings that were scored on the same clips.
     label_ids, predicted_ids, groups : ndarray, shape (n_clips,)
     """
 
@@ -411,11 +411,12 @@ class Training(NamedTuple):
 def recipe_intervals(trainings: Sequence[Training]) -> dict[str, tuple[float, float, float]]:
     """Return the scores of a model trained by a recipe, with 95 % intervals: another training, on other recordists.
 
-    The interval of one model says nothing of the next training: by simulation it holds the score of the recipe in 69 to
-    97 % of the cases. Here the variance has two parts. That of the groups is the jackknife's, of the answers of all
-    trainings together. That of the training is between trainings on the same test clips, less what their answers on a
-    finite number of groups make them differ (or, where each test set has one training, between the test sets, less the
-    variance of their groups). The degrees of freedom are Satterthwaite's; the ends are those of `share_interval`.
+    The interval of one model does not include the variance between trainings: in a simulation it covers the score of
+    the recipe in 69 to 97 % of the cases. Here the variance has two parts. The part of the groups is from the jackknife
+    of the answers of all trainings together. The part of the training is the variance between trainings on the same
+    test clips, minus the part that comes from the finite number of groups. If each test set has one training, it is the
+    variance between test sets minus that of their groups. The degrees of freedom are Satterthwaite's; the ends are
+    those of `share_interval`.
 
     Sources: crossed random effects of models and cases: Gallas, "One-shot estimate of MRMC variance: AUC", Academic
     Radiology 13, 2006; Bouthillier et al., "Accounting for variance in machine learning benchmarks", MLSys 2021;
@@ -444,7 +445,7 @@ def recipe_intervals(trainings: Sequence[Training]) -> dict[str, tuple[float, fl
     tables = [count(t.label_ids, t.predicted_ids, t.groups, names, n_classes) for t in trainings]
     estimate, low, high = recipe_of_counts(tables, [training.test_set for training in trainings])
     if len(names) < 2:
-        log.warning("all clips are of one group, so no interval of the recipe can be given: it is NaN")
+        log.warning("all clips are of one group, so the recipe has no interval: it is NaN")
         low = high = np.full(2, np.nan)
     ends = zip(SCORES, estimate, low, high, strict=True)
     return {name: (float(value), float(least), float(most)) for name, value, least, most in ends}
@@ -453,7 +454,7 @@ def recipe_intervals(trainings: Sequence[Training]) -> dict[str, tuple[float, fl
 def recipe_of_counts(
     tables: Sequence[Counts], test_sets: Sequence[Hashable]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what `recipe_intervals` does, of the counts of each training on all groups, as three arrays (2, ...)."""
+    """Return the result of `recipe_intervals` from the counts of each training on all groups, as arrays (2, ...)."""
     members: dict[Hashable, list[int]] = {}
     for number, test_set in enumerate(test_sets):
         members.setdefault(test_set, []).append(number)
@@ -471,8 +472,8 @@ def recipe_of_counts(
     if repeated:
         degrees = sum(len(numbers) - 1 for numbers in repeated)
         between = sum(scores[numbers].var(axis=0, ddof=1) * (len(numbers) - 1) for numbers in repeated) / degrees
-        # In the mean of n trainings the variance of groups that are hard for all stays; that of groups which are hard
-        # for one training is divided by n.
+        # In the mean of n trainings, the variance of groups that are hard for all trainings is not divided by n; that
+        # of groups that are hard for one training is.
         mixed = sum(
             (variances[numbers].mean(axis=0) - jackknife_of(numbers).error ** 2) * len(numbers) for numbers in repeated
         )

@@ -1,4 +1,4 @@
-"""The register of looks: how often the test clips of a data set were scored, as the results beside this one record."""
+"""Count how often the test clips of a data set were scored, from the results in the same folder."""
 
 import contextlib
 import logging
@@ -11,14 +11,14 @@ log = logging.getLogger(__name__)
 
 
 def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int]:
-    """Count and log the results in the same folder of results that scored the same test clips before.
+    """Count and log earlier results in the same folder of results that scored the same test clips.
 
-    Each look helps to choose the model that fits these clips best. So the best of many looks better than it is.
+    Each look helps to choose the model that fits these clips best. So the score of the best of many is too high.
 
     Parameters
     ----------
     output_dir : Path
-        Of the result that is made now. It is not counted.
+        Of the current result. It is not counted.
     data : Input
         The processed data set; its digest names the fold.
     split : str
@@ -35,7 +35,7 @@ def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int
     n_looks = sum(_looks_at_test(folder, data) for folder in names.result_folders(root) if folder != output_dir)
     if n_looks:
         log.info(
-            "%d results in %s have scored these test clips before: choose no model by them, or the best looks too good",
+            "%d results in %s have scored these test clips before: do not choose a model by these scores",
             *(n_looks, root),
         )
     return {"n_earlier_looks_at_test": n_looks}

@@ -24,7 +24,7 @@ with lazy.imported_on_first_use():
 log = logging.getLogger(__name__)
 
 _FOLD = re.compile(r"(?P<data>.+)/fold-(?P<fold>\d+)-of-(?P<n_folds>\d+)")  # as data_input writes data_sha256
-# They rank clips by their outputs, and outputs of two models have no common scale.
+# These scores rank clips by outputs, and outputs of two models have no common scale.
 RANKED = ("macro_average_precision", "macro_auroc")
 # Properties of the models and of the machine; see `_mean_or_nan`.
 OF_THE_MODELS = (
@@ -37,19 +37,19 @@ APART = " | "  # between the texts of folds that differ
 
 
 def default_folder(folders: Sequence[Path]) -> Path:
-    """Return where the pooled result stands by default: ``fold-all.seed-1`` beside the folds of a model.
+    """Return the default folder of the pooled result: ``fold-all.seed-1`` beside the folds of a model.
 
     Raises
     ------
     UsageError
-        If the names of the folders do not tell.
+        If the folders are not named like the folds of one model.
     """
     parsed = {names.parse(names.of_folder(folder)) for folder in folders}
     pooled = {name and replace(name, fold=names.ALL_FOLDS) for name in parsed}
     if None in pooled or len(pooled) > 1:
         raise UsageError(
             "--pool takes the folds of one model, such as validation_results/birds/w2v/fold-*.seed-42; found "
-            f"{some([names.of_folder(folder) for folder in folders])}. For folders of other names give --output_dir"
+            f"{some([names.of_folder(folder) for folder in folders])}. For folders with other names give --output_dir"
         )
     return names.root_of(folders[0]) / str(pooled.pop())
 
@@ -88,7 +88,7 @@ def read_folds(folders: Sequence[Path]) -> dict[Path, comparison.Scored]:
     if missing := sorted(set(range(1, n_folds + 1)) - set(folds)):
         raise InputError(f"fold {some(list(map(str, missing)))} of {n_folds} is missing: give the results of all folds")
     if split == "train":
-        raise InputError("the results are of the split train, where each clip is in several folds: pool those of test")
+        raise InputError("the results are of train, where each clip is in several folds: pool the results of test")
     return dict(folds[fold] for fold in sorted(folds))
 
 
@@ -104,7 +104,7 @@ def pool(folds: dict[Path, comparison.Scored], seed: int) -> tuple[pd.DataFrame,
     folds : dict of Path to Scored
         As `read_folds` returns them.
     seed : int
-        Noted in the row.
+        Value of the column ``seed``.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def warn_of_models(folds: dict[Path, comparison.Scored]) -> None:
 
 
 def who_was_heard(folders: Iterable[Path]) -> dict[str, int]:
-    """Return the sums over folds of who was heard in train, as their ``run.json`` says; see `splits.Heard`."""
+    """Return the sums of `splits.Heard` over folds, from their ``run.json``."""
     counts: Counter[str] = Counter()
     for folder in folders:
         counts.update(runs.read_record(folder)["metrics"].get("heard_in_train", {}))
@@ -186,7 +186,7 @@ def is_data_of(data_dir: Path, data_sha256: str) -> bool:
 
 
 def collections_of(folders: dict[Path, comparison.Scored], data_dir: Path) -> pd.DataFrame:
-    """Return what `by_collection.collections_of` does, by ``clip_id`` as in `pool`; train is that of a clip's fold."""
+    """Return `by_collection.collections_of` of all folds, by ``clip_id`` as in `pool`; train is that of each fold."""
     parts = []
     for folder, one in folders.items():
         fold = int(_FOLD.fullmatch(str(one.metrics["data_sha256"]))["fold"])
@@ -196,5 +196,5 @@ def collections_of(folders: dict[Path, comparison.Scored], data_dir: Path) -> pd
 
 
 def _mean_or_nan(values: pd.Series) -> float:
-    """Return the mean, as a whole number where all values are one; NaN where one is missing."""
+    """Return the mean, or the value itself if all are equal; NaN if one is missing."""
     return values.tolist()[0] if values.nunique() == 1 else float(values.mean(skipna=False))

@@ -31,8 +31,8 @@ def write_predictions(output_dir: Path, table: pd.DataFrame, labels: list[str], 
     """Write the prediction of a model for each clip to Parquet, atomically.
 
     Columns ``clip_id, recording_id, label_id, predicted_id, logits, group``; one row per clip, in the order of `table`.
-    With ``group`` two models can be compared from their files alone. The file's metadata hold ``schema_version`` and,
-    as JSON, ``labels`` by label id.
+    With ``group`` two models can be compared from their files alone. The metadata of the file contain
+    ``schema_version`` and, as JSON, ``labels`` by label id.
     """
     n_classes = logits.shape[1]
     offsets = pa.array(np.arange(len(logits) + 1) * n_classes, pa.int32())
@@ -55,9 +55,9 @@ def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str] | None]:
     Returns
     -------
     predictions : DataFrame
-        ``clip_id, label_id, predicted_id, group``; a row a clip.
+        ``clip_id, label_id, predicted_id, group``; one row per clip.
     labels : list of str or None
-        By label id; None where an early version has not left them.
+        By label id; None in results of an early version.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def _column(folder: Path, name: str) -> list:
 
 
 def _labels_of(folder: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
-    """Return the labels that predictions are of, from the file's metadata or, of an early version, from its report."""
+    """Return the labels by id, from the metadata of the file or, for an early version, from its report."""
     version = metadata.get(b"schema_version", b"").decode(errors="replace")
     if version not in ("", str(SCHEMA_VERSION)):
         raise ValueError(f"schema_version {version}; this version of the program reads {SCHEMA_VERSION}")

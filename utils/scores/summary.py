@@ -1,4 +1,4 @@
-"""``summary.csv`` and ``summary.png`` of a results folder: rebuilt from the folders in it, never appended to."""
+"""``summary.csv`` and ``summary.png`` of a results folder: always rebuilt from the folders in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STAGE = "03_model_validation"
 METRICS_NAME = "metrics.csv"
 SUMMARY_NAME = "summary"
 CNN = "CNN"  # in kind; it has no layers to count
-NO_DOUBT = "no"  # in latency_doubt, which see in latency.Latency
+NO_DOUBT = "no"  # in latency_doubt; see latency.Latency
 # A row of metrics.csv, and so of summary.csv.
 METRICS_COLUMNS = (
     "model_name",
@@ -77,12 +77,12 @@ METRICS_COLUMNS = (
     "n_groups",
     "expected_calibration_error_if_calibrated",
 )
-# Columns that results of an earlier version may lack, and what stands for them.
+# Columns that results of an earlier version may lack, with the values in their place.
 DEFAULTS = {
     **{"kind": "not noted", "latency_doubt": "not noted", "kept_together": UNIT_NOT_NOTED},
     **dict.fromkeys(("latency_ms_low", "latency_ms_high", "n_threads", "load_average", "cpu_busy_share"), float("nan")),
     **dict.fromkeys(("n_groups", "expected_calibration_error_if_calibrated"), float("nan")),
-    "n_recordings_trained_on": float("nan"),  # of those that are scored; see training_history
+    "n_recordings_trained_on": float("nan"),  # among the scored recordings; see training_history
 }
 TEXT_COLUMNS = (
     "model_name",
@@ -100,7 +100,7 @@ TEXT_COLUMNS = (
 
 
 def write_metrics(path: Path, rows: pd.DataFrame) -> None:
-    """Write rows with exactly the `METRICS_COLUMNS`, atomically; six significant digits, ``nan`` for no number."""
+    """Write rows with exactly the `METRICS_COLUMNS`, atomically; six significant digits, ``nan`` if missing."""
     rows = rows.assign(**{name: rows[name].map(printable, na_action="ignore") for name in TEXT_COLUMNS})
     write_text(path, rows[list(METRICS_COLUMNS)].to_csv(index=False, float_format="%.6g", na_rep="nan"))
 
@@ -115,7 +115,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
     """
     try:
         numbers = {name: ["nan"] for name in METRICS_COLUMNS if name not in TEXT_COLUMNS}
-        # A model may well be called "None" or "NA".
+        # A model may be called "None" or "NA".
         rows = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), na_values=numbers, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(
@@ -161,20 +161,20 @@ def summary_table(summary: pd.DataFrame) -> str:
 def rebuild_summary(results_dir: Path, asked: Sequence[str] = ()) -> pd.DataFrame:
     """Write ``summary.csv`` and ``summary.png`` from the ``metrics.csv`` of every result below `results_dir`.
 
-    Results that came with the code, below ``published``, are left out, and so are folders whose ``run.json`` is not
-    complete. A damaged folder is left out with a warning. Jobs that end at the same time take turns.
+    Results that came with the code, below ``published``, and running results are left out. A failed or damaged result
+    is left out with a warning. A lock lets jobs that end at the same time write one after the other.
 
     Parameters
     ----------
     results_dir : Path
         Folder of validation results; see `names.root_of`.
     asked : sequence of str
-        Names of results that the figure shows in any case.
+        Names of results that the figure always shows.
 
     Returns
     -------
     pandas.DataFrame
-        The rows of ``summary.csv``. Without a result there is no row, and no file.
+        The rows of ``summary.csv``. Without results there are no rows, and no file is written.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def rebuild_summary(results_dir: Path, asked: Sequence[str] = ()) -> pd.DataFram
     with _turn(results_dir):
         if csv_path.is_file() and not csv_path.read_bytes().startswith(f"{METRICS_COLUMNS[0]},".encode()):
             raise OutputExistsError(
-                f"{csv_path} is not a summary of validation results, so it is left alone; choose an --output_dir in "
+                f"{csv_path} is not a summary of validation results and is not changed; choose an --output_dir in "
                 "another folder, or move that file away"
             )
         tables = []
@@ -208,7 +208,7 @@ def rebuild_summary(results_dir: Path, asked: Sequence[str] = ()) -> pd.DataFram
 
 
 def holds(folder: Path) -> bool:
-    """Return whether the summary is up to date: it has exactly this row, no removed result, and a figure."""
+    """Return whether the summary is up to date: it has the row of this folder, no removed result, and a figure."""
     results_dir = names.root_of(folder)
     with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
         row = (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()[1]
@@ -219,7 +219,7 @@ def holds(folder: Path) -> bool:
 
 
 def _metrics_of(folder: Path) -> pd.DataFrame | None:
-    """Return the row of a folder; None if it is not a result, or not yet. Runs of stage 02 have a metrics.csv too."""
+    """Return the row of a folder; None if it is not a complete result. Runs of stage 02 have a metrics.csv too."""
     record = runs.read_record(folder)
     if record is None or record["stage"] != STAGE or record["status"] == "running":
         return None

@@ -1,4 +1,4 @@
-"""What differences between models say: p values, the margin of non-inferiority, and the optimism of a best of many."""
+"""Compare models: p values, the margin of non-inferiority, and the optimism of choosing the best of many."""
 
 from dataclasses import dataclass
 
@@ -27,8 +27,8 @@ class Verdict:
     answer : str
         `SHOWN`, `NOT_SHOWN` or `UNDECIDABLE`.
     n_groups_needed : int or None
-        Only where it is undecidable: groups with which models that are alike would be shown to be so. None where that
-        is no more than there are, as the difference lies near the margin; or where nothing is known of one group.
+        Only if it is undecidable: number of groups with which two equal models would be `SHOWN`. None if there are
+        enough groups, because the difference is close to the margin; or if there is only one group.
     """
 
     answer: str
@@ -43,20 +43,20 @@ class Verdict:
 def within_margin(
     low: float, high: float, margin: float, n_groups: int, error: float, critical: float = intervals.NORMAL
 ) -> Verdict:
-    """Return whether a model is shown to be no worse than another one by more than a margin: non-inferiority.
+    """Test non-inferiority: whether a model is shown to be worse than a reference by no more than a margin.
 
     ``shown`` if the whole interval of the difference, model minus reference, is above ``-margin``; ``not shown`` if the
-    whole interval is below it; ``undecidable here`` if ``-margin`` lies in it. With the number of groups that is needed
-    the interval of two equal models lies above ``-margin`` with a probability of 80 %:
+    whole interval is below it; ``undecidable here`` if it contains ``-margin``. With the needed number of groups the
+    interval of two equal models lies above ``-margin`` with a probability of 80 %:
     ``n_groups × ((critical + z.80) × error / margin)²``. Sources: Piaggio et al., "Reporting of noninferiority and
     equivalence randomized trials", JAMA 308, 2012; sample size: Julious, Statistics in Medicine 23, 2004, section 5.
 
     Parameters
     ----------
     low, high : float
-        Ends of the interval; of a simultaneous one where there are several models.
+        Ends of the interval; of the simultaneous interval if there are several models.
     margin : float
-        What may be lost, above 0 or 0.
+        Largest acceptable loss, 0 or more.
     n_groups : int
     error : float
         Standard error of the difference.
@@ -69,7 +69,7 @@ def within_margin(
         return Verdict(NOT_SHOWN)
     if not margin or not np.isfinite(error):
         return Verdict(UNDECIDABLE)
-    # See difference_interval: what may be unseen has to be smaller than the margin, too.
+    # The share of recordists that are not in the data must be below the margin, too: see difference_interval.
     needed = max(
         n_groups * ((critical + stats.norm.ppf(POWER)) * error / margin) ** 2, critical**2 * (1 - margin) / margin
     )
@@ -91,18 +91,18 @@ def two_digits(number: int) -> int:
 
 
 def optimism_of_best(n_hits: np.ndarray, n_clips: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0) -> float:
-    """Return by how much the accuracy of the best of several models is flattered by having been chosen.
+    """Return the optimism in the accuracy of the best of several models, which comes from the choice.
 
-    In each resample of the groups the best model is chosen anew; the optimism is by how much, on average, its accuracy
-    there exceeds its accuracy on all clips. Of six models that are alike, this takes off 70 % of what the choice gains:
-    in the resamples the model that happened to be best is still the likeliest to win. Source: Tibshirani & Tibshirani,
-    "A bias correction for the minimum error rate in cross-validation", Annals of Applied Statistics 3, 2009, with
-    resamples of groups in place of folds.
+    In each resample of the groups the best model is chosen again. The optimism is its accuracy there minus its accuracy
+    on all clips, as a mean. With six equal models this removes 70 % of the gain from the choice, because the best model
+    on all clips still wins most often in the resamples. Source: Tibshirani & Tibshirani, "A bias correction for the
+    minimum error rate in cross-validation", Annals of Applied Statistics 3, 2009, with resamples of groups in place of
+    folds.
 
     Parameters
     ----------
     n_hits : ndarray, shape (n_models, n_groups)
-        Clips that a model has right.
+        Numbers of correctly classified clips.
     n_clips : ndarray, shape (n_groups,)
     n_resamples : int
     seed : int
@@ -128,12 +128,12 @@ def sign_flip_p_values(
     n_draws: int = N_SIGN_FLIPS,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return two-sided p values of a sign-flip test: how often two equal models would differ as much as these do.
+    """Return two-sided p values of a sign-flip test: the probability that two equal models differ at least this much.
 
-    If the models are equal, their answers can be exchanged in any group. That flips the sign of the group's share in
-    the difference of accuracies. Macro F1 is not a sum over groups, so it is computed anew from the exchanged answers.
-    Groups that both answer alike change nothing. If the others can be exchanged in at most `n_draws` ways, all of them
-    are counted; else `n_draws` are drawn, and the observed one is counted with them, so that p is never 0. Sources:
+    If the models are equal, their answers can be exchanged in any group. This flips the sign of the group's share in
+    the difference of accuracies. Macro F1 is not a sum over groups, so it is computed from the exchanged answers.
+    Groups with the same answers of both models change nothing. If the others can be exchanged in at most `n_draws`
+    ways, all are counted. Otherwise `n_draws` are drawn and counted with the observed one, so that p is not 0. Sources:
     Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005, §3; Phipson & Smyth, "Permutation p-values
     should never be zero", Statistical Applications in Genetics and Molecular Biology 9, 2010, §4.
 
@@ -141,7 +141,7 @@ def sign_flip_p_values(
     ----------
     label_ids, first_predicted_ids, second_predicted_ids : ndarray of int, shape (n_clips,)
     groups : ndarray, shape (n_clips,)
-        What is exchanged together.
+        Clips of one group are exchanged together.
     n_draws : int
     seed : int
 
@@ -159,11 +159,11 @@ def sign_flip_p_values(
 def p_values_of_counts(
     first: intervals.Counts, second: intervals.Counts, n_draws: int = N_SIGN_FLIPS, seed: int = 0
 ) -> np.ndarray:
-    """Return what `sign_flip_p_values` does, of the counts of both models, as an array."""
+    """Return the result of `sign_flip_p_values` from the counts of both models, as an array."""
     (n_true, *first), (_, *second) = first, second
     totals = n_true.sum(axis=0)[None, :]
     sums = [table.sum(axis=0)[None, :] for table in (*first, *second)]
-    # What a group moves from one model to the other where it is exchanged.
+    # Change of the counts of the first model when a group is exchanged.
     shifts = [theirs - ours for ours, theirs in zip(first, second, strict=True)]
     differing = np.flatnonzero(np.any([shift.any(axis=1) for shift in shifts], axis=0))
     shifts = [shift[differing] for shift in shifts]
@@ -191,9 +191,9 @@ def p_values_of_counts(
 
 
 def holm_adjusted(p_values: np.ndarray, n_tests: int | None = None) -> np.ndarray:
-    """Return p values adjusted for their number, so that all those under 0.05 are significant at 0.05 (Holm 1979).
+    """Return p values adjusted for their number (Holm 1979): those below 0.05 are significant at 0.05.
 
-    If they are a choice from `n_tests`, such as the comparisons with the best of several models, they are adjusted for
+    If they were chosen from `n_tests`, such as the comparisons with the best of several models, they are adjusted for
     all of these.
     """
     p_values = np.asarray(p_values, dtype=float)
