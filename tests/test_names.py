@@ -99,6 +99,23 @@ def test_results_are_found_at_any_depth_but_not_those_that_came_with_the_code(tm
     assert found == ["birds/w2v/seed-1", "whole"]
 
 
+def test_a_folder_that_cannot_be_read_has_no_results(tmp_path, monkeypatch):
+    for path in ("secret/w2v/seed-1", "whole"):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "run.json").write_text("{}")
+    iterdir = Path.iterdir
+
+    def refuse(path):
+        if path.name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert list(names.result_folders(tmp_path)) == [tmp_path / "whole"]
+    with pytest.raises(PermissionError):
+        list(names.result_folders(tmp_path / "secret"))
+
+
 def test_published_results_follow_the_layout():
     for kind in ("validation_results", "analysis_results"):
         folders = list(names.result_folders(ROOT / kind / names.PUBLISHED))

@@ -193,8 +193,18 @@ def both(first: str, second: str) -> str:
 
 
 def result_folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """Yield the folders below a root that have a ``run.json``, by name, without the published ones."""
-    for folder in sorted(path for path in Path(root).iterdir() if path.is_dir()):
+    """Yield the folders below a root that have a ``run.json``, by name, without the published ones.
+
+    A folder below the root that cannot be read is passed over. It may belong to somebody else, or be deleted meanwhile:
+    the root of a result is any folder, where `ROOTS` does not name it.
+    """
+    try:
+        folders = sorted(path for path in Path(root).iterdir() if path.is_dir())
+    except OSError:
+        if depth == DEPTH:
+            raise
+        return
+    for folder in folders:
         if os.path.lexists(folder / RECORD_NAME):
             yield folder
         elif depth > 1 and folder.name != PUBLISHED and not folder.name.startswith("."):
