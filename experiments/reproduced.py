@@ -59,11 +59,11 @@ def compare(results_dir: Path, committed_dir: Path, name: str) -> pd.DataFrame:
     if again.empty:
         raise InputError(f"{results_dir} and {committed_dir} have no model and seed of {name} in common")
     scored, before = study_table.read_seeds(again, results_dir), study_table.read_seeds(committed, committed_dir)
-    table = study_table.pooled_scores(committed, before).set_index("model")
+    table = study_table.pooled_scores(committed, before, committed_dir).set_index("model")
     pairs = {model: list(zip(scored[model], before[model], strict=True)) for model in table.index}
     differences = [paired_difference(pairs[model]) for model in table.index]
     table[["difference", "difference_low", "difference_high"]] = np.array(differences)
-    scores = study_table.pooled_scores(again, scored).set_index("model")
+    scores = study_table.pooled_scores(again, scored, results_dir).set_index("model")
     for column in comparison.SCORES:
         table[f"{column}_again"] = scores[column]
         table[f"{column}_within"] = scores[column].between(table[f"{column}_low"], table[f"{column}_high"])

@@ -71,7 +71,7 @@ def report(results_dir: Path, name: str) -> pd.DataFrame:
         measured = side_by_side(latencies, table["model"])
         for name_here, name_there in (("latency_ms_median", "latency_ms"), ("latency_doubt", "latency_doubt")):
             table[name_here] = table["model"].map(measured[name_there])
-    claims = pooled_scores(rows[of_leak], read_seeds(rows[of_leak], results_dir))
+    claims = pooled_scores(rows[of_leak], read_seeds(rows[of_leak], results_dir), results_dir)
     write_text(results_dir / name / f"{TABLE_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
     draw(table, results_dir / name / TABLE_NAME, name)
     print("\n".join([*markdown(table), "", *answers(table, claims)]))
@@ -133,7 +133,16 @@ def read_seeds(rows: pd.DataFrame, results_dir: Path) -> dict[str, list[comparis
     }
 
 
-def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]]) -> pd.DataFrame:
+def trainings_of(rows: pd.DataFrame, scored: list[comparison.Scored], results_dir: Path) -> list[comparison.Scored]:
+    """Return the result of each training of one model: of each seed, or of each fold and seed."""
+    name = names.parse(rows["model_name"].iloc[0])
+    if name.fold is None:
+        return scored
+    folders = sorted((results_dir / name.data_folder / name.full_model).glob("fold-[0-9]*.seed-*"))
+    return [comparison.read_scored(folder) for folder in folders]
+
+
+def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]], results_dir: Path) -> pd.DataFrame:
     """Return each model's scores over the clips of all its seeds, with intervals; one row per model."""
     found = []
     for model, own in rows.groupby("model"):
@@ -155,7 +164,7 @@ def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]]
             "accuracy_of_seeds": " ".join(f"{accuracy:.3f}" for accuracy in own["accuracy"]),
         }
         ends = intervals.score_intervals(label_ids, predicted_ids, clips["group"].to_numpy())
-        of_recipe = comparison.recipe_intervals(scored[model])
+        of_recipe = comparison.recipe_intervals(trainings_of(own, scored[model], results_dir))
         for name, (low, high) in ends.items():
             row[f"{name}_low"], row[f"{name}_high"] = low, high
             row[f"{name}_recipe"], row[f"{name}_recipe_low"], row[f"{name}_recipe_high"] = of_recipe[name]
@@ -180,7 +189,7 @@ def study(rows: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
         )
     rows = rows[rows["model"].map(seeds) == seeds.max()]
     scored = read_seeds(rows, results_dir)
-    table = pooled_scores(rows, scored).sort_values(
+    table = pooled_scores(rows, scored, results_dir).sort_values(
         ["accuracy", "n_parameters", "macro_f1"], ascending=[False, True, False], ignore_index=True
     )
     return table.assign(**differences_to_best([scored[model] for model in table["model"]]))

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import study_table
 from tests.results import write_result
-from utils.scores import intervals, summary, verdicts
+from utils.scores import comparison, intervals, summary, verdicts
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -191,3 +191,25 @@ def test_no_such_study_or_other_clips(results_dir, tmp_path, caplog):
     summary.rebuild_summary(copy)
     assert main(copy) == 3
     assert "were scored on different clips" in caplog.text
+
+
+def test_the_interval_of_a_recipe_takes_each_fold_and_seed_as_a_training(tmp_path):
+    """One seed on both folds, and two more trainings on the first: the pooled result has two of four trainings."""
+    results_dir = tmp_path / "validation_results"
+    folder = results_dir / "birds" / "whole"
+    rng, halves = np.random.default_rng(4), (range(30), range(30, N_CLIPS))
+    right = {}
+    for fold, seed in ((1, 1), (2, 1), (1, 2), (1, 3)):
+        own = list(halves[fold - 1])
+        labels = LABEL_IDS[own]
+        answers = np.where(rng.random(30) < 0.6 + 0.1 * seed, labels, (labels + 1) % 3)
+        right[fold, seed] = answers
+        write_result(results_dir, f"birds/whole/fold-{fold}.seed-{seed}", answers, labels, [GROUPS[i] for i in own])
+    answers = np.concatenate([right[1, 1], right[2, 1]])
+    write_result(results_dir, "birds/whole/fold-all.seed-1", answers, LABEL_IDS, GROUPS)
+    summary.rebuild_summary(results_dir)
+    table = study_table.study(study_table.read_rows(results_dir, "birds"), results_dir)
+    trainings = [comparison.read_scored(folder / f"fold-{fold}.seed-{seed}") for fold, seed in right]
+    _, low, high = comparison.recipe_intervals(trainings)["accuracy"]
+    assert table[["accuracy_recipe_low", "accuracy_recipe_high"]].iloc[0].tolist() == pytest.approx([low, high])
+    assert table["accuracy"].item() == (answers == LABEL_IDS).mean(), "the score is that of the pooled folds"
