@@ -25,7 +25,8 @@ adjusted for the number of pairs (Holm). It also says whether the first model is
 --margin: shown, not shown, or undecidable with so few groups. It writes comparison.csv and comparison.pdf/.png.
 
 --pool takes the results of one model on all folds. Together they are one result, in which each clip counts once. It
-writes the same files as a score does.
+writes the same files as a score does, into fold-all.seed-42 beside fold-1.seed-42 and so on. For folds in folders of
+other names give --output_dir.
 """
 
 from __future__ import annotations

@@ -96,7 +96,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="also measure the influence again on the pruned model after every removal; each time takes one pass over "
         "the clips of train",
     )
-    add("--search_split", choices=splits.SPLITS, default="val", help="split on which subsets are chosen")
+    add(
+        "--search_split",
+        choices=splits.SPLITS,
+        default="val",
+        metavar="{train,val}",
+        help="split on which subsets are chosen",
+    )
     add(
         "--report_split",
         choices=["val", "test"],
