@@ -5,7 +5,7 @@
     python 01_data_processing.py --raw_dir recordings --metadata recordings/metadata.csv --folds 5
 
 Without --metadata each species has its own folder. With it a CSV gives the file and label of each
-recording, and recording_id and recordist where they are known. Each file is decoded, mixed to mono,
+recording, and recording_id and recordist if they are known. Each file is decoded, mixed to mono,
 resampled and then cut. All clips by one recordist are on one side of the split, or in one fold. A run
 needs 115 MB of scratch space per hour of sound at 16 kHz. If it is killed, the same command continues it.
 The result does not depend on the number of workers.
@@ -452,7 +452,7 @@ def process(
 
     n_clips = Counter(name for stretch in stretches for name in stretch.splits)
     heard = preparation.who_was_heard(recorded, stretches, args.folds)
-    log.info("who is tested: %d clips; %s", heard.n_clips, heard)
+    log.info("test clips: %d; %s", heard.n_clips, heard)
     this_run.metrics |= {
         "n_files_found": n_found,
         "n_files": len(recorded),

@@ -321,7 +321,7 @@ def test_all_that_is_written_names_folds(in_folds):
     metrics = json.loads((in_folds / "run.json").read_text())["metrics"]
     assert metrics["n_clips"] == {"train": 0, **table.split.value_counts().to_dict()}
     assert metrics["heard_in_train"] == {"n_clips": 84, "same_species": 0, "other_species": 0, "unknown": 20}
-    said = "who is tested: 84 clips; recordist heard in train with the same species 0 (0%), with another species 0 (0%)"
+    said = "test clips: 84; recordist heard in train with the same species 0 (0%), with another species 0 (0%)"
     assert f"{said}, unknown 20 (24%)" in (in_folds / "log.txt").read_text()
 
 

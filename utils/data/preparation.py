@@ -240,18 +240,18 @@ def report(lines: Sequence[str], what: str) -> None:
 def check_scratch(
     raw_dir: Path, spool_dir: Path, sample_rate_hz: int, files: Sequence[spool.Listed], writes_clips: bool
 ) -> None:
-    """Compare the space that decoded sound will take with what is free, before any of it is written.
+    """Compare the space that decoded sound needs with the free space, before decoding.
 
     Parameters
     ----------
     raw_dir, spool_dir : Path
-        The latter exists; what is in it counts as free.
+        The spool folder exists; its files count as free space.
     sample_rate_hz : int
         Of the decoded sound.
     files : sequence of Listed
         To decode.
     writes_clips : bool
-        Whether the clips are written beside it.
+        Whether the clips are written there too.
 
     Raises
     ------

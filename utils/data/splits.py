@@ -60,7 +60,7 @@ def group_keys(
     split_by : {"recordist", "recordist_and_species", "recording", "clip"}
     label, recording_id : str
     recordist : str or None
-        None where unknown.
+        None if unknown.
     audio_sha256 : str
         Checksum of the recording's decoded audio.
     clip_id : str
@@ -287,7 +287,7 @@ def _best_order(names: Sequence[str], folds_of_labels: list[set[str]]) -> dict[s
     return dict(zip(best, names, strict=True))
 
 
-# ------------------------------------------------------------------------------------------- who was heard
+# ------------------------------------------------------------------------------------- recordists in train
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def who_was_heard(items: Iterable[tuple[str, str, Collection[str], int]], split:
     Parameters
     ----------
     items : iterable of (str, str, collection of str, int)
-        Split, label, recordists (none where unknown) and number of clips.
+        Split, label, recordists (none if unknown) and number of clips.
     split : str
         The split that scores the model.
     """

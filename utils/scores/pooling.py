@@ -156,7 +156,7 @@ def _logits(folder: Path, scored: comparison.Scored) -> np.ndarray:
 
 
 def warn_of_models(folds: dict[Path, comparison.Scored]) -> None:
-    """Warn of models that know clips on which they are scored, and of folds that are not of one kind of model."""
+    """Warn of models that were trained on the recordings that score them, and of folds with different models."""
     metrics = pd.DataFrame([one.metrics for one in folds.values()])
     heard = [str(at) for at, n in zip(folds, metrics["n_recordings_trained_on"].fillna(0), strict=True) if n]
     if heard:
@@ -178,7 +178,7 @@ def who_was_heard(folders: Iterable[Path]) -> dict[str, int]:
 
 
 def is_data_of(data_dir: Path, data_sha256: str) -> bool:
-    """Say whether a folder still is the data set of the folds, of which a pooled result names the digest."""
+    """Return whether a folder is still the data set with the digest of a pooled result."""
     try:
         return clips.data_input(data_dir).sha256 == data_sha256.rpartition("/")[0]
     except InputError:  # such as a data set without its clips
