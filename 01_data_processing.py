@@ -386,7 +386,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(
             f"--min_seconds {args.min_seconds} is longer than --clip_seconds {args.clip_seconds}: no clip would be left"
         )
-    if args.val_fraction + args.test_fraction >= 1:
+    if args.folds is None and args.val_fraction + args.test_fraction >= 1:
         raise UsageError(
             f"--val_fraction {args.val_fraction} and --test_fraction {args.test_fraction} leave nothing to train on; "
             "expected a sum below 1"

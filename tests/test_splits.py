@@ -428,6 +428,10 @@ def test_folds_depend_on_the_items_and_the_seed_alone():
 def test_more_folds_than_groups_are_refused():
     with pytest.raises(UsageError, match="--folds 5: there are only 4 groups"):
         assign_folds(["a", "b", "c", "d"], ["x"] * 4, [1] * 4, 5, 0)
+    with pytest.raises(
+        UsageError, match="only 2 groups; add recordings by more recordists"
+    ):  # no fewer folds are allowed
+        assign_folds(["a", "b"], ["x", "x"], [1, 1], 3, seed=0)
     with pytest.raises(UsageError, match="nothing is left for fold-"):
         assign_folds(["a", "b", "c"], ["x", "y", "z"], [1] * 3, 3, 0)
 

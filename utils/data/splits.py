@@ -235,8 +235,9 @@ def assign_folds(
     """
     names = FOLDS[:n_folds]
     division = _Division(groups, labels, weights, dict.fromkeys(names, 1 / n_folds), random.Random(seed))
-    if len(division.group_names) < n_folds:
-        raise UsageError(f"--folds {n_folds}: there are only {len(division.group_names)} groups; give fewer folds")
+    if (n_groups := len(division.group_names)) < n_folds:
+        advice = "give fewer folds" if n_groups >= FEWEST_FOLDS else "add recordings by more recordists"
+        raise UsageError(f"--folds {n_folds}: there are only {n_groups} groups; {advice}")
     division.search()
     fold_of = division.split_of()
     groups_of = defaultdict(set)
@@ -262,7 +263,10 @@ def assign_folds(
     ]
     warnings = [text + some(kept_in_train[alone]) for text, alone in zip(warnings, kept_in_train, strict=True)]
     if empty := sorted(set(names) - set(fold_of.values())):
-        raise UsageError(f"--folds {n_folds}: nothing is left for {some(empty)}; give fewer folds")
+        raise UsageError(
+            f"--folds {n_folds}: nothing is left for {some(empty)}: the labels have too few groups. Give fewer folds, "
+            "or recordings of each label by more recordists"
+        )
     return fold_of, warnings
 
 
