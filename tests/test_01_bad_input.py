@@ -661,14 +661,14 @@ def test_escapes_in_ids_and_recordists_of_a_table_reach_neither_terminal_nor_tab
 
 
 def test_a_spreadsheets_formulas_get_a_line(raw_dir, caplog):
-    rows = [f"{LABELS[i % 2]}/XC{i}.wav,{LABELS[i % 2]},{i - 4},@person" for i in range(7)]
-    rows.append('Wren/XC7.wav,Wren,"=HYPERLINK(""http://x"")",+1')
+    rows = [f"{LABELS[i % 2]}/XC{i}.wav,{LABELS[i % 2]},{i - 4},@person,-archive" for i in range(7)]
+    rows.append('Wren/XC7.wav,Wren,"=HYPERLINK(""http://x"")",+1,')
     metadata = raw_dir.parent / "metadata.csv"
-    metadata.write_text("\n".join(["file,label,recording_id,recordist", *rows]))
+    metadata.write_text("\n".join(["file,label,recording_id,recordist,collection", *rows]))
     assert run(raw_dir, "--metadata", metadata, "--split_by", "recording") == 0
     (line,) = [message for message in caplog.messages if "a spreadsheet may run" in message]
-    assert line.startswith("2 ids, labels, recordists, licences or files begin with =, +, - or @")
-    assert line.endswith('as text: =HYPERLINK("http://x"), @person')
+    assert line.startswith("3 ids, labels, recordists, licences, collections or files begin with =, +, - or @")
+    assert line.endswith('as text: -archive, =HYPERLINK("http://x"), @person')
     caplog.clear()
     assert run(good_files(raw_dir.parent / "raw2")) in (0, 4)
     assert "a spreadsheet may run" not in caplog.text
