@@ -104,7 +104,7 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
     printed = capsys.readouterr().out
     for line in (
         "| rule, by number of blocks kept |",
-        "best accuracy: ",
+        "best accuracy of 5: ",
     ):
         assert line in printed
 
