@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Score a model or pool its folds, and rebuild the summary of all results; or compare results."""
-    refuse_flags_of_scoring(args)
+    refuse_flags_of_another_way(args)
     if args.compare is not None:
         compare(args)
         return
@@ -120,13 +120,15 @@ def run(args: argparse.Namespace) -> None:
     show_results(args.output_dir)
 
 
-def refuse_flags_of_scoring(args: argparse.Namespace) -> None:
-    """Refuse flags that --compare and --pool cannot follow: their results are scored already."""
+def refuse_flags_of_another_way(args: argparse.Namespace) -> None:
+    """Refuse flags that would have no effect: --compare and --pool take results that are scored already."""
     way = next((name for name in ("compare", "pool") if getattr(args, name) is not None), None)
     flags = ("split", "batch_size", "data_dir", "fold", "max_clips_per_class")
     given = [name for name in flags if getattr(args, name) != build_parser().get_default(name)]
     if way and given:
         raise UsageError(f"--{given[0]} is for scoring a model: the results that --{way} takes are scored already")
+    if way != "compare" and args.margin != build_parser().get_default("margin"):
+        raise UsageError("--margin is for --compare: a model by itself is not compared with another one")
 
 
 def show_results(output_dir: Path) -> None:

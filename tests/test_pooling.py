@@ -222,3 +222,9 @@ def test_folders_whose_names_do_not_tell_need_a_place(names, tmp_path, caplog):
 def test_flags_of_scoring_are_refused(folds, way, flag, capfd):
     assert stage.main([way, *(str(folder) for folder, *_ in folds), *flag]) == 2
     assert f"{flag[0]} is for scoring a model" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("way", [["--pool", "x"], ["--model_dir", "x"]])
+def test_a_margin_is_refused_where_nothing_is_compared(way, capfd):
+    assert stage.main([*way, "--margin", "0.05"]) == 2
+    assert "--margin is for --compare" in capfd.readouterr().err
