@@ -123,11 +123,11 @@ def run(args: argparse.Namespace) -> None:
 def refuse_flags_of_another_way(args: argparse.Namespace) -> None:
     """Refuse flags that would have no effect: --compare and --pool take results that are scored already."""
     way = next((name for name in ("compare", "pool") if getattr(args, name) is not None), None)
-    flags = ("split", "batch_size", "data_dir", "fold", "max_clips_per_class")
-    given = [name for name in flags if getattr(args, name) != build_parser().get_default(name)]
+    parser, flags = build_parser(), ("split", "batch_size", "data_dir", "fold", "max_clips_per_class")
+    given = [name for name in flags if getattr(args, name) != parser.get_default(name)]
     if way and given:
         raise UsageError(f"--{given[0]} is for scoring a model: the results that --{way} takes are scored already")
-    if way != "compare" and args.margin != build_parser().get_default("margin"):
+    if way != "compare" and args.margin != parser.get_default("margin"):
         raise UsageError("--margin is for --compare: a model by itself is not compared with another one")
 
 
@@ -237,10 +237,9 @@ def validate(args: argparse.Namespace) -> None:
             "n_recordings_trained_on": known[args.split],
             "kept_together": split_clips.kept_together,
         }
-        # JSON has no NaN.
-        this_run.metrics = {name: None if value != value else value for name, value in row.items()}
+        this_run.metrics = without_nan(row)
         this_run.metrics |= looks.count_looks(args.output_dir, inputs["data_dir"], args.split)
-        if heard := split_clips.heard_in_train():
+        if heard := split_clips.heard_in_train:
             this_run.metrics["heard_in_train"] = dataclasses.asdict(heard)
 
         with this_run.timed("writing"):
@@ -265,7 +264,7 @@ def pool(args: argparse.Namespace) -> None:
         table, logits, row = pooling.pool(folds, args.seed)
         row["model_name"] = names.of_folder(args.output_dir)
         log.info("%d folds: %s", len(folds), ", ".join(names.of_folder(folder) for folder in folds))
-        this_run.metrics = {name: None if value != value else value for name, value in row.items()}
+        this_run.metrics = without_nan(row)
         pooling.warn_of_models(folds)
         this_run.metrics["heard_in_train"] = pooling.who_was_heard(folds)
         write_results(args.output_dir, table, folds[first].labels, logits, row)
@@ -294,6 +293,11 @@ def score_collections(
     # By place, because a collection can have any name.
     of_all = scores.iloc[-2:].set_index("collection")[list(intervals.SCORES)]
     this_run.metrics["collections"] = of_all.to_dict("index")
+
+
+def without_nan(row: dict[str, object]) -> dict[str, object]:
+    """Return a row with None in place of NaN, which JSON does not have."""
+    return {name: None if value != value else value for name, value in row.items()}
 
 
 def write_results(

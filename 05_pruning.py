@@ -275,7 +275,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         table.write()
     this_run.metrics = write_choices(asked, choices, on_search, on_report)
     this_run.metrics |= looks.count_looks(args.output_dir, asked.inputs["data_dir"], args.report_split)
-    if heard := asked.report_clips.heard_in_train():
+    if heard := asked.report_clips.heard_in_train:
         this_run.metrics["heard_in_train"] = dataclasses.asdict(heard)
     with this_run.timed("figures"):
         drawing.draw_sweep(args.output_dir)

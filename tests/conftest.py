@@ -49,6 +49,18 @@ def blank_figures(request, monkeypatch):
         monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: None)
 
 
+@pytest.fixture(scope="module")
+def quick_models():
+    """Time every model a few times only, and draw no figure of a sweep."""
+    from utils.models import latency
+    from utils.pruning import drawing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "MAX_PASSES", 1)
+        patch.setattr(drawing, "draw_sweep", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def warm_python(tmp_path_factory):
     """Return a command that runs a stage like Python, but without the time of the imports."""

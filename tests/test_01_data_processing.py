@@ -331,7 +331,7 @@ def test_who_was_heard_agrees_with_a_hand_count(by_people, tmp_path, unit):
     heard = json.loads((tmp_path / "one" / "run.json").read_text())["metrics"]["heard_in_train"]
     recordings = read_csv(tmp_path / "one" / "recordings.csv")
     assert heard == heard_by_hand(recordings)
-    assert dataclasses.asdict(clips.read_clips(tmp_path / "one", "test").heard_in_train()) == heard
+    assert dataclasses.asdict(clips.read_clips(tmp_path / "one", "test").heard_in_train) == heard
     assert (heard["other_species"] > 0, heard["same_species"] > 0) == {
         "recordist": (False, False),
         "recordist_and_species": (True, False),
@@ -345,7 +345,7 @@ def test_who_was_heard_over_all_folds_agrees_with_a_hand_count(by_people, tmp_pa
     by_hand = Counter()
     for fold in (1, 2, 3):
         one = heard_by_hand(recordings, f"fold-{fold}", ("train", f"fold-{(fold + 1) % 3 + 1}"))
-        assert dataclasses.asdict(clips.read_clips(tmp_path / "out", "test", fold=fold).heard_in_train()) == one
+        assert dataclasses.asdict(clips.read_clips(tmp_path / "out", "test", fold=fold).heard_in_train) == one
         by_hand.update(one)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]["heard_in_train"] == dict(by_hand)
     assert by_hand["other_species"] > 0 and by_hand["n_clips"] == 84

@@ -42,17 +42,9 @@ from utils.scores import evaluation, intervals, summary
 
 stage = load_stage("05_pruning")
 DRAW_SWEEP = drawing.draw_sweep
+pytestmark = pytest.mark.usefixtures("quick_models")
 CHEAP = ("--strategies", "forward", "greedy", "exhaustive")
 UNTIMED = [name for name in COLUMNS if not name.startswith(("seconds", "latency", "load", "cpu"))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Time every model a few times only, and draw no figure: neither is looked at but in one test."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "MAX_PASSES", 1)
-        patch.setattr(drawing, "draw_sweep", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -204,13 +204,13 @@ def test_who_was_heard_counts_clips_by_their_recordist(tmp_path):
     who |= {"Crow/fold-10": "Ann", "Crow/fold-11": "Bob", "Blackbird/fold-10": "Ann|Bob", "Blackbird/fold-11": "Dan"}
     who |= {"Great Tit/fold-10": "Cem"}
     folder = write_processed(tmp_path / "data", folds=3, recordists=who)
-    heard = clips.read_clips(folder, "test", fold=1).heard_in_train()
+    heard = clips.read_clips(folder, "test", fold=1).heard_in_train
     assert heard == Heard(n_clips=12, same_species=4, other_species=2, unknown=2)
     assert str(heard) == (
         "recordist heard in train with the same species 4 (33%), with another species 2 (17%), unknown 2 (17%)"
     )
-    assert clips.read_clips(folder, "val", fold=1).heard_in_train() == Heard(n_clips=12, unknown=10)
-    assert clips.read_clips(write_processed(tmp_path / "none"), "test").heard_in_train() is None
+    assert clips.read_clips(folder, "val", fold=1).heard_in_train == Heard(n_clips=12, unknown=10)
+    assert clips.read_clips(write_processed(tmp_path / "none"), "test").heard_in_train is None
 
 
 def test_damaged_missing_or_foreign_parts_are_named(tmp_path):

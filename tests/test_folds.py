@@ -9,23 +9,12 @@ import pytest
 from tests.data import LABELS, write_processed
 from tests.stages import load_stage
 from utils.data import clips
-from utils.models import latency
-from utils.pruning import drawing
 from utils.scores import by_collection, predictions
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("quick_models", "blank_figures")
 # Ann is in fold 1 with a crow and in fold 3 with a crow and a tit.
 PEOPLE = {"Crow/fold-10": "Ann", "Crow/fold-30": "Ann", "Great Tit/fold-10": "Bob", "Blackbird/fold-31": "Bob"}
 TRAINING = ("--num_train_epochs", 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Time every model a few times only, and draw no figure of a sweep."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "MAX_PASSES", 1)
-        patch.setattr(drawing, "draw_sweep", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ hundred kilobytes per clip.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -219,6 +220,7 @@ class Clips:
         record = runs.read_record(self.data_dir) or {}
         return str(record.get("metrics", {}).get("kept_together", UNIT_NOT_NOTED))
 
+    @functools.cached_property
     def heard_in_train(self) -> Heard | None:
         """Count these clips, of one split, by whether their recordist is in train; None if that is not known."""
         return recordings_table.heard_in_train(self.table["recording_id"], self.data_dir, self.fold)

@@ -35,7 +35,7 @@ def log_start(asked: str, device: str, models: Mapping[str, PreTrainedModel], cl
         parts += [describe_clips(clips)]
     log.info("%s", "; ".join(parts))
     split, scored = list(clips.items())[-1] if clips else ("train", None)
-    if split in ("val", "test") and (heard := scored.heard_in_train()):
+    if split in ("val", "test") and (heard := scored.heard_in_train):
         log.info("%s: %s", split, heard)
 
 
