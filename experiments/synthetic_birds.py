@@ -1,6 +1,10 @@
 """Write a collection of synthetic birds: a folder per species and a metadata.csv, deterministic from the seed.
 
     python -m experiments.synthetic_birds --output_dir demo/raw --seed 42
+    python -m experiments.synthetic_birds --output_dir demo/raw --night_dir demo/night    # ten minutes of a night too
+
+--night_dir gets the files of a recorder at a place that the collection does not have, and planted.csv: which species
+sings in them, from when to when.
 
 A complete folder of the same arguments is not changed; an incomplete one is completed.
 """
@@ -13,7 +17,7 @@ from pathlib import Path
 
 from utils.core import cli
 from utils.core.errors import UsageError
-from utils.data import synthetic
+from utils.data import synthetic, synthetic_night
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--min_seconds", type=cli.positive_float, default=6.0, help="shortest recording, in seconds")
     parser.add_argument("--max_seconds", type=cli.positive_float, default=12.0, help="longest recording, in seconds")
+    parser.add_argument("--night_dir", type=Path, default=None, help="folder for a night (default: none)")
     parser.add_argument("--seed", type=cli.non_negative_int, default=42, help="seed of everything random")
     parser.add_argument("--overwrite", action="store_true", help="replace synthetic birds made with other arguments")
     parser.add_argument(
@@ -54,6 +59,9 @@ def run(args: argparse.Namespace) -> None:
     )
     n_recordings = args.n_species * args.recordists_per_species * args.recordings_per_recordist
     log.info("%d recordings of %d species: %s", n_recordings, args.n_species, table)
+    if args.night_dir is not None:
+        night = synthetic_night.write_night(args.night_dir, args.n_species, seed=args.seed, overwrite=args.overwrite)
+        log.info("a night of the same species: %s", night)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -122,7 +122,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 def test_float_files_hold_no_time_of_writing(tmp_path):
     samples = np.linspace(-0.5, 0.5, 800)[:, None]
-    synthetic._write_audio(tmp_path / "a.wav", samples, 8000, "FLOAT")
+    synthetic.write_audio(tmp_path / "a.wav", samples, 8000, "FLOAT")
     data = (tmp_path / "a.wav").read_bytes()
     assert data[data.index(b"PEAK") + 12 :][:4] == bytes(4)
     assert np.allclose(decoded(tmp_path / "a.wav"), samples)

@@ -168,7 +168,7 @@ def write_recordings(
         "seed": seed,
         "generator_sha256": sha256_of_file(Path(__file__)),
     }
-    _admit(raw_dir, settings, overwrite)
+    admit(raw_dir, settings, overwrite)
     rows = []
     n_recordists = math.ceil(RECORDISTS_PER_GROUP * n_species * recordists_per_species)
     for species, song in enumerate(SONGS[:n_species]):
@@ -182,7 +182,7 @@ def write_recordings(
                 path = folder / f"SB{number + 1:04d}.{suffix}"
                 if not path.exists():
                     recording = _record(song, species, recordist, take, number, seconds, seed)
-                    _write_audio(path, *recording, subtype)
+                    write_audio(path, *recording, subtype)
                 file = path.relative_to(raw_dir).as_posix()
                 rows.append((file, song.species, f"SB{number + 1:04d}", _recordist_name(recordist)))
     table = io.StringIO()
@@ -193,7 +193,14 @@ def write_recordings(
     return raw_dir / METADATA_NAME
 
 
-def _admit(raw_dir: Path, settings: dict, overwrite: bool) -> None:
+def admit(raw_dir: Path, settings: dict, overwrite: bool) -> None:
+    """Prepare a folder of synthetic birds: new, or one that an earlier attempt with the same settings left.
+
+    Raises
+    ------
+    OutputExistsError
+        If it holds other files.
+    """
     raw_dir.mkdir(parents=True, exist_ok=True)
     settings_path = raw_dir / SETTINGS_NAME
     if settings_path.exists():
@@ -216,7 +223,8 @@ def _recordist_name(number: int) -> str:
     return name if number < len(RECORDISTS) else f"{name} {number // len(RECORDISTS) + 1}"
 
 
-def _write_audio(path: Path, samples: np.ndarray, sample_rate_hz: int, subtype: str) -> None:
+def write_audio(path: Path, samples: np.ndarray, sample_rate_hz: int, subtype: str) -> None:
+    """Write a sound file, atomically and with the same bytes for the same samples."""
     with atomic_path(path) as partial:
         soundfile.write(partial, samples, sample_rate_hz, subtype=subtype)
         if subtype == "FLOAT":  # libsndfile writes the time into the PEAK chunk: id, size, version, time
@@ -245,7 +253,7 @@ def _record(
     # The dialect belongs to the place; an individual differs slightly from it.
     octaves = place.uniform(-DIALECT_OCTAVES, DIALECT_OCTAVES) + moment.normal(0, 0.015)
     tempo = 2 ** (place.normal(0, 0.12) + moment.normal(0, 0.03))
-    dry = _sing(song, n_samples, rate, octaves, tempo, moment)
+    dry = sing(song, n_samples, rate, octaves, tempo, moment)
 
     n_echo = int(rate * place.uniform(0.05, 0.3))
     decay = 10 ** (-3 * np.arange(n_echo) / n_echo)
@@ -253,12 +261,12 @@ def _record(
     echo[0] = 1.0
     n_fft = -(-(n_samples + n_echo) // FFT_MULTIPLE) * FFT_MULTIPLE
     frequencies_hz = np.fft.rfftfreq(n_fft, 1 / rate)
-    colour = _device_colour(device, frequencies_hz)
+    colour = device_colour(device, frequencies_hz)
     wet = np.fft.irfft(np.fft.rfft(dry, n_fft) * np.fft.rfft(echo, n_fft) * colour, n_fft)[:n_samples]
     wet /= wet.std()
 
     snr = 10 ** ((place.uniform(*SNR_DB) + moment.normal(0, 1)) / 20)
-    noise_shape, tones = _background(place, frequencies_hz, n_fft, rate)
+    noise_shape, tones = background(place, frequencies_hz, n_fft, rate)
     channels = []
     for _ in range(n_channels):
         white = moment.normal(0, 1, (2, len(frequencies_hz))) * math.sqrt(n_fft / 2)
@@ -269,7 +277,7 @@ def _record(
     return samples * gain / np.abs(samples).max(), rate
 
 
-def _sing(song: Song, n_samples: int, rate: int, octaves: float, tempo: float, rng: np.random.Generator) -> np.ndarray:
+def sing(song: Song, n_samples: int, rate: int, octaves: float, tempo: float, rng: np.random.Generator) -> np.ndarray:
     """Return a song without its surroundings, float64 of shape (n_samples,)."""
     sound = np.zeros(n_samples)
     at_s = rng.uniform(0, 0.3)
@@ -306,7 +314,7 @@ def _syllable(song: Song, start_hz: float, rise: float, duration_s: float, rate:
     return sound * envelope
 
 
-def _device_colour(rng: np.random.Generator, frequencies_hz: np.ndarray) -> np.ndarray:
+def device_colour(rng: np.random.Generator, frequencies_hz: np.ndarray) -> np.ndarray:
     """Return the response of a recorder, shape (n_frequencies,): a tilt, a resonance and a low cut."""
     octaves = np.log2(np.maximum(frequencies_hz, 50) / 2000)
     resonance = rng.uniform(-8, 8) * np.exp(-((octaves - rng.uniform(-1, 1.5)) ** 2) / 0.3)
@@ -314,7 +322,7 @@ def _device_colour(rng: np.random.Generator, frequencies_hz: np.ndarray) -> np.n
     return response / (1 + (rng.uniform(60, 400) / np.maximum(frequencies_hz, 1)) ** 2)
 
 
-def _background(
+def background(
     rng: np.random.Generator, frequencies_hz: np.ndarray, n_fft: int, rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sound of a place: magnitudes of its noise (wind, water), spectrum of its tones (hum, insects).
