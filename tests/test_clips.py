@@ -98,6 +98,88 @@ def test_columns_are_those_that_pyarrow_makes_and_pandas_is_not_loaded_for_them(
     assert subprocess.run([sys.executable, "-c", code, folder / "other.parquet"], cwd=ROOT).returncode == 0
 
 
+LABELLED = [
+    {"label": "a", "label_id": 0, "labels": ["a", "b"], "secondary_labels": []},
+    {"label": "", "label_id": -1, "labels": [], "secondary_labels": ["a", "b"]},
+    {"label": "b", "label_id": 1, "labels": ["b"], "secondary_labels": ["a"]},
+    {"label": "", "label_id": -1, "labels": [], "secondary_labels": []},
+    {"label": "a", "label_id": 0, "labels": ["a"], "secondary_labels": []},
+]
+
+
+def write_labelled(folder, changes=(), number=0):
+    """Write five clips of several labels or none, in one part; `changes` are of the first of them."""
+    rows = [row(i, np.full(400, i, np.int16), **own) for i, own in enumerate(LABELLED)]
+    clips.write_part(folder / clips.part_name(number), [{**rows[0], **dict(changes)}, *rows[1:]], 800, 0.5)
+    clips.write_labels(folder, ["a", "b"])
+    return rows
+
+
+def test_clips_with_several_labels_or_none(tmp_path):
+    rows = write_labelled(tmp_path)
+    read = clips.read_clips(tmp_path)
+    assert read.is_annotated and list(read.table["label_id"]) == [0, -1, 1, -1, 0]
+    assert read.table["labels"].tolist() == [("a", "b"), (), ("b",), (), ("a",)]
+    assert read.targets.dtype == np.float32
+    np.testing.assert_array_equal(read.targets, [[1, 1], [0, 0], [0, 1], [0, 0], [1, 0]])
+    np.testing.assert_array_equal(read.is_known, [[1, 1], [0, 0], [0, 1], [1, 1], [1, 1]])
+    for i in range(5):
+        item = read[i]
+        np.testing.assert_array_equal(item["audio"] * 32768, rows[i]["audio"])
+        np.testing.assert_array_equal(item["target"], read.targets[i])
+        np.testing.assert_array_equal(item["is_known"], read.is_known[i])
+    part = read.only(range(2, 4))
+    np.testing.assert_array_equal(part.targets, [[0, 1], [0, 0]])
+    frame = pd.read_parquet(tmp_path / "clips-00000.parquet")  # without our code
+    assert list(frame.columns) == [*clips.CLIP_SCHEMA.names, "labels", "secondary_labels"]
+    assert frame["labels"].map(list).tolist() == [own["labels"] for own in LABELLED]
+    ours = clips._as_table(rows, clips.ANNOTATED_SCHEMA)
+    assert ours.equals(pa.table({name: pa.array([r[name] for r in rows]) for name in rows[0]}, clips.ANNOTATED_SCHEMA))
+    ours.validate(full=True)
+
+
+def test_clips_of_one_label_each_have_the_targets_of_their_label(tmp_path):
+    folder = write_processed(tmp_path / "data")
+    read = clips.read_clips(folder, "val")
+    assert not read.is_annotated and "target" not in read[0]
+    np.testing.assert_array_equal(read.targets.argmax(1), read.table["label_id"])
+    assert read.targets.sum() == len(read) and read.targets.dtype == np.float32
+    assert read.is_known.shape == read.targets.shape and read.is_known.all()
+    assert pq.read_schema(folder / "clips-00000.parquet").names == clips.CLIP_SCHEMA.names
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ["a", "c"]}, "row 0, labels: found .*'c'.* in 1 clip.*expected labels of label_mappings.json"),
+        ({"labels": ["b", "a"]}, "row 0, labels: "),
+        ({"labels": ["b"]}, "row 0, labels: "),
+        ({"labels": []}, "row 0, labels: "),
+        ({"label": "", "label_id": -1}, "row 0, labels: "),
+        ({"label_id": -1}, "row 0, label: found 'a'"),
+        ({"label_id": -2}, "row 0, label_id: found .*-2.* expected 0 to 1, .* or -1 in silence"),
+        ({"secondary_labels": ["a"]}, "row 0, secondary_labels: found .*not among the labels"),
+        ({"secondary_labels": ["c"]}, "row 0, secondary_labels: "),
+    ],
+)
+def test_lists_of_labels_that_stage_01_never_writes_are_refused(tmp_path, changes, message):
+    write_labelled(tmp_path, changes)
+    with pytest.raises(InputError, match=r"clips-00000\.parquet, " + message):
+        clips.read_clips(tmp_path)
+
+
+def test_parts_with_and_without_lists_of_labels_are_refused(tmp_path):
+    write_labelled(tmp_path)
+    rows = [row(i, np.zeros(400, np.int16)) for i in range(7, 9)]
+    clips.write_part(tmp_path / clips.part_name(1), rows, 800, 0.5)
+    with pytest.raises(InputError, match=r"only some parts of .* have the columns labels and secondary_labels"):
+        clips.read_clips(tmp_path)
+    table = pq.read_table(tmp_path / clips.part_name(0))
+    pq.write_table(table.drop_columns("labels"), tmp_path / clips.part_name(0), row_group_size=4)
+    with pytest.raises(InputError, match=r"has the columns too few.*expected labels"):
+        clips.read_clips(tmp_path)
+
+
 def test_nothing_is_left_of_a_failed_write(tmp_path):
     def rows():
         yield from (row(i, np.zeros(4, np.int16)) for i in range(5))

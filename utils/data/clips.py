@@ -7,6 +7,7 @@ hundred kilobytes per clip.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ SHORTEST_CLIP = 400
 LARGEST_CLIP = 2**25  # samples; a part holds at least one clip
 PCM_SCALE = 32768.0  # int16 full scale: audio in [-1, 1) is PCM / 32768
 
+AUDIO_TYPE = pa.list_(pa.int16())
 CLIP_SCHEMA = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
@@ -49,10 +51,15 @@ CLIP_SCHEMA = pa.schema(
         pa.field("label", pa.string(), nullable=False),
         pa.field("label_id", pa.int32(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
-        pa.field("audio", pa.list_(pa.int16()), nullable=False),
+        pa.field("audio", AUDIO_TYPE, nullable=False),
     ]
 )
-METADATA_COLUMNS = [name for name in CLIP_SCHEMA.names if name != "audio"]
+# Of data sets whose labels have times, or that name secondary labels. Other data sets do not have these columns.
+LABEL_COLUMNS = ["labels", "secondary_labels"]
+ANNOTATED_SCHEMA = pa.schema(
+    [*CLIP_SCHEMA, *(pa.field(name, pa.list_(pa.string()), nullable=False) for name in LABEL_COLUMNS)]
+)
+NO_LABEL_ID = -1  # of a clip of silence; its label is empty
 AUDIO_COLUMN = CLIP_SCHEMA.names.index("audio")
 AUDIO_LEAF = "audio.list.element"  # name of the column of the samples within Parquet
 
@@ -70,8 +77,8 @@ def write_part(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_secon
     path : Path
         Final name of the part.
     rows : iterable of dict
-        A value for every column of `CLIP_SCHEMA`; ``audio`` is int16 of shape (n_samples,). One row group is consumed
-        at a time, so memory does not grow with the part.
+        A value for every column of `CLIP_SCHEMA`, or, in each row, of `ANNOTATED_SCHEMA`; ``audio`` is int16 of shape
+        (n_samples,). One row group is consumed at a time, so memory does not grow with the part.
     sample_rate_hz : int
         Sample rate of ``audio``.
     clip_seconds : float
@@ -87,7 +94,12 @@ def write_part(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_secon
         "sample_rate_hz": str(sample_rate_hz),
         "clip_seconds": repr(float(clip_seconds)),
     }
-    schema = CLIP_SCHEMA.with_metadata(metadata)
+    rows = iter(rows)
+    first = next(rows, {})
+    is_annotated = LABEL_COLUMNS[0] in first
+    schema = (ANNOTATED_SCHEMA if is_annotated else CLIP_SCHEMA).with_metadata(metadata)
+    texts = [name for name in CLIP_SCHEMA.names if name != "audio"]
+    texts += [f"{name}.list.element" for name in LABEL_COLUMNS if is_annotated]
     n_rows = 0
     with (
         atomic_path(path) as partial,
@@ -98,12 +110,12 @@ def write_part(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_secon
             # Differences of neighbouring samples are small. This encoding needs 60 % of the size of plain int16, and
             # is the fastest lossless one to write and to read. A general compression does not make it smaller.
             column_encoding={AUDIO_LEAF: "DELTA_BINARY_PACKED"},
-            compression={**dict.fromkeys(METADATA_COLUMNS, "zstd"), AUDIO_LEAF: "none"},
-            write_statistics=METADATA_COLUMNS,
+            compression={**dict.fromkeys(texts, "zstd"), AUDIO_LEAF: "none"},
+            write_statistics=texts,
         ) as writer,
     ):
         group: list[dict] = []
-        for row in rows:
+        for row in itertools.chain([first] if first else [], rows):
             group.append(row)
             n_rows += 1
             if len(group) == CLIPS_PER_ROW_GROUP:
@@ -115,15 +127,15 @@ def write_part(path: Path, rows: Iterable[dict], sample_rate_hz: int, clip_secon
 
 
 def _as_table(rows: list[dict], schema: pa.Schema) -> pa.Table:
-    columns = [_as_array([row[name] for row in rows], schema.field(name).type) for name in METADATA_COLUMNS]
-    samples = [row["audio"] for row in rows]
-    values = _as_array(np.concatenate(samples), pa.int16())
-    columns.append(pa.ListArray.from_arrays(_as_array(_offsets(samples), pa.int32()), values))
+    columns = [_as_array([row[field.name] for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _as_array(values: Sequence, kind: pa.DataType) -> pa.Array:
     """Do the same as ``pa.array`` without pandas, whose import would take half a second in every process."""
+    if pa.types.is_list(kind):
+        items = np.concatenate(values) if kind == AUDIO_TYPE else list(itertools.chain.from_iterable(values))
+        return pa.ListArray.from_arrays(_as_array(_offsets(values), pa.int32()), _as_array(items, kind.value_type))
     if pa.types.is_string(kind):
         values = [value.encode() for value in values]
         buffers = [_offsets(values), b"".join(values)]
@@ -174,7 +186,8 @@ class Clips:
     Attributes
     ----------
     table : pandas.DataFrame
-        One row per clip: all columns except ``audio``, and its place (``part``, ``row_group``, ``row``).
+        One row per clip: all columns except ``audio``, and its place (``part``, ``row_group``, ``row``). Where the data
+        set is annotated, ``labels`` and ``secondary_labels`` hold tuples of str.
     labels : list of str
         All labels of the data set, by label id, also those without clips here.
     sample_rate_hz : int
@@ -202,17 +215,48 @@ class Clips:
         return len(self._locations)
 
     def __getitem__(self, index: int) -> dict:
-        """Return ``audio`` (float32 (n_samples,) in [-1, 1)), ``label_id``, ``split`` and ``index`` of a clip."""
+        """Return ``audio`` (float32 (n_samples,) in [-1, 1)), ``label_id``, ``split`` and ``index`` of a clip.
+
+        In an annotated data set also its rows of `targets` and `is_known`: ``target`` and ``is_known``.
+        """
+        own = {"target": self.targets[index], "is_known": self.is_known[index]} if self.is_annotated else {}
         return {
             "audio": self.audio(index),
             "label_id": int(self._label_ids[index]),
             "split": self._splits[index],
             "index": int(index),
+            **own,
         }
 
     def __getstate__(self) -> dict:
         # Open files are not sent to the workers of a data loader; each worker opens its own.
         return {**self.__dict__, "_parts": {}, "_group_read": None}
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether a clip can have several labels or none, and labels that are not known to be in it."""
+        return LABEL_COLUMNS[0] in self.table
+
+    @functools.cached_property
+    def targets(self) -> np.ndarray:
+        """Float32 of shape (n_clips, n_classes): 1 where a clip has the label, 0 elsewhere; all 0 in silence."""
+        if not self.is_annotated:
+            return np.eye(len(self.labels), dtype=np.float32)[self._label_ids]
+        return self._holds("labels").astype(np.float32)
+
+    @functools.cached_property
+    def is_known(self) -> np.ndarray:
+        """Bool of shape (n_clips, n_classes): False for secondary labels, which may or may not be in the clip."""
+        if not self.is_annotated:
+            return np.ones((len(self), len(self.labels)), bool)
+        return ~self._holds("secondary_labels")
+
+    def _holds(self, column: str) -> np.ndarray:
+        ids = {label: i for i, label in enumerate(self.labels)}
+        holds = np.zeros((len(self), len(self.labels)), bool)
+        for own, labels in zip(holds, self.table[column], strict=True):
+            own[[ids[label] for label in labels]] = True
+        return holds
 
     @property
     def kept_together(self) -> str:
@@ -319,6 +363,8 @@ def read_clips(
             raise InputError(f"{data_dir / part_name(number)} is missing; {AGAIN}")
         table, formats[path.name] = _read_part_table(path)
         tables.append(table.assign(part=number))
+    if len({tuple(table.columns) for table in tables}) > 1:
+        raise InputError(f"only some parts of {data_dir} have the columns {' and '.join(LABEL_COLUMNS)}; {AGAIN}")
     if len(set(formats.values())) > 1:
         raise InputError(f"the parts of {data_dir} differ in sample rate or clip length: {formats}; {AGAIN}")
     table, labels = pd.concat(tables, ignore_index=True), read_labels(data_dir)
@@ -364,7 +410,8 @@ def _read_part_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
     try:
         with pq.ParquetFile(path) as file:
             clip_format = _clip_format(path, file.schema_arrow)
-            table = file.read(columns=METADATA_COLUMNS).to_pandas()
+            names = [name for name in file.schema_arrow.names if name != "audio"]
+            table = file.read(columns=names).to_pandas()
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
             sizes = [group.num_rows for group in groups]
             n_samples = [group.column(AUDIO_COLUMN).num_values for group in groups]
@@ -372,6 +419,9 @@ def _read_part_table(path: Path) -> tuple[pd.DataFrame, tuple[int, float]]:
         if is_machine_limit(error):
             raise
         raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
+    for name in LABEL_COLUMNS:
+        if name in table:
+            table[name] = [tuple(labels) for labels in table[name]]
     table["row_group"] = np.repeat(np.arange(len(sizes)), sizes)
     table["row"] = np.concatenate([np.arange(size) for size in sizes]) if sizes else []
     wanted = np.array(sizes) * round(clip_format[0] * clip_format[1])
@@ -393,14 +443,15 @@ def _clip_format(path: Path, schema: pa.Schema) -> tuple[int, float]:
     if version != str(SCHEMA_VERSION):
         found = "no schema_version in its metadata" if version is None else f"clips of schema_version {version!r}"
         raise InputError(f"{path} has {found}; this version of the program reads {SCHEMA_VERSION}: {AGAIN}")
-    if not schema.equals(CLIP_SCHEMA, check_metadata=False):
+    expected = ANNOTATED_SCHEMA if {*LABEL_COLUMNS} & {*schema.names} else CLIP_SCHEMA
+    if not schema.equals(expected, check_metadata=False):
         found, wanted = (
             some([_described(field) for field in own if not any(field.equals(other) for other in others)], 3)
-            for own, others in ((schema, CLIP_SCHEMA), (CLIP_SCHEMA, schema))
+            for own, others in ((schema, expected), (expected, schema))
         )
         raise InputError(
             f"{path} has the columns {found or 'too few, or in another order'}; "
-            f"expected {wanted or ', '.join(CLIP_SCHEMA.names)}; {AGAIN}"
+            f"expected {wanted or ', '.join(expected.names)}; {AGAIN}"
         )
     try:
         sample_rate_hz, clip_seconds = int(metadata["sample_rate_hz"]), float(metadata["clip_seconds"])
@@ -425,6 +476,9 @@ def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir:
     label_ids = table["label_id"].to_numpy()
     inside = (label_ids >= 0) & (label_ids < len(labels))
     label_of = np.array([*labels, ""], dtype=object)[np.where(inside, label_ids, len(labels))]
+    is_annotated = LABEL_COLUMNS[0] in table
+    if is_annotated:
+        inside = inside | (label_ids == NO_LABEL_ID)
     start_s, duration_s = table["start_s"].to_numpy(), table["duration_s"].to_numpy()
     group_ids, split_ids = pd.factorize(table["group"])[0], pd.factorize(table["split"])[0]
     split_of_group = np.zeros(len(table), int)
@@ -435,13 +489,18 @@ def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir:
         "clip_index": (table["clip_index"].to_numpy() >= 0, "0 or more"),
         "start_s": (np.isfinite(start_s) & (start_s >= 0), "a number of at least 0"),
         "duration_s": ((duration_s > 0) & (duration_s <= np.float32(clip_s)), f"above 0 and {clip_s:g} or less"),
-        "label_id": (inside, f"0 to {len(labels) - 1}, as {LABELS_NAME} has {len(labels)} labels"),
+        "label_id": (
+            inside,
+            f"0 to {len(labels) - 1}, as {LABELS_NAME} has {len(labels)} labels"
+            + is_annotated * f"; or {NO_LABEL_ID} in silence",
+        ),
         "label": (
             ~inside | (label_of == table["label"].to_numpy()),
             f"the label that {LABELS_NAME} has for its label_id",
         ),
         "split": (table["split"].isin(split_names).to_numpy(), " or ".join(split_names)),
         "group": (split_of_group[group_ids] == split_ids, "a group whose clips are all of one split"),
+        **(_rules_of_label_lists(table, set(labels)) if is_annotated else {}),
     }
     for column, (is_good, expected) in rules.items():
         if not is_good.all():
@@ -451,6 +510,20 @@ def _check_rows(table: pd.DataFrame, labels: list[str], clip_s: float, data_dir:
                 f"{data_dir / part_name(bad['part'])}, row {within}, {column}: found {bad[column]!r} in "
                 f"{(~is_good).sum()} clip(s); expected {expected}; {AGAIN}"
             )
+
+
+def _rules_of_label_lists(table: pd.DataFrame, labels: set[str]) -> dict[str, tuple[np.ndarray, str]]:
+    """Return, for the columns of an annotated data set, which rows are good, and what a good row is."""
+    rows = list(zip(table["label"], table["labels"], table["secondary_labels"], strict=True))
+    is_good = [sorted({*own} & labels) == [*own] and (label in own if own else label == "") for label, own, _ in rows]
+    is_good_secondary = [sorted({*others} & labels - {*own}) == [*others] for _, own, others in rows]
+    return {
+        "labels": (np.array(is_good), f"labels of {LABELS_NAME} by name, one of them the label; none in silence"),
+        "secondary_labels": (
+            np.array(is_good_secondary),
+            f"labels of {LABELS_NAME} by name that are not among the labels",
+        ),
+    }
 
 
 def data_input(data_dir: Path, fold: int | None = None) -> runs.Input:
