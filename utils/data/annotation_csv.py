@@ -1,0 +1,141 @@
+"""Tables ``file,start,end,label``: a CSV that a spreadsheet or 08 writes. Read and written here.
+
+Cells may be separated by commas, semicolons or tabs. A row with a file and nothing else says that the file was
+listened to and is silent.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from utils.core.files import write_csv
+from utils.data.timed_labels import (
+    Annotation,
+    Table,
+    channel_of,
+    file_named,
+    lines_of,
+    number_of,
+    optional_number,
+    ordered,
+    plain,
+    quoted_rows,
+    seconds,
+)
+
+SUFFIX = ".labels.csv"
+HOLDS_SEVERAL_FILES = True
+# Accepted names of a column, in the spelling of `plain`.
+COLUMNS = {
+    "file": ("file", "filename", "file_name", "path", "audio_file"),
+    "start": ("start", "start_s", "start_time", "start_time_s", "begin", "begin_s", "onset", "onset_s"),
+    "end": ("end", "end_s", "end_time", "end_time_s", "stop", "stop_s", "offset_s"),
+    "label": ("label", "annotation", "species", "primary_label"),
+    "score": ("score", "confidence"),
+    "low": ("low_hz", "low_f", "low_freq_hz"),
+    "high": ("high_hz", "high_f", "high_freq_hz"),
+    "channel": ("channel",),
+}
+NEEDED = ("file", "start", "end", "label")
+
+
+def recognises(name: str, text: str) -> bool:
+    """Return whether the first line names a file, a start, an end and a label."""
+    header = next((line for _, line in lines_of(text)), "")
+    return set(NEEDED) <= set(_places(_cells(header)))
+
+
+def _cells(header: str) -> list[str]:
+    return [cell.strip(' "') for cell in header.split(_separator(header))]
+
+
+def _separator(header: str) -> str:
+    return max(",;\t", key=header.count)
+
+
+def _places(header: Sequence[str], label_column: str | None = None) -> dict[str, int]:
+    names = [plain(name) for name in header]
+    accepted = COLUMNS | ({"label": (plain(label_column),)} if label_column else {})
+    return {
+        field: next(names.index(name) for name in own if name in names)
+        for field, own in accepted.items()
+        if set(own) & set(names)
+    }
+
+
+def read(path: Path, text: str, name: str, label_column: str | None = None) -> Table:
+    """Read a table; `name` is not used, because each row names its file.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    text : str
+    name : str
+        Path of the table within the folder of the tables.
+    label_column : str, optional
+        Column that holds the label.
+
+    Raises
+    ------
+    InputError
+        If a quotation mark is not closed.
+    """
+    separator = _separator(next(line for _, line in lines_of(text)))
+    rows = quoted_rows(path, text, separator)
+    header = next(rows)[1]
+    places = _places(header, label_column)
+    table = Table("csv")
+    for number, cells in rows:
+        place = f"{path.name}, row {number}"
+        if len(cells) != len(header) and any(cells[len(header) :]):
+            table.problems.append(f"{place}: {len(cells)} cells; expected {len(header)}")
+            continue
+        cells += [""] * (len(header) - len(cells))
+        found = {field: cells[i] for field, i in places.items()}
+        file = file_named(found["file"])
+        if not file:
+            table.problems.append(f"{place}: it names no file")
+        elif not any(found[field] for field in NEEDED[1:]):
+            table.cover(file)
+        else:
+            _add(table, place, file, found)
+    return table
+
+
+def _add(table: Table, place: str, file: str, found: Mapping[str, str]) -> None:
+    try:
+        start_s, end_s = number_of(found["start"]), number_of(found["end"])
+    except ValueError:
+        table.cover(file)
+        table.problems.append(
+            f"{place}: start {found['start']!r} and end {found['end']!r} are not two numbers of seconds"
+        )
+        return
+    numbers = [optional_number(found.get(field, "")) for field in ("score", "low", "high")]
+    label = re.sub(r"\s+", " ", found["label"])
+    table.add(place, Annotation(file, start_s, end_s, label, *numbers, channel_of(found.get("channel", ""))))
+
+
+def write(
+    path: Path, detections: Sequence[Annotation], durations_s: Mapping[str, float], raw_dir: Path, top_hz: float
+) -> None:
+    """Write ``file,start,end,label,score``; a file without a detection has a row of its own.
+
+    Parameters
+    ----------
+    path : Path
+    detections : sequence of Annotation
+    durations_s : mapping of str to float
+        All files of the table, in order, with their length in seconds.
+    raw_dir, top_hz
+        Not used: other formats need the folder of the files, and the highest frequency that the model hears.
+    """
+    rows = [
+        [a.file, seconds(a.start_s), seconds(a.end_s), a.label, "" if a.score is None else seconds(a.score)]
+        for a in ordered(detections, list(durations_s))
+    ]
+    with_a_row = {a.file for a in detections}
+    rows += [[file, "", "", "", ""] for file in durations_s if file not in with_a_row]
+    places = {file: i for i, file in enumerate(durations_s)}
+    write_csv(path, ["file", "start", "end", "label", "score"], sorted(rows, key=lambda row: places[row[0]]))

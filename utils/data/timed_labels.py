@@ -1,0 +1,240 @@
+"""A label with times, a table of such labels, and the reading and writing of the cells of all formats."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from utils.core.errors import InputError
+from utils.core.text import printable
+
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\|[^/]*\\[^/]*$")
+# Endings of tables that are named after their sound file; the longest one is taken off.
+TABLE_ENDINGS = re.compile(
+    r"(?:\.birdnet)?(?:\.table\.\d+)?(?:\.selections?|\.selection\.table|\.results|\.labels?)?(?:\.kaleidoscope|\.r)?"
+    r"\.(?:txt|tsv|csv)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A label with times.
+
+    Attributes
+    ----------
+    file : str
+        The sound file as the table names it, with ``/`` between folders: an absolute path, a path within the folder of
+        the recordings, or a bare name. It has no suffix if only the name of the table says which file it is
+        (``site/night`` for ``site/night.Table.1.selections.txt``).
+    start_s, end_s : float
+        Seconds from the start of this file. They are equal for a point.
+    label : str
+    score : float, optional
+    low_hz, high_hz : float, optional
+    channel : int, optional
+        The first one is 1.
+    """
+
+    file: str
+    start_s: float
+    end_s: float
+    label: str
+    score: float | None = None
+    low_hz: float | None = None
+    high_hz: float | None = None
+    channel: int | None = None
+
+
+@dataclass
+class Table:
+    """A table of labels with times.
+
+    Attributes
+    ----------
+    format : str
+        Name of its format in ``annotations.FORMATS``.
+    annotations : list of Annotation
+    files : list of str
+        All sound files that the table covers, spelled as in `annotations`. A file without an annotation is silent.
+    problems : list of str
+        Rows that were left out, each with its place and the reason.
+    """
+
+    format: str
+    annotations: list[Annotation] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def cover(self, file: str) -> None:
+        """Note that the table covers a sound file."""
+        if file not in self.files:
+            self.files.append(file)
+
+    def add(self, place: str, annotation: Annotation) -> None:
+        """Add an annotation and cover its file; name it as a problem if it has no label or impossible times."""
+        self.cover(annotation.file)
+        if problem := _problem(annotation):
+            self.problems.append(f"{place}: {problem}")
+        else:
+            self.annotations.append(annotation)
+
+
+def _problem(annotation: Annotation) -> str | None:
+    start_s, end_s = annotation.start_s, annotation.end_s
+    if not annotation.label:
+        return f"the label from {start_s} s to {end_s} s is empty"
+    if start_s < 0:
+        return f"{printable(annotation.label)} begins at {start_s} s, before the file"
+    if end_s < start_s:
+        return f"{printable(annotation.label)} ends at {end_s} s, before it begins at {start_s} s"
+    return None
+
+
+def past_the_end(annotation: Annotation, duration_s: float, tolerance_s: float = 0.001) -> str | None:
+    """Return a sentence that names an annotation that ends after the end of its file; None for any other."""
+    if annotation.end_s <= duration_s + tolerance_s:
+        return None
+    a = annotation
+    return (
+        f"{printable(a.label)} from {seconds(a.start_s)} s to {seconds(a.end_s)} s goes past the end of "
+        f"{printable(a.file)} ({seconds(duration_s)} s)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def text_of(data: bytes) -> str:
+    """Return the text of a table: UTF-8 or UTF-16 with or without a byte order mark, else Windows-1252 or Latin-1."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    if data[:4].count(0):  # the first characters of a table are ASCII
+        return data.decode("utf-16-be" if data[0] == 0 else "utf-16-le", errors="replace")
+    for encoding in ("utf-8-sig", "cp1252"):
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return data.decode("latin-1")
+
+
+def number_of(text: str) -> float:
+    """Return a number written with a decimal point or comma.
+
+    Raises
+    ------
+    ValueError
+        If it is not a finite number.
+    """
+    value = float(text.strip().replace(",", "."))
+    if not math.isfinite(value):
+        raise ValueError(f"not a finite number: {text!r}")
+    return value
+
+
+def optional_number(text: str) -> float | None:
+    """Return the number in a cell; None if there is none."""
+    try:
+        return number_of(text)
+    except ValueError:
+        return None
+
+
+def channel_of(text: str) -> int | None:
+    """Return the channel in a cell; None if there is none."""
+    number = optional_number(text)
+    return int(number) if number is not None and number >= 1 else None
+
+
+def file_named(text: str) -> str:
+    """Return a path as a table names it, with ``/`` between folders."""
+    text = text.strip()
+    return PureWindowsPath(text).as_posix() if WINDOWS_PATH.match(text) else text
+
+
+def file_of_table(name: str) -> str:
+    """Return the name of the sound file after which a table is named; `name` may have folders.
+
+    Examples
+    --------
+    >>> file_of_table("site/night.Table.1.selections.txt")
+    'site/night'
+    >>> file_of_table("night.wav.BirdNET.results.csv")
+    'night.wav'
+    """
+    path = PurePosixPath(name)
+    endings = (match for match in TABLE_ENDINGS.finditer(path.name) if match.end() == len(path.name))
+    first = next(endings, None)
+    return str(path.with_name(path.name[: first.start()])) if first and first.start() else str(path)
+
+
+def lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of each line that is not blank, without its line end.
+
+    Only CR and LF end a line: ``str.splitlines`` would also break one at rarer characters in a label.
+    """
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+        if line.strip():
+            yield number, line
+
+
+def unquoted_rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and cells of each line of a table that quotes nothing: a quotation mark is a character."""
+    for number, line in lines_of(text):
+        yield number, [cell.strip() for cell in line.split(separator)]
+
+
+def quoted_rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the first line, and the cells, of each row of a table with quotation marks around cells.
+
+    Raises
+    ------
+    InputError
+        If a quotation mark is not closed: it would swallow rows.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    number = 1
+    try:
+        for cells in reader:
+            if reader.line_num > number:
+                raise csv.Error("a cell goes over several lines")
+            if any(cell.strip() for cell in cells):
+                yield number, [cell.strip() for cell in cells]
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, row {number}: {error}; a quotation mark within a cell is written twice, and the cell within "
+            'quotation marks: "the ""rook"""'
+        ) from error
+
+
+def plain(name: str) -> str:
+    """Return the name of a column in one spelling: ``Begin Time (s)`` is ``begin_time_s``."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def seconds(value: float) -> str:
+    """Return a time or a number with a decimal point and at most six decimals: ``3.0``, ``0.000023``.
+
+    A microsecond is less than half a sample at 384 kHz. crowsetta 5.1.2 refuses a column of whole numbers.
+    """
+    whole, decimals = f"{value:.6f}".split(".")
+    return f"{whole}.{decimals.rstrip('0') or '0'}"
+
+
+def cell(text: str) -> str:
+    """Return a text for a table that quotes nothing: tabs and line ends become spaces."""
+    return printable(" ".join(re.split(r"[\t\r\n]+", text)))
+
+
+def ordered(detections: Sequence[Annotation], files: Sequence[str]) -> list[Annotation]:
+    """Return detections in the order of their files, then of time and label."""
+    places = {file: i for i, file in enumerate(files)}
+    return sorted(detections, key=lambda a: (places[a.file], a.start_s, a.end_s, a.label))
