@@ -22,13 +22,11 @@ import contextlib
 import dataclasses
 import logging
 import re
-import shlex
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from utils.core import cli, replacing, runs, workers
 from utils.core.errors import AlreadyComplete, UsageError
@@ -67,34 +65,6 @@ SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
 }
 
 log = logging.getLogger(STAGE)
-
-
-class Shard(NamedTuple):
-    """The share of a job among `n`; `number` counts from 1."""
-
-    number: int
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.n}"
-
-
-def shard(text: str) -> Shard:
-    """Parse ``3/8``."""
-    match = re.fullmatch(r"0*(\d+)/0*(\d+)", text, flags=re.ASCII)
-    if match and len(match[2]) > len(str(shards.MOST_SHARDS)):
-        raise argparse.ArgumentTypeError(f"{text!r} asks for too many shards; there can be {shards.MOST_SHARDS:,}")
-    if not match or len(match[1]) > len(match[2]) or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shard such as 3/8; the first of 8 is 1/8, the last 8/8")
-    return Shard(int(match[1]), int(match[2]))
-
-
-def number_of_shards(text: str) -> int:
-    """Parse the 8 of ``3/8``, with the limits of `shard`."""
-    match = re.fullmatch(r"0*([1-9]\d*)", text, flags=re.ASCII)
-    if not match or len(match[1]) > len(str(shards.MOST_SHARDS)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of shards; expected 1 to {shards.MOST_SHARDS}")
-    return int(match[1])
 
 
 def number_of_folds(text: str) -> int:
@@ -192,41 +162,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="column of --metadata that names the collection of a recording: archive, publisher or project. Stage 03 "
         "then gives scores per collection (default: collection, if the table has it)",
     )
-    add_shard_arguments(parser)
+    shards.add_arguments(
+        *(parser, "only decode the I-th of N shares of the recordings, into <output_dir>.shards/I-of-N"),
+        "decode nothing: check and merge the sound that the N jobs with --shard decoded",
+    )
     cli.add_common_arguments(parser, output_dir="processed_data")
     return parser
-
-
-def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--shard`` and ``--merge_shards``."""
-    among_many = parser.add_mutually_exclusive_group()
-    among_many.add_argument(
-        "--shard",
-        type=shard,
-        default=None,
-        metavar="I/N",
-        help="only decode the I-th of N shares of the recordings, into <output_dir>.shards/I-of-N",
-    )
-    among_many.add_argument(
-        "--merge_shards",
-        type=number_of_shards,
-        default=None,
-        metavar="N",
-        help="decode nothing: check and merge the sound that the N jobs with --shard decoded",
-    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Write a processed data set, or one shard of its decoded sound."""
     check_arguments(args)
     files, skipped = recordings.find_recordings(args.raw_dir, args.metadata, args.label_level, args.collection_column)
-    listed, vanished = preparation.list_files(args.raw_dir, files)
+    listed, vanished = preparation.list_files(args.raw_dir, [file.path for file in files])
     files = [file for file in files if file.path in listed]
     inputs = {"raw_dir": runs.Input(str(args.raw_dir), preparation.listing_sha256(listed.values()))}
     if args.metadata is not None:
         inputs["metadata"] = runs.file_input(args.metadata)
     if args.shard is not None:
-        decode_shard(args_of_shard(args, args.shard), inputs, files, listed)
+        decode_shard(shards.args_of_shard(args, args.shard), inputs, files, listed)
     else:
         make_data_set(args, inputs, files, listed, skipped + vanished)
 
@@ -244,23 +198,10 @@ def make_data_set(
         inputs = inputs | {"same_recordist": runs.file_input(args.same_recordist)}
         same = recordists.read_same_recordist(args.same_recordist)
     if args.merge_shards is not None:
-        merge = shards.Merge(
-            args.output_dir,
-            args.merge_shards,
-            lambda number, record: runs.difference(
-                *(record, STAGE, args_of_shard(args, Shard(number, args.merge_shards)), of_shards),
-                SHARD_NEUTRAL_ARGUMENTS,
-            ),
-            lambda number, overwrite: command_line(
-                args, shard=Shard(number, args.merge_shards), merge_shards=None, overwrite=overwrite
-            ),
+        merge = shards.begin_merge(
+            *(build_parser(), STAGE, args, inputs, of_shards, list(listed.values())),
+            *(SPEED_ARGUMENTS, SHARD_NEUTRAL_ARGUMENTS, spool.decoded_by()),
         )
-        # Checked first, so that an impossible merge changes nothing. A complete merge needs no shards.
-        is_done = runs.is_complete(STAGE, args, inputs, SPEED_ARGUMENTS)
-        if is_done and args.overwrite:  # a damaged result would be made again
-            is_done = runs.find_damage(args.output_dir, runs.read_record(args.output_dir)["outputs"]) is None
-        if not is_done:
-            merge.read_records(list(listed.values()))
     scratch = preparation.SCRATCH_NAME
     try:
         with (
@@ -317,7 +258,7 @@ def decode_shard(
             decoded = preparation.decode(args.raw_dir, spool_dir, *how, own)
         preparation.report_odd_sounds(decoded.sounds)
         preparation.report([f"{skip.file}: {skip.reason}" for skip in decoded.undecodable], "left out")
-        shards.write_decoded(args.output_dir, decoded)
+        shards.write_decoded(args.output_dir, decoded, {".pcm", spool.MARKER_SUFFIX})
         hours = sum(sound.n_samples for sound in decoded.sounds.values()) / args.sample_rate / 3600
         this_run.metrics |= {
             "n_files": len(decoded.sounds),
@@ -343,22 +284,6 @@ def working(args: argparse.Namespace, files: list[recordings.SourceFile]) -> Ite
     )
     with workers.worker_pool(n_workers) as pool_map:
         yield pool_map
-
-
-def args_of_shard(args: argparse.Namespace, shard: Shard) -> argparse.Namespace:
-    """Return the arguments of the job that decodes a shard, with the folder that is its own."""
-    output_dir = shards.shard_dir(args.output_dir, shard.number, shard.n)
-    return argparse.Namespace(**{**vars(args), "shard": shard, "merge_shards": None, "output_dir": output_dir})
-
-
-def command_line(args: argparse.Namespace, **changes: object) -> str:
-    """Return the command line of these arguments, some of them changed."""
-    parser = build_parser()
-    words = ["python", Path(__file__).name]
-    for name, value in {**vars(args), **changes}.items():
-        if value != parser.get_default(name):
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return shlex.join(words)
 
 
 def worth_decoding(
@@ -483,7 +408,7 @@ def decode_or_take(
     if merge is not None:
         with this_run.timed("checking"):
             merge.check_files(pool_map)
-            return merge.gather(wanted)
+            return merge.gather(wanted, spool.Spooled.from_json)
     with this_run.timed("decoding"):
         spool_dir = args.output_dir / preparation.SCRATCH_NAME
         preparation.check_scratch(args.raw_dir, spool_dir, args.sample_rate, wanted, writes_clips=True)

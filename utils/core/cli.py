@@ -5,6 +5,7 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -111,6 +112,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="use at most this many clips of each class and split, drawn by --seed (default: all)",
     )
+
+
+def command_line(parser: argparse.ArgumentParser, script: str, args: argparse.Namespace, **changes: object) -> str:
+    """Return the command line of parsed arguments, some of them changed; arguments with their default are left out."""
+    words = ["python", script]
+    for name, value in {**vars(args), **changes}.items():
+        if value == parser.get_default(name):
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}"] if value is True else [f"--{name}", *map(str, values)]
+    return shlex.join(words)
 
 
 def positive_int(text: str) -> int:

@@ -74,7 +74,7 @@ class ClipFormat:
         return round(self.clip_seconds * self.sample_rate_hz)
 
 
-def list_files(raw_dir: Path, files: Sequence[SourceFile]) -> tuple[dict[str, spool.Listed], list[Skipped]]:
+def list_files(raw_dir: Path, paths: Sequence[str]) -> tuple[dict[str, spool.Listed], list[Skipped]]:
     """Return size and time of every file, by path, and the files that cannot be read.
 
     Raises
@@ -83,15 +83,15 @@ def list_files(raw_dir: Path, files: Sequence[SourceFile]) -> tuple[dict[str, sp
         If a file that was found is gone, or the machine cannot read it.
     """
     listed, vanished = {}, []
-    for file in files:
+    for path in paths:
         try:
-            status = (raw_dir / file.path).stat()
+            status = (raw_dir / path).stat()
         except OSError as error:
             if error.errno not in FAULTS_OF_A_FILE:
-                raise machine_fault(raw_dir / file.path, error) from error
-            vanished.append(Skipped(file.path, f"cannot be read: {error.strerror}"))
+                raise machine_fault(raw_dir / path, error) from error
+            vanished.append(Skipped(path, f"cannot be read: {error.strerror}"))
             continue
-        listed[file.path] = spool.Listed(file.path, status.st_size, status.st_mtime_ns)
+        listed[path] = spool.Listed(path, status.st_size, status.st_mtime_ns)
     return listed, vanished
 
 

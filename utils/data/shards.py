@@ -1,21 +1,23 @@
-"""Distribute the files of a data set over many jobs (``--shard 3/8``), and merge the decoded files.
+"""Distribute sound files over many jobs (``--shard 3/8``), and merge what they made of them.
 
-The folder of a shard holds a spool like that of stage 01 itself, the list of all files as its job found them, and the
+The folder of a shard holds a spool like that of the stage itself, the list of all files as its job found them, and the
 results for its own files.
 """
 
+import argparse
 import heapq
 import json
 import logging
 import posixpath
+import re
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from utils.core import runs, workers
-from utils.core.cli import format_layer_list
+from utils.core import cli, runs, workers
 from utils.core.errors import InputError
 from utils.core.files import BROKEN, read_json, write_text
 from utils.data import preparation, spool
@@ -30,6 +32,47 @@ MOST_SHARDS = 999_999
 MOST_NUMBERS = 200  # characters in a list of shards
 
 log = logging.getLogger(__name__)
+
+
+class Shard(NamedTuple):
+    """The share of a job among `n`; `number` counts from 1."""
+
+    number: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.n}"
+
+
+def shard(text: str) -> Shard:
+    """Parse ``3/8``."""
+    match = re.fullmatch(r"0*(\d+)/0*(\d+)", text, flags=re.ASCII)
+    if match and len(match[2]) > len(str(MOST_SHARDS)):
+        raise argparse.ArgumentTypeError(f"{text!r} asks for too many shards; there can be {MOST_SHARDS:,}")
+    if not match or len(match[1]) > len(match[2]) or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard such as 3/8; the first of 8 is 1/8, the last 8/8")
+    return Shard(int(match[1]), int(match[2]))
+
+
+def number_of_shards(text: str) -> int:
+    """Parse the 8 of ``3/8``, with the limits of `shard`."""
+    match = re.fullmatch(r"0*([1-9]\d*)", text, flags=re.ASCII)
+    if not match or len(match[1]) > len(str(MOST_SHARDS)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of shards; expected 1 to {MOST_SHARDS}")
+    return int(match[1])
+
+
+def add_arguments(parser: argparse.ArgumentParser, help_of_shard: str, help_of_merge: str) -> None:
+    """Add ``--shard`` and ``--merge_shards``."""
+    among_many = parser.add_mutually_exclusive_group()
+    among_many.add_argument("--shard", type=shard, default=None, metavar="I/N", help=help_of_shard)
+    among_many.add_argument("--merge_shards", type=number_of_shards, default=None, metavar="N", help=help_of_merge)
+
+
+def args_of_shard(args: argparse.Namespace, shard: Shard) -> argparse.Namespace:
+    """Return the arguments of the job that makes a shard, with the folder that is its own."""
+    output_dir = shard_dir(args.output_dir, shard.number, shard.n)
+    return argparse.Namespace(**{**vars(args), "shard": shard, "merge_shards": None, "output_dir": output_dir})
 
 
 def shard_dir(output_dir: Path, number: int, n_shards: int) -> Path:
@@ -82,11 +125,14 @@ def write_listing(folder: Path, listed: Sequence[spool.Listed]) -> None:
     write_text(folder / LISTING_NAME, json.dumps({"files": rows}))
 
 
-def write_decoded(folder: Path, decoded: preparation.Decoded) -> None:
-    """Record the results for the shard's files, and remove from its spool what an attempt on other files has left."""
-    names = {spool.pcm_name(path) for path in decoded.sounds}
+def write_decoded(folder: Path, decoded: preparation.Decoded, suffixes: Collection[str]) -> None:
+    """Record the results for the shard's files, and remove from its spool what an attempt on other files has left.
+
+    `suffixes` are those of the files that the spool holds for a sound.
+    """
+    stems = {Path(spool.pcm_name(path)).stem for path in decoded.sounds}
     for path in (folder / SPOOL_NAME).iterdir():
-        if path.with_suffix(".pcm").name not in names or path.suffix not in (".pcm", spool.MARKER_SUFFIX):
+        if path.stem not in stems or path.suffix not in suffixes:
             path.unlink()
     content = {
         "sounds": [asdict(sound) for _, sound in sorted(decoded.sounds.items())],
@@ -111,17 +157,19 @@ MISSING = Fault("it is missing", overwrite=False)
 
 
 class Merge:
-    """Merges the decoded files of all shards, after checking them.
+    """Merges what all shards made of their files, after checking them.
 
     Parameters
     ----------
     output_dir : Path
-        Folder of the data set.
+        Folder of the merged result.
     n_shards : int
     difference : callable
         Returns how the shard of a number, with its record, differs from the expected one; None if it does not.
     command : callable
         Returns the command for the shard of a number, with or without replacing it.
+    made_by : str
+        The versions that make a shard here; ``decoded_by`` in the metrics of its ``run.json``.
     """
 
     def __init__(
@@ -130,12 +178,14 @@ class Merge:
         n_shards: int,
         difference: Callable[[int, dict], str | None],
         command: Callable[[int, bool], str],
+        made_by: str,
     ):
         self.output_dir = output_dir
         self.folders = {number: shard_dir(output_dir, number, n_shards) for number in range(1, n_shards + 1)}
         self.records: dict[int, dict] = {}
         self.difference = difference
         self.command = command
+        self.made_by = made_by
 
     def read_records(self, listed: Sequence[spool.Listed]) -> None:
         """Read the ``run.json`` of every shard; `listed` are all files as they are now.
@@ -176,7 +226,7 @@ class Merge:
                 instead = "put the files back as they were, or " if changes[seen] else ""
                 faults[number] = Fault(differs + changes[seen], overwrite=True, instead=instead)
                 continue
-            fault = _fault_of(record)
+            fault = _fault_of(record, self.made_by)
             if fault is None:
                 self.records[number] = record
             else:
@@ -195,8 +245,8 @@ class Merge:
         results = runs.progress(pool_map(find_damage, tasks), len(tasks), "checking", "shards")
         self._refuse({number: Fault(damage, overwrite=True) for number, damage in results if damage is not None})
 
-    def gather(self, files: Sequence[spool.Listed]) -> preparation.Decoded:
-        """Return the results for all `files`.
+    def gather(self, files: Sequence[spool.Listed], from_json: Callable[[dict], object]) -> preparation.Decoded:
+        """Return the results for all `files`; `from_json` makes that of a sound from its JSON.
 
         Raises
         ------
@@ -207,7 +257,7 @@ class Merge:
         for (number, folder), dealt in zip(self.folders.items(), deal(files, len(self.folders)), strict=True):
             try:
                 content = read_json(folder / DECODED_NAME, dict, "")
-                own = {value["path"]: spool.Spooled.from_json(value) for value in content["sounds"]}
+                own = {value["path"]: from_json(value) for value in content["sounds"]}
                 skipped = [Skipped(**value) for value in content["undecodable"]]
             except BROKEN as error:
                 faults[number] = Fault(f"its {DECODED_NAME} cannot be used ({type(error).__name__})", overwrite=True)
@@ -231,7 +281,7 @@ class Merge:
         changed = [number for number, folder in self.folders.items() if not self._is_as_read(number, folder)]
         if changed:
             # The output may mix old and new shards, so the next attempt must not reuse it.
-            (self.output_dir / preparation.SCRATCH_NAME / preparation.PLAN_NAME).unlink()
+            (self.output_dir / preparation.SCRATCH_NAME / preparation.PLAN_NAME).unlink(missing_ok=True)
             raise InputError(
                 f"{self.folders[changed[0]]} was written again during the merge ({len(changed)} shards were): "
                 "wait until that job has ended and run the same command again"
@@ -270,7 +320,7 @@ class Merge:
             if n_more := len(faults) - len(lines):
                 log.warning("cannot be merged: %d more, %d of all are missing", n_more, len(missing))
             others = ", and the same for the others"
-        numbers = format_layer_list(sorted(faults))  # batch systems use the same syntax for arrays of jobs
+        numbers = cli.format_layer_list(sorted(faults))  # batch systems use the same syntax for arrays of jobs
         if len(numbers) > MOST_NUMBERS:
             numbers = f"{numbers[:MOST_NUMBERS].rpartition(',')[0]},…"
         raise InputError(
@@ -279,15 +329,71 @@ class Merge:
         )
 
 
-def _fault_of(record: dict) -> Fault | None:
+def begin_merge(
+    parser: argparse.ArgumentParser,
+    stage: str,
+    args: argparse.Namespace,
+    inputs: dict[str, runs.Input],
+    of_shards: dict[str, runs.Input],
+    listed: Sequence[spool.Listed],
+    speed_arguments: Collection[str],
+    shard_neutral: Collection[str],
+    made_by: str,
+) -> Merge:
+    """Return the merge of a stage, after checking the records of its shards: an impossible one then changes nothing.
+
+    A complete merge needs no shards.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of the stage, for the commands of its shards.
+    stage : str
+    args : Namespace
+        With ``merge_shards``.
+    inputs, of_shards : dict of str to Input
+        Of the merge, and of each shard.
+    listed : sequence of Listed
+        All files as they are now.
+    speed_arguments, shard_neutral : collection of str
+        Arguments that change no result, and those that change no shard.
+    made_by : str
+        As for `Merge`.
+
+    Raises
+    ------
+    InputError
+        As by `Merge.read_records`.
+    """
+    n = args.merge_shards
+    merge = Merge(
+        args.output_dir,
+        n,
+        lambda number, record: runs.difference(
+            record, stage, args_of_shard(args, Shard(number, n)), of_shards, shard_neutral
+        ),
+        lambda number, overwrite: cli.command_line(
+            parser, f"{stage}.py", args, shard=Shard(number, n), merge_shards=None, overwrite=overwrite
+        ),
+        made_by,
+    )
+    is_done = runs.is_complete(stage, args, inputs, speed_arguments)
+    if is_done and args.overwrite:  # a damaged result would be made again
+        is_done = runs.find_damage(args.output_dir, runs.read_record(args.output_dir)["outputs"]) is None
+    if not is_done:
+        merge.read_records(listed)
+    return merge
+
+
+def _fault_of(record: dict, made_by: str) -> Fault | None:
     """Return the fault of a shard that was made from the right files with the right arguments."""
     if record["status"] != "complete":
         text = f"it is not complete: its {runs.RECORD_NAME} has status {record['status']!r}, see its {runs.LOG_NAME}"
         still = "; another job may be writing to it" if record["status"] == "running" else ""
         return Fault(text + still, overwrite=False)
     decoded_by = record.get("metrics", {}).get("decoded_by")
-    if decoded_by != spool.decoded_by():
-        text = f"it was decoded by {decoded_by}, here it is {spool.decoded_by()}: the sound may differ"
+    if decoded_by != made_by:
+        text = f"it was decoded by {decoded_by}, here it is {made_by}: the sound may differ"
         return Fault(text, overwrite=True)
     return None
 
