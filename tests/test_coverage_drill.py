@@ -40,11 +40,17 @@ def test_answers_have_the_accuracy_that_was_asked_for(results_dir):
 def test_rows_say_how_often_and_all_are_inside(results_dir, capsys, monkeypatch):
     monkeypatch.setattr(coverage, "TOLERANCE", 4)  # of some 80 rows of few draws
     words = ["--results_dir", str(results_dir), "--draws", "100", "--only"]
-    assert coverage.main([*words, "accuracy", "difference", "simultaneous", "recipe"]) == 0
+    assert coverage.main([*words, "accuracy", "difference", "simultaneous", "recipe", "pairs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "0 outside their range" in lines[-1]
     said = {line.split("  ")[0].strip() for line in lines}
-    assert {"accuracy", "difference in macro F1", "Holm, any wrong", "recipe, accuracy, 3 trainings"} <= said
+    assert {
+        "accuracy",
+        "difference in macro F1",
+        "Holm, any wrong",
+        "recipe, accuracy, 3 trainings",
+        "mean of pairs",
+    } <= said
 
 
 def test_an_interval_that_is_too_narrow_is_found(results_dir, capsys, monkeypatch):

@@ -104,14 +104,12 @@ def convexity_of_layers(
     num_neighbors: int,
     num_pairs: int,
     seed: int,
-    n_resamples: int | None = None,
     n_permutations: int | None = None,
 ) -> list[convexity.GraphConvexity]:
     """Return the graph convexity of every layer, and warn where it is not informative; see `convexity`."""
     label_ids, groups = hidden.table["label_id"].to_numpy(), hidden.table["group"].to_numpy()
-    n_resamples = convexity.N_RESAMPLES if n_resamples is None else n_resamples
     n_permutations = convexity.N_PERMUTATIONS if n_permutations is None else n_permutations
-    how = (n_classes, num_neighbors, num_pairs, seed, n_resamples, n_permutations)
+    how = (n_classes, num_neighbors, num_pairs, seed, n_permutations)
     found = [convexity.graph_convexity(states, label_ids, groups, *how) for states in hidden.pooled]
     convexity.warn_of_direct_pairs([of_layer.direct_share for of_layer in found])
     return found

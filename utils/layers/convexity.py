@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from utils.layers.neighbors import nearest_neighbors
-from utils.scores.intervals import INTERVAL_PERCENT, resample_weights
+from utils.scores.intervals import share_interval, standard_error
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 SMALLEST_DISTANCE = 1e-12
 FEWEST_SOURCES = 30
 MOSTLY_DIRECT = 0.5  # if a greater share of pairs is joined by an edge, convexity is not informative
-N_RESAMPLES = 1000
 N_PERMUTATIONS = 20  # of the null level: the standard error of its mean is about 0.003 with 130 groups
 # Memory limit of the distances and predecessors of one call of Dijkstra: 64 MiB at 12 bytes per vertex.
 DIJKSTRA_BYTES = 2**26
@@ -86,7 +85,7 @@ class GraphConvexity:
     convexity : float
         Mean over the classes with at least two points: the main result.
     low, high : float
-        95 % bootstrap interval over groups, the graph held fixed; NaN if there is only one group.
+        95 % interval from the jackknife over groups, the graph held fixed; NaN if there is only one group.
     pooled : float
         Mean over the classes, each weighted by its number of possible pairs.
     sampling_error : float
@@ -118,7 +117,6 @@ def graph_convexity(
     k: int = 10,
     num_pairs: int = 5000,
     seed: int = 0,
-    n_resamples: int = N_RESAMPLES,
     n_permutations: int = N_PERMUTATIONS,
 ) -> GraphConvexity:
     """Return how far the shortest paths between points of a class stay in the class.
@@ -146,16 +144,14 @@ def graph_convexity(
     labels : ndarray of int, shape (n,)
         Classes, 0 to `n_classes` - 1.
     groups : ndarray, shape (n,)
-        Group of each clip, such as its recordist; the bootstrap draws whole groups. Any sortable values.
+        Group of each clip, such as its recordist; the interval is over groups. Any sortable values.
     n_classes : int
     k : int
         Neighbours of each clip in the graph.
     num_pairs : int
         Sources are sampled in a class with more ordered pairs than this.
     seed : int
-        Seed of the sources and of the bootstrap.
-    n_resamples : int
-        Resamples of the bootstrap.
+        Seed of the sources and of the null level.
     n_permutations : int
         Permutations of the null level; it is NaN with 0.
 
@@ -165,7 +161,7 @@ def graph_convexity(
         If a feature is not finite, or there are `k` rows or fewer.
     """
     graph = knn_graph(features, k)
-    return convexity_of_graph(graph, labels, groups, n_classes, num_pairs, seed, n_resamples, n_permutations)
+    return convexity_of_graph(graph, labels, groups, n_classes, num_pairs, seed, n_permutations)
 
 
 def knn_graph(features: np.ndarray, k: int) -> csr_array:
@@ -204,7 +200,6 @@ def convexity_of_graph(
     n_classes: int,
     num_pairs: int = 5000,
     seed: int = 0,
-    n_resamples: int = N_RESAMPLES,
     n_permutations: int = N_PERMUTATIONS,
 ) -> GraphConvexity:
     """Return the convexity of classes in a given graph, symmetric with positive weights; see `graph_convexity`."""
@@ -241,7 +236,7 @@ def convexity_of_graph(
         return float(known.mean()) if len(known) else float("nan")
 
     possible = n_points[there] * (n_points[there] - 1.0)
-    low, high = pair_interval(source, target, score, labels, groups, n_resamples, seed)
+    low, high = pair_interval(source, target, score, labels, groups)
     return GraphConvexity(
         convexity=overall(convexity),
         low=low,
@@ -380,68 +375,55 @@ def _sampling_errors(source: np.ndarray, score: np.ndarray, labels: np.ndarray, 
 
 
 def pair_interval(
-    source: np.ndarray,
-    target: np.ndarray,
-    score: np.ndarray,
-    class_ids: np.ndarray,
-    groups: np.ndarray,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
+    source: np.ndarray, target: np.ndarray, score: np.ndarray, class_ids: np.ndarray, groups: np.ndarray
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean over classes of the pairs' scores; whole groups are drawn.
+    """Return the 95 % interval of the mean over classes of the pairs' scores, from the jackknife over groups.
 
-    A pair between groups g and h has the weight w_g · w_h, where w_g is how often group g was drawn. A pair
-    within a group has the weight w_g. (The weight w_g² would also count pairs between two copies of a group.
-    Such a pair compares a clip with itself, or two clips of one recordist, and would raise the whole
-    interval.) So the mean of a class is the ratio of two quadratic forms of the weights; their coefficients
-    are sums over the pairs of two groups.
+    A group is left out with all pairs that have an end in it; the graph, and so the score of the other pairs, stays as
+    it is. The mean of pairs is a U-statistic, for which this jackknife is consistent (Arvesen, "Jackknifing
+    U-statistics", Annals of Mathematical Statistics 40, 1969). See `intervals.share_interval` for the interval.
 
     Parameters
     ----------
     source, target : ndarray of int, shape (n_pairs,)
         Points at the ends of each pair.
     score : ndarray of float, shape (n_pairs,)
+        In [0, 1].
     class_ids : ndarray of int, shape (n,)
         Class of every point; both ends of a pair have the same class.
     groups : ndarray, shape (n,)
-        Group of every point; whole groups are drawn.
-    n_resamples : int
-    seed : int
+        Group of every point.
 
     Returns
     -------
     low, high : float
-        NaN if there is only one group or no pair.
+        NaN if there is only one group or no pair, or if no pair is left without a group.
     """
     names, group_index = np.unique(groups, return_inverse=True)
     if len(names) < 2 or not len(source):
         return float("nan"), float("nan")
-    sums = []
-    for c in np.unique(class_ids[source]):
-        pairs = np.flatnonzero(class_ids[source] == c)
-        groups_here, ends = np.unique(group_index[[source[pairs], target[pairs]]], return_inverse=True)
-        shape = len(groups_here), len(groups_here)
-        first, second = ends.reshape(2, -1)
-        scores_and_counts = [csr_array((v, (first, second)), shape) for v in (score[pairs], np.ones(len(pairs)))]
-        sums.append((groups_here, *scores_and_counts))
+    first, second, class_of_pair = group_index[source], group_index[target], class_ids[source]
+    shape = len(names), int(class_of_pair.max()) + 1
 
-    def drawn_sum(drawn: np.ndarray, of_groups: csr_array) -> np.ndarray:
-        return ((drawn @ of_groups) * drawn).sum(axis=1) - (drawn**2 - drawn) @ of_groups.diagonal()
+    def with_group(values: np.ndarray) -> np.ndarray:
+        """Return the sums of the pairs that have an end in a group, by group and class."""
+        sums = [
+            np.bincount(group * shape[1] + class_of_pair, values * is_new, shape[0] * shape[1])
+            for group, is_new in ((first, 1.0), (second, first != second))
+        ]
+        return sum(sums).reshape(shape)
 
-    values = []
-    for weights in resample_weights(len(names), n_resamples, seed):
-        total, n_with_pairs = np.zeros(len(weights)), np.zeros(len(weights))
-        for groups_here, scores, counts in sums:
-            drawn = weights[:, groups_here]
-            n_drawn = drawn_sum(drawn, counts)
-            total += np.nan_to_num(_ratio(drawn_sum(drawn, scores), n_drawn))
-            n_with_pairs += n_drawn > 0
-        values.append(_ratio(total, n_with_pairs))
-    tail = (100 - INTERVAL_PERCENT) / 2
-    # A resample in which no class has a pair has no value.
-    values = np.concatenate(values)
-    values = values[np.isfinite(values)]
-    low, high = np.percentile(values, [tail, 100 - tail]) if len(values) else (np.nan, np.nan)
+    def mean_over_classes(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return _ratio(np.nan_to_num(_ratio(sums, counts)).sum(axis=-1), (counts > 0).sum(axis=-1))
+
+    ones = np.ones(len(score))
+    sums, counts = (np.bincount(class_of_pair, values, shape[1]) for values in (score, ones))
+    left_out = mean_over_classes(sums - with_group(score), counts - with_group(ones))
+    left_out = left_out[np.isfinite(left_out)]
+    if len(left_out) < 2:  # without any group there is no pair
+        return float("nan"), float("nan")
+    n_points = len(np.union1d(source, target))
+    low, high = share_interval(mean_over_classes(sums, counts), standard_error(left_out), len(names), n_points)
     return float(low), float(high)
 
 

@@ -41,7 +41,7 @@ def euclidean_convexity(
     Returns
     -------
     layers : DataFrame
-        ``layer, convexity, convexity_low, convexity_high``: mean over the classes, 95 % bootstrap interval
+        ``layer, convexity, convexity_low, convexity_high``: mean over the classes, 95 % interval
         over groups. NaN if no class has two clips.
     classes : DataFrame
         ``layer, label_id, label, n_clips, n_pairs, convexity``; NaN for a class with fewer than two clips.
@@ -58,7 +58,7 @@ def euclidean_convexity(
             for layer in range(parts.n_layers + 1):
                 predict_at = partial(_predict_between, parts, first[: layer + 1], second[: layer + 1])
                 scores[layer].append(euclidean_scores(predict_at, class_ids, num_points))
-    return _tables(clips, predicted_ids, pairs, [np.concatenate([*s, []]) for s in scores], seed)
+    return _tables(clips, predicted_ids, pairs, [np.concatenate([*s, []]) for s in scores])
 
 
 def _predict_between(parts: EncoderParts, first: list[State], second: list[State], share: float) -> np.ndarray:
@@ -78,7 +78,7 @@ def _hidden_layers(parts: EncoderParts, loaded: LoadedModel, clips: Clips, indic
 
 
 def _tables(
-    clips: Clips, predicted_ids: np.ndarray, pairs: np.ndarray, scores: list[np.ndarray], seed: int
+    clips: Clips, predicted_ids: np.ndarray, pairs: np.ndarray, scores: list[np.ndarray]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     n_classes = len(clips.labels)
     class_of_pair = predicted_ids[pairs[:, 0]]
@@ -88,7 +88,7 @@ def _tables(
     for layer, score in enumerate(scores):
         sums = np.bincount(class_of_pair, score, n_classes)
         means = np.divide(sums, n_pairs, out=np.full(n_classes, np.nan), where=n_pairs > 0)
-        low, high = pair_interval(pairs[:, 0], pairs[:, 1], score, predicted_ids, groups, seed=seed)
+        low, high = pair_interval(pairs[:, 0], pairs[:, 1], score, predicted_ids, groups)
         overall = float(np.nanmean(means)) if n_pairs.any() else float("nan")
         layers.append({"layer": layer, "convexity": overall, "convexity_low": low, "convexity_high": high})
         classes.append(

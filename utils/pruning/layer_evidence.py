@@ -50,7 +50,7 @@ def measure_evidence(
 
     def convexity_of_layers() -> np.ndarray:
         # No rule reads the interval or the null level, so one resample is enough, and no permutation.
-        found = analysis.convexity_of_layers(hidden, n_classes, num_neighbors, num_pairs, seed, 1, n_permutations=0)
+        found = analysis.convexity_of_layers(hidden, n_classes, num_neighbors, num_pairs, seed, n_permutations=0)
         return np.array([of_layer.convexity for of_layer in found])
 
     measures = {
