@@ -558,6 +558,27 @@ def test_a_damaged_record_lists_nothing_so_nothing_is_deleted(tmp_path, garbage,
     assert (kept / "result.txt").read_text() == "result" and f"{kept} keeps" in caplog.text
 
 
+def test_an_output_that_a_later_stage_changes_is_whole_in_both_versions(tmp_path):
+    out = tmp_path / "out"
+    write_run(out)
+    digest = runs.folder_input(out).sha256
+    for text in ("more", "and more", "result"):
+        runs.change_output(out / "result.txt", text)
+        assert (out / "result.txt").read_text() == text and runs.folder_input(out).sha256 == digest
+    with pytest.raises(AlreadyComplete):
+        write_run(out)
+    runs.change_output(tmp_path / "elsewhere.txt", "of no run")
+    assert (tmp_path / "elsewhere.txt").read_text() == "of no run"
+    for changed in (5, [5], [{"bytes": 1}]):
+        record = record_of(out)
+        record["outputs"][0]["changed"] = changed
+        (out / "run.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match=r"'changed' of 'result\.txt' is no list of versions"):
+            runs.read_record(out)
+        record["outputs"][0]["changed"] = []
+        (out / "run.json").write_text(json.dumps(record))
+
+
 def test_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
     out = tmp_path / "out"
     with open_run(out), pytest.raises(OutputExistsError, match="another process"):

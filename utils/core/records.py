@@ -108,6 +108,11 @@ def _trouble(record: object) -> str | None:
             return f"'outputs' lists {row['path']!r:.80}, expected the path of a file in the folder"
         if type(row["bytes"]) is not int or row["bytes"] < 0 or not isinstance(row["sha256"], str):
             return f"the size or the sha256 of {row['path']!r:.80} is of another type"
+        changed = row.get("changed", [])
+        if not isinstance(changed, list) or not all(
+            isinstance(version, dict) and {"bytes", "sha256"} <= version.keys() for version in changed
+        ):
+            return f"'changed' of {row['path']!r:.80} is no list of versions with bytes and sha256"
     return None
 
 
@@ -135,7 +140,8 @@ def check_outputs(folder: Path, record: dict) -> None:
 def find_damage(folder: Path, outputs: Sequence[dict]) -> str | None:
     """Describe the first of the `outputs` of a ``run.json`` that is missing or differs; None if all are whole.
 
-    Figures are not checked: they are drawn from the other files and can be drawn again.
+    A file that a later stage has changed by `runs.change_output` is whole in each recorded version. Figures are not
+    checked: they are drawn from the other files and can be drawn again.
     """
     if not outputs:
         return f"{Path(folder) / RECORD_NAME} lists no outputs, so nothing in the folder can be checked"
@@ -145,13 +151,13 @@ def find_damage(folder: Path, outputs: Sequence[dict]) -> str | None:
         if not path.is_file():
             return f"{path} is missing, but {RECORD_NAME} lists it"
         size = path.stat().st_size
-        if size != output["bytes"]:
+        if size not in [version["bytes"] for version in _versions(output)]:
             return f"{path} has {size} bytes, {RECORD_NAME} records {output['bytes']}: it is damaged"
     pool = ThreadPoolExecutor()  # hashing releases the interpreter lock
     try:
         digests = pool.map(lambda output: sha256_of_file(Path(folder) / output["path"]), outputs)
         for output, digest in zip(outputs, digests, strict=True):
-            if digest != output["sha256"]:
+            if digest not in [version["sha256"] for version in _versions(output)]:
                 return (
                     f"{Path(folder) / output['path']} has sha256 {digest[:12]}…, {RECORD_NAME} records "
                     f"{output['sha256'][:12]}…: it was changed or is damaged"
@@ -159,6 +165,10 @@ def find_damage(folder: Path, outputs: Sequence[dict]) -> str | None:
         return None
     finally:
         pool.shutdown(cancel_futures=True)  # after a signal, the remaining files are not hashed
+
+
+def _versions(output: dict) -> list[dict]:
+    return [output, *output.get("changed", ())]
 
 
 # ------------------------------------------------------------------------------------ content of a folder

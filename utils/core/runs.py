@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
 import logging
 import os
@@ -37,7 +38,7 @@ from utils.core.errors import (
     UsageError,
     advice_on,
 )
-from utils.core.files import PARTIAL_SUFFIX, sha256_of_file, sha256_of_lines, write_json
+from utils.core.files import PARTIAL_SUFFIX, sha256_of_file, sha256_of_lines, write_json, write_text
 from utils.core.records import (
     LOCK_NAME,
     LOG_NAME,
@@ -130,6 +131,31 @@ def folder_input(path: Path, stages: Iterable[str] = ()) -> Input:
         )
     check_outputs(path, record)
     return Input(str(path), sha256_of_lines([f"{o['sha256']}  {o['path']}" for o in record["outputs"]]))
+
+
+def change_output(path: Path, text: str) -> None:
+    """Write a text file again, atomically; if it is an output of a run, the record accepts both versions.
+
+    The run stays complete, and keeps its digest. The record is written first, so that the file is whole by its record
+    after a kill at any moment.
+
+    Parameters
+    ----------
+    path : Path
+        At the top of the run folder or up to two folders below.
+    text : str
+    """
+    for folder in (path.parent, *path.parent.resolve().parents[:2]):
+        record, name = read_record(folder), (path.parent.resolve() / path.name).relative_to(folder.resolve()).as_posix()
+        for output in record["outputs"] if record is not None else ():
+            if output["path"] == name:
+                was = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+                content = text.encode()
+                new = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                original = {key: output[key] for key in new}
+                output["changed"] = [version for version in (was, new) if version != original]
+                write_json(folder / RECORD_NAME, record)
+    write_text(path, text)
 
 
 # ------------------------------------------------------------------------------------------------ runs

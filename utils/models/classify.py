@@ -1,13 +1,14 @@
 """Classify sound files, clip by clip, with the model in the folder of this file.
 
-    python classify.py song.wav another.flac     # one line per clip: file, start in s, label, probability
+    python classify.py song.wav another.flac     # one line per clip: file, start in s, label, score
 
     from classify import classify                # with this folder on sys.path
     starts_s, labels, logits = classify("song.wav")
 
 This file belongs to the model and can be copied with its folder. It needs transformers, numpy and soundfile, and soxr
 for files with another sample rate than the model's; it needs nothing else of the project that trained the model. Files
-are cut into clips as in the training. The scores are those of 03_model_validation.py.
+are cut into clips as in the training. The scores are those of 03_model_validation.py: probabilities, calibrated if
+config.json has a decision.
 """
 
 import functools
@@ -119,7 +120,7 @@ def classify(path: str | Path, folder: Path = FOLDER) -> tuple[np.ndarray, list[
         Where each clip starts, in s.
     labels : list of str
     logits : ndarray of float32, shape (n_clips, n_labels)
-        Scores; their softmax over the labels gives the probabilities.
+        `scores_of` turns them into probabilities.
 
     Raises
     ------
@@ -144,6 +145,15 @@ def classify(path: str | Path, folder: Path = FOLDER) -> tuple[np.ndarray, list[
     return starts_s, [config.id2label[i] for i in range(config.num_labels)], np.concatenate(logits)
 
 
+def scores_of(logits: np.ndarray, config: PreTrainedConfig) -> np.ndarray:
+    """Return the probability of each label, calibrated if the config has a decision; same shape, float64."""
+    calibration = (getattr(config, "decision", None) or {}).get("calibration", {})
+    logits = torch.from_numpy(logits).double() / calibration.get("temperature", 1)
+    logits = calibration.get("slope", 1) * logits + calibration.get("intercept", 0)
+    is_multi_label = config.problem_type == "multi_label_classification"
+    return (logits.sigmoid() if is_multi_label else logits.softmax(dim=1)).numpy()
+
+
 def main() -> None:
     """Print one line per clip of the given files; continue after a file that cannot be classified."""
     paths, n_bad = sys.argv[1:], 0
@@ -162,7 +172,7 @@ def main() -> None:
         except (ValueError, OSError, soundfile.SoundFileError) as error:
             problem = str(error)
         else:
-            for start_s, scores in zip(starts_s, torch.from_numpy(logits).softmax(dim=1).tolist(), strict=True):
+            for start_s, scores in zip(starts_s, scores_of(logits, load_model(FOLDER)[0].config), strict=True):
                 best = int(np.argmax(scores))
                 print(f"{path}\t{start_s:.3f}\t{labels[best]}\t{scores[best]:.3f}")
             continue

@@ -29,7 +29,7 @@ from utils.core.errors import InputError, UsageError
 from utils.core.files import PARTIAL_SUFFIX
 from utils.core.text import printable
 from utils.data.clips import Clips, label_maps
-from utils.models import bird_cnn, classify, loading, model_folder, training_history
+from utils.models import bird_cnn, classify, decision, loading, model_folder, training_history
 from utils.models.architectures import (
     CNN_HEAD,
     architecture_of,
@@ -189,7 +189,7 @@ def load_base_model(base_model: str, labels: list[str], flag: str = "--base_mode
 
 
 def _base(loaded: LoadedModel, names: loading.WeightNames, what: str) -> LoadedModel:
-    """Check that only the head is newly initialised, and record that a clip has one label."""
+    """Check that only the head is newly initialised, record that a clip has one label, and forget any thresholds."""
     head = _head_prefixes(loaded.model)
     fresh = sorted(name for name in names.missing | names.mismatched if not name.startswith(head))
     if fresh:
@@ -199,6 +199,7 @@ def _base(loaded: LoadedModel, names: loading.WeightNames, what: str) -> LoadedM
         )
     # transformers.pipeline chooses softmax or sigmoid by this value.
     loaded.config.problem_type = "single_label_classification"
+    decision.drop(loaded.config)
     return replace(loaded, has_head=False)
 
 
@@ -526,7 +527,8 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Save a model so that plain ``from_pretrained`` loads it; reload it and compare every weight.
 
     The folder also gets `classify`, which needs nothing of this project, if the model records how its training clips
-    were cut; and the network of a CNN. The folder appears whole or not at all.
+    were cut; and the network of a CNN. The folder appears whole or not at all. The model loses its decision: what a
+    stage saves is another model than the one with which the thresholds were fitted.
 
     Parameters
     ----------
@@ -541,6 +543,8 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
         If the saved model differs from the one in memory.
     """
     model = loaded.model
+    if decision.drop(model.config):
+        log.info("%s has no thresholds: those of the model it was made from are not its own", folder)
     partial = folder.with_name(f".{folder.name}{PARTIAL_SUFFIX}")
     shutil.rmtree(partial, ignore_errors=True)  # left by a kill in the middle of a write
     partial.mkdir()

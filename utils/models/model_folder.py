@@ -10,13 +10,14 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from utils.core import runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import sha256_of_file, sha256_of_lines
 from utils.core.text import printable, some
-from utils.models import architectures, training_history
+from utils.models import architectures, decision, training_history
 
 log = logging.getLogger(__name__)
 
@@ -243,6 +244,7 @@ FIELDS = {
     "num_labels": (lambda value: is_count(value) and value <= MOST_LABELS, f"a number from 0 to {MOST_LABELS}"),
     "id2label": (lambda value: isinstance(value, dict), "an object of labels by id"),
     "label2id": (lambda value: isinstance(value, dict), "an object of ids by label"),
+    decision.FIELD: (lambda value: isinstance(value, dict), "an object"),
     # With these keys, transformers would read other files than those that are checked and digested here.
     "transformers_weights": (lambda value: False, "the weights in model.safetensors and no such key"),
     "configuration_files": (lambda value: False, "the configuration in config.json and no such key"),
@@ -316,11 +318,16 @@ def check_labels(folder: ModelFolder) -> None:
 def digest(folder: ModelFolder) -> str:
     """Return the SHA-256 of all that is loaded from a folder, independent of the name of the folder.
 
-    It includes files that transformers might also read: all JSON files and all weights at the top of the folder.
+    It includes files that transformers might also read: all JSON files and all weights at the top of the folder. It
+    leaves out the decision in ``config.json``: with thresholds, a model is still the same model.
     """
     beside = [path for path in folder.path.iterdir() if path.suffix in {*WEIGHT_SUFFIXES, ".json"} and path.is_file()]
     files = {path.relative_to(folder.path).as_posix(): path for path in (*beside, *folder.weights)}
-    return sha256_of_lines(f"{sha256_of_file(files[name])}  {name}" for name in sorted(files))
+    digests = {name: sha256_of_file(path) for name, path in files.items() if name != CONFIG_NAME}
+    if CONFIG_NAME in files:
+        content = decision.without((folder.path / CONFIG_NAME).read_bytes().decode())
+        digests[CONFIG_NAME] = sha256(content.encode()).hexdigest()
+    return sha256_of_lines(f"{digests[name]}  {name}" for name in sorted(digests))
 
 
 # ------------------------------------------------------------------------------------ as the input of a stage
