@@ -38,6 +38,7 @@ def test_a_file_format_has_one_room():
         "recordings.csv": "data/recordings_table",
         "training_recordings.json": "models/training_history",
         "predictions.parquet": "scores/predictions",
+        "review.html": "figures/review_page",
         "pruning.csv": "pruning/pruning_table",
         "best.json": "pruning/best",
     }
