@@ -112,3 +112,98 @@ def test_a_label_past_the_end_of_its_file_is_named():
     label = Annotation("a.wav", 2.0, 4.0, "rook")
     assert past_the_end(label, 4.0) is None
     assert past_the_end(label, 3.5) == "rook from 2.0 s to 4.0 s goes past the end of a.wav (3.5 s)"
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+DETECTIONS = [
+    Annotation("site, 1/b.wav", 1.5, 4.0, 'the "old" rook', 0.5, 100.0, 7000.0),
+    Annotation("a.wav", 3.0, 6.0, "robin", 0.25),
+    Annotation("a.wav", 1 / 44_100, 3.0, "NA"),
+]
+DURATIONS_S = {"a.wav": 10.0, "empty.wav": 2.5, "site, 1/b.wav": 20.0}
+
+
+def written(folder, name, detections=DETECTIONS, durations_s=DURATIONS_S):
+    path = folder / f"all{FORMATS[name].SUFFIX}"
+    FORMATS[name].write(path, detections, durations_s, Path("/data"), 8000.0)
+    return path
+
+
+def test_a_raven_table_over_several_files_runs_on_and_has_a_list_of_its_files(tmp_path):
+    text = written(tmp_path, "raven").read_text(encoding="utf-8")
+    assert text.splitlines() == [
+        "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tBegin File\tBegin Path"
+        "\tFile Offset (s)\tAnnotation\tScore",
+        "1\tSpectrogram 1\t1\t0.000023\t3.0\t0.0\t8000.0\ta.wav\t/data/a.wav\t0.000023\tNA\t",
+        "2\tSpectrogram 1\t1\t3.0\t6.0\t0.0\t8000.0\ta.wav\t/data/a.wav\t3.0\trobin\t0.25",
+        '3\tSpectrogram 1\t1\t14.0\t16.5\t100.0\t7000.0\tb.wav\t/data/site, 1/b.wav\t1.5\tthe "old" rook\t0.5',
+    ]
+    lists = (tmp_path / "all.selections.list.txt").read_text(encoding="utf-8")
+    assert lists == "/data/a.wav\n/data/empty.wav\n/data/site, 1/b.wav\n"
+    found = read(tmp_path / "all.selections.txt")
+    assert [(a.file, a.start_s, a.end_s, a.label, a.score) for a in found.annotations] == [
+        ("/data/a.wav", 0.000023, 3.0, "NA", None),
+        ("/data/a.wav", 3.0, 6.0, "robin", 0.25),
+        ("/data/site, 1/b.wav", 1.5, 4.0, 'the "old" rook', 0.5),
+    ]
+    assert sorted(found.files) == ["/data/a.wav", "/data/empty.wav", "/data/site, 1/b.wav"]
+    assert read_all(tmp_path) == found, "the list is not a table"
+
+
+def test_a_raven_table_of_one_file_has_no_list_and_a_silent_one_has_a_header_alone(tmp_path):
+    path = tmp_path / "a.wav.selections.txt"
+    FORMATS["raven"].write(path, [], {"a.wav": 10.0}, Path("/data"), 8000.0)
+    assert path.read_text(encoding="utf-8").count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["a.wav.selections.txt"]
+    found = read(path)
+    assert (found.format, found.annotations, found.files, found.problems) == ("raven", [], ["a.wav"], [])
+
+
+def test_audacity_labels_are_of_one_file(tmp_path):
+    path = tmp_path / "a.wav.labels.txt"
+    FORMATS["audacity"].write(path, DETECTIONS[1:], {"a.wav": 10.0}, Path(), 8000.0)
+    assert path.read_text(encoding="utf-8") == "0.000023\t3.0\tNA\n3.0\t6.0\trobin\n"
+    found = read(path)
+    assert found.annotations == [Annotation("a.wav", 0.000023, 3.0, "NA"), Annotation("a.wav", 3.0, 6.0, "robin")]
+    with pytest.raises(ValueError, match="of one file, not of 3"):
+        written(tmp_path, "audacity")
+
+
+def test_a_table_like_birdnets_is_quoted(tmp_path):
+    path = written(tmp_path, "birdnet")
+    assert path.read_text(encoding="utf-8") == (
+        "Start (s),End (s),Scientific name,Common name,Confidence,File\n"
+        "0.000023,3.0,NA,NA,,/data/a.wav\n"
+        "3.0,6.0,robin,robin,0.25,/data/a.wav\n"
+        '1.5,4.0,"the ""old"" rook","the ""old"" rook",0.5,"/data/site, 1/b.wav"\n'
+    )
+    found = read(path)
+    assert [(a.file, a.label, a.score) for a in found.annotations] == [
+        ("/data/a.wav", "NA", None),
+        ("/data/a.wav", "robin", 0.25),
+        ("/data/site, 1/b.wav", 'the "old" rook', 0.5),
+    ]
+
+
+def test_a_table_for_kaleidoscope_has_folder_offset_and_an_empty_manual_id(tmp_path):
+    path = written(tmp_path, "kaleidoscope")
+    assert path.read_text(encoding="utf-8") == (
+        "INDIR,FOLDER,IN FILE,OFFSET,DURATION,TOP1MATCH,MANUAL ID,confidence\n"
+        "/data,,a.wav,0.000023,2.999977,NA,,\n"
+        "/data,,a.wav,3.0,3.0,robin,,0.25\n"
+        '/data,"site, 1",b.wav,1.5,2.5,"the ""old"" rook",,0.5\n'
+    )
+    assert [(a.file, a.start_s, a.end_s, a.label, a.score) for a in read(path).annotations] == [
+        ("/data/a.wav", 0.000023, 3.0, "NA", None),
+        ("/data/a.wav", 3.0, 6.0, "robin", 0.25),
+        ("/data/site, 1/b.wav", 1.5, 4.0, 'the "old" rook', 0.5),
+    ]
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_tabs_line_ends_and_codes_in_a_label_do_not_break_a_row(tmp_path, name):
+    detection = Annotation("a.wav", 0.0, 3.0, "a\tb\r\nc\x1b[2J", 0.5)
+    found = read(written(tmp_path, name, [detection], {"a.wav": 3.0}))
+    assert len(found.annotations) == 1 and not found.problems
+    assert found.annotations[0].label.isprintable() and (found.format == name)

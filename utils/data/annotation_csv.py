@@ -27,10 +27,10 @@ SUFFIX = ".labels.csv"
 HOLDS_SEVERAL_FILES = True
 # Accepted names of a column, in the spelling of `plain`.
 COLUMNS = {
-    "file": ("file", "filename", "file_name", "path", "audio_file"),
+    "file": ("file", "filename", "file_name", "path", "filepath", "audio_file"),
     "start": ("start", "start_s", "start_time", "start_time_s", "begin", "begin_s", "onset", "onset_s"),
     "end": ("end", "end_s", "end_time", "end_time_s", "stop", "stop_s", "offset_s"),
-    "label": ("label", "annotation", "species", "primary_label"),
+    "label": ("label", "annotation", "species", "primary_label", "common_name"),
     "score": ("score", "confidence"),
     "low": ("low_hz", "low_f", "low_freq_hz"),
     "high": ("high_hz", "high_f", "high_freq_hz"),

@@ -1,8 +1,22 @@
 """Tables of labels with times: the formats, and all tables of a folder. One room reads and writes a format.
 
-| format | programs | labels from | sound file from |
-|---|---|---|---|
-| ``csv`` | spreadsheets, 08 | ``label`` | ``file`` |
+| format | program | label | sound file | start and end |
+|---|---|---|---|---|
+| raven | Raven | Annotation (1) | Begin Path, Begin File (2) | File Offset (s) (3) |
+| audacity | Audacity | third cell | name of the table | first and second cell |
+| birdnet | BirdNET-Analyzer | Common name | File | Start (s), End (s) |
+| kaleidoscope | Kaleidoscope | MANUAL ID (4) | INDIR, FOLDER, IN FILE | OFFSET, DURATION |
+| csv | spreadsheets, 08 | label | file | start, end |
+
+BirdNET-Analyzer also writes the formats of the other programs. (1) Or the first one of Label, Species, Common Name,
+Species Code, Tag, Call Type. (2) Without both, the name of the table. (3) Without it, Begin Time (s); the length is
+that from Begin Time (s) to End Time (s). (4) If a row has one; otherwise the first one of common_name, TOP1MATCH, AUTO
+ID, scientific_name.
+
+A table that is named after its sound file has the name of the file, with or without its suffix, and one of the endings
+.txt, .labels.txt, .selections.txt, .Table.1.selections.txt, .BirdNET.selection.table.txt, .BirdNET.results.txt,
+.BirdNET.results.csv, .BirdNET.results.kaleidoscope.csv. A table without rows says that its file is silent. A label
+without a length is a point: it belongs to the window into which it falls, on a border to the later one.
 """
 
 import logging
@@ -11,7 +25,7 @@ from types import ModuleType
 
 from utils.core.errors import InputError
 from utils.core.text import printable
-from utils.data import annotation_csv
+from utils.data import annotation_csv, audacity_labels, birdnet_tables, kaleidoscope_tables, raven_tables
 from utils.data.timed_labels import Annotation, Table, past_the_end, text_of
 
 __all__ = ["FORMATS", "Annotation", "Table", "past_the_end", "read", "read_all"]
@@ -22,9 +36,15 @@ log = logging.getLogger(__name__)
 # the labels of several sound files; recognises(name, text); read(path, text, name, label_column);
 # write(path, detections, durations_s, raw_dir, top_hz). The first room that recognises a table reads it.
 FORMATS: dict[str, ModuleType] = {
+    "raven": raven_tables,
+    "birdnet": birdnet_tables,
+    "kaleidoscope": kaleidoscope_tables,
     "csv": annotation_csv,
+    "audacity": audacity_labels,
 }
 SUFFIXES = (".txt", ".tsv", ".csv")
+# Beside tables: the list of their files, and the settings of BirdNET-Analyzer.
+NO_TABLES = (raven_tables.LIST_SUFFIX, "BirdNET_analysis_params.csv")
 EXPECTED = f"expected one of the formats {', '.join(FORMATS)}, as its program saves it; see docs/annotations.md"
 
 
@@ -83,7 +103,7 @@ def read_all(path: Path, label_column: str | None = None) -> Table:
         return read(path, label_column)
     tables, problems = [], []
     for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()):
-        if file.name.startswith("."):
+        if file.name.startswith(".") or file.name.endswith(NO_TABLES):
             continue
         try:
             tables.append(read(file, label_column, path))

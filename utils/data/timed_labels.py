@@ -12,12 +12,14 @@ from utils.core.errors import InputError
 from utils.core.text import printable
 
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\|[^/]*\\[^/]*$")
-# Endings of tables that are named after their sound file; the longest one is taken off.
-TABLE_ENDINGS = re.compile(
+# Endings of tables that are named after their sound file: of Raven, Audacity, BirdNET-Analyzer and 08.
+TABLE_ENDING = re.compile(
     r"(?:\.birdnet)?(?:\.table\.\d+)?(?:\.selections?|\.selection\.table|\.results|\.labels?)?(?:\.kaleidoscope|\.r)?"
-    r"\.(?:txt|tsv|csv)",
+    r"\.(?:txt|tsv|csv)\Z",
     re.IGNORECASE,
 )
+
+NAMED_AFTER_FILE = re.compile(r"[^/]\.(?:birdnet(?:\.results)?(?:\.kaleidoscope)?|kaleidoscope)\.csv\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,20 @@ class Table:
     annotations: list[Annotation] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    _covered: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def cover(self, file: str) -> None:
         """Note that the table covers a sound file."""
-        if file not in self.files:
+        if file not in self._covered:
+            self._covered.add(file)
             self.files.append(file)
+
+    def cover_own_file(self, path: Path, name: str) -> None:
+        """Note that a table without rows covers the sound file that its name names, or that there is none."""
+        if NAMED_AFTER_FILE.search(name):
+            self.cover(file_of_table(name))
+        else:
+            self.problems.append(f"{path.name} has no rows, and its name does not say which file is silent")
 
     def add(self, place: str, annotation: Annotation) -> None:
         """Add an annotation and cover its file; name it as a problem if it has no label or impossible times."""
@@ -167,9 +178,7 @@ def file_of_table(name: str) -> str:
     'night.wav'
     """
     path = PurePosixPath(name)
-    endings = (match for match in TABLE_ENDINGS.finditer(path.name) if match.end() == len(path.name))
-    first = next(endings, None)
-    return str(path.with_name(path.name[: first.start()])) if first and first.start() else str(path)
+    return str(path.with_name(TABLE_ENDING.sub("", path.name) or path.name))
 
 
 def lines_of(text: str) -> Iterator[tuple[int, str]]:
@@ -185,7 +194,7 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
 def unquoted_rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield number and cells of each line of a table that quotes nothing: a quotation mark is a character."""
     for number, line in lines_of(text):
-        yield number, [cell.strip() for cell in line.split(separator)]
+        yield number, line.split(separator)
 
 
 def quoted_rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
@@ -212,6 +221,18 @@ def quoted_rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, li
         ) from error
 
 
+def rows_quoted_or_not(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and cells of each line of a CSV of a program that may not quote a cell with a comma.
+
+    A line that has as many cells as the header if quotation marks count is read so; any other is cut at each comma.
+    """
+    n_cells = None
+    for number, line in lines_of(text):
+        cells = next(csv.reader([line]))
+        n_cells = n_cells or len(cells)
+        yield number, cells if len(cells) == n_cells else line.split(",")
+
+
 def plain(name: str) -> str:
     """Return the name of a column in one spelling: ``Begin Time (s)`` is ``begin_time_s``."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
@@ -232,6 +253,11 @@ def seconds(value: float) -> str:
 def cell(text: str) -> str:
     """Return a text for a table that quotes nothing: tabs and line ends become spaces."""
     return printable(" ".join(re.split(r"[\t\r\n]+", text)))
+
+
+def file_name(file: str) -> str:
+    """Return the last part of a path, as `file_named` gives it."""
+    return file.rsplit("/", 1)[-1]
 
 
 def ordered(detections: Sequence[Annotation], files: Sequence[str]) -> list[Annotation]:
