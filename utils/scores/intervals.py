@@ -173,13 +173,14 @@ def share_interval(
     ----------
     estimate, error : ndarray
         Scores and their standard errors.
-    n_groups, n_clips : int
+    n_groups, n_clips : int, or ndarray of int
+        If an array, of each score.
     critical : float
         In standard errors.
     """
     estimate, error = np.asarray(estimate, dtype=float), np.asarray(error, dtype=float)
     spread, has_error = estimate * (1 - estimate), error > ROUNDING
-    n = np.divide(spread, error**2, out=np.full(np.shape(spread), float(n_groups)), where=has_error)
+    n = np.divide(spread, error**2, out=np.full(np.shape(spread), n_groups, float), where=has_error)
     n = np.clip(n, ROUNDING, n_clips)
     middle = (estimate + critical**2 / (2 * n)) / (1 + critical**2 / n)
     half = critical / (1 + critical**2 / n) * np.sqrt(np.maximum(spread, 0) / n + critical**2 / (4 * n**2))
