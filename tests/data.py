@@ -149,6 +149,52 @@ def write_processed(
                         }
                     )
     rows.sort(key=lambda row: (row["recording_id"], row["clip_index"]))
+    _write_rows(data_dir, rows, labels, clip_seconds, sample_rate_hz, seed, folds, recordists, collections)
+    return data_dir
+
+
+def write_annotated(
+    data_dir: Path, recordings: dict[str, int] | None = None, seed: int = 0, folds: int | None = None
+) -> Path:
+    """Write a data set of clips with several labels, or none, four clips a recording, as stage 01 would.
+
+    Each label of a clip is a tone. A recording has a clip of one label, one of two, one of silence, and one whose
+    third label is secondary.
+    """
+    recordings = recordings or {"train": 6, "val": 3, "test": 4}
+    if folds is not None:
+        recordings = dict.fromkeys(splits.names_of_parts(folds)[1:], 2)
+    rng, n_samples, rows = np.random.default_rng(seed), round(CLIP_SECONDS * SAMPLE_RATE_HZ), []
+    for split, n_recordings in recordings.items():
+        for number in range(n_recordings):
+            first, second, third = rng.permutation(len(LABELS))
+            for index, (present, secondary) in enumerate(
+                (([first], []), ([first, second], []), ([], []), ([second], [third]))
+            ):
+                tones = [tone_clip(i, rng, n_samples, SAMPLE_RATE_HZ) // 3 for i in (*present, *secondary)]
+                noise = rng.integers(-300, 300, n_samples).astype(np.int16)
+                rows.append(
+                    {
+                        "clip_id": f"{split}{number}:{index}",
+                        **dict.fromkeys(("recording_id", "group"), f"{split}{number}"),
+                        "source_path": f"{split}{number}.wav",
+                        "clip_index": index,
+                        "start_s": index * CLIP_SECONDS,
+                        "duration_s": CLIP_SECONDS,
+                        "label": LABELS[present[0]] if present else "",
+                        "label_id": int(present[0]) if present else clips.NO_LABEL_ID,
+                        "split": split,
+                        "labels": sorted(LABELS[i] for i in present),
+                        "secondary_labels": [LABELS[i] for i in secondary],
+                        "audio": sum(tones, noise),
+                    }
+                )
+    rows.sort(key=lambda row: (row["recording_id"], row["clip_index"]))
+    _write_rows(data_dir, rows, LABELS, CLIP_SECONDS, SAMPLE_RATE_HZ, seed, folds)
+    return data_dir
+
+
+def _write_rows(data_dir, rows, labels, clip_seconds, sample_rate_hz, seed, folds, recordists=None, collections=None):
     args = argparse.Namespace(output_dir=data_dir, overwrite=False, seed=seed, folds=folds)
     with runs.open_run("01_data_processing", args, {}) as this_run:
         this_run.metrics = {"kept_together": "recording"}
@@ -168,4 +214,3 @@ def write_processed(
                 for name, row in own.items()
             ]
             write_csv(data_dir / recordings_table.NAME, columns, values)
-    return data_dir

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from utils.data.splits import FOLDS, UNIT_NOT_NOTED, Heard, names_of_parts, spli
 
 with lazy.imported_on_first_use():
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 CLIPS_PER_ROW_GROUP = 4
@@ -288,6 +291,26 @@ class Clips:
             "channel": record["arguments"].get("channel", "mean"),
             "fill": "repeat",
         }
+
+    def with_one_label(self) -> Clips:
+        """Return the clips with their first label alone, without those of silence; unchanged if not annotated.
+
+        Raises
+        ------
+        InputError
+            If all clips are silence.
+        """
+        if not self.is_annotated:
+            return self
+        table = self.table[self.table["label_id"] != NO_LABEL_ID].drop(columns=LABEL_COLUMNS)
+        if table.empty:
+            raise InputError(
+                f"all {len(self)} clips of {self.data_dir} here are silence, and none has a label; choose another "
+                f"split, or run {DATA_STAGE}.py with tables that name labels"
+            )
+        if n_silent := len(self) - len(table):
+            log.info("%d of %d clips are silence and are left out: one label a clip is needed", n_silent, len(self))
+        return replace(self, table=table.reset_index(drop=True))
 
     def only(self, indices: range) -> Clips:
         """Return some of the clips, in their order."""

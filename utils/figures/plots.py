@@ -316,7 +316,8 @@ def training_curves(metrics: pd.DataFrame, path: Path, title: str | None = None)
     ----------
     metrics : DataFrame
         One row per evaluation: ``epoch, step, train_loss, eval_loss, eval_accuracy, eval_macro_f1,
-        learning_rate``; NaN where there is no number.
+        learning_rate``; NaN where there is no number. With several labels a clip, ``eval_macro_average_precision`` in
+        place of macro F1.
     path : Path
         Name without suffix.
     title : str or None
@@ -330,19 +331,22 @@ def training_curves(metrics: pd.DataFrame, path: Path, title: str | None = None)
         losses.plot(epoch, metrics["train_loss"], label="training", **marker)
         losses.plot(epoch, metrics["eval_loss"], label="validation", linestyle="--", **marker)
         losses.set(ylabel="loss")
-        scores.plot(epoch, metrics["eval_macro_f1"], label="macro F1", **marker)
+        choosing, name = ("eval_macro_f1", "macro F1")
+        if choosing not in metrics:
+            choosing, name = ("eval_macro_average_precision", "macro average precision")
+        scores.plot(epoch, metrics[choosing], label=name, **marker)
         scores.plot(epoch, metrics["eval_accuracy"], label="accuracy", linestyle="--", **marker)
         scores.set(ylabel="score on the validation split", ylim=(-0.02, 1.02))
-        if metrics["eval_macro_f1"].notna().any():
-            best = metrics["eval_macro_f1"].idxmax()
+        if metrics[choosing].notna().any():
+            best = metrics[choosing].idxmax()
             scores.plot(
                 epoch[best],
-                metrics["eval_macro_f1"][best],
+                metrics[choosing][best],
                 linestyle="none",
                 marker="*",
                 markersize=11,
                 color="black",
-                label=f"best macro F1 {metrics['eval_macro_f1'][best]:.3f}, epoch {epoch[best]:g}",
+                label=f"best {name} {metrics[choosing][best]:.3f}, epoch {epoch[best]:g}",
             )
         rate.plot(epoch, metrics["learning_rate"], color=GREY, **marker)
         rate.set(ylabel="learning rate")

@@ -17,6 +17,7 @@ NOISE_SNR_DB = (3.0, 30.0)
 MIXUP_PROBABILITY = 0.5
 MIXUP_ALPHA = 0.4
 N_SPEC_MASKS = 2
+UNKNOWN = -100.0  # the target of a label that may or may not be in a clip; the Trainer does not count it either
 MAX_SPEC_MASK_FRACTION = 0.15
 
 
@@ -26,7 +27,7 @@ def batch_generator(seed: int, epoch: int, clip_indices: Sequence[int]) -> np.ra
 
 
 def augment_audio(
-    audio: np.ndarray, targets: np.ndarray, names: Sequence[str], rng: np.random.Generator
+    audio: np.ndarray, targets: np.ndarray, names: Sequence[str], rng: np.random.Generator, several: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Roll, scale, mix with noise and mix up a batch of clips.
 
@@ -35,16 +36,19 @@ def augment_audio(
     audio : ndarray of float32, shape (batch, n_samples)
         Clips.
     targets : ndarray of float32, shape (batch, n_classes)
-        Rows that sum to 1.
+        Rows that sum to 1; with several labels a clip, 1, 0 or `UNKNOWN`.
     names : sequence of str
         Those of `AUGMENTATIONS` to apply.
     rng : numpy.random.Generator
         From `batch_generator`.
+    several : bool
+        Whether a clip can have several labels, or none.
 
     Returns
     -------
     tuple of ndarray
-        Audio and targets, of the same shapes. Only mixup changes the targets.
+        Audio and targets, of the same shapes. Mixup changes the targets. With several labels, noise does too: whether
+        one can still hear a label of the clip that serves as noise is not known.
     """
     audio, targets = audio.copy(), targets.copy()
     n_clips, n_samples = audio.shape
@@ -53,11 +57,15 @@ def augment_audio(
         for clip, shift in zip(audio, rng.integers(n_samples, size=n_clips), strict=True):
             clip[:] = np.roll(clip, shift)
     if "noise" in names and n_clips > 1:
-        noise = _other_clips(audio, rng)
+        partner = _other_order(n_clips, rng)
+        noise = audio[partner]
         snr_db = rng.uniform(*NOISE_SNR_DB, size=n_clips)
         scale = _rms(audio) / np.maximum(_rms(noise), 1e-8) * 10 ** (-snr_db / 20)
         scale[rng.random(n_clips) >= NOISE_PROBABILITY] = 0.0
         audio += noise * scale[:, None].astype(np.float32)
+        if several:
+            unsure = (scale > 0)[:, None] & (targets[partner] != 0) & (targets == 0)
+            targets[unsure] = UNKNOWN
     if "mixup" in names and n_clips > 1:
         # mixup: Zhang et al. 2018, arXiv 1710.09412, eq. 1. Clips are first scaled to the same level (Tokozume et al.
         # 2018), so that the share of a clip in the sound is its share in the target.
@@ -68,7 +76,9 @@ def augment_audio(
         level = _rms(audio) / np.maximum(_rms(audio[partner]), 1e-8)
         share = share[:, None].astype(np.float32)
         audio = share * audio + (1 - share) * audio[partner] * level[:, None].astype(np.float32)
-        targets = share * targets + (1 - share) * targets[partner]
+        # A label that is unknown in one of the two clips is unknown in their mixture.
+        unsure = (targets == UNKNOWN) | ((share < 1) & (targets[partner] == UNKNOWN))
+        targets = np.where(unsure, UNKNOWN, share * targets + (1 - share) * targets[partner]).astype(np.float32)
     if "gain" in names:
         gain_db = rng.uniform(-MAX_GAIN_DB, MAX_GAIN_DB, size=n_clips)
         audio *= 10 ** (gain_db[:, None].astype(np.float32) / 20)
@@ -115,7 +125,3 @@ def _other_order(n: int, rng: np.random.Generator) -> np.ndarray:
     partner = np.empty(n, dtype=int)
     partner[order] = np.roll(order, 1)
     return partner
-
-
-def _other_clips(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return audio[_other_order(len(audio), rng)]

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
 
+MULTI_LABEL = "multi_label_classification"  # in config.problem_type; transformers then answers with sigmoids
+
 
 def prepare(
     extractor: SequenceFeatureExtractor, audio: list[np.ndarray], sample_rate_hz: int, main_input_name: str
@@ -68,6 +70,11 @@ class LoadedModel:
     def labels(self) -> list[str]:
         """The labels, by label id."""
         return [self.config.id2label[i] for i in range(self.config.num_labels)]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the model answers each label for itself, so that a clip can have several labels, or none."""
+        return self.config.problem_type == MULTI_LABEL
 
     def ready(self, device: str) -> LoadedModel:
         """Move the network, in place, to a device and set evaluation mode."""

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +32,24 @@ from utils.data import recordings_table
 from utils.data.clips import Clips, read_clips
 from utils.figures import plots
 from utils.models import encoders, loading, memory, training_history
-from utils.models.augmentation import augment_audio, batch_generator, mask_spectrogram
-from utils.models.loaded_model import LoadedModel, prepare
+from utils.models.augmentation import UNKNOWN, augment_audio, batch_generator, mask_spectrogram
+from utils.models.loaded_model import MULTI_LABEL, LoadedModel, prepare
 from utils.models.start_line import log_start
-from utils.models.training_arguments import CHECKPOINTS_NAME, MODEL_NAME, TENSORBOARD_NAME
+from utils.models.training_arguments import (
+    CHECKPOINTS_NAME,
+    MODEL_NAME,
+    ONE_LABEL,
+    SEVERAL_LABELS,
+    TENSORBOARD_NAME,
+)
+from utils.scores import multi_label
 from utils.scores.evaluation import macro_f1
 
 log = logging.getLogger(__name__)
 
 CURVE_COLUMNS = ["epoch", "step", "train_loss", "eval_loss", "eval_accuracy", "eval_macro_f1", "learning_rate"]
+# The score on val that chooses the checkpoint: with one label a clip, and with several.
+CHOOSING = {"eval_macro_f1": "macro F1", "eval_macro_average_precision": "macro average precision"}
 
 
 @dataclass(frozen=True)
@@ -119,9 +128,12 @@ def train_in_run_folder(
     train_clips, val_clips = (
         read_clips(args.data_dir, split, args.max_clips_per_class, args.seed, args.fold) for split in ("train", "val")
     )
+    train_clips, val_clips = clips_to_train_on(args.problem_type, train_clips, val_clips)
     runs.seed_everything(args.seed)
     loaded = build(train_clips)
     model = loaded.model
+    if train_clips.is_annotated or args.problem_type == SEVERAL_LABELS:
+        model.config.problem_type = MULTI_LABEL
     data = inputs["data_dir"]
     name = inputs["base_model"].path if "base_model" in inputs else "from scratch"
     later = {"val": val_clips.table["recording_id"]}
@@ -139,6 +151,25 @@ def train_in_run_folder(
         train(loaded, train_clips, val_clips, settings, run, resume=args.resume == "auto")
 
 
+def clips_to_train_on(problem_type: str | None, train_clips: Clips, val_clips: Clips) -> tuple[Clips, Clips]:
+    """Return the clips for ``--problem_type``: with one label each, those of silence are left out.
+
+    Raises
+    ------
+    InputError
+        If a split of clips with several labels has no label.
+    """
+    if problem_type == ONE_LABEL:
+        return train_clips.with_one_label(), val_clips.with_one_label()
+    for split, clips in (("train", train_clips), ("val", val_clips)):
+        if not clips.targets.any():
+            raise InputError(
+                f"all {len(clips)} clips of {split} in {clips.data_dir} are silence, so there is no label to learn or "
+                "to score; run 01_data_processing.py with tables that name labels there, or with other fractions"
+            )
+    return train_clips, val_clips
+
+
 def train(
     loaded: LoadedModel,
     train_clips: Clips,
@@ -147,7 +178,9 @@ def train(
     run: runs.Run,
     resume: bool,
 ) -> None:
-    """Train a classifier and save the best checkpoint by val macro F1 in ``model/`` of the run folder.
+    """Train a classifier and save the best checkpoint in ``model/`` of the run folder.
+
+    The best has the highest val macro F1; with several labels a clip, the highest val macro average precision.
 
     Parameters
     ----------
@@ -183,16 +216,17 @@ def train(
     last = _last_whole_checkpoint(checkpoints)
     if last is not None:
         log.info("continuing from %s", last)
-    collator = Collator(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed)
+    several = loaded.is_multi_label
+    collator = Collator(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed, several)
     trainer = ClassifierTrainer(
         model=model,
         head_learning_rate=settings.head_learning_rate,
-        args=_trainer_arguments(settings, checkpoints, loaded.device),
+        args=_trainer_arguments(settings, checkpoints, loaded.device, several),
         data_collator=collator,
         train_dataset=train_clips,
         eval_dataset=val_clips,
-        compute_loss_func=Loss(class_weights(train_clips, settings.class_weights), settings.label_smoothing_factor),
-        compute_metrics=_compute_metrics,
+        compute_loss_func=loss_of(loaded, train_clips, settings),
+        compute_metrics=lambda found: val_scores(found.label_ids, found.predictions, several),
         callbacks=[Steering(run, collator, settings.early_stopping_patience)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -253,13 +287,15 @@ def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.
             f"stopped by {run.stop_signal} after step {trainer.state.global_step} of {trainer.state.max_steps}, "
             "a checkpoint is saved: run the same command again to continue"
         )
-    best = curves.loc[curves["eval_macro_f1"].idxmax()]
+    choosing = _choosing(curves)
+    best = curves.loc[curves[choosing].idxmax()]
     run.metrics.update({"n_epochs": len(curves), "best_epoch": float(best["epoch"]), "bf16": trainer.args.bf16})
-    run.metrics.update({name: float(best[name]) for name in ("eval_loss", "eval_accuracy", "eval_macro_f1")})
+    run.metrics.update({name: float(best[name]) for name in ("eval_loss", "eval_accuracy", choosing)})
     n_clips, n_groups = len(val_clips.table), int(val_clips.table["group"].nunique())
     run.metrics |= {"kept_together": val_clips.kept_together, "n_val_clips": n_clips, "n_val_groups": n_groups}
     log.info(
-        "best epoch %g: val accuracy %.3f, macro F1 %.3f", best["epoch"], *best[["eval_accuracy", "eval_macro_f1"]]
+        "best epoch %g: val accuracy %.3f, %s %.3f",
+        *(best["epoch"], best["eval_accuracy"], CHOOSING[choosing], best[choosing]),
     )
     if writes:
         of_val = {"val": (n_clips, n_groups)}
@@ -323,7 +359,7 @@ def uses_bf16(mixed_precision: str, device: str) -> bool:
     return "AMD" in str(capabilities.get("cpu_name")) and bool(capabilities.get("avx512_bf16"))
 
 
-def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: str) -> TrainingArguments:
+def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: str, several: bool) -> TrainingArguments:
     n_workers = settings.dataloader_num_workers
     if n_workers is None:  # on a CPU, workers would slow down the model
         n_workers = 0 if device == "cpu" else min(8, max(1, available_cpus() - 1))
@@ -349,7 +385,7 @@ def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: st
         logging_nan_inf_filter=False,
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="macro_f1",
+        metric_for_best_model=list(CHOOSING)[several],
         greater_is_better=True,
         dataloader_num_workers=n_workers,
         dataloader_pin_memory=device == "cuda",
@@ -365,7 +401,7 @@ def _trainer_arguments(settings: TrainingSettings, checkpoints: Path, device: st
 
 
 class Collator:
-    """Turn items of `Clips` into a batch: augment (training clips only), normalise, one-hot targets.
+    """Turn items of `Clips` into a batch: augment (training clips only), normalise, one-hot or multi-hot targets.
 
     Parameters
     ----------
@@ -379,6 +415,8 @@ class Collator:
         Those of `augmentation.AUGMENTATIONS` to apply.
     seed : int
         Seed of the augmentation.
+    several : bool
+        Whether a clip can have several labels, or none.
     """
 
     def __init__(
@@ -388,6 +426,7 @@ class Collator:
         train_clips: Clips,
         augment: Sequence[str],
         seed: int,
+        several: bool = False,
     ):
         self.extractor = extractor
         self.main_input_name = main_input_name
@@ -395,16 +434,20 @@ class Collator:
         self.sample_rate_hz = train_clips.sample_rate_hz
         self.augment = tuple(augment)
         self.seed = seed
+        self.several = several
         self.epoch = 0
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        """Return the model's input and ``labels``, float32 of shape (batch, n_classes)."""
+        """Return the model's input and ``labels``, float32 of shape (batch, n_classes); `UNKNOWN` at unknown labels."""
         audio = np.stack([item["audio"] for item in items])
-        targets = np.eye(self.n_classes, dtype=np.float32)[[item["label_id"] for item in items]]
+        if self.several and "target" in items[0]:
+            targets = np.stack([np.where(item["is_known"], item["target"], UNKNOWN) for item in items])
+        else:
+            targets = np.eye(self.n_classes, dtype=np.float32)[[item["label_id"] for item in items]]
         training = self.augment and all(item["split"] == "train" for item in items)
         rng = batch_generator(self.seed, self.epoch, [item["index"] for item in items]) if training else None
         if training:
-            audio, targets = augment_audio(audio, targets, self.augment, rng)
+            audio, targets = augment_audio(audio, targets, self.augment, rng, self.several)
         batch = prepare(self.extractor, list(audio), self.sample_rate_hz, self.main_input_name)
         features = batch[self.main_input_name]
         if training and "specaugment" in self.augment and features.ndim == 3:
@@ -422,7 +465,8 @@ def class_weights(clips: Clips, kind: str) -> torch.Tensor | None:
         Training clips.
     kind : {"balanced", "none"}
         Balanced: n_clips / (n_classes present × clips of the class), as in scikit-learn, so that the mean over the
-        training clips is 1. The weight of a class without clips is 1.
+        training clips is 1. The weight of a class without clips is 1. A clip with several labels counts once for each,
+        and silence for none.
 
     Returns
     -------
@@ -430,7 +474,7 @@ def class_weights(clips: Clips, kind: str) -> torch.Tensor | None:
     """
     if kind == "none":
         return None
-    counts = np.bincount(clips.table["label_id"], minlength=len(clips.labels))
+    counts = clips.targets.sum(axis=0, dtype=np.int64)
     weights = np.where(counts > 0, counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1)), 1.0)
     return torch.tensor(weights, dtype=torch.float32)
 
@@ -438,30 +482,56 @@ def class_weights(clips: Clips, kind: str) -> torch.Tensor | None:
 class Loss:
     """Cross-entropy with soft targets, class weights and label smoothing: the sum divided by the number of clips.
 
+    With several labels a clip, it is the binary cross-entropy of each label: the sum over the known labels divided by
+    their number. The weight of a class weights both its presence and its absence, so that the probabilities stay
+    those of the training clips. transformers itself would take the cross-entropy for most architectures.
+
     Parameters
     ----------
     weights : Tensor of shape (n_classes,), or None
         From `class_weights`.
     label_smoothing : float
-        Share of a target that is distributed over all classes.
+        Share of a target that is distributed over all classes; with several labels, over presence and absence.
+    several : bool
+        Whether a clip can have several labels, or none.
     """
 
-    def __init__(self, weights: torch.Tensor | None, label_smoothing: float):
+    def __init__(self, weights: torch.Tensor | None, label_smoothing: float, several: bool = False):
         self.weights = weights
         self.label_smoothing = label_smoothing
+        self.several = several
 
     def __call__(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the loss; `num_items_in_batch` counts the elements of `labels` in all devices' batches."""
+        """Return the loss; `num_items_in_batch` counts the known elements of `labels` in all devices' batches."""
         weights = None if self.weights is None else self.weights.to(labels.device)
-        total = F.cross_entropy(
-            outputs["logits"].float(), labels, weights, label_smoothing=self.label_smoothing, reduction="sum"
-        )
+        logits = outputs["logits"].float()
+        if self.several:
+            is_known = labels != UNKNOWN
+            smooth = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+            losses = F.binary_cross_entropy_with_logits(logits, smooth, weights, reduction="none")
+            n_known = is_known.sum() if num_items_in_batch is None else num_items_in_batch
+            return torch.where(is_known, losses, 0.0).sum() / n_known.clip(min=1)
+        total = F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing, reduction="sum")
         n_clips = len(labels) if num_items_in_batch is None else num_items_in_batch / labels.shape[1]
         return total / n_clips
 
 
-def _compute_metrics(prediction) -> dict[str, float]:
-    truth, predicted = prediction.label_ids.argmax(axis=1), prediction.predictions.argmax(axis=1)
+def loss_of(loaded: LoadedModel, train_clips: Clips, settings: TrainingSettings) -> Loss:
+    """Return the loss for a model and its training clips."""
+    weights = class_weights(train_clips, settings.class_weights)
+    return Loss(weights, settings.label_smoothing_factor, loaded.is_multi_label)
+
+
+def val_scores(targets: np.ndarray, logits: np.ndarray, several: bool) -> dict[str, float]:
+    """Return accuracy and the score of `CHOOSING`, from targets as `Collator` makes them; both (n_clips, n_classes)."""
+    if several:
+        truth = targets == 1, targets != UNKNOWN, logits
+        hits = multi_label.top_accuracy(*truth)
+        return {
+            "accuracy": float(np.nanmean(hits)),
+            "macro_average_precision": multi_label.macro_average_precision(*truth),
+        }
+    truth, predicted = targets.argmax(axis=1), logits.argmax(axis=1)
     return {"accuracy": float((truth == predicted).mean()), "macro_f1": macro_f1(truth, predicted)}
 
 
@@ -514,16 +584,17 @@ class Steering(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         curve = training_curves(state.log_history)
+        choosing = _choosing(curve)
         log.info(
-            "epoch %g of %g: train loss %.3f, val loss %.3f, accuracy %.3f, macro F1 %.3f",
-            state.epoch,
-            state.num_train_epochs,
-            *curve.iloc[-1][["train_loss", "eval_loss", "eval_accuracy", "eval_macro_f1"]],
+            "epoch %g of %g: train loss %.3f, val loss %.3f, accuracy %.3f, %s %.3f",
+            *(state.epoch, state.num_train_epochs),
+            *curve.iloc[-1][["train_loss", "eval_loss", "eval_accuracy"]],
+            *(CHOOSING[choosing], curve.iloc[-1][choosing]),
         )
         if state.is_world_process_zero:
             write_text(self.run.output_dir / "metrics.csv", curve.to_csv(index=False))
         if _epochs_without_gain(state.log_history) >= self.patience:
-            log.info("val macro F1 has not improved for %d epochs: stopping early", self.patience)
+            log.info("val %s has not improved for %d epochs: stopping early", CHOOSING[choosing], self.patience)
             control.should_training_stop = True
 
     def _asked_to_stop(self) -> bool:
@@ -548,7 +619,7 @@ def training_curves(log_history: list[dict]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns `CURVE_COLUMNS`.
+        Columns `CURVE_COLUMNS`; with several labels a clip, macro average precision in place of macro F1.
     """
     rows, loss_sum, n_steps, last_step, learning_rate = [], 0.0, 0, 0, float("nan")
     for entry in log_history:
@@ -556,15 +627,25 @@ def training_curves(log_history: list[dict]) -> pd.DataFrame:
             loss_sum += entry["loss"] * (entry["step"] - last_step)
             n_steps += entry["step"] - last_step
             last_step, learning_rate = entry["step"], entry["learning_rate"]
-        elif "eval_macro_f1" in entry:
+        elif _choosing(entry):
             train_loss = loss_sum / n_steps if n_steps else float("nan")
             rows.append({**entry, "train_loss": train_loss, "learning_rate": learning_rate})
             loss_sum, n_steps = 0.0, 0
-    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    own = (rows and _choosing(rows[0])) or "eval_macro_f1"
+    return pd.DataFrame(rows, columns=[own if name == "eval_macro_f1" else name for name in CURVE_COLUMNS])
+
+
+def _choosing(names: Container[str]) -> str | None:
+    """Return which of `CHOOSING` an entry of the log, or a table, has."""
+    return next((name for name in CHOOSING if name in names), None)
+
+
+def _choosing_scores(log_history: list[dict]) -> list[float]:
+    return [entry[name] for entry in log_history if (name := _choosing(entry))]
 
 
 def _epochs_without_gain(log_history: list[dict]) -> int:
-    scores = [entry["eval_macro_f1"] for entry in log_history if "eval_macro_f1" in entry]
+    scores = _choosing_scores(log_history)
     return len(scores) - 1 - int(np.argmax(scores)) if scores else 0
 
 
@@ -575,7 +656,7 @@ def _read_state(checkpoint: Path) -> dict:
     TrainerState(**state)  # the Trainer reads it the same way
     if not isinstance(state.get("log_history"), list) or not isinstance(state.get("best_model_checkpoint"), str | None):
         raise ValueError(f"{path} is not the state of a training")
-    scores = [entry["eval_macro_f1"] for entry in state["log_history"] if "eval_macro_f1" in entry]
+    scores = _choosing_scores(state["log_history"])
     losses = [
         entry[key] for entry in state["log_history"] if "loss" in entry for key in ("loss", "step", "learning_rate")
     ]

@@ -10,12 +10,20 @@ from utils.core.errors import UsageError
 CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 MODEL_NAME = "model"
+ONE_LABEL, SEVERAL_LABELS = "single_label", "multi_label"
 AUGMENTATIONS = ("roll", "gain", "noise", "mixup", "specaugment")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the hyper-parameters that stages 02 and 06 share: the fields of `training.TrainingSettings`."""
     add = parser.add_argument
+    add(
+        "--problem_type",
+        choices=[ONE_LABEL, SEVERAL_LABELS],
+        default=None,
+        help="softmax over labels that exclude each other, without the clips of silence, or a sigmoid for each label "
+        "(default: multi_label if the labels of the data have times, otherwise single_label)",
+    )
     add("--num_train_epochs", type=cli.positive_int, default=20, help="maximum number of epochs")
     add("--per_device_train_batch_size", type=cli.positive_int, default=8, help="clips per batch and device")
     add("--per_device_eval_batch_size", type=cli.positive_int, default=16, help="the same for evaluation")
@@ -33,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--label_smoothing_factor",
         type=cli.fraction,
         default=0.1,
-        help="share of a target distributed over all classes",
+        help="share of a target distributed over all classes; with multi_label, over presence and absence",
     )
     add("--class_weights", choices=["balanced", "none"], default="balanced", help="class weights in the loss")
     add(
@@ -47,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--early_stopping_patience",
         type=cli.positive_int,
         default=5,
-        help="stop after this many epochs without a higher val macro F1",
+        help="stop after this many epochs without a higher val macro F1 (multi_label: macro average precision)",
     )
     add(
         "--mixed_precision",

@@ -15,12 +15,12 @@ from utils.core.errors import InputError
 from utils.core.files import sha256_of_file
 from utils.data.clips import Clips
 from utils.models import architectures, encoders, training, training_arguments
+from utils.models.augmentation import UNKNOWN
 from utils.models.encoder_parts import EncoderParts
 from utils.models.loaded_model import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
 from utils.pruning.subset_scores import SubsetScores
-from utils.scores.evaluation import macro_f1
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +149,8 @@ def heal(
     if part == "head":
         blocks = range(model.config.num_hidden_layers)
         pooled = (layer_sweep.pooled_states(loaded, clips, blocks, batch_size) for clips in (train_clips, val_clips))
-        label_ids = (clips.table["label_id"].to_numpy() for clips in (train_clips, val_clips))
-        fit_head(model, *pooled, *label_ids, training.class_weights(train_clips, settings.class_weights), settings)
+        targets = (np.where(clips.is_known, clips.targets, UNKNOWN) for clips in (train_clips, val_clips))
+        fit_head(model, *pooled, *targets, training.loss_of(loaded, train_clips, settings), settings)
         return
     encoders.configure_for_training(model, train_clips, settings.augment)
     if part == "last":
@@ -179,12 +179,14 @@ def fit_head(
     model: PreTrainedModel,
     train_pooled: np.ndarray,
     val_pooled: np.ndarray,
-    train_label_ids: np.ndarray,
-    val_label_ids: np.ndarray,
-    weights: torch.Tensor | None,
+    train_targets: np.ndarray,
+    val_targets: np.ndarray,
+    loss_of: training.Loss,
     settings: training.TrainingSettings,
 ) -> None:
-    """Fit the head to pooled states by AdamW, in place; keep the epoch with the best macro F1 on `val_pooled`.
+    """Fit the head to pooled states by AdamW, in place; keep the epoch with the best score on `val_pooled`.
+
+    The score is macro F1; with several labels a clip, macro average precision.
 
     Parameters
     ----------
@@ -192,9 +194,9 @@ def fit_head(
         Audio-classification model.
     train_pooled, val_pooled : ndarray of float32, shape (n_clips, hidden_size)
         From `layer_sweep.pooled_states`.
-    train_label_ids, val_label_ids : ndarray of int, shape (n_clips,)
-    weights : Tensor of shape (n_classes,), or None
-        Weights of the classes in the loss.
+    train_targets, val_targets : ndarray of float32, shape (n_clips, n_classes)
+        As from `training.Collator`.
+    loss_of : Loss
     settings : TrainingSettings
         Augmentation, warm-up, early stopping and precision are not used.
 
@@ -208,9 +210,8 @@ def fit_head(
     parameters = [parameter for module in modules for parameter in module.parameters()]
     learning_rate = settings.learning_rate * HEAD_RATE_FACTOR
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=settings.weight_decay)
-    loss_of = training.Loss(weights, settings.label_smoothing_factor)
     train_x, val_x = (torch.from_numpy(states).to(model.device) for states in (train_pooled, val_pooled))
-    targets = torch.eye(model.config.num_labels, device=model.device)[torch.tensor(train_label_ids)]
+    targets = torch.from_numpy(train_targets).to(model.device)
     rng = np.random.default_rng(settings.seed)
     best, best_weights, best_epoch = -1.0, [], 0
     for epoch in range(1, settings.num_train_epochs + 1):
@@ -223,12 +224,15 @@ def fit_head(
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            predicted_ids = head(val_x).argmax(dim=1).cpu().numpy()
-        score = macro_f1(val_label_ids, predicted_ids)
+            logits = head(val_x).cpu().numpy()
+        *_, (name, score) = training.val_scores(val_targets, logits, loss_of.several).items()
         if score > best:
             best, best_epoch = score, epoch
             best_weights = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
         for parameter, weight in zip(parameters, best_weights, strict=True):
             parameter.copy_(weight)
-    log.info("healing the head: best epoch %d of %d, macro F1 %.3f", best_epoch, settings.num_train_epochs, best)
+    log.info(
+        "healing the head: best epoch %d of %d, %s %.3f",
+        *(best_epoch, settings.num_train_epochs, training.CHOOSING[f"eval_{name}"], best),
+    )
