@@ -18,6 +18,7 @@ from utils.core import lazy, runs
 from utils.core.errors import InputError
 from utils.core.files import sha256_of_lines
 from utils.core.text import printable, some
+from utils.models.loaded_model import MULTI_LABEL
 
 with lazy.imported_on_first_use():
     import numpy as np
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FIELD = "decision"
-MULTI_LABEL = "multi_label_classification"
 TEMPERATURE, PLATT = "temperature", "platt"
 # By kind of calibration: its numbers, of which the first is above 0.
 NUMBERS_OF = {TEMPERATURE: ("temperature",), PLATT: ("slope", "intercept")}
