@@ -22,7 +22,8 @@ def load_stage(name: str) -> ModuleType:
 
 def digests(output_dir: Path) -> dict[str, str]:
     """Return the SHA-256 of every file in an output folder but the run's own record, log and lock."""
-    paths = sorted(p for p in output_dir.rglob("*") if p.name not in ("run.json", "log.txt", ".lock"))
+    own = ("run.json", "log.txt", ".lock")
+    paths = sorted(p for p in output_dir.rglob("*") if p.name not in own and p.is_file())
     return {str(p.relative_to(output_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 

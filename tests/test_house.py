@@ -5,7 +5,7 @@ import ast
 from tests.stages import ROOT
 
 # A wing imports itself and wings of a lower number.
-WINGS = {"core": 0, "figures": 1, "data": 1, "scores": 2, "models": 3, "layers": 4, "pruning": 5}
+WINGS = {"core": 0, "figures": 1, "data": 1, "scores": 2, "models": 3, "layers": 4, "field": 4, "pruning": 5}
 
 
 def imported_rooms(path):
@@ -41,6 +41,8 @@ def test_a_file_format_has_one_room():
         "review.html": "figures/review_page",
         "pruning.csv": "pruning/pruning_table",
         "best.json": "pruning/best",
+        "detections.csv": "field/detections",
+        "scores.parquet": "field/scores_table",
     }
     for path in (ROOT / "utils").rglob("*.py"):
         room = path.relative_to(ROOT / "utils").with_suffix("").as_posix()

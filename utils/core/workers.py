@@ -7,7 +7,7 @@ import resource
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
 from utils.core.errors import InputError
@@ -29,7 +29,7 @@ def available_cpus() -> int:
 
 
 @contextlib.contextmanager
-def worker_pool(num_workers: int) -> Iterator[Map]:
+def worker_pool(num_workers: int, preloaded: Sequence[str] = PRELOADED) -> Iterator[Map]:
     """Start worker processes; yield a parallel ``map`` that gives results as they arrive, in no fixed order.
 
     With one worker the work is done in this process. An exception in a worker is raised here, with its type, its
@@ -40,6 +40,8 @@ def worker_pool(num_workers: int) -> Iterator[Map]:
     ----------
     num_workers : int
         Number of processes, at least 1.
+    preloaded : sequence of str
+        Modules that are imported once, for all workers, before they start.
 
     Yields
     ------
@@ -58,7 +60,7 @@ def worker_pool(num_workers: int) -> Iterator[Map]:
     # A fork of this process could hang, because it copies locks that threads of a library hold. The fork server has
     # no threads; it imports the slow modules once, for all workers.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload(list(preloaded))
     workers: dict[Connection, multiprocessing.Process] = {}
     try:
         for _ in range(num_workers):

@@ -154,6 +154,52 @@ def find_recordings(
     return sorted(files, key=_order), skipped
 
 
+def find_audio(raw: Path) -> tuple[Path, list[str], list[Skipped]]:
+    """List the sound files of a folder, at any depth, or take one file; labels play no part.
+
+    Parameters
+    ----------
+    raw : Path
+        Folder of recordings, or one recording.
+
+    Returns
+    -------
+    folder : Path
+        Folder of recordings.
+    paths : list of str
+        POSIX paths relative to it, sorted.
+    skipped : list of Skipped
+        Sorted.
+
+    Raises
+    ------
+    InputError
+        If it is missing or unreadable, or holds no sound file.
+    """
+    raw = Path(raw)
+    try:
+        if raw.is_file():
+            suffix = raw.suffix.lower()
+            if suffix not in AUDIO_SUFFIXES:
+                advice = f"; {CONVERT_WITH.get(suffix, 'convert it')} to .wav or .flac"
+                raise InputError(f"{raw} is not a sound file that can be decoded{advice}")
+            return raw.parent, [raw.name], []
+        if not raw.is_dir():
+            raise InputError(f"{raw}: no such folder or file; expected a folder of recordings, or one recording")
+        identity = _identity(raw)
+        paths, skipped, ignored = _walk(raw)
+        if _identity(raw) != identity:
+            raise OSError("it is another folder than a moment ago")
+    except OSError as error:
+        raise machine_fault(error.filename or raw, error) from error
+    _log_ignored(raw, ignored)
+    if not paths:
+        first = f"; the first of {len(skipped)} skipped, {skipped[0].file}: {skipped[0].reason}" if skipped else ""
+        raise InputError(f"{raw} holds no audio ({ignored.total()} other files){first}")
+    log.info("%s: %d files; %d skipped", raw, len(paths), len(skipped))
+    return raw, paths, sorted(skipped, key=lambda skip: (skip.file, skip.reason))
+
+
 def complete(
     files: Sequence[SourceFile],
     tags_of: Mapping[str, Tags],
@@ -285,9 +331,7 @@ def _is_text(path: str) -> bool:
 
 def _from_folders(raw_dir: Path, label_level: int | None) -> tuple[list[SourceFile], list[Skipped]]:
     paths, skipped, ignored = _walk(raw_dir)
-    if ignored:
-        counts = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in ignored.most_common(5))
-        log.info("%s: %d files are not audio and are ignored (%s)", raw_dir, ignored.total(), counts)
+    _log_ignored(raw_dir, ignored)
     if not paths and not skipped:
         raise InputError(
             f"{raw_dir} holds no audio ({ignored.total()} other files); "
@@ -308,6 +352,12 @@ def _from_folders(raw_dir: Path, label_level: int | None) -> tuple[list[SourceFi
             continue
         files.append(SourceFile(path, label_of(folders[level - 1]), "", None))
     return files, skipped
+
+
+def _log_ignored(raw_dir: Path, ignored: Counter[str]) -> None:
+    if ignored:
+        counts = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in ignored.most_common(5))
+        log.info("%s: %d files are not audio and are ignored (%s)", raw_dir, ignored.total(), counts)
 
 
 def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:

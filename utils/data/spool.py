@@ -23,6 +23,7 @@ from utils.data import audio, clips, containers, landmarks, recorders, sources, 
 from utils.data.recordings import Skipped
 
 MARKER_SUFFIX = ".json"
+GLUED = "the AudioMoth's trigger left out silent sections: times in it are not times of day"
 
 
 @functools.cache
@@ -153,7 +154,7 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
             pcm_file.truncate(pcm_file.tell())  # includes a hole at the end in the file
         except audio.Undecodable as reason:
             pcm_path.unlink()
-            _check_unchanged(task.raw_dir, file)
+            check_unchanged(task.raw_dir, file)
             return Skipped(file.path, str(reason))
     try:
         found = tags.read_tags(task.raw_dir / file.path)
@@ -164,12 +165,12 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
         peaks = landmarks.find_peaks(pcm_file)
     warnings = decoded.warnings
     if start.is_glued:
-        warnings += ("the AudioMoth's trigger left out silent sections: times in it are not times of day",)
+        warnings += (GLUED,)
     spooled = Spooled(
         *(file.path, decoded.n_samples, digest.hexdigest()),
         *(decoded.source_rate_hz, decoded.channel, warnings, found, start, peaks),
     )
-    _check_unchanged(task.raw_dir, file)
+    check_unchanged(task.raw_dir, file)
     # Not flushed to disk: after a crash of the machine, the checksum finds missing data.
     partial = marker_path.with_suffix(".partial")
     partial.write_text(json.dumps({"made_from": made_from, "spooled": asdict(spooled)}), encoding="utf-8")
@@ -177,7 +178,7 @@ def _decode_file(task: DecodeTask, file: Listed) -> Spooled | Skipped:
     return spooled
 
 
-def _check_unchanged(raw_dir: Path, file: Listed) -> None:
+def check_unchanged(raw_dir: Path, file: Listed) -> None:
     """Raise `InputError` if a file differs from the listed one: half of it may have been decoded before it changed."""
     path = raw_dir / file.path
     try:

@@ -1,0 +1,1 @@
+"""Stage 08: a trained model on long recordings."""
