@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from utils.core import lazy
 from utils.figures import review_page
 from utils.models import decision
+from utils.models.loaded_model import MULTI_LABEL
 
 with lazy.imported_on_first_use():
     import numpy as np
@@ -40,7 +41,7 @@ def write_review(path: Path, title: str, clips: Clips, logits: np.ndarray, confi
     """
     scores, fitted = decision.scores(logits, config), decision.read(config)
     thresholds = [fitted["thresholds"][label] for label in clips.labels] if fitted else [None] * len(clips.labels)
-    if getattr(config, "problem_type", None) == decision.MULTI_LABEL:
+    if getattr(config, "problem_type", None) == MULTI_LABEL:
         is_predicted = scores >= [NO_THRESHOLD if threshold is None else threshold for threshold in thresholds]
     else:
         is_predicted = np.eye(len(clips.labels), dtype=bool)[scores.argmax(axis=1)]
