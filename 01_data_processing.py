@@ -31,6 +31,7 @@ from pathlib import Path
 from utils.core import cli, replacing, runs, workers
 from utils.core.errors import AlreadyComplete, UsageError
 from utils.data import (
+    annotated,
     audio,
     clips,
     label_names,
@@ -41,6 +42,7 @@ from utils.data import (
     shards,
     splits,
     spool,
+    windows,
 )
 
 STAGE = Path(__file__).stem
@@ -61,6 +63,9 @@ SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {
     "test_fraction",
     "folds",
     "collection_column",
+    "min_overlap_s",
+    "background",
+    "secondary_labels",
     "seed",
 }
 
@@ -162,6 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="column of --metadata that names the collection of a recording: archive, publisher or project. Stage 03 "
         "then gives scores per collection (default: collection, if the table has it)",
     )
+    add_annotation_arguments(parser)
     shards.add_arguments(
         *(parser, "only decode the I-th of N shares of the recordings, into <output_dir>.shards/I-of-N"),
         "decode nothing: check and merge the sound that the N jobs with --shard decoded",
@@ -170,19 +176,72 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of labels with times and of several labels; None stands for their defaults."""
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        default=None,
+        help="table of labels with times, or folder of such tables: Raven, Audacity, BirdNET, Kaleidoscope, or CSV "
+        "with file,start,end,label. A clip has the labels that overlap it; a clip without a label is silence "
+        "(default: none)",
+    )
+    parser.add_argument(
+        "--min_overlap_s",
+        type=cli.positive_float,
+        default=None,
+        help=f"of --annotations: overlap that gives a clip the label, in s (default: {windows.MIN_OVERLAP_S:g})",
+    )
+    parser.add_argument(
+        "--background",
+        nargs="*",
+        default=None,
+        metavar="LABEL",
+        help=f"of --annotations: labels that are no classes (default: {' '.join(annotated.BACKGROUND)})",
+    )
+    parser.add_argument(
+        "--label_column",
+        default=None,
+        help="of --annotations: column that holds the label (default: the usual names, such as Species or Annotation)",
+    )
+    parser.add_argument(
+        "--secondary_labels",
+        action="store_const",
+        const=True,
+        default=None,
+        help="use the other species that --metadata names for a recording (secondary_labels, also, background): in "
+        "training and in the scores, the clips count neither for nor against them (default: not used)",
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     """Write a processed data set, or one shard of its decoded sound."""
     check_arguments(args)
-    files, skipped = recordings.find_recordings(args.raw_dir, args.metadata, args.label_level, args.collection_column)
+    annotations = read_annotations(args)
+    files, skipped = recordings.find_recordings(
+        *(args.raw_dir, args.metadata, args.label_level, args.collection_column),
+        covered=None if annotations is None else annotations.names,
+        uses_secondary=bool(args.secondary_labels),
+    )
     listed, vanished = preparation.list_files(args.raw_dir, [file.path for file in files])
     files = [file for file in files if file.path in listed]
     inputs = {"raw_dir": runs.Input(str(args.raw_dir), preparation.listing_sha256(listed.values()))}
     if args.metadata is not None:
         inputs["metadata"] = runs.file_input(args.metadata)
+    if annotations is not None:
+        inputs["annotations"] = runs.Input(str(args.annotations), annotations.sha256)
     if args.shard is not None:
-        decode_shard(shards.args_of_shard(args, args.shard), inputs, files, listed)
+        decode_shard(shards.args_of_shard(args, args.shard), inputs, files, listed, annotations)
     else:
-        make_data_set(args, inputs, files, listed, skipped + vanished)
+        make_data_set(args, inputs, files, listed, skipped + vanished, annotations)
+
+
+def read_annotations(args: argparse.Namespace) -> annotated.Annotations | None:
+    """Read the tables of labels with times, if there are any."""
+    if args.annotations is None:
+        return None
+    background = annotated.BACKGROUND if args.background is None else args.background
+    return annotated.read(args.annotations, args.label_column, background, args.min_overlap_s or windows.MIN_OVERLAP_S)
 
 
 def make_data_set(
@@ -191,6 +250,7 @@ def make_data_set(
     files: list[recordings.SourceFile],
     listed: dict[str, spool.Listed],
     skipped: list[recordings.Skipped],
+    annotations: annotated.Annotations | None,
 ) -> None:
     """Write a processed data set; `files` are sorted by recording, `skipped` are left out already."""
     merge, of_shards, same = None, inputs, []
@@ -218,7 +278,7 @@ def make_data_set(
             working(args, files) as pool_map,
         ):
             (args.output_dir / scratch).mkdir(exist_ok=True)
-            process(args, this_run, pool_map, merge, files, listed, skipped, same)
+            process(args, this_run, pool_map, merge, files, listed, skipped, same, annotations)
     except AlreadyComplete:
         shutil.rmtree(args.output_dir / scratch, ignore_errors=True)  # a kill after the very last step leaves it
         raise
@@ -231,6 +291,7 @@ def decode_shard(
     inputs: dict[str, runs.Input],
     files: list[recordings.SourceFile],
     listed: dict[str, spool.Listed],
+    annotations: annotated.Annotations | None,
 ) -> None:
     """Write the decoded sound of one shard to ``args.output_dir``, which is the shard's own."""
     with (
@@ -246,7 +307,7 @@ def decode_shard(
         working(args, files) as pool_map,
     ):
         shards.write_listing(args.output_dir, list(listed.values()))
-        files, _ = worth_decoding(args, files)
+        files, _ = worth_decoding(args, files, annotations)
         own = shards.deal([listed[file.path] for file in files], args.shard.n)[args.shard.number - 1]
         n_bytes = sum(file.size for file in own)
         log.info("shard %s: %d of %d files, %.3g GB", args.shard, len(own), len(files), n_bytes / 1e9)
@@ -278,8 +339,9 @@ def working(args: argparse.Namespace, files: list[recordings.SourceFile]) -> Ite
     n_workers = min(args.num_workers, len(files) or 1)
     runs.log_cpu_only(args.device)
     log.info(
-        "device cpu (%s), worker processes: %d; %s: %d files, %d labels; clips of %g s at %d Hz, split by %s",
-        *(runs.device_name("cpu"), n_workers, args.raw_dir, len(files), len({file.label for file in files})),
+        "device cpu (%s), worker processes: %d; %s: %d files%s; clips of %g s at %d Hz, split by %s",
+        *(runs.device_name("cpu"), n_workers, args.raw_dir, len(files)),
+        f", {len({file.label for file in files})} labels" if args.annotations is None else "",
         *(args.clip_seconds, args.sample_rate, args.split_by),
     )
     with workers.worker_pool(n_workers) as pool_map:
@@ -287,11 +349,15 @@ def working(args: argparse.Namespace, files: list[recordings.SourceFile]) -> Ite
 
 
 def worth_decoding(
-    args: argparse.Namespace, files: list[recordings.SourceFile]
+    args: argparse.Namespace, files: list[recordings.SourceFile], annotations: annotated.Annotations | None
 ) -> tuple[list[recordings.SourceFile], list[recordings.Skipped]]:
     """Leave out labels with too few recordings, before decoding; refuse if fewer than two labels remain."""
-    files, too_few = preparation.drop_rare_labels(files, args.min_recordings)
-    preparation.check_two_labels(files, too_few, args.raw_dir, args.min_recordings)
+    if annotations is not None:  # a file with rare labels alone may hold silence
+        labels, too_few = annotated.frequent_labels(annotations, files, args.min_recordings), []
+    else:
+        files, too_few = preparation.drop_rare_labels(files, args.min_recordings)
+        labels = {file.label for file in files}
+    preparation.check_two_labels(labels, too_few, args.raw_dir, args.min_recordings)
     return files, too_few
 
 
@@ -301,6 +367,18 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError("--label_level and --metadata both give the labels: leave one out")
     if args.collection_column is not None and args.metadata is None:
         raise UsageError("--collection_column names a column of --metadata: give --metadata too")
+    if args.secondary_labels and args.metadata is None:
+        raise UsageError("--secondary_labels uses a column of --metadata: give --metadata too")
+    if args.label_level is not None and args.annotations is not None:
+        raise UsageError("--label_level and --annotations both give the labels: leave one out")
+    for name in ("min_overlap_s", "background", "label_column"):
+        if getattr(args, name) is not None and args.annotations is None:
+            raise UsageError(f"--{name} says how --annotations are read: give --annotations too")
+    if (args.min_overlap_s or 0) > args.clip_seconds:
+        raise UsageError(
+            f"--min_overlap_s {args.min_overlap_s} is longer than a clip ({args.clip_seconds} s): no clip would have a "
+            "label"
+        )
     clip_samples = round(args.clip_seconds * args.sample_rate)
     if not clips.SHORTEST_CLIP <= clip_samples <= clips.LARGEST_CLIP:
         raise UsageError(
@@ -316,7 +394,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--val_fraction {args.val_fraction} and --test_fraction {args.test_fraction} leave nothing to train on; "
             "expected a sum below 1"
         )
-    named = {name: getattr(args, name) for name in ("raw_dir", "metadata", "same_recordist")}
+    named = {name: getattr(args, name) for name in ("raw_dir", "metadata", "annotations", "same_recordist")}
     read = {name: path for name, path in named.items() if path is not None}
     for folder in (args.output_dir, shards.shard_dir(args.output_dir, 1, 1).parent):
         replacing.check_apart(folder, read)
@@ -331,22 +409,25 @@ def process(
     listed: dict[str, spool.Listed],
     skipped: list[recordings.Skipped],
     same: list[list[str]],
+    annotations: annotated.Annotations | None,
 ) -> None:
     """Decode the files or take the shards, then filter, split, cut and write."""
     n_found = len(files) + len(skipped)
     clip_format = preparation.ClipFormat(
         *(args.sample_rate, args.clip_seconds, args.min_seconds, args.min_remainder_seconds, args.remainder)
     )
-    files, too_few = worth_decoding(args, files)
+    files, too_few = worth_decoding(args, files, annotations)
     wanted = [listed[file.path] for file in files]
     decoded = decode_or_take(args, this_run, pool_map, merge, wanted)
     preparation.report_odd_sounds(decoded.sounds)
     with this_run.timed("cutting"):
-        recorded, unusable, rare = cut(args, clip_format, pool_map, files, decoded, same)
-    skipped = sorted(skipped + too_few + unusable + rare, key=lambda skip: skip.file)
+        recorded, unusable, rare = cut(args, clip_format, pool_map, files, decoded, same, annotations)
+    rows = [] if annotations is None else annotations.skipped
+    skipped = sorted(skipped + too_few + unusable + rare + rows, key=lambda skip: skip.file)
     preparation.write_skipped(args.output_dir, skipped)
     preparation.report([f"{skip.file}: {skip.reason}" for skip in unusable], "left out")
-    preparation.check_two_labels([r.file for r in recorded], rare, args.raw_dir, args.min_recordings)
+    labels = preparation.all_labels(recorded)
+    preparation.check_two_labels(labels, rare, args.raw_dir, args.min_recordings)
 
     preparation.report_short_clips(clip_format, recorded)
     stretches, warnings = preparation.split(
@@ -355,7 +436,9 @@ def process(
     for warning in warnings:
         log.warning("%s", warning)
     who = {r.file.recording_id: r.file.recordist for r in recorded}
-    label_names.warn_of_odd_labels(Counter({r.file.recording_id: r.file.label for r in recorded}.values()))
+    label_names.warn_of_odd_labels(
+        Counter(label for _, label in {(r.file.recording_id, x) for r in recorded for x in r.labels})
+    )
     n_known = sum(recordist is not None for recordist in who.values())
     if n_known == 0 and args.split_by in splits.BY_RECORDIST:
         log.warning(
@@ -368,7 +451,6 @@ def process(
         n_parts = preparation.write_parts(
             args.output_dir, clip_format, pool_map, recorded, stretches, decoded.spool_dirs
         )
-    labels = sorted({r.file.label for r in recorded})
     clips.write_labels(args.output_dir, labels)
     n_recordings = recordings_table.write_recordings(args.output_dir, args.sample_rate, recorded, stretches)
     recordings_table.warn_of_labels_of_one_collection(args.output_dir)
@@ -392,6 +474,8 @@ def process(
         "heard_in_train": dataclasses.asdict(heard),
         "hours": round(sum(r.sound.n_samples for r in recorded) / args.sample_rate / 3600, 4),
     }
+    if recorded[0].windows is not None:
+        this_run.metrics |= annotated.count_clips(recorded)
     log_end(args, this_run.metrics)
     if merge is not None:
         merge.finish()
@@ -423,6 +507,7 @@ def cut(
     files: list[recordings.SourceFile],
     decoded: preparation.Decoded,
     same: list[list[str]],
+    annotations: annotated.Annotations | None,
 ) -> tuple[list[preparation.Recorded], list[recordings.Skipped], list[recordings.Skipped]]:
     """Return the files with clips, the files that cannot be used, and those whose labels have become too rare."""
     sounds = decoded.sounds
@@ -431,11 +516,20 @@ def cut(
     )
     recorded, too_short = preparation.cut(clip_format, [(f, sounds[f.path]) for f in files if f.path in sounds])
     recorded = preparation.find_near_copies(args.output_dir, args.sample_rate, pool_map, recorded, decoded.spool_dirs)
-    recorded, contradictory = preparation.drop_contradictions(recorded)
-    left, too_few = preparation.drop_rare_labels([r.file for r in recorded], args.min_recordings)
-    left_paths = {file.path for file in left}
-    unusable = decoded.undecodable + too_short + contradictory + ambiguous
-    return [r for r in recorded if r.file.path in left_paths], unusable, too_few
+    unusable = decoded.undecodable + too_short + ambiguous
+    if annotations is None:
+        recorded, contradictory = preparation.drop_contradictions(recorded)
+        left, too_few = preparation.drop_rare_labels([r.file for r in recorded], args.min_recordings)
+        left_paths = {file.path for file in left}
+        recorded = [r for r in recorded if r.file.path in left_paths]
+    else:
+        recorded, late = annotated.label_windows(annotations, recorded, args.sample_rate)
+        recorded, contradictory = annotated.drop_contradictions(annotations, recorded, args.sample_rate)
+        recorded, too_few = annotated.drop_rare_labels(recorded, args.min_recordings)
+        contradictory = contradictory + late
+    if args.secondary_labels:
+        recorded = annotated.with_secondary_labels(recorded)
+    return recorded, unusable + contradictory, too_few
 
 
 def log_end(args: argparse.Namespace, metrics: dict) -> None:

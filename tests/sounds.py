@@ -18,6 +18,19 @@ def song(seconds: float, rate_hz: int, n_channels: int = 1, seed: int = 0) -> np
     return whistle[:, None] + 0.02 * np.clip(rng.standard_normal((len(t), n_channels)), -5, 5)
 
 
+def calls(seconds, seed, rate_hz=16_000):
+    """Return glides of random pitch at random times over noise, float32 of shape (n,); each seed differs."""
+    rng = np.random.default_rng(seed)
+    sound = 0.002 * rng.standard_normal(round(seconds * rate_hz))
+    for _ in range(round(12 * seconds)):
+        n = round(rng.uniform(0.05, 0.15) * rate_hz)
+        start = rng.integers(0, max(1, len(sound) - n))
+        pitch_hz = rng.uniform(500, 6000) + np.linspace(0, rng.uniform(-300, 300), n)
+        glide = np.sin(2 * np.pi * np.cumsum(pitch_hz) / rate_hz) * np.hanning(n) * rng.uniform(0.05, 0.2)
+        sound[start : start + n] += glide[: len(sound) - start]
+    return sound.astype(np.float32)
+
+
 def write(path: Path, samples: np.ndarray, rate_hz: int, **how) -> Path:
     """Write samples of shape (n,) or (n, channels); the format follows from the suffix, or from `how`."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import pytest
 import soxr
 
 from drills import near_copies as drill
-from tests.sounds import write
+from tests.sounds import calls, write
 from tests.stages import digests, load_stage
 from utils.core import workers
 from utils.core.errors import InputError
@@ -20,19 +20,6 @@ from utils.data.recordings import SourceFile
 stage = load_stage("01_data_processing")
 RATE_HZ = 16_000
 LABELS = ["Crow", "Wren"]
-
-
-def calls(seconds, seed, rate_hz=RATE_HZ):
-    """Return glides of random pitch at random times over noise, float32 of shape (n,); each seed differs."""
-    rng = np.random.default_rng(seed)
-    sound = 0.002 * rng.standard_normal(round(seconds * rate_hz))
-    for _ in range(round(12 * seconds)):
-        n = round(rng.uniform(0.05, 0.15) * rate_hz)
-        start = rng.integers(0, max(1, len(sound) - n))
-        pitch_hz = rng.uniform(500, 6000) + np.linspace(0, rng.uniform(-300, 300), n)
-        glide = np.sin(2 * np.pi * np.cumsum(pitch_hz) / rate_hz) * np.hanning(n) * rng.uniform(0.05, 0.2)
-        sound[start : start + n] += glide[: len(sound) - start]
-    return sound.astype(np.float32)
 
 
 def join(folder, sounds, pool_map=map):

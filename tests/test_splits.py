@@ -441,15 +441,17 @@ def test_more_folds_than_groups_are_refused():
 
 def test_who_was_heard_counts_clips_by_hand():
     items = [
-        ("train", "Rook", ["Ada"], 9),
-        ("train", "Jay", ["Bo"], 9),
-        ("val", "Rook", ["Cy"], 9),
-        ("test", "Rook", ["Ada"], 1),  # the same species
-        ("test", "Rook", ["Bo"], 2),  # another species
-        ("test", "Rook", ["Bo", "Ada"], 4),  # recorded by two, of whom one is heard with this species
-        ("test", "Rook", ["Cy"], 8),  # heard in val alone
-        ("test", "Jay", [], 16),
+        ("train", ["Rook"], ["Ada"], 9),
+        ("train", ["Jay"], ["Bo"], 9),
+        ("val", ["Rook"], ["Cy"], 9),
+        ("test", ["Rook"], ["Ada"], 1),  # the same species
+        ("test", ["Rook"], ["Bo"], 2),  # another species
+        ("test", ["Rook"], ["Bo", "Ada"], 4),  # recorded by two, of whom one is heard with this species
+        ("test", ["Rook"], ["Cy"], 8),  # heard in val alone
+        ("test", ["Jay"], [], 16),
     ]
+    several = [*items, ("test", ["Jay", "Rook"], ["Bo"], 32), ("test", [], ["Bo"], 64), ("train", [], ["Di"], 9)]
+    assert who_was_heard(several) == Heard(n_clips=127, same_species=37, other_species=66, unknown=16)
     heard = who_was_heard(items)
     assert heard == Heard(n_clips=31, same_species=5, other_species=2, unknown=16)
     assert who_was_heard(items, "val") == Heard(n_clips=9)
@@ -463,7 +465,7 @@ def test_the_split_by_recordist_lets_nobody_be_heard():
     rng = random.Random(8)
     groups, labels, weights = random_recordists(rng, 10, 60)
     split_of, _ = place(groups, labels, weights)
-    items = [(split_of[g], label, [g], w) for g, label, w in zip(groups, labels, weights, strict=True)]
+    items = [(split_of[g], [label], [g], w) for g, label, w in zip(groups, labels, weights, strict=True)]
     for split in SPLITS[1:]:
         heard = who_was_heard(items, split)
         assert heard.n_clips > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
 from collections.abc import Iterable
@@ -77,6 +78,8 @@ class Row:
         All texts of the label columns; a folder of the species may be named after any of them.
     recording_id, recordist, licence, collection : str
         Empty if the table does not name it.
+    others : tuple of str
+        Other species in the recording, by name.
     """
 
     place: str
@@ -87,6 +90,7 @@ class Row:
     recordist: str
     licence: str
     collection: str
+    others: tuple[str, ...]
 
     @property
     def xeno_canto_id(self) -> str | None:
@@ -94,7 +98,12 @@ class Row:
         return self.recording_id if XENO_CANTO_ID.fullmatch(self.recording_id) else None
 
 
-def read_rows(metadata: Path, collection_column: str | None = None) -> list[Row]:
+def read_rows(
+    metadata: Path,
+    collection_column: str | None = None,
+    needs_label: bool = True,
+    uses_others: bool = False,
+) -> list[Row]:
     """Read a table of recordings; warn of columns that are not used.
 
     Parameters
@@ -102,6 +111,10 @@ def read_rows(metadata: Path, collection_column: str | None = None) -> list[Row]
     metadata : Path
     collection_column : str, optional
         Column that names the collection of a recording.
+    needs_label : bool
+        Whether a table without a label is refused.
+    uses_others : bool
+        Whether the columns `OTHER_SPECIES` are used; a table without such a column is refused then.
 
     Raises
     ------
@@ -119,11 +132,14 @@ def read_rows(metadata: Path, collection_column: str | None = None) -> list[Row]
     has_xeno_canto_id = names["recording_id"] and names["recording_id"][0] in XENO_CANTO_ID_COLUMNS
     if not file_columns and not has_xeno_canto_id:
         raise _no_column("file", [(name,) for name in FILE_COLUMNS], table, metadata)
-    if not names["label"]:
+    if not names["label"] and needs_label:
         raise _no_column("label", COLUMNS["label"], table, metadata)
     used = {field: " with ".join(own) for field, own in names.items() if own}
     log.info("%s: %s", metadata, ", ".join(f"{field} from column {name}" for field, name in used.items()))
-    _warn_of_other_species(table, metadata)
+    if uses_others and not set(OTHER_SPECIES) & set(table.columns):
+        raise _no_column("secondary labels", [(name,) for name in OTHER_SPECIES], table, metadata)
+    if not uses_others:
+        _warn_of_other_species(table, metadata)
 
     def texts(columns: tuple[str, ...]) -> list[str]:
         return [tidy(" ".join(cells)) for cells in zip(*(table[name] for name in columns), strict=True)]
@@ -131,6 +147,7 @@ def read_rows(metadata: Path, collection_column: str | None = None) -> list[Row]
     of_field = {field: texts(own) if own else [""] * len(table) for field, own in names.items()}
     species = [texts(own) for own in COLUMNS["label"] if set(own) <= set(table.columns)]
     files = [table[name].str.strip() for name in file_columns]
+    others = [table[name] for name in OTHER_SPECIES if uses_others and name in table.columns]
     rows = []
     for i, number in enumerate(table.index):
         recording_id = of_field["recording_id"][i]
@@ -148,9 +165,31 @@ def read_rows(metadata: Path, collection_column: str | None = None) -> list[Row]
                 recordist=of_field["recordist"][i],
                 licence=of_field["licence"][i],
                 collection=of_field["collection"][i],
+                others=tuple(sorted({name for column in others for name in names_in(column.iat[i])})),
             )
         )
     return rows
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names in a cell: a list in the notation of Python, as in BirdCLEF, or separated by ; or | or commas.
+
+    Examples
+    --------
+    >>> names_in("['eurrob1', 'comcha']")
+    ['eurrob1', 'comcha']
+    >>> names_in("Turdus merula; Parus major")
+    ['Turdus merula', 'Parus major']
+    """
+    if text.strip().lower() in EMPTY_LISTS:
+        return []
+    try:
+        names = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        names = None
+    if not isinstance(names, list | tuple | set):
+        names = re.split(r"[;|]" if re.search(r"[;|]", text) else ",", text.strip().strip("[]{}"))
+    return [name for name in (tidy(str(name)) for name in names) if name]
 
 
 def _read_table(metadata: Path) -> pd.DataFrame:
@@ -239,7 +278,8 @@ def _stretches(metadata: Path, columns: list[str], example: str = "") -> InputEr
     return InputError(
         f"{metadata} describes the sound in sections within files, in the columns {', '.join(columns)}{example}; "
         "expected labels of whole files. Cut the sections out, give each piece its own row, and give all pieces of a "
-        "recording the same recording_id. If the label is true for the whole file, remove these columns"
+        "recording the same recording_id. If the label is true for the whole file, remove these columns. A table of "
+        "labels with times is given with --annotations"
     )
 
 
@@ -250,6 +290,6 @@ def _warn_of_other_species(table: pd.DataFrame, metadata: Path) -> None:
             if n_rows:
                 log.warning(
                     "%s: in %d of %d rows the column %s names other species in the recording: it is not "
-                    "used, because each recording has one label",
+                    "used, because each recording has one label (--secondary_labels uses it)",
                     *(metadata, n_rows, len(table), column),
                 )

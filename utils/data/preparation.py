@@ -11,7 +11,7 @@ import posixpath
 import shutil
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from utils.data import audio, clips, near_copies, sources, splits, spool
 from utils.data.recordings import Skipped, SourceFile
 from utils.data.recordists import similar_names
 from utils.data.splits import assign_folds, assign_splits, group_keys, merge_groups
+from utils.data.windows import Window
 
 SCRATCH_NAME = ".work"
 PLAN_NAME = "plan.json"
@@ -37,6 +38,7 @@ FILES_PER_TASK = 8
 BYTES_PER_TASK = 2**24  # of source files
 TASKS_PER_WORKER = 16  # at least, if there are enough files: then all workers end at about the same time
 NAMED_IN_LOG = 20
+SILENCE = "(silence)"  # in messages
 HEADERS_READ = 20  # of the largest files of a suffix, and as many of all, to estimate the length of the others
 COMPRESSED_BYTES_PER_S = 16_000.0  # 128 kbit/s, of formats whose headers give no length
 CLIPS_PER_PCM = 0.8  # bytes; measured 0.6 to 0.75
@@ -123,13 +125,22 @@ class Decoded:
 class Recorded:
     """A sound file that gives clips, its decoded sound, and the first sample and length of each clip.
 
-    `place` is its place in a sound that other files share; None if no other file does.
+    `place` is its place in a sound that other files share; None if no other file does. `windows` has the labels of each
+    clip; None if all have the label of the file.
     """
 
     file: SourceFile
     sound: spool.Spooled
     cuts: tuple[tuple[int, int], ...]
     place: near_copies.Place | None = None
+    windows: tuple[Window, ...] | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels of the clips, by name."""
+        if self.windows is None:
+            return (self.file.label,)
+        return tuple(sorted({label for window in self.windows for label in window.labels}))
 
 
 # --------------------------------------------------------------------------------------- what is left out
@@ -154,11 +165,8 @@ def drop_rare_labels(files: Sequence[SourceFile], min_recordings: int) -> tuple[
     return [file for file in files if file.label not in rare], skipped
 
 
-def check_two_labels(
-    files: Sequence[SourceFile], too_few: Sequence[Skipped], raw_dir: Path, min_recordings: int
-) -> None:
+def check_two_labels(labels: Collection[str], too_few: Sequence[Skipped], raw_dir: Path, min_recordings: int) -> None:
     """Raise `InputError` unless two labels are left."""
-    labels = {file.label for file in files}
     if len(labels) >= 2:
         return
     found = f"only {min(labels)} is" if labels else "no label is"
@@ -391,11 +399,11 @@ def split(
     warnings : list of str
         Labels that are not in every split, and empty splits.
     """
-    label_ids = {label: i for i, label in enumerate(sorted({r.file.label for r in recorded}))}
+    label_ids = {label: i for i, label in enumerate(all_labels(recorded))} | {"": clips.NO_LABEL_ID}
     by_clip = split_by == "clip"
     clip_samples = max(length for r in recorded for _, length in r.cuts)
     next_index: Counter[str] = Counter()
-    first_indices, keys, labels, weights = [], [], [], []
+    first_indices, keys, strata = [], [], []
     for r in recorded:
         first = next_index[r.file.recording_id]
         next_index[r.file.recording_id] += len(r.cuts)
@@ -405,13 +413,14 @@ def split(
             owner = r.file.recordist, r.file.recording_id
             own_keys = group_keys(split_by, r.file.label, *owner, r.sound.sha256, clip_id, r.file.origin)
             keys.append(own_keys + near_copies.keys(r.place, r.cuts[i] if by_clip else None, clip_samples))
-            labels.append(r.file.label)
-            weights.append(1 if by_clip else len(r.cuts))
+            strata.append(_strata(r, i if by_clip else None))
     groups = merge_groups(keys)
+    counted = [(group, *item) for group, own in zip(groups, strata, strict=True) for item in own.items()]
+    columns = [list(column) for column in zip(*counted, strict=True)]  # groups, labels, numbers of clips
     if n_folds is None:
-        split_of, warnings = assign_splits(groups, labels, weights, val_fraction, test_fraction, seed)
+        split_of, warnings = assign_splits(*columns, val_fraction, test_fraction, seed)
     else:
-        split_of, warnings = assign_folds(groups, labels, weights, n_folds, seed)
+        split_of, warnings = assign_folds(*columns, n_folds, seed)
     stretches = []
     remaining = iter(groups)
     for r, first in zip(recorded, first_indices, strict=True):
@@ -419,9 +428,25 @@ def split(
         own = tuple(next(remaining) for _ in range(n)) if by_clip else (next(remaining),) * n
         label_id = label_ids[r.file.label]
         splits = tuple(split_of[group] for group in own)
-        stretch = spool.Stretch(r.file.path, r.file.recording_id, r.file.label, label_id, first, r.cuts, own, splits)
+        several = None if r.windows is None else tuple((label_ids[window.label], window) for window in r.windows)
+        stretch = spool.Stretch(
+            *(r.file.path, r.file.recording_id, r.file.label, label_id, first, r.cuts, own, splits, several)
+        )
         stretches.append(stretch)
     return stretches, warnings
+
+
+def all_labels(recorded: Sequence[Recorded]) -> list[str]:
+    """Return the labels of a data set, by label id."""
+    return sorted({label for r in recorded for label in r.labels})
+
+
+def _strata(r: Recorded, clip: int | None) -> Counter[str]:
+    """Return the number of clips by label, of a file or of one of its clips; silence counts as a label."""
+    if r.windows is None:
+        return Counter({r.file.label: len(r.cuts) if clip is None else 1})
+    windows = r.windows if clip is None else [r.windows[clip]]
+    return Counter(label for window in windows for label in window.labels or (SILENCE,))
 
 
 def who_was_heard(
@@ -435,7 +460,7 @@ def who_was_heard(
             recordists = [] if r.file.recordist is None else [r.file.recordist]
             for name, n_clips in Counter(stretch.splits).items():
                 own = name if n_folds is None else splits.split_in_fold(name, fold, n_folds)
-                items.append((own, stretch.label, recordists, n_clips))
+                items.append((own, r.labels, recordists, n_clips))
         heard += splits.who_was_heard(items)
     return heard
 
@@ -542,18 +567,21 @@ def write_similar_recordists(output_dir: Path, recorded: Sequence[Recorded]) -> 
 def write_split_report(
     output_dir: Path, clip_samples: int, stretches: Sequence[spool.Stretch], n_folds: int | None
 ) -> None:
-    """Write ``split_report.csv``: recordings, clips, clips that were filled, and groups per label and split or fold."""
+    """Write ``split_report.csv``: recordings, clips, clips that were filled, and groups per label and split or fold.
+
+    A clip of several labels counts for each of them, a clip of silence for the empty label.
+    """
     n_clips: Counter[tuple[str, str]] = Counter()
     n_short: Counter[tuple[str, str]] = Counter()
     recordings, groups = defaultdict(set), defaultdict(set)
     for stretch in stretches:
-        for (_, length), group, name in zip(stretch.cuts, stretch.groups, stretch.splits, strict=True):
-            cell = stretch.label, name
-            n_clips[cell] += 1
-            n_short[cell] += length < clip_samples
-            recordings[cell].add(stretch.recording_id)
-            groups[cell].add(group)
-    labels = sorted({stretch.label for stretch in stretches})
+        for i, ((_, length), group, name) in enumerate(zip(stretch.cuts, stretch.groups, stretch.splits, strict=True)):
+            for cell in ((label, name) for label in stretch.labels_of(i)):
+                n_clips[cell] += 1
+                n_short[cell] += length < clip_samples
+                recordings[cell].add(stretch.recording_id)
+                groups[cell].add(group)
+    labels = sorted({label for label, _ in n_clips})
     cells = [(label, name) for label in labels for name in splits.names_of_parts(n_folds)]
     rows = [[*cell, len(recordings[cell]), n_clips[cell], n_short[cell], len(groups[cell])] for cell in cells]
     columns = ["label", "split", "recordings", "clips", "short_clips", "groups"]

@@ -14,9 +14,10 @@ from pathlib import Path
 import soundfile
 
 from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
-from utils.core.text import printable
+from utils.core.text import printable, some
 from utils.data.folder_levels import find_label_level, label_of
 from utils.data.metadata import Row, read_rows
+from utils.data.named_files import match
 from utils.data.recording_ids import XENO_CANTO_ID, name_recordings, tidy
 from utils.data.recordists import is_unknown, one_spelling
 from utils.data.tags import Tags
@@ -50,6 +51,7 @@ class SourceFile:
     path : str
         POSIX path, relative to the folder of recordings.
     label : str
+        Empty if tables of labels with times give the labels, until the file is cut.
     recording_id : str
     recordist, licence, collection : str or None
         None where unknown. A collection is the source of recordings: an archive, a publisher, a project.
@@ -58,6 +60,10 @@ class SourceFile:
         `recording_ids.name_recordings`.
     is_named_by_path : bool
         Whether the id is only the path of the file, so that a tag in the file is preferred.
+    secondary_labels : tuple of str
+        Other species in the recording, by name; it is not known when.
+    names : tuple of str
+        Names of the file in tables of labels with times.
     """
 
     path: str
@@ -68,6 +74,8 @@ class SourceFile:
     is_named_by_path: bool = field(default=False, compare=False)
     licence: str | None = None
     collection: str | None = None
+    secondary_labels: tuple[str, ...] = ()
+    names: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ def find_recordings(
     metadata: Path | None = None,
     label_level: int | None = None,
     collection_column: str | None = None,
+    covered: Sequence[str] | None = None,
+    uses_secondary: bool = False,
 ) -> tuple[list[SourceFile], list[Skipped]]:
     """List the labelled audio files of a folder.
 
@@ -98,6 +108,9 @@ def find_recordings(
     **With metadata** only the files that it names are read; see `metadata.read_rows` for its columns and
     `_Finder` for how a file is found.
 
+    **With tables of labels with times** only the files that these cover are read; see `named_files.match`. Their label
+    is empty. Metadata may add what else is known of them.
+
     The **recording id**, if metadata gives none, follows from the names: `recording_ids.name_recordings`. A recording
     has one label: if an id has two labels, its files are skipped.
 
@@ -111,6 +124,10 @@ def find_recordings(
         Level of the folders that are the labels, counted from 1: the folders in `raw_dir`.
     collection_column : str, optional
         Column of the metadata that names the collection; default ``collection``.
+    covered : sequence of str, optional
+        Names of the files that tables of labels with times cover.
+    uses_secondary : bool
+        Whether the metadata names other species in a recording.
 
     Returns
     -------
@@ -130,10 +147,17 @@ def find_recordings(
             found = "it is a file" if raw_dir.exists() else "no such folder"
             raise InputError(f"{raw_dir}: {found}; expected a folder of recordings")
         identity = _identity(raw_dir)
-        if metadata is None:
-            files, skipped = _from_folders(raw_dir, label_level)
+        known, skipped = {}, []
+        if metadata is not None:
+            rows = read_rows(Path(metadata), collection_column, covered is None, uses_secondary)
+            known, skipped = _from_metadata(raw_dir, Path(metadata), rows, covered is None)
+        if covered is not None:
+            files, others = _from_tables(raw_dir, covered, known)
+            skipped += others
+        elif metadata is not None:
+            files = list(known.values())
         else:
-            files, skipped = _from_metadata(raw_dir, Path(metadata), collection_column)
+            files, skipped = _from_folders(raw_dir, label_level)
         if _identity(raw_dir) != identity:  # such as the empty folder that remains after a network disk is unmounted
             raise OSError("it is another folder than a moment ago")
     except OSError as error:
@@ -147,10 +171,8 @@ def find_recordings(
             f"{metadata or raw_dir}: no file is left of {len(skipped)}, all are skipped; the first: {first}"
         )
     n_recordings = len({file.recording_id for file in files})
-    n_labels = len({file.label for file in files})
-    log.info(
-        "%s: %d files, %d recordings, %d labels; %d skipped", raw_dir, len(files), n_recordings, n_labels, len(skipped)
-    )
+    n_labels = f", {len({file.label for file in files})} labels" if covered is None else ""
+    log.info("%s: %d files, %d recordings%s; %d skipped", raw_dir, len(files), n_recordings, n_labels, len(skipped))
     return sorted(files, key=_order), skipped
 
 
@@ -437,9 +459,9 @@ def _skip(path: str, reason: str) -> Skipped:
 
 
 def _from_metadata(
-    raw_dir: Path, metadata: Path, collection_column: str | None
-) -> tuple[list[SourceFile], list[Skipped]]:
-    table = read_rows(metadata, collection_column)
+    raw_dir: Path, metadata: Path, table: Sequence[Row], has_labels: bool
+) -> tuple[dict[str, SourceFile], list[Skipped]]:
+    """Return the files of a table, by path; without `has_labels`, whatever it names as their label is not used."""
     finder = _Finder(raw_dir, {name for row in table for name in row.names})
     by_column = _find_by_column(finder, table, metadata)
     rows: dict[str, list[SourceFile]] = defaultdict(list)
@@ -451,10 +473,11 @@ def _from_metadata(
             paths, problem_of_id = finder.of_id(row.xeno_canto_id, row.names)
             problem = problem_of_id or problem
         file = file or (row.xeno_canto_id if is_by_id else "")
-        if not file or not row.label:
-            empty = " and ".join(name for name, text in (("file", file), ("label", row.label)) if not text)
+        if not file or (has_labels and not row.label):
+            label = row.label if has_labels else "not used"
+            empty = " and ".join(name for name, text in (("file", file), ("label", label)) if not text)
             skipped.append(Skipped(file or row.place, f"{row.place}: {empty} empty"))
-            n_unlabelled += not row.label
+            n_unlabelled += not label
             continue
         if not paths:
             skipped.append(Skipped(file, f"{row.place}: {problem}"))
@@ -463,20 +486,22 @@ def _from_metadata(
         recordist = None if is_unknown(row.recordist) else row.recordist
         spelling = spellings.setdefault(row.collection.casefold(), row.collection)
         known = {"licence": row.licence or None, "collection": None if is_unknown(spelling) else spelling}
+        label = row.label if has_labels else ""
         for path in paths:
-            rows[path].append(SourceFile(path, row.label, row.recording_id, recordist, **known))
+            own = SourceFile(path, label, row.recording_id, recordist, secondary_labels=row.others, **known)
+            rows[path].append(own)
     if n_unlabelled:
         log.warning("%s: %d of %d rows have no label and are left out", metadata, n_unlabelled, len(table))
     if n_by_id:
         log.info("%s: the files of %d rows are found by their xeno-canto id", metadata, n_by_id)
-    files, n_repeated = [], 0
+    files, n_repeated = {}, 0
     for path, sources in rows.items():
         n_repeated += len(sources) > 1
         labels = sorted({source.label for source in sources})
         if len(labels) > 1:
             skipped.append(Skipped(path, f"{metadata.name} gives it several labels: {', '.join(labels)}"))
             continue
-        files.append(sources[0])
+        files[path] = sources[0]
         if len(sources) > 1:
             skipped.append(Skipped(path, f"{metadata.name} names it {len(sources)} times: the first row is used"))
     if n_repeated:
@@ -485,6 +510,29 @@ def _from_metadata(
             "the rows describe sections of a file, each section must be its own file: cut them out first",
             *(metadata, n_repeated),
         )
+    return files, skipped
+
+
+def _from_tables(
+    raw_dir: Path, covered: Sequence[str], known: Mapping[str, SourceFile]
+) -> tuple[list[SourceFile], list[Skipped]]:
+    """Return the files that tables of labels with times cover; `known` is what metadata says of files, by path."""
+    paths, skipped, _ = _walk(raw_dir)
+    path_of, problems = match(covered, paths, raw_dir, AUDIO_SUFFIXES | UNREADABLE_SUFFIXES)
+    names = defaultdict(list)
+    for name, path in path_of.items():
+        names[path].append(name)
+    files = [replace(known.get(path, SourceFile(path, "", "", None)), names=tuple(names[path])) for path in names]
+    unused = [path for path in paths if path not in names]
+    skipped += [Skipped(path, "no table of --annotations covers it") for path in unused]
+    skipped += [Skipped(name, f"named by --annotations: {problem}") for name, problem in problems]
+    if unused:
+        log.warning("%s: no table of --annotations covers %d files: %s", raw_dir, len(unused), printable(some(unused)))
+    if problems:
+        lines = [f"{name}: {problem}" for name, problem in problems]
+        log.warning("--annotations names %d files that cannot be used: %s", len(lines), printable(some(lines, 5)))
+    if known and (strangers := sorted(names.keys() - known.keys())):
+        log.warning("--metadata has no row for %d files of --annotations: %s", len(strangers), some(strangers))
     return files, skipped
 
 

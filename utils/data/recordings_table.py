@@ -3,7 +3,7 @@
 import csv
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +26,14 @@ def write_recordings(
     """Write ``recordings.csv``, one row per recording; return the number of rows.
 
     ``sha256`` is the checksum of the decoded PCM; for several files, of the list of their checksums. In a split by
-    clip a recording can have several splits and several groups; then ``group`` is empty.
+    clip a recording can have several splits and several groups; then ``group`` is empty. Where clips have labels of
+    their own, ``label`` is the one that most clips of the recording have, and a last column ``labels`` has all.
     """
     files_of = defaultdict(list)
     for r, stretch in zip(recorded, stretches, strict=True):
         files_of[r.file.recording_id].append((r, stretch))
     rows = []
+    is_annotated = any(r.windows is not None for r in recorded)
     for recording_id, own in files_of.items():
         sounds = [r.sound for r, _ in own]
         groups = {group for _, stretch in own for group in stretch.groups}
@@ -54,12 +56,16 @@ def write_recordings(
                 *(sounds[0].start.time, sounds[0].start.source),
                 checksums[0] if len(checksums) == 1 else sha256_of_lines(checksums),
                 "|".join(sorted({r.file.collection for r, _ in own if r.file.collection is not None})),
+                *(["|".join(sorted({label for r, _ in own for label in r.labels}))] if is_annotated else []),
             ]
         )
     columns = ["recording_id", "label", "recordist", "licence", "group", "split", "duration_s", "n_clips", "n_files"]
     write_csv(
         output_dir / NAME,
-        [*columns, "sample_rate_hz", "channel", "recorded_at", "recorded_at_from", "sha256", "collection"],
+        [
+            *(*columns, "sample_rate_hz", "channel", "recorded_at", "recorded_at_from", "sha256", "collection"),
+            *(["labels"] if is_annotated else []),
+        ],
         rows,
     )
     return len(rows)
@@ -84,6 +90,12 @@ def read_recordings(data_dir: Path, fold: int | None = None) -> list[dict[str, s
     return rows
 
 
+def labels_of(row: Mapping[str, str]) -> list[str]:
+    """Return the labels of a recording; none if it is silent."""
+    labels = row["labels"].split("|") if row.get("labels") is not None else [row.get("label", "")]
+    return [label for label in labels if label]
+
+
 def recordings_of_split(data_dir: Path, split: str, fold: int | None = None) -> list[str]:
     """Return the ids of the recordings of a split; an empty list if there is no ``recordings.csv``."""
     rows = read_recordings(data_dir, fold)
@@ -96,9 +108,9 @@ def heard_in_train(recording_ids: Iterable[str], data_dir: Path, fold: int | Non
     if not rows:
         return None
 
-    def item(name: str, recording_id: str, n_clips: int) -> tuple[str, str, list[str], int]:
+    def item(name: str, recording_id: str, n_clips: int) -> tuple[str, list[str], list[str], int]:
         row = rows.get(recording_id, {})
-        return name, row.get("label", ""), [text for text in row.get("recordist", "").split("|") if text], n_clips
+        return name, labels_of(row), [text for text in row.get("recordist", "").split("|") if text], n_clips
 
     train = [item("train", name, 0) for name, row in rows.items() if "train" in row.get("split", "").split("|")]
     scored = Counter(recording_ids).items()
@@ -109,7 +121,8 @@ def warn_of_labels_of_one_collection(data_dir: Path) -> None:
     """Name, in a warning, the labels whose recordings are all of one collection, if there are several collections."""
     collections_of = defaultdict(set)
     for row in read_recordings(data_dir):
-        collections_of[row.get("label", "")].add(row.get("collection") or "")
+        for label in labels_of(row):
+            collections_of[label].add(row.get("collection") or "")
     known = set().union(*collections_of.values()) - {""}
     alone = {label: found.pop() for label, found in sorted(collections_of.items()) if len(found) == 1}
     named = [f"{label} ({collection})" for label, collection in alone.items() if collection]

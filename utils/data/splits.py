@@ -303,7 +303,7 @@ class Heard:
     n_clips : int
         All of them.
     same_species, other_species : int
-        Clips whose recordist is in train with the same label; with other labels only.
+        Clips whose recordist is in train with the same label, or with one of several labels; with other labels only.
     unknown : int
         Clips of unknown recordist.
     """
@@ -325,27 +325,28 @@ class Heard:
         )
 
 
-def who_was_heard(items: Iterable[tuple[str, str, Collection[str], int]], split: str = "test") -> Heard:
+def who_was_heard(items: Iterable[tuple[str, Collection[str], Collection[str], int]], split: str = "test") -> Heard:
     """Count the clips of a split whose recordist is in train.
 
     Parameters
     ----------
-    items : iterable of (str, str, collection of str, int)
-        Split, label, recordists (none if unknown) and number of clips.
+    items : iterable of (str, collection of str, collection of str, int)
+        Split, labels, recordists (none if unknown) and number of clips.
     split : str
         The split that scores the model.
     """
     items = list(items)
-    in_train = {(name, label) for where, label, recordists, _ in items if where == "train" for name in recordists}
-    names_in_train = {name for name, _ in in_train}
+    train = [(labels, recordists) for where, labels, recordists, _ in items if where == "train"]
+    in_train = {(name, label) for labels, recordists in train for name in recordists for label in labels}
+    names_in_train = {name for _, recordists in train for name in recordists}
     counts: Counter[str] = Counter()
-    for where, label, recordists, n_clips in items:
+    for where, labels, recordists, n_clips in items:
         if where != split:
             continue
         counts["n_clips"] += n_clips
         if not recordists:
             counts["unknown"] += n_clips
-        elif any((name, label) in in_train for name in recordists):
+        elif any((name, label) in in_train for name in recordists for label in labels):
             counts["same_species"] += n_clips
         elif names_in_train.intersection(recordists):
             counts["other_species"] += n_clips

@@ -21,6 +21,7 @@ from utils.core.errors import InputError, machine_fault
 from utils.core.files import BROKEN, read_json, sha256_of_file, sha256_of_lines
 from utils.data import audio, clips, containers, landmarks, recorders, sources, tags
 from utils.data.recordings import Skipped
+from utils.data.windows import Window
 
 MARKER_SUFFIX = ".json"
 GLUED = "the AudioMoth's trigger left out silent sections: times in it are not times of day"
@@ -225,6 +226,8 @@ class Stretch:
         First sample and length of every clip.
     groups, splits : tuple of str
         Group and split of every clip.
+    windows : tuple of (int, Window), optional
+        Label id and labels of every clip. None if each has the label of the file and no other.
     """
 
     source_path: str
@@ -235,6 +238,7 @@ class Stretch:
     cuts: tuple[tuple[int, int], ...]
     groups: tuple[str, ...]
     splits: tuple[str, ...]
+    windows: tuple[tuple[int, Window], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.cuts)
@@ -250,7 +254,12 @@ class Stretch:
             self.cuts[start:stop],
             self.groups[start:stop],
             self.splits[start:stop],
+            None if self.windows is None else self.windows[start:stop],
         )
+
+    def labels_of(self, i: int) -> tuple[str, ...]:
+        """Return the labels of a clip, counted within this object; one empty label for silence."""
+        return (self.label,) if self.windows is None else self.windows[i][1].labels or ("",)
 
 
 @dataclass(frozen=True)
@@ -282,6 +291,10 @@ def _rows(task: PartTask) -> Iterator[dict]:
                         "run the same command again"
                     )
                 index = stretch.first_index + i
+                label, label_id, lists = stretch.label, stretch.label_id, {}
+                if stretch.windows is not None:
+                    label_id, window = stretch.windows[i]
+                    label, lists = window.label, {"labels": window.labels, "secondary_labels": window.secondary}
                 yield {
                     "clip_id": f"{stretch.recording_id}:{index}",
                     "recording_id": stretch.recording_id,
@@ -290,8 +303,9 @@ def _rows(task: PartTask) -> Iterator[dict]:
                     "clip_index": index,
                     "start_s": start / task.sample_rate_hz,
                     "duration_s": length / task.sample_rate_hz,
-                    "label": stretch.label,
-                    "label_id": stretch.label_id,
+                    "label": label,
+                    "label_id": label_id,
                     "split": stretch.splits[i],
                     "audio": audio.pad_by_repetition(samples, clip_samples),
+                    **lists,
                 }
