@@ -30,7 +30,7 @@ def model_dir(tmp_path_factory):
     loaded = small_model("wav2vec2")
     data_dir = write_processed(folder / "data")
     encoders.configure_for_training(loaded.model, clips.read_clips(data_dir, "train", None, 0, None), [], "x" * 64)
-    loaded.config.clip_least_rest_seconds = 0.2
+    loaded.config.clip_least_seconds, loaded.config.clip_least_rest_seconds = 0.1, 0.2
     loaded.model.classifier.weight.data *= 50
     encoders.save_model(loaded, folder / "model")
     return folder / "model"
@@ -221,3 +221,293 @@ def test_a_single_file_with_threads(night, model_dir, raw_dir, tmp_path):
     assert detect(model_dir, raw_dir / "a_20250601_210000.wav", tmp_path / "out", *words, workers=3) == 0
     found, wanted = table(tmp_path / "out"), table(output_dir)
     pd.testing.assert_frame_equal(found, wanted[wanted["file"].str.startswith("a_")].reset_index(drop=True))
+
+
+# ------------------------------------------------------------------------------------------- killed and continued
+
+
+class Killed(BaseException):
+    """Not even an exception."""
+
+
+@pytest.mark.parametrize("moment", ["in a file", "after a file", "while writing"])
+def test_a_killed_run_continues_where_it_was(night, model_dir, raw_dir, tmp_path, monkeypatch, moment):
+    output_dir, words = night
+    scored, listen = [], scoring._listen
+
+    def die_in_second_file(how, path, *more):
+        scored.append(path)
+        if len(scored) == 2 and moment == "in a file":
+            raise Killed
+        return listen(how, path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "_listen", die_in_second_file)
+        if moment == "after a file":
+            patch.setattr(scoring, "_digest", die_at(2, scoring._digest))
+        if moment == "while writing":
+            patch.setattr(detections, "write_tables", die_at(1, detections.write_tables))
+        with pytest.raises(Killed):
+            detect(model_dir, raw_dir, tmp_path / "out", *words)
+        n_before = len(scored)
+        assert detect(model_dir, raw_dir, tmp_path / "out", *words) == 0
+    again = scored[n_before:]
+    assert len(again) == {"in a file": 3, "after a file": 3, "while writing": 1}[moment], "the finished ones are kept"
+    assert digests(tmp_path / "out") == digests(output_dir)
+
+
+def die_at(n, function):
+    """Return a function that dies in its n-th call."""
+    calls = iter(range(1, 1000))
+
+    def called(*words):
+        if next(calls) == n:
+            raise Killed
+        return function(*words)
+
+    return called
+
+
+def test_damaged_and_foreign_results_are_not_reused(night, model_dir, raw_dir, tmp_path, monkeypatch):
+    """Of another file, of other arguments, or cut short."""
+    output_dir, words = night
+    with monkeypatch.context() as patch:
+        patch.setattr(detections, "write_csv", die_at(1, None))
+        with pytest.raises(Killed):
+            detect(model_dir, raw_dir, tmp_path / "out", *words)
+    scratch = tmp_path / "out" / ".work"
+    path_of = lambda name, suffix: scoring.results_path(scratch, name, suffix)  # noqa: E731
+    with path_of("site/b.wav", scoring.SCORES_SUFFIX).open("ab") as file:
+        file.write(b"\0\0")
+    path_of("site/c.flac", ".json").write_text('{"made_from": {}}')
+    listened, listen = [], scoring._listen
+    monkeypatch.setattr(scoring, "_listen", lambda how, path, *more: listened.append(path) or listen(how, path, *more))
+    assert detect(model_dir, raw_dir, tmp_path / "out", *words) == 0
+    assert sorted(listened) == ["silent.wav", "site/b.wav", "site/c.flac"]
+    assert digests(tmp_path / "out") == digests(output_dir)
+
+
+def test_what_is_complete_is_left_alone_and_other_arguments_are_refused(night, model_dir, raw_dir, caplog):
+    output_dir, words = night
+    before = digests(output_dir)
+    (output_dir / ".work").mkdir()  # as after a kill at the very end
+    assert detect(model_dir, raw_dir, output_dir, *words, workers=7) == 0
+    assert "nothing to do" in caplog.text and not (output_dir / ".work").exists()
+    assert detect(model_dir, raw_dir, output_dir, *words, threshold=0.4) == 4
+    assert "it was made with --threshold 0.3, now it is 0.4" in caplog.text
+    assert digests(output_dir) == before
+
+
+def test_a_recording_that_changes_while_it_is_read_ends_the_run(model_dir, raw_dir, tmp_path, caplog, monkeypatch):
+    shutil.copytree(raw_dir, tmp_path / "raw")
+    read_start = recorders.read_start
+
+    def grow(path):
+        with path.open("ab") as file:
+            file.write(b"\0" * 100)
+        return read_start(path)
+
+    monkeypatch.setattr(recorders, "read_start", grow)
+    assert detect(model_dir, tmp_path / "raw", tmp_path / "out") == 3
+    assert "changed while it was read" in caplog.text and "run the same command again" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------ shards
+
+
+def test_shards_are_merged_to_the_same_bytes(night, model_dir, raw_dir, tmp_path, caplog):
+    output_dir, words = night
+    for number in (1, 2):
+        assert detect(model_dir, raw_dir, tmp_path / "out", *words, "--shard", f"{number}/2") == 0
+    assert detect(model_dir, raw_dir, tmp_path / "out", *words, "--merge_shards", 2) == 0
+    assert digests(tmp_path / "out") == digests(output_dir)
+    assert "rm -r" in caplog.text and "out.shards/*-of-2" in caplog.text
+    shutil.rmtree(tmp_path / "out.shards")
+    assert detect(model_dir, raw_dir, tmp_path / "out", *words, "--merge_shards", 2) == 0, "a complete merge needs none"
+
+
+def test_a_merge_names_the_shard_that_is_missing_or_differs(model_dir, raw_dir, tmp_path, caplog):
+    words = ["--overlap_seconds", "0.1", "--formats", "csv", "raven"]
+    assert detect(model_dir, raw_dir, tmp_path / "out", *words, "--shard", "1/2") == 0
+    assert detect(model_dir, raw_dir, tmp_path / "out", *words, "--merge_shards", 2) == 3
+    message = caplog.messages[-1]
+    assert "1 of 2 shards cannot be merged (2): " in message and "it is missing; run python 08_detection.py " in message
+    assert message.endswith(", then this command again") and "--formats csv raven" in message
+    assert " --shard 2/2 " in message
+    assert not (tmp_path / "out").exists()
+    assert detect(model_dir, raw_dir, tmp_path / "out", *words, "--shard", "2/2", threshold=0.5) == 0
+    assert detect(model_dir, raw_dir, tmp_path / "out", *words, "--merge_shards", 2) == 3
+    assert "it was made with --threshold 0.5, now it is 0.3" in caplog.messages[-1]
+
+
+def test_a_shard_that_is_written_again_during_the_merge(model_dir, raw_dir, tmp_path, caplog, monkeypatch):
+    for number in (1, 2):
+        assert detect(model_dir, raw_dir, tmp_path / "out", "--shard", f"{number}/2") == 0
+    write_csv = detections.write_csv
+
+    def meanwhile(*words):
+        write_csv(*words)
+        path = tmp_path / "out.shards" / "2-of-2" / "run.json"
+        path.write_text(path.read_text().replace('"attempts": 1', '"attempts": 2'))
+
+    monkeypatch.setattr(detections, "write_csv", meanwhile)
+    assert detect(model_dir, raw_dir, tmp_path / "out", "--merge_shards", 2) == 3
+    assert "2-of-2 was written again during the merge" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------ mistakes
+
+
+def with_config(model_dir, folder, **changes):
+    """Return a copy of a model with changes in its config; None removes a key."""
+    shutil.copytree(model_dir, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return folder
+
+
+def decision_of(**thresholds):
+    return {
+        "target_precision": 0.9,
+        "calibration": {"kind": "temperature", "temperature": 2.0},
+        "thresholds": {**dict.fromkeys(LABELS), **thresholds},
+        "reasons": {label: "too few groups" for label in LABELS if label not in thresholds},
+        "fitted_on": {"data_sha256": "x" * 64, "split": "val"},
+    }
+
+
+def test_fitted_thresholds_are_used_and_labels_without_one_are_named(night, model_dir, raw_dir, tmp_path, caplog):
+    fitted = with_config(model_dir, tmp_path / "model", decision=decision_of(Blackbird=0.2, Crow=0.45))
+    assert detect(fitted, raw_dir, tmp_path / "out", "--save_scores", threshold=None) == 0
+    assert "thresholds: fitted on val for a precision of 0.9" in caplog.text
+    assert (
+        "1 of 3 labels have no threshold, because val can't tell it, and are never detected: Great Tit" in caplog.text
+    )
+    found = table(tmp_path / "out")
+    assert set(found["label"]) <= {"Blackbird", "Crow"} and len(found)
+    assert (found.loc[found["label"] == "Blackbird", "threshold"] == 0.2).all()
+    scores = pq.read_table(tmp_path / "out" / scores_table.NAME).to_pandas()
+    assert scores[LABELS].astype(float).sum(axis=1).between(0.99, 1.01).all()
+    caplog.clear()
+    assert detect(fitted, raw_dir, tmp_path / "out", threshold=None) == 4, "--save_scores was given"
+    assert detect(fitted, raw_dir, tmp_path / "one", threshold=0.3) == 0
+    assert "one threshold for all labels, 0.3, of scores that are calibrated" in caplog.text
+
+
+def test_a_model_without_thresholds_needs_one(model_dir, raw_dir, tmp_path, caplog):
+    assert detect(model_dir, raw_dir, tmp_path / "out", threshold=None) == 3
+    assert "has no thresholds: fit them on val (03_model_validation.py --model_dir" in caplog.messages[-1]
+    assert "--fit_thresholds), or give one for all labels, such as --threshold 0.9" in caplog.messages[-1]
+    without = with_config(model_dir, tmp_path / "model", decision=decision_of())
+    assert detect(without, raw_dir, tmp_path / "out", threshold=None) == 3
+    assert "val can't tell a threshold for any of its 3 labels: fit them on val" in caplog.messages[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_does_not_know_its_clips(model_dir, raw_dir, tmp_path, caplog):
+    old = with_config(model_dir, tmp_path / "model", clip_fill=None)
+    assert detect(old, raw_dir, tmp_path / "out") == 3
+    assert "does not record how its training clips were cut" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--overlap_seconds", 0.5], "--overlap_seconds 0.5: the windows of this model last 0.5 s; give less"),
+        (["--overlap_seconds", 0.49999], "--overlap_seconds 0.49999: the windows of this model last 0.5 s"),
+        (["--combined"], "--combined is for the tables of --formats: name one"),
+        (["--combined", "--formats", "csv", "audacity"], "--combined: a table of audacity belongs to one recording"),
+    ],
+)
+def test_arguments_that_do_not_go_together(model_dir, raw_dir, tmp_path, caplog, words, told):
+    assert detect(model_dir, raw_dir, tmp_path / "out", *words) == 2
+    assert told in caplog.messages[-1] and not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_among_the_recordings_is_refused(model_dir, raw_dir, caplog):
+    assert detect(model_dir, raw_dir, raw_dir / "out") == 2
+    assert "is inside" in caplog.messages[-1] and not (raw_dir / "out").exists()
+
+
+def test_recordings_that_are_not_there(model_dir, raw_dir, tmp_path, caplog):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("")
+    for raw, told in (
+        (tmp_path / "gone", "no such folder or file; expected a folder of recordings, or one recording"),
+        (tmp_path / "empty", "holds no audio (1 other files)"),
+        (raw_dir / "notes.txt", "is not a sound file that can be decoded; convert it to .wav or .flac"),
+    ):
+        assert detect(model_dir, raw, tmp_path / "out") == 3
+        assert told in caplog.messages[-1]
+    (tmp_path / "empty" / "night.wac").write_text("x")
+    assert detect(model_dir, tmp_path / "empty", tmp_path / "out") == 3
+    assert "the first of 1 skipped, night.wac: .wac cannot be decoded" in caplog.messages[-1]
+
+
+def test_bad_recordings_have_a_line_each(model_dir, tmp_path, caplog):
+    raw_dir = tmp_path / "raw"
+    write(raw_dir / "short.wav", song(0.05, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)
+    (raw_dir / "text.wav").write_text("no sound")
+    (raw_dir / "empty.wav").touch()
+    (raw_dir / "night.wac").write_text("x")
+    write(raw_dir / "nan.wav", np.full(9000, np.nan), SAMPLE_RATE_HZ, subtype="FLOAT")
+    assert detect(model_dir, raw_dir, tmp_path / "out") == 3
+    assert (
+        "no recording is left of 5, all are skipped; the first, empty.wav: empty: the file has 0 bytes" in caplog.text
+    )
+    write(raw_dir / "good.wav", song(1, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)
+    assert detect(model_dir, raw_dir, tmp_path / "out", workers=2) == 0
+    reasons = dict(line.split(",", 1) for line in (tmp_path / "out" / "skipped.csv").read_text().splitlines()[1:])
+    assert list(reasons) == ["empty.wav", "nan.wav", "night.wac", "short.wav", "text.wav"]
+    assert reasons["short.wav"] == "too short for a window of this model: 0.05 s"
+    assert "NaN" in reasons["nan.wav"] and ".wac cannot be decoded" in reasons["night.wac"]
+    assert set(table(tmp_path / "out")["file"]) == {"good.wav"}
+
+
+def test_a_recording_that_is_read_twice_counts_once(model_dir, tmp_path):
+    """The mean of its channels cancels, which is known only at its end."""
+    sound = song(2.2, SAMPLE_RATE_HZ, 1, 5)[:, 0]
+    write(tmp_path / "raw" / "mono.wav", sound, SAMPLE_RATE_HZ)
+    write(tmp_path / "raw" / "stereo.wav", np.stack([sound, -sound], axis=1), SAMPLE_RATE_HZ)
+    assert detect(model_dir, tmp_path / "raw", tmp_path / "out", "--save_scores", "--batch_size", 2, workers=4) == 0
+    scores = pq.read_table(tmp_path / "out" / scores_table.NAME).to_pandas()
+    mono, stereo = (scores[scores["file"] == f"{name}.wav"].drop(columns="file") for name in ("mono", "stereo"))
+    assert len(mono) == 5 and np.array_equal(mono.to_numpy(), stereo.to_numpy())
+
+
+def test_a_broken_model_is_told(model_dir, raw_dir, tmp_path, caplog):
+    loaded = encoders.load_model(model_dir, "cpu")
+    loaded.model.classifier.bias.data[0] = float("inf")
+    encoders.save_model(loaded, tmp_path / "model")
+    for workers in (1, 9):
+        assert detect(tmp_path / "model", raw_dir, tmp_path / f"out{workers}", workers=workers) == 3
+        assert "the model gives logits that are NaN or infinite for" in caplog.messages[-1]
+
+
+def test_recorders_that_glue_sections_have_no_times_of_day(model_dir, tmp_path, caplog, monkeypatch):
+    glued = recorders.Start("2025-06-01T06:00:00", "AudioMoth", True)
+    monkeypatch.setattr(recorders, "read_start", lambda path: glued)
+    write(tmp_path / "raw" / "20250601_060000.wav", song(1, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)
+    assert detect(model_dir, tmp_path / "raw", tmp_path / "out") == 0
+    assert set(table(tmp_path / "out")["recorded_at"]) == {""}
+    assert "1 of 1 recordings have no known start time" in caplog.text
+    assert "trigger left out silent sections" in caplog.text
+
+
+def test_a_night_without_a_detection_is_a_result(model_dir, raw_dir, tmp_path, caplog):
+    words = ["--formats", "csv", "--combined"]
+    assert detect(model_dir, raw_dir, tmp_path / "out", *words, threshold=0.999999) == 0
+    assert len(table(tmp_path / "out")) == 0 and "0 detections" in caplog.text
+    csv = pd.read_csv(tmp_path / "out" / "csv" / "all.labels.csv")
+    assert list(csv["file"]) == list(SECONDS) and csv["label"].isna().all()
+
+
+def test_several_labels_have_sigmoid_scores(model_dir, raw_dir, tmp_path):
+    several = with_config(model_dir, tmp_path / "model", problem_type="multi_label_classification")
+    assert detect(several, raw_dir, tmp_path / "out", "--save_scores", threshold=0.5) == 0
+    scores = pq.read_table(tmp_path / "out" / scores_table.NAME).to_pandas()[LABELS].astype(float)
+    one = tmp_path / "one"
+    assert detect(model_dir, raw_dir, one, "--save_scores", threshold=0.5) == 0
+    odds = scores / (1 - scores)
+    softmax = pq.read_table(one / scores_table.NAME).to_pandas()[LABELS].astype(float)
+    np.testing.assert_allclose(odds.div(odds.sum(axis=1), axis=0), softmax, atol=5e-3)
