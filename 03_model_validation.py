@@ -19,6 +19,9 @@ predictions.parquet, log.txt and run.json. Where the scored clips are of several
 scores_by_collection.csv, with their mean and the level that knowing the collection alone would reach. Rebuilds
 summary.csv and summary.png of all results.
 
+--review N also writes review.html: for each label the N clips with the highest scores that the data do not give this
+label. A person hears them there and saves a table, which stage 01 reads with --annotations; see docs/review.md.
+
 --compare takes results of models that were scored on the same clips. For each pair of models it measures the
 difference clip by clip: its interval by itself and together with all pairs (max-t), a sign-flip p value, and that value
 adjusted for the number of pairs (Holm). It also says whether the first model is no worse than the second by more than
@@ -44,6 +47,7 @@ from utils.core.errors import AlreadyComplete, UsageError
 from utils.core.files import write_text
 from utils.core.text import some
 from utils.data import recordings_table, splits
+from utils.figures import review_page
 from utils.models import model_folder
 from utils.scores import by_collection, comparison, looks, pooling, predictions, summary
 
@@ -52,7 +56,7 @@ with lazy.imported_on_first_use():
     import pandas as pd
 
     from utils.data import clips
-    from utils.models import encoder_window, encoders, latency, predict, start_line, training_history
+    from utils.models import encoder_window, encoders, latency, mistakes, predict, start_line, training_history
     from utils.scores import drawing, evaluation, intervals
 
 log = logging.getLogger(Path(__file__).stem)
@@ -60,7 +64,7 @@ log = logging.getLogger(Path(__file__).stem)
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>"
 OUTPUTS = (
     *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv", by_collection.NAME),
-    *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*"),
+    *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*", review_page.NAME),
 )
 
 
@@ -96,6 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", choices=splits.SPLITS, default="test", help="split to score")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="clips per batch")
+    parser.add_argument(
+        "--review", type=cli.positive_int, metavar="N", help=f"write {review_page.NAME}: the N worst mistakes per label"
+    )
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
     return parser
@@ -123,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
 def refuse_flags_of_another_way(args: argparse.Namespace) -> None:
     """Refuse flags that would have no effect: --compare and --pool take results that are scored already."""
     way = next((name for name in ("compare", "pool") if getattr(args, name) is not None), None)
-    parser, flags = build_parser(), ("split", "batch_size", "data_dir", "fold", "max_clips_per_class")
+    parser, flags = build_parser(), ("split", "batch_size", "data_dir", "fold", "max_clips_per_class", "review")
     given = [name for name in flags if getattr(args, name) != parser.get_default(name)]
     if way and given:
         raise UsageError(f"--{given[0]} is for scoring a model: the results that --{way} takes are scored already")
@@ -244,6 +251,11 @@ def validate(args: argparse.Namespace) -> None:
 
         with this_run.timed("writing"):
             write_results(args.output_dir, table, labels, logits, row)
+        if args.review:
+            path = args.output_dir / review_page.NAME
+            title = f"Worst mistakes of {row['model_name']} on {args.split}"
+            n_mistakes = mistakes.write_review(path, title, split_clips, logits, model.config, args.review)
+            log.info("%d mistakes to review: %s", n_mistakes, path)
         log_scores(row)
         known = by_collection.collections_of(table["recording_id"], labels, args.data_dir, args.fold)
         score_collections(args, this_run, table.assign(predicted_id=logits.argmax(axis=1)), known)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import shutil
 
 import matplotlib.image
@@ -22,9 +23,9 @@ from utils.core import runs
 from utils.core.errors import InputError
 from utils.core.files import sha256_of_file
 from utils.data import clips
-from utils.figures import plots
+from utils.figures import plots, review_page
 from utils.models import encoders, latency
-from utils.scores import comparison, evaluation, intervals, summary, verdicts
+from utils.scores import comparison, evaluation, intervals, predictions, summary, verdicts
 
 stage = load_stage("03_model_validation")
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -103,6 +104,29 @@ def refused(capfd, run_dir, data_dir, tmp_path, *more):
     assert "Traceback" not in text
     assert not (output_dir.parent / "summary.csv").exists()
     return text
+
+
+# --------------------------------------------------------------------------------------------- the review page
+
+
+def test_review_writes_the_worst_mistakes_of_each_label(data_dir, run_dir, result, tmp_path):
+    assert main(run_dir, data_dir, tmp_path / "result", "--review", "2") == 0
+    record = json.loads((tmp_path / "result" / "run.json").read_text())
+    assert review_page.NAME in {output["path"] for output in record["outputs"]}
+    (page,) = re.findall(
+        r'<script type="application/json" id="page">(.*?)</script>', (tmp_path / "result/review.html").read_text()
+    )
+    table = clips.read_clips(data_dir, "test").table
+    logits = predictions.read_logits(result).astype(float)
+    powers = np.exp(logits)
+    expected = []
+    for label_id, label in enumerate(LABELS):
+        wrong = [i for i in range(len(table)) if logits[i].argmax() == label_id != table["label_id"][i]]
+        for i in sorted(wrong, key=lambda i: -powers[i, label_id] / powers[i].sum())[:2]:
+            expected.append([label, table["source_path"][i], str(table["start_s"][i]), [table["label"][i]]])
+    found = json.loads(page)["items"]
+    assert expected and [[one["label"], one["file"], one["start"], one["named"]] for one in found] == expected
+    assert {one["why"] for one in found} == {"mistake"} and {float(one["end"]) for one in found} <= {0.5, 1.0}
 
 
 # ------------------------------------------------------------------------------------------- artifacts

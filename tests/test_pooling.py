@@ -218,7 +218,7 @@ def test_folders_whose_names_do_not_tell_need_a_place(names, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("way", ["--pool", "--compare"])
-@pytest.mark.parametrize("flag", [("--fold", "1"), ("--split", "val"), ("--data_dir", "x")])
+@pytest.mark.parametrize("flag", [("--fold", "1"), ("--split", "val"), ("--data_dir", "x"), ("--review", "3")])
 def test_flags_of_scoring_are_refused(folds, way, flag, capfd):
     assert stage.main([way, *(str(folder) for folder, *_ in folds), *flag]) == 2
     assert f"{flag[0]} is for scoring a model" in capfd.readouterr().err

@@ -16,13 +16,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
-import soxr
-from PIL import Image
-
+from utils.core import lazy
 from utils.core.files import atomic_path
 from utils.core.text import printable
+
+with lazy.imported_on_first_use():
+    import numpy as np
+    import PIL.Image as pillow
+    import soundfile
+    import soxr
 
 NAME = "review.html"
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -152,10 +154,10 @@ def picture(samples: np.ndarray, sample_rate_hz: int) -> bytes:
     high = decibels.max()
     low = max(np.quantile(decibels, QUIET_SHARE), high - DEEPEST_DB)
     grey = np.clip((decibels - low) / max(high - low, 1e-6), 0, 1)
-    image = Image.fromarray(np.rint(255 * (1 - grey[::-1])).astype(np.uint8))
+    image = pillow.fromarray(np.rint(255 * (1 - grey[::-1])).astype(np.uint8))
     encoded = io.BytesIO()
     size = PICTURE_WIDTH, PICTURE_HEIGHT
-    image.resize(size, Image.Resampling.BILINEAR).save(encoded, format="JPEG", quality=JPEG_QUALITY)
+    image.resize(size, pillow.Resampling.BILINEAR).save(encoded, format="JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue()
 
 

@@ -21,9 +21,10 @@ from utils.core.text import printable, some
 from utils.models.loaded_model import MULTI_LABEL
 
 with lazy.imported_on_first_use():
-    import numpy as np
+    from utils.scores import calibration
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedConfig
 
 FIELD = "decision"
@@ -88,16 +89,16 @@ def _trouble(decision: object, is_multi_label: bool) -> str | None:
     for key in ("calibration", "thresholds", "fitted_on", "reasons"):
         if not isinstance(decision.get(key), Mapping):
             return f"{key} {decision.get(key)!r:.40}, expected an object"
-    target, calibration = decision.get("target_precision"), decision["calibration"]
+    target, how = decision.get("target_precision"), decision["calibration"]
     if not (_is_number(target) and 0 < target < 1):
         return f"target_precision {target!r:.40}, expected a number between 0 and 1"
     kinds = NUMBERS_OF if is_multi_label else (TEMPERATURE,)  # softmax ignores an intercept
-    kind = calibration.get("kind")
+    kind = how.get("kind")
     if kind not in kinds:
         return f"calibration {kind!r:.40}, expected {' or '.join(kinds)}"
-    numbers = [calibration.get(name) for name in NUMBERS_OF[kind]]
+    numbers = [how.get(name) for name in NUMBERS_OF[kind]]
     if not all(map(_is_number, numbers)) or numbers[0] <= 0:
-        return f"calibration {dict(calibration)!r:.80}, expected {' and '.join(NUMBERS_OF[kind])}, the first above 0"
+        return f"calibration {dict(how)!r:.80}, expected {' and '.join(NUMBERS_OF[kind])}, the first above 0"
     for label, threshold in decision["thresholds"].items():
         if threshold is not None and not (_is_number(threshold) and 0 <= threshold <= 1):
             return f"the threshold {threshold!r:.40} of {printable(label)}, expected a number from 0 to 1, or null"
@@ -130,21 +131,8 @@ def scores(logits: np.ndarray, config: PreTrainedConfig | Mapping) -> np.ndarray
         If the config has a malformed decision.
     """
     decision = read(config)
-    calibration = {"kind": TEMPERATURE, "temperature": 1.0} if decision is None else decision["calibration"]
-    return calibrated(logits, calibration, _of(config, "problem_type") == MULTI_LABEL)
-
-
-def calibrated(logits: np.ndarray, calibration: Mapping, is_multi_label: bool) -> np.ndarray:
-    """Return the scores of logits by a calibration; see `scores`."""
-    logits = np.asarray(logits, dtype=np.float64)
-    if calibration["kind"] == TEMPERATURE:
-        logits = logits / calibration["temperature"]
-    else:
-        logits = calibration["slope"] * logits + calibration["intercept"]
-    if is_multi_label:
-        return np.exp(-np.logaddexp(0, -logits))
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    how = calibration.AS_IT_IS if decision is None else decision["calibration"]
+    return calibration.calibrated(logits, how, _of(config, "problem_type") == MULTI_LABEL)
 
 
 def as_input(config: Mapping, path: Path) -> dict[str, runs.Input]:

@@ -169,7 +169,11 @@ def calibration(label_ids: np.ndarray, logits: np.ndarray, n_bins: int = N_CALIB
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
     """
     confidence = softmax(logits.astype(np.float64), axis=1).max(axis=1)
-    correct = logits.argmax(axis=1) == label_ids
+    return bins_of(confidence, logits.argmax(axis=1) == label_ids, n_bins)
+
+
+def bins_of(confidence: np.ndarray, correct: np.ndarray, n_bins: int = N_CALIBRATION_BINS) -> pd.DataFrame:
+    """Return the bins of `calibration` for any scores, each with whether it is right."""
     edges = np.linspace(0, 1, n_bins + 1)
     index = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, n_bins - 1)
     n_clips = np.bincount(index, minlength=n_bins)
