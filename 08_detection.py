@@ -14,7 +14,9 @@ overlap or touch are one detection: from the start of the first to the end of th
 
 Writes <output_dir>/detections.csv, skipped.csv with the files that cannot be used, log.txt and run.json; with
 --save_scores scores.parquet with the score of every window and label; with --formats tables for other programs, in a
-folder each. If it is killed, the same command continues it. The result does not depend on the number of workers.
+folder each; with --review N the page review.html. On it a person hears, for each label, the N windows with the highest
+scores, N near the threshold and N drawn at random, and saves the answers (docs/review.md). If the stage is killed, the
+same command continues it. The result does not depend on the number of workers.
 
 On a cluster many jobs can share the recordings, and a last job merges their shares. The result is the same:
 
@@ -35,13 +37,20 @@ from pathlib import Path
 from utils.core import cli, lazy, replacing, runs, workers
 from utils.core.errors import AlreadyComplete, InputError, UsageError
 from utils.data import annotations, preparation, recordings, shards, spool
-from utils.field import detections, field_model, scores_table, scoring
+from utils.field import detections, field_model, review, scores_table, scoring
+from utils.figures import review_page
 
 with lazy.imported_on_first_use():
     from utils.models import encoders, start_line
 
 STAGE = Path(__file__).stem
-OUTPUTS = (detections.NAME, scores_table.NAME, "skipped.csv", *(f"{name}/*" for name in annotations.FORMATS))
+OUTPUTS = (
+    detections.NAME,
+    scores_table.NAME,
+    review_page.NAME,
+    "skipped.csv",
+    *(f"{name}/*" for name in annotations.FORMATS),
+)
 SHARD_OUTPUTS = (f"{shards.SPOOL_NAME}/*", shards.LISTING_NAME, shards.DECODED_NAME)
 SPEED_ARGUMENTS = {"num_workers", "merge_shards"}
 SHARD_NEUTRAL_ARGUMENTS = SPEED_ARGUMENTS | {"formats", "combined", "seed"}
@@ -83,6 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--save_scores",
         action="store_true",
         help=f"also write {scores_table.NAME}: the score of every window and label",
+    )
+    parser.add_argument(
+        "--review",
+        type=cli.positive_int,
+        metavar="N",
+        help=f"also write {review_page.NAME}: per label the N best windows, N near the threshold and N at random",
     )
     parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="windows per batch")
     parser.add_argument(
@@ -161,6 +176,9 @@ def detect(
                 found = listen(args, this_run, model, raw_dir, results_dir, wanted)
             with this_run.timed("writing"):
                 write_results(args, this_run, model, raw_dir, found, skipped)
+            if args.review:
+                with this_run.timed("review"):
+                    write_review(args, model, raw_dir, listed, found)
             if merge is not None:
                 merge.finish()
     except AlreadyComplete:
@@ -224,7 +242,7 @@ def listen(
     )
     how = scoring.How(
         *(raw_dir.absolute(), results_dir, args.model_dir.absolute(), model.sha256, device, windows),
-        *(model.channel, model.thresholds_by_id(), args.batch_size, args.save_scores),
+        *(model.channel, model.thresholds_by_id(), args.batch_size, args.save_scores or args.review is not None),
     )
     start_s = time.perf_counter()
     with this_run.timed("listening"):
@@ -295,6 +313,20 @@ def write_scores(
     )
     n_rows = scores_table.write(args.output_dir / scores_table.NAME, model.labels, windows, kept)
     log.info("scores of %d windows and %d labels: %s", n_rows, len(model.labels), args.output_dir / scores_table.NAME)
+
+
+def write_review(
+    args: argparse.Namespace,
+    model: field_model.FieldModel,
+    raw_dir: Path,
+    listed: dict[str, spool.Listed],
+    found: preparation.Decoded,
+) -> None:
+    """Write the page on which a person hears windows and answers."""
+    path, rate_hz = args.output_dir / review_page.NAME, next(iter(found.sounds.values())).sample_rate_hz
+    windows = model.windows(rate_hz, args.overlap_seconds)
+    how = args.review, args.seed, args.num_workers
+    log.info("%d windows to review: %s", review.write(path, model, windows, raw_dir, listed, found, *how), path)
 
 
 def count(found: preparation.Decoded) -> dict[str, object]:

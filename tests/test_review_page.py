@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.browser import Browser
 from utils.figures import review_page
-from utils.figures.review_page import Item, write_page
+from utils.figures.review_page import Item, encode, write_page
 
 LABELS = ["Rook", 'Crow, "Corvus" <b>', "Kohlmeise ä 大山雀"]
 ODD_FILE = 'a & b/<i>"rook\'s" Übung 大.wav'
@@ -26,10 +26,10 @@ def tone(hz, seconds=1.0, rate_hz=RATE_HZ):
 
 def items():
     return [
-        Item(LABELS[0], "best", ODD_FILE, 5.0, 6.0, 0.912345, tone(500), RATE_HZ, 0.8, "2026-05-03 04:31:10"),
-        Item(LABELS[0], "random", "night.wav", 0.0, 1.0, 0.01, tone(1000), RATE_HZ, 0.8),
-        Item(LABELS[1], "mistake", "night.wav", 1.0, 2.0, 0.7, tone(2000), RATE_HZ, named=(LABELS[2], "Rook")),
-        Item(LABELS[2], "threshold", "night.wav", 3600.5, 3601.5, 0.5, tone(3000), RATE_HZ, 0.5, named=()),
+        Item(LABELS[0], "best", ODD_FILE, 5.0, 6.0, 0.912345, encode(tone(500), RATE_HZ), 0.8, "2026-05-03 04:31:10"),
+        Item(LABELS[0], "random", "night.wav", 0.0, 1.0, 0.01, encode(tone(1000), RATE_HZ), 0.8),
+        Item(LABELS[1], "mistake", "night.wav", 1.0, 2.0, 0.7, encode(tone(2000), RATE_HZ), named=(LABELS[2], "Rook")),
+        Item(LABELS[2], "threshold", "night.wav", 3600.5, 3601.5, 0.5, encode(tone(3000), RATE_HZ), 0.5, named=()),
     ]
 
 
@@ -76,7 +76,7 @@ def test_names_are_escaped_and_come_back_whole(page):
 
 
 def test_a_name_cannot_end_the_script_it_stands_in(tmp_path):
-    item = Item("</script><script>x", "best", "</script>\n\udcff", 0.0, 1.0, 0.5, tone(500), RATE_HZ)
+    item = Item("</script><script>x", "best", "</script>\n\udcff", 0.0, 1.0, 0.5, encode(tone(500), RATE_HZ))
     write_page(tmp_path / "review.html", "</title>", [item.label], [item])
     assert content(tmp_path / "review.html")["items"][0]["file"] == "</script>\\n\\udcff"
 
@@ -94,7 +94,9 @@ def test_times_have_a_decimal_point(page):
 def test_a_sound_is_the_sound(tmp_path, rate_hz, expected_hz):
     hz = 0.1 * min(rate_hz, expected_hz)
     samples = tone(hz, 2.0, rate_hz)
-    write_page(tmp_path / "review.html", "x", ["x"], [Item("x", "best", "x.wav", 0.0, 2.0, 0.5, samples, rate_hz)])
+    write_page(
+        tmp_path / "review.html", "x", ["x"], [Item("x", "best", "x.wav", 0.0, 2.0, 0.5, encode(samples, rate_hz))]
+    )
     heard, found_hz = soundfile.read(io.BytesIO(data(tmp_path / "review.html", "sound-0")))
     assert found_hz == expected_hz and abs(len(heard) / found_hz - 2.0) < 0.001
     power = np.abs(np.fft.rfft(heard)) ** 2
@@ -113,13 +115,15 @@ def test_a_tone_is_dark_at_its_height(hz):
 
 @pytest.mark.parametrize("n_samples", [1, 100, 16_000])
 def test_silence_and_very_short_sounds_have_a_picture_and_a_sound(tmp_path, n_samples):
-    item = Item("x", "best", "x.wav", 0.0, n_samples / RATE_HZ, 0.5, np.zeros(n_samples, np.float32), RATE_HZ)
+    item = Item("x", "best", "x.wav", 0.0, n_samples / RATE_HZ, 0.5, encode(np.zeros(n_samples, np.float32), RATE_HZ))
     assert write_page(tmp_path / "review.html", "x", ["x"], [item]) == 1
 
 
 def test_a_broken_item_leaves_no_page(tmp_path):
     with pytest.raises(ValueError):
-        write_page(tmp_path / "x.html", "x", ["x"], [Item("x", "best", "x", 0.0, 1.0, np.nan, tone(500), RATE_HZ)])
+        write_page(
+            tmp_path / "x.html", "x", ["x"], [Item("x", "best", "x", 0.0, 1.0, np.nan, encode(tone(500), RATE_HZ))]
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -38,8 +38,17 @@ QUIET_SHARE = 0.3  # of the points of a spectrogram, which are white
 
 
 @dataclass(frozen=True)
+class Media:
+    """A sound and its picture, as they stand in the page: an MP3, a JPEG, and the highest frequency of both in kHz."""
+
+    sound: bytes
+    picture: bytes
+    khz: float
+
+
+@dataclass(frozen=True)
 class Item:
-    """A sound of the page.
+    """A question of the page.
 
     Attributes
     ----------
@@ -53,9 +62,8 @@ class Item:
         Its place in the recording.
     score : float
         Score of `label`.
-    samples : array of float32, shape (n_samples,)
-        In [-1, 1].
-    sample_rate_hz : int
+    media : Media
+        From `encode`.
     threshold : float or None
         Threshold of `label`, where it has one.
     recorded_at : str
@@ -70,8 +78,7 @@ class Item:
     start_s: float
     end_s: float
     score: float
-    samples: np.ndarray
-    sample_rate_hz: int
+    media: Media
     threshold: float | None = None
     recorded_at: str = ""
     named: tuple[str, ...] | None = None
@@ -99,7 +106,7 @@ def write_page(path: Path, title: str, labels: Sequence[str], items: Iterable[It
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as page:
         page.write(head)
         for number, item in enumerate(items):
-            for kind, data in (("picture", picture(item.samples, item.sample_rate_hz)), ("sound", sound(item))):
+            for kind, data in (("picture", item.media.picture), ("sound", item.media.sound)):
                 block = f'<script type="text/plain" id="{kind}-{number}">{base64.b64encode(data).decode()}</script>\n'
                 digest.update(block.encode())
                 page.write(block)
@@ -123,7 +130,7 @@ def _described(item: Item) -> dict[str, object]:
         "threshold": None if item.threshold is None else _rounded(item.threshold),
         "recorded_at": item.recorded_at,
         "named": None if item.named is None else list(item.named),
-        "khz": item.sample_rate_hz / 2000,
+        "khz": item.media.khz,
     }
 
 
@@ -136,12 +143,17 @@ def _as_json(value: object) -> str:
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
-def sound(item: Item) -> bytes:
-    """Return the MP3 of an item; another sample rate than those of MP3 becomes the next higher one."""
-    rate_hz = next((rate for rate in MP3_RATES_HZ if rate >= item.sample_rate_hz), MP3_RATES_HZ[-1])
-    samples = np.asarray(item.samples, dtype=np.float32)
-    if rate_hz != item.sample_rate_hz:
-        samples = soxr.resample(samples, item.sample_rate_hz, rate_hz)
+def encode(samples: np.ndarray, sample_rate_hz: int) -> Media:
+    """Return a sound, float32 of shape (n_samples,) in [-1, 1], with its picture."""
+    samples = np.asarray(samples, dtype=np.float32)
+    return Media(sound(samples, sample_rate_hz), picture(samples, sample_rate_hz), sample_rate_hz / 2000)
+
+
+def sound(samples: np.ndarray, sample_rate_hz: int) -> bytes:
+    """Return the MP3 of a sound; another sample rate than those of MP3 becomes the next higher one."""
+    rate_hz = next((rate for rate in MP3_RATES_HZ if rate >= sample_rate_hz), MP3_RATES_HZ[-1])
+    if rate_hz != sample_rate_hz:
+        samples = soxr.resample(samples, sample_rate_hz, rate_hz)
     encoded = io.BytesIO()
     how = {"bitrate_mode": "VARIABLE", "compression_level": MP3_COMPRESSION}
     soundfile.write(encoded, samples, rate_hz, format="MP3", subtype="MPEG_LAYER_III", **how)
@@ -150,7 +162,7 @@ def sound(item: Item) -> bytes:
 
 def picture(samples: np.ndarray, sample_rate_hz: int) -> bytes:
     """Return a spectrogram as a grey JPEG: loud is dark, 0 Hz at the bottom, half the sample rate at the top."""
-    decibels = spectrogram_db(np.asarray(samples, dtype=np.float32), sample_rate_hz)
+    decibels = spectrogram_db(samples, sample_rate_hz)
     high = decibels.max()
     low = max(np.quantile(decibels, QUIET_SHARE), high - DEEPEST_DB)
     grey = np.clip((decibels - low) / max(high - low, 1e-6), 0, 1)

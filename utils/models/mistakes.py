@@ -63,8 +63,7 @@ def _items(
             start_s=clip["start_s"],
             end_s=clip["start_s"] + n_samples / clips.sample_rate_hz,
             score=one.score,
-            samples=clips.audio(one.window)[:n_samples],
-            sample_rate_hz=clips.sample_rate_hz,
+            media=review_page.encode(clips.audio(one.window)[:n_samples], clips.sample_rate_hz),
             threshold=thresholds[one.label_id],
             named=tuple(clip["labels"]) if clips.is_annotated else (clip["label"],),
         )

@@ -55,17 +55,20 @@ class Choice:
             Its name, on which the draw depends.
         scores : array of float, shape (n_windows, n_labels)
         """
-        n_windows, n_labels = scores.shape
-        rows = np.empty((n_labels, n_windows), ROW)
-        rows["label_id"], rows["file"], rows["window"] = np.arange(n_labels)[:, None], file, np.arange(n_windows)
-        rows["score"] = scores.T
         digest = hashlib.sha256(f"{self.seed} {name}".encode(errors="surrogatepass")).digest()
-        rows["draw"] = np.random.default_rng(int.from_bytes(digest[:8])).random(scores.shape).T
-        self._rows.append(rows.ravel())
-        self._n_rows += rows.size
-        if self._n_rows > MOST_ROWS + 2 * self._n_needed:
-            self._rows = [self._possible(np.concatenate(self._rows))]
-            self._n_rows = self._n_needed = len(self._rows[0])
+        draw = np.random.default_rng(int.from_bytes(digest[:8]))
+        n_at_once = max(1, MOST_ROWS // max(1, scores.shape[1]))
+        for first in range(0, len(scores), n_at_once):
+            some = scores[first : first + n_at_once]
+            rows = np.empty(some.shape, ROW)
+            rows["label_id"], rows["file"] = np.arange(some.shape[1]), file
+            rows["window"] = np.arange(first, first + len(some))[:, None]
+            rows["score"], rows["draw"] = some, draw.random(some.shape)
+            self._rows.append(rows.ravel())
+            self._n_rows += rows.size
+            if self._n_rows > MOST_ROWS + 2 * self._n_needed:
+                self._rows = [self._possible(np.concatenate(self._rows))]
+                self._n_rows = self._n_needed = len(self._rows[0])
 
     def _possible(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows that can be chosen, whatever is added: each kind can lose its first ones to those before."""
