@@ -45,13 +45,5 @@ fi
 if [[ -n $JOB_CORES ]]; then
     flags+=(--num_workers "$JOB_CORES")
 fi
-if [[ -n ${MERGE_SHARDS:-} ]]; then
-    require_count MERGE_SHARDS
-    flags+=(--merge_shards "$MERGE_SHARDS")
-elif [[ -n ${SHARDS:-} ]]; then
-    require_count SHARDS
-    ((JOB_INDEX)) || fail "SHARDS=$SHARDS is for a job array: bsub -J \"01[1-$SHARDS]\" < jobs/01.sh, \
-or sbatch --array=1-$SHARDS jobs/01.sh" 2
-    flags+=(--shard "$JOB_INDEX/$SHARDS")
-fi
+share_among_jobs 01
 run_stage 01_data_processing.py "${DATA_ARGS:-}" "${flags[@]}" "$@"

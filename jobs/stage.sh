@@ -39,6 +39,7 @@ variant_of() {
 
 : "${DATA_DIR:=${in_out_dir#./}processed_data/$data_name}" "${RUN_DIR:=$(folder_of runs "$MODEL")}"
 : "${RESULTS_DIR:=$(folder_of validation_results "$MODEL")}" "${ANALYSIS_DIR:=$(folder_of analysis_results "$MODEL")}"
+: "${DETECTIONS_DIR:=$(folder_of detections "$MODEL")}"
 : "${PYTHON:=.venv/bin/python}" "${NUM_GPUS:=1}" "${MAX_ATTEMPTS:=20}"
 
 # fail MESSAGE CODE
@@ -72,6 +73,19 @@ readonly JOB_CORES=${LSB_DJOB_NUMPROC:-${SLURM_CPUS_PER_TASK:-}}
 # names_layers: true if KEEP_ARGS itself names the layers that 07 keeps, so that no best.json of 05 is needed.
 names_layers() {
     [[ " ${KEEP_ARGS:-} " =~ [[:space:]]--(keep_layers|drop_layers|ladder|from)[=[:space:]] ]]
+}
+
+# share_among_jobs STAGE: adds to `flags` the share of a job of an array, or the merge of all shares.
+share_among_jobs() {
+    if [[ -n ${MERGE_SHARDS:-} ]]; then
+        require_count MERGE_SHARDS
+        flags+=(--merge_shards "$MERGE_SHARDS")
+    elif [[ -n ${SHARDS:-} ]]; then
+        require_count SHARDS
+        ((JOB_INDEX)) || fail "SHARDS=$SHARDS is for a job array: bsub -J \"$1[1-$SHARDS]\" < jobs/$1.sh, \
+or sbatch --array=1-$SHARDS jobs/$1.sh" 2
+        flags+=(--shard "$JOB_INDEX/$SHARDS")
+    fi
 }
 
 # run_stage SCRIPT MORE FLAG …: replaces this shell by the stage. MORE, from the environment, is split at white space.

@@ -10,23 +10,23 @@ usage: jobs/submit.sh [--dry_run] [--email ADDRESS] [STEP …]
     NAME=wetland FOLD=2 jobs/submit.sh 02 03
     NAME=wetland QUEUE=gpuv100 WALLTIME_02=48:00 NUM_GPUS=4 jobs/submit.sh 02 03
 
-Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn. All other steps must be complete.
+Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn 08. All other steps must be complete.
 
   --dry_run        print the commands; submit nothing, write nothing
   --email ADDRESS  let the batch system write to ADDRESS when a job ends (default: no e-mail)
 
 Input, from environment variables as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY FOLDS FOLD BASE_MODEL
-MODEL OUT_DIR DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR, and flags of the stages: COMMON_ARGS (all) DATA_ARGS (01)
-TRAIN_ARGS (02) VALIDATE_ARGS (03) ANALYSE_ARGS (04) PRUNE_ARGS (05) CNN_ARGS (06) KEEP_ARGS (07).
-SHARDS=N runs 01 as an array of N jobs and a merge. FOLD=2 tests the second of FOLDS folds (default: 5).
+MODEL OUT_DIR DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR DETECTIONS_DIR, FIELD_DIR (the recordings of 08), and flags of
+the stages: COMMON_ARGS (all) DATA_ARGS (01) TRAIN_ARGS (02) VALIDATE_ARGS (03) ANALYSE_ARGS (04) PRUNE_ARGS (05)
+CNN_ARGS (06) KEEP_ARGS (07) DETECT_ARGS (08). SHARDS=N runs 01 and 08 as arrays of N jobs, each with a merge. FOLD=2 tests the second of FOLDS folds (default: 5).
 
-Resources; without these variables, those in the head of jobs/01.sh to 07.sh:
-  QUEUE, CPU_QUEUE   queue of 02 to 06; of 01 and 07
+Resources; without these variables, those in the head of jobs/01.sh to 08.sh:
+  QUEUE, CPU_QUEUE   queue of 02 to 06; of 01, 07 and 08
   WALLTIME           [hours:]minutes, more than 10
   NUM_GPUS           GPUs of 02 and 06, with 4 cores each; 03 and 04 use one; for more, set NUM_GPUS_03, NUM_GPUS_04
   CORES, MEMORY      cores; memory such as 16GB (Slurm: per job; LSF: per host or core, as set by the site)
   BSUB_ARGS          other options of bsub, such as "-P project"; with Slurm SBATCH_ARGS, for sbatch
-Each, with _01 to _07 added, applies only to that stage: WALLTIME_02=48:00.
+Each, with _01 to _08 added, applies only to that stage: WALLTIME_02=48:00.
 MAX_ATTEMPTS         maximum number of starts per job (default: 20; 3 for 03 and 04)
 SCHEDULER            lsf or slurm (default: slurm if there is an sbatch but no bsub, otherwise lsf)
 TEXT
@@ -39,7 +39,7 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 source jobs/stage.sh || exit 2
 
-readonly STEPS=(01 02 03 04 05 07 03-pruned 06 03-cnn)
+readonly STEPS=(01 02 03 04 05 07 03-pruned 06 03-cnn 08)
 readonly WARNING_MIN=10 # -wt in the jobs: SIGUSR2 comes this long before the end
 
 dry_run=false email='' named=()
@@ -138,9 +138,15 @@ plan() {
             reads 06 "$(folder_of runs cnn)"
             variables+=("RUN_DIR=$(folder_of runs cnn)" "RESULTS_DIR=$(folder_of validation_results cnn)")
             ;;
+        08)
+            [[ -n ${FIELD_DIR:-} ]] || fail "step 08 needs FIELD_DIR=<folder of recordings to listen to>" 2
+            [[ -e $FIELD_DIR ]] || fail "FIELD_DIR=$FIELD_DIR: no such folder (paths are relative to $PWD)" 3
+            reads 02 "$RUN_DIR"
+            if has 03; then waits_for+=(03); fi # which can fit the thresholds
+            ;;
     esac
     case $stage in
-        01 | 07) queue=$(setting CPU_QUEUE "$step") ;;
+        01 | 07 | 08) queue=$(setting CPU_QUEUE "$step") ;;
         02 | 06)
             queue=$(setting QUEUE "$step")
             n_gpus=$(setting NUM_GPUS "$step")
@@ -292,16 +298,16 @@ fi
 for step in "${STEPS[@]}"; do
     has "$step" || continue
     plan "$step"
-    if [[ $step == 01 && -n ${SHARDS:-} ]]; then
+    if [[ $step == 0[18] && -n ${SHARDS:-} ]]; then
         if [[ $SCHEDULER == lsf ]]; then
-            options+=(-o logs/01.%J.%I.out -e logs/01.%J.%I.err)
-            submit 01-shards "[1-$SHARDS]"
+            options+=(-o "logs/$step.%J.%I.out" -e "logs/$step.%J.%I.err")
+            submit "$step-shards" "[1-$SHARDS]"
         else
-            options+=("--array=1-$SHARDS" --output=logs/01.%A.%a.out --error=logs/01.%A.%a.err)
-            submit 01-shards
+            options+=("--array=1-$SHARDS" "--output=logs/$step.%A.%a.out" "--error=logs/$step.%A.%a.err")
+            submit "$step-shards"
         fi
         plan "$step"
-        variables=("MERGE_SHARDS=$SHARDS") waits_for=(01-shards)
+        variables=("MERGE_SHARDS=$SHARDS") waits_for=("$step-shards")
     fi
     submit "$step"
 done

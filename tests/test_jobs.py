@@ -24,7 +24,7 @@ from tests.stages import ROOT, launch_as_job, load_stage
 from utils.core.files import sha256_of_file
 from utils.data import synthetic
 
-STAGES = ("01", "02", "03", "04", "05", "06", "07")
+STAGES = ("01", "02", "03", "04", "05", "06", "07", "08")
 STUDY = ("01", "02", "03", "04", "05", "07", "03-pruned")
 # What costs differs from run to run.
 COSTS = ("latency", "real_time_factor", "throughput", "peak_memory", "seconds", "load", "cpu_busy")
@@ -205,7 +205,7 @@ def test_head_of_a_job(stage):
     script = (ROOT / "jobs" / f"{stage}.sh").read_text()
     options = lsf.options_of_script(script)
     lsf.check(options, set())
-    needs_gpu = stage not in {"01", "07"}
+    needs_gpu = stage not in {"01", "07", "08"}
     assert (options.get("-q"), options.get("-gpu")) == (
         ("gpua100", "num=1:mode=exclusive_process") if needs_gpu else (None, None)
     )
@@ -340,6 +340,24 @@ def test_the_array_of_01(site):
     assert site.states() == {"01-shards": "EXIT", "01": "ORPHAN", "02": "ORPHAN"}, "a shard failed: no merge"
 
 
+def test_the_array_of_08(site):
+    variables = {"SHARDS": "2", "FIELD_DIR": "my birds", "DETECT_ARGS": "--threshold 0.9"}
+    printed = site.submit("--dry_run", "01", "02", "03", "08", **variables).stdout.splitlines()
+    assert printed[-2:] == [
+        "bsub -J 'study-08-shards[1-2]' -o logs/08.%J.%I.out -e logs/08.%J.%I.err "
+        "-w 'done(<id of 02>) && done(<id of 03>)' -ti < jobs/08.sh",
+        "env MERGE_SHARDS=2 bsub -J study-08 -w 'done(<id of 08-shards>)' -ti < jobs/08.sh",
+    ]
+    run_dir = site.folder / "runs" / "study" / "wav2vec2-base" / "seed-42"
+    run_dir.mkdir(parents=True)
+    assert site.submit("08", **variables).returncode == 0
+    site.cluster.run()
+    common = ["08_detection.py", "--model_dir", "runs/study/wav2vec2-base/seed-42", "--raw_dir", "my birds"]
+    common += ["--output_dir", "detections/study/wav2vec2-base/seed-42", "--num_workers", "8"]
+    own = [["--shard", "1/2"], ["--shard", "2/2"], ["--merge_shards", "2"]]
+    assert site.calls == [[*common, *words, "--threshold", "0.9"] for words in own]
+
+
 def test_a_dry_run_prints_and_leaves_no_trace(site):
     before = sorted(site.folder.rglob("*"))
     answer = site.submit("--dry_run")
@@ -364,7 +382,7 @@ def test_answer_of_submit(site):
 @pytest.mark.parametrize(
     ("words", "variables", "code", "message"),
     [
-        (["08"], {}, 2, "08: expected --dry_run, --email or a step of: 01 02 03"),
+        (["09"], {}, 2, "09: expected --dry_run, --email or a step of: 01 02 03"),
         (["--email"], {}, 2, "expected an address"),
         ([], {"RAW_DIR": ""}, 2, "step 01 needs RAW_DIR"),
         ([], {"RAW_DIR": "none"}, 3, "RAW_DIR=none: no such folder"),
@@ -383,6 +401,9 @@ def test_answer_of_submit(site):
         ([], {"FOLD": "6"}, 2, "FOLD=6: expected 1 to 5, or more FOLDS"),
         ([], {"FOLD": "2", "FOLDS": "many"}, 2, "FOLDS=many: expected an integer of at least 1"),
         (["01"], {"FOLDS": "0"}, 2, "FOLDS=0: expected an integer of at least 1"),
+        (["02", "08"], {"DATA_DIR": "my birds"}, 2, "step 08 needs FIELD_DIR=<folder of recordings to listen to>"),
+        (["02", "08"], {"DATA_DIR": "my birds", "FIELD_DIR": "gone"}, 3, "FIELD_DIR=gone: no such folder"),
+        (["08"], {"FIELD_DIR": "my birds"}, 3, "step 08 reads runs/study/wav2vec2-base/seed-42, which does not exist"),
         ([], {"FOLDS": "4"}, 2, "step 02 needs FOLD=1 to 4, the fold to test"),
         (["02"], {"FOLD": "4"}, 3, "step 02 reads processed_data/study/folds, which does not exist"),
         ([], {"NAME": "a[1-9]"}, 2, "NAME=a[1-9]: expected letters"),

@@ -13,6 +13,7 @@ from tests.data import LABELS, SMALL_CONFIGS, small_model, write_processed
 from utils.core.errors import InputError, UsageError
 from utils.data.clips import read_clips
 from utils.models import architectures, encoders, memory, onednn, predict
+from utils.models.cnn import build_cnn
 from utils.models.encoder_parts import EncoderParts
 from utils.pruning import layer_sweep
 
@@ -290,3 +291,22 @@ def test_linear_layers_on_a_gpu_are_left_alone():
     layer = torch.nn.Linear(8, 4)
     with onednn.linear_layers(layer, "cuda"):
         assert "forward" not in vars(layer)
+
+
+def test_norms_within_convolutions_give_the_same():
+    loaded = build_cnn("melspectrogram", ["a", "b"], 16_000, 1.0, width=0.25).ready("cpu")
+    for norm in loaded.model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(norm.running_mean)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    folded = onednn.with_folded_norms(loaded.model)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    sound = np.random.default_rng(0).standard_normal((3, 16_000)).astype(np.float32)
+    inputs = loaded.prepare(list(sound), 16_000)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(**inputs).logits, loaded.model(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_such_pairs_is_not_copied():
+    model = build_cnn("waveform", ["a", "b"], 16_000, 1.0, width=0.25).model.eval()
+    assert onednn.with_folded_norms(model) is model

@@ -6,6 +6,7 @@ results of a file are valid once its marker exists, and the marker is renamed in
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -175,6 +176,8 @@ def scoring(loaded: "loaded_model.LoadedModel", n_threads: int) -> Iterator[Scor
         caller's thread prepares the input.
     """
     rate_hz, on_gpu = loaded.extractor.sampling_rate, loaded.device != "cpu"
+    if not on_gpu:
+        loaded = dataclasses.replace(loaded, model=onednn.with_folded_norms(loaded.model))
 
     def prepare(windows: np.ndarray) -> dict[str, torch.Tensor]:
         return loaded_model.prepare(loaded.extractor, list(windows), rate_hz, loaded.model.main_input_name)
