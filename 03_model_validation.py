@@ -22,6 +22,12 @@ summary.csv and summary.png of all results.
 --review N also writes review.html: for each label the N clips with the highest scores that the data do not give this
 label. A person hears them there and saves a table, which stage 01 reads with --annotations; see docs/review.md.
 
+A model with several labels a clip (--problem_type of 02 and 06) is scored as in BirdSet by cmAP (macro average
+precision), AUROC and top-1 accuracy, and by its detections: precision, recall, macro F1, and false alarms per hour of
+silence. The thresholds are the fitted ones, or 0.5. Secondary labels of a clip are not scored there. There is no
+confusion matrix, because a missed label is not confused with a certain other one, and no score by recording or
+collection. A model with one label a clip is scored without the clips of silence.
+
 --compare takes results of models that were scored on the same clips. For each pair of models it measures the
 difference clip by clip: its interval by itself and together with all pairs (max-t), a sign-flip p value, and that value
 adjusted for the number of pairs (Holm). It also says whether the first model is no worse than the second by more than
@@ -41,6 +47,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.core import cli, lazy, names, runs
 from utils.core.errors import AlreadyComplete, UsageError
@@ -56,12 +63,25 @@ with lazy.imported_on_first_use():
     import pandas as pd
 
     from utils.data import clips
-    from utils.models import encoder_window, encoders, latency, mistakes, predict, start_line, training_history
-    from utils.scores import drawing, evaluation, intervals
+    from utils.models import (
+        decision,
+        encoder_window,
+        encoders,
+        latency,
+        mistakes,
+        predict,
+        start_line,
+        training_history,
+    )
+    from utils.scores import drawing, evaluation, intervals, multi_label
+
+if TYPE_CHECKING:
+    from utils.models.loaded_model import LoadedModel
 
 log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>"
+UNFITTED = 0.5  # threshold of each label of a model without fitted ones
 OUTPUTS = (
     *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv", by_collection.NAME),
     *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*", review_page.NAME),
@@ -96,7 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--margin",
         type=cli.fraction,
         default=0.02,
-        help="for --compare: accuracy that may be lost, a share of clips",
+        help="for --compare: accuracy that may be lost, a share of clips; with several labels a clip, macro average "
+        "precision",
     )
     parser.add_argument("--split", choices=splits.SPLITS, default="test", help="split to score")
     parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="clips per batch")
@@ -166,9 +187,10 @@ def compare(args: argparse.Namespace) -> None:
         comparison.check_same_clips(models[0], model)
     with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["compare"]) as this_run:
         first = models[0]
-        levels = start_line.guessing(
-            first.predictions["label_id"], int(first.metrics["n_classes"]), first.metrics["split"]
-        )
+        truth, level = (first.predictions["label_id"],), start_line.guessing
+        if first.answers is not None:
+            truth, level = (first.answers.targets, first.answers.is_known), start_line.guessing_several
+        levels = level(*truth, int(first.metrics["n_classes"]), first.metrics["split"])
         log.info(
             "%d models: %s; %s clips, split by %s; %s",
             *(len(models), ", ".join(compared), f"{len(first.predictions):,}", first.metrics["kept_together"], levels),
@@ -183,14 +205,16 @@ def compare(args: argparse.Namespace) -> None:
             "n_pairs": len(table),
             "kept_together": first.metrics["kept_together"],
         }
+        main, other = first.compared
+        words = {main: main.replace("_", " "), other: other.replace("_", " ").replace("f1", "F1")}
         for _, row in table.iterrows():
             log.info(
-                "%s minus %s: accuracy %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); macro F1 %+.3f [%+.3f, %+.3f]; "
-                "no worse in accuracy than by %g, by simultaneous intervals: %s",
-                *(row[name] for name in ("first", "second", "accuracy_difference", "accuracy_low", "accuracy_high")),
-                *(row[name] for name in ("accuracy_p", "accuracy_p_holm")),
-                *(row[name] for name in ("macro_f1_difference", "macro_f1_low", "macro_f1_high")),
-                *(args.margin, row["accuracy_verdict"]),
+                "%s minus %s: %s %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); %s %+.3f [%+.3f, %+.3f]; "
+                "no worse in %s than by %g, by simultaneous intervals: %s",
+                *(row["first"], row["second"], words[main]),
+                *(row[f"{main}_{end}"] for end in ("difference", "low", "high", "p", "p_holm")),
+                *(words[other], *(row[f"{other}_{end}"] for end in ("difference", "low", "high"))),
+                *(words[main], args.margin, row[f"{main}_verdict"]),
             )
 
 
@@ -206,6 +230,8 @@ def validate(args: argparse.Namespace) -> None:
         loaded = encoders.load_model(args.model_dir, device)
         model = loaded.model
         encoders.check_matches(loaded, split_clips)
+        if not loaded.is_multi_label:
+            split_clips = split_clips.with_one_label()
         start_line.log_start(args.device, device, {str(args.model_dir): model}, {args.split: split_clips})
         known = training_history.warn_of_known_recordings(
             model, str(args.model_dir), inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
@@ -223,7 +249,10 @@ def validate(args: argparse.Namespace) -> None:
         if not runs.is_first_process():
             return
         with this_run.timed("scores"):
-            scores = evaluation.score_all(table, logits)
+            several = score_several(loaded, split_clips, logits) if loaded.is_multi_label else None
+            scores = (
+                evaluation.score_all(table, logits) if several is None else summary.without_one_label(several.scores)
+            )
         row = {
             "model_name": names.of_folder(args.output_dir),
             "model_dir": str(args.model_dir),
@@ -250,16 +279,43 @@ def validate(args: argparse.Namespace) -> None:
             this_run.metrics["heard_in_train"] = dataclasses.asdict(heard)
 
         with this_run.timed("writing"):
-            write_results(args.output_dir, table, labels, logits, row)
+            write_results(args.output_dir, table, labels, logits, row, several)
         if args.review:
             path = args.output_dir / review_page.NAME
             title = f"Worst mistakes of {row['model_name']} on {args.split}"
             n_mistakes = mistakes.write_review(path, title, split_clips, logits, model.config, args.review)
             log.info("%d mistakes to review: %s", n_mistakes, path)
         log_scores(row)
-        known = by_collection.collections_of(table["recording_id"], labels, args.data_dir, args.fold)
-        score_collections(args, this_run, table.assign(predicted_id=logits.argmax(axis=1)), known)
+        if several is None:
+            known = by_collection.collections_of(table["recording_id"], labels, args.data_dir, args.fold)
+            score_collections(args, this_run, table.assign(predicted_id=logits.argmax(axis=1)), known)
         log.info("in batches of %d: %.1f clips/s", row["batch_size"], row["throughput_clips_per_s"])
+
+
+def score_several(loaded: LoadedModel, split_clips: clips.Clips, logits: np.ndarray) -> multi_label.Result:
+    """Score a model with several labels a clip; it detects a label by its fitted threshold, or by `UNFITTED`."""
+    fitted = decision.read(loaded.config)
+    thresholds = dict.fromkeys(split_clips.labels, UNFITTED) if fitted is None else fitted["thresholds"]
+    if fitted is None:
+        log.warning(
+            "no thresholds are fitted: precision, recall, F1 and false alarms are those of the threshold %g, which no "
+            "one has checked. Fit them by --fit_thresholds",
+            UNFITTED,
+        )
+    if without := [label for label, threshold in thresholds.items() if threshold is None]:
+        log.warning("%d labels have no threshold, so they are never detected here: %s", len(without), some(without))
+    lowest = np.array([np.inf if threshold is None else threshold for threshold in thresholds.values()])
+    scored = multi_label.score_all(
+        multi_label.Answers(
+            split_clips.targets > 0,
+            split_clips.is_known,
+            logits,
+            decision.scores(logits, loaded.config) >= lowest,
+            split_clips.table["group"].to_numpy(),
+            split_clips.table["duration_s"].to_numpy(np.float64),
+        )
+    )
+    return scored._replace(labels=scored.labels.assign(threshold=lowest))
 
 
 def pool(args: argparse.Namespace) -> None:
@@ -273,15 +329,15 @@ def pool(args: argparse.Namespace) -> None:
     with runs.open_run(
         Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["pool", "margin"]
     ) as this_run:
-        table, logits, row = pooling.pool(folds, args.seed)
+        table, logits, row, several = pooling.pool(folds, args.seed)
         row["model_name"] = names.of_folder(args.output_dir)
         log.info("%d folds: %s", len(folds), ", ".join(names.of_folder(folder) for folder in folds))
         this_run.metrics = without_nan(row)
         pooling.warn_of_models(folds)
         this_run.metrics["heard_in_train"] = pooling.who_was_heard(folds)
-        write_results(args.output_dir, table, folds[first].labels, logits, row)
+        write_results(args.output_dir, table, folds[first].labels, logits, row, several)
         log_scores(row, scored="these models")
-        if (args.data_dir / recordings_table.NAME).is_file():
+        if several is None and (args.data_dir / recordings_table.NAME).is_file():
             if pooling.is_data_of(args.data_dir, row["data_sha256"]):
                 score_collections(args, this_run, table, pooling.collections_of(folds, args.data_dir))
             else:
@@ -313,28 +369,43 @@ def without_nan(row: dict[str, object]) -> dict[str, object]:
 
 
 def write_results(
-    output_dir: Path, table: pd.DataFrame, labels: list[str], logits: np.ndarray, row: dict[str, object]
+    output_dir: Path,
+    table: pd.DataFrame,
+    labels: list[str],
+    logits: np.ndarray,
+    row: dict[str, object],
+    several: multi_label.Result | None,
 ) -> None:
     """Write the result: tables, metrics and figures."""
     intervals.warn_of_few_groups(str(row["split"]), table["group"].nunique())
-    write_tables(output_dir, table, labels, logits)
+    write_tables(output_dir, table, labels, logits, several)
     summary.write_metrics(output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
     drawing.draw_result(output_dir)
 
 
-def write_tables(output_dir: Path, table: pd.DataFrame, labels: list[str], logits: np.ndarray) -> None:
-    """Write the predictions, the scores of each class and the confusion matrix."""
+def write_tables(
+    output_dir: Path,
+    table: pd.DataFrame,
+    labels: list[str],
+    logits: np.ndarray,
+    several: multi_label.Result | None = None,
+) -> None:
+    """Write the predictions, the scores of each class and, with one label a clip, the confusion matrix."""
     label_ids = table["label_id"].to_numpy()
-    report = evaluation.per_class_report(label_ids, logits.argmax(axis=1), labels)
+    if several is None:
+        report = evaluation.per_class_report(label_ids, logits.argmax(axis=1), labels)
+        confusion = evaluation.confusion_table(label_ids, logits.argmax(axis=1), labels)
+        write_text(output_dir / "confusion_matrix.csv", confusion.to_csv())
+    else:
+        report = several.labels.copy()
+        report.insert(1, "label", labels)
     missing = report.loc[report["support"] == 0, "label"]
     if len(missing):
         log.warning(
             "%d of %d labels have no clip here and no score: %s", len(missing), len(labels), some(list(missing))
         )
-    confusion = evaluation.confusion_table(label_ids, logits.argmax(axis=1), labels)
-    predictions.write_predictions(output_dir, table, labels, logits)
+    predictions.write_predictions(output_dir, table, labels, logits, several and several.answers)
     write_text(output_dir / "classification_report.csv", report.to_csv(index=False))
-    write_text(output_dir / "confusion_matrix.csv", confusion.to_csv())
 
 
 def log_scores(row: dict, scored: str = "this model") -> None:
@@ -348,20 +419,10 @@ def log_scores(row: dict, scored: str = "this model") -> None:
         row["n_groups"],
         row["n_classes"],
     )
-    for name in ("accuracy", "macro_f1"):
-        log.info(
-            "%-9s %.3f  (95 %% interval %.3f to %.3f: %s on other recordists), of recordings %.3f",
-            name,
-            row[name],
-            row[f"{name}_low"],
-            row[f"{name}_high"],
-            scored,
-            row[f"recording_{name}"],
-        )
-    log.info(
-        "expected calibration error %.3f; a perfectly calibrated model has %.3f on this number of clips",
-        *(row["expected_calibration_error"], row["expected_calibration_error_if_calibrated"]),
-    )
+    if summary.has_several_labels(row):
+        log_several(row, scored)
+    else:
+        log_one_label(row, scored)
     log.info(
         "%s%.1f M parameters, %.2f GMACs per clip (front end %.2f)",
         "" if row["kind"] == summary.CNN else f"{row['n_layers']} layers, ",
@@ -376,6 +437,40 @@ def log_scores(row: dict, scored: str = "this model") -> None:
         row["real_time_factor"],
         row["device"],
     )
+
+
+def log_one_label(row: dict, scored: str) -> None:
+    """Log accuracy, macro F1 and calibration of a model with one label a clip."""
+    for name in ("accuracy", "macro_f1"):
+        log.info(
+            "%-9s %.3f  (95 %% interval %.3f to %.3f: %s on other recordists), of recordings %.3f",
+            name,
+            row[name],
+            row[f"{name}_low"],
+            row[f"{name}_high"],
+            scored,
+            row[f"recording_{name}"],
+        )
+    log.info(
+        "expected calibration error %.3f; a perfectly calibrated model has %.3f on this number of clips",
+        *(row["expected_calibration_error"], row["expected_calibration_error_if_calibrated"]),
+    )
+
+
+def log_several(row: dict, scored: str) -> None:
+    """Log the scores of a model with several labels a clip."""
+    words = {
+        "macro_average_precision": f"cmAP (chance {row['chance_average_precision']:.3f})",
+        "macro_auroc": "AUROC (chance 0.5)",
+        "accuracy": "top-1 accuracy",
+        "precision": "precision of detections",
+        "recall": "recall of labels",
+        "macro_f1": "macro F1 of detections",
+        "false_alarms_per_hour": f"false alarms an hour ({row['background_hours']:.3g} h without a label)",
+    }
+    for name, text in words.items():
+        ends = (row[name], row[f"{name}_low"], row[f"{name}_high"])
+        log.info("%s %.3f  (95 %% interval %.3f to %.3f: %s on other recordists)", text, *ends, scored)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

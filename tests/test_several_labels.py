@@ -1,25 +1,33 @@
 """Stages 02 to 07 on clips with several labels, or none: what they learn, score, write and refuse."""
 
+import argparse
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy import stats
 from sklearn import metrics as reference
 from torch.nn import functional as F
 from transformers import AutoModelForAudioClassification, pipeline
 
-from tests.data import LABELS, small_model, write_annotated, write_processed
+from tests.data import CLIP_SECONDS, LABELS, small_model, write_annotated, write_processed
 from tests.stages import load_stage
+from utils.core import runs
 from utils.core.errors import InputError
-from utils.data.clips import read_clips
-from utils.models import augmentation, encoders, predict, training
+from utils.data.clips import data_input, read_clips
+from utils.models import augmentation, decision, encoders, predict, training
 from utils.models.augmentation import UNKNOWN
-from utils.scores import multi_label
+from utils.models.loaded_model import MULTI_LABEL
+from utils.scores import comparison, intervals, multi_label, pooling, predictions, summary
 
 pytestmark = pytest.mark.usefixtures("blank_figures", "quick_models")
-training_stage, cnn_stage = load_stage("02_finetuning"), load_stage("06_cnn")
+training_stage, scoring_stage, cnn_stage = map(load_stage, ("02_finetuning", "03_model_validation", "06_cnn"))
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +47,22 @@ def run_dir(data_dir, tmp_path_factory):
     words = train_words(data_dir, output_dir, "--base_model", "tiny", "--learning_rate", 3e-3, epochs=3)
     assert training_stage.main(words) == 0
     return output_dir
+
+
+def write_model(folder, data_dir, seed=0, **config):
+    """Leave what stage 02 leaves: a model with random weights, of several labels a clip unless `config` says no."""
+    torch.manual_seed(seed)
+    loaded = encoders.tiny_model(LABELS)
+    own = {"clip_seconds": CLIP_SECONDS, "data_sha256": data_input(data_dir).sha256, "problem_type": MULTI_LABEL}
+    loaded.config.update(own | config)
+    with runs.open_run("02_finetuning", argparse.Namespace(output_dir=folder, overwrite=False, seed=0), {}):
+        encoders.save_model(loaded, folder / "model")
+    return folder
+
+
+def score(model_dir, data_dir, output_dir, *more) -> int:
+    words = ("--model_dir", model_dir, "--data_dir", data_dir, "--output_dir", output_dir, "--device", "cpu", *more)
+    return scoring_stage.main([*map(str, words)])
 
 
 # --------------------------------------------------------------------------------------------- the loss
@@ -229,3 +253,144 @@ def test_scores_of_val_are_those_of_the_metrics(data_dir):
     truth = clips.targets > 0, clips.is_known, logits
     assert found["macro_average_precision"] == multi_label.macro_average_precision(*truth)
     assert found["accuracy"] == pytest.approx(np.nanmean(multi_label.top_accuracy(*truth)))
+
+
+# ------------------------------------------------------------------------------------------- stage 03
+
+
+@pytest.fixture(scope="module")
+def results_dir(run_dir, data_dir, tmp_path_factory):
+    """Results of the trained model, `tiny`, and of one with random weights, `other`."""
+    folder = tmp_path_factory.mktemp("results")
+    other = write_model(folder.parent / "other", data_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: None)
+        assert score(run_dir, data_dir, folder / "tiny") == 0
+        assert score(other, data_dir, folder / "other") == 0
+    return folder
+
+
+def test_what_stage_03_writes(results_dir, run_dir, data_dir):
+    folder, clips = results_dir / "tiny", read_clips(data_dir, "test")
+    written = {path.name for path in folder.iterdir()} - {".lock"}
+    assert written == {"metrics.csv", "classification_report.csv", "predictions.parquet", "run.json", "log.txt"}
+    loaded = encoders.load_model(run_dir, "cpu")
+    logits = predict.predict(loaded, clips, 16)
+    answers = predictions.read_answers(folder)
+    assert (answers.targets == (clips.targets > 0)).all() and (answers.is_known == clips.is_known).all()
+    assert (answers.is_detected == (logits >= 0)).all()
+    assert answers.logits == pytest.approx(logits, abs=1e-5)
+    row = summary.read_metrics(folder / "metrics.csv").iloc[0]
+    scores = multi_label.score_all(answers).scores
+    assert {name: row[name] for name in scores} == pytest.approx(scores, rel=1e-5, nan_ok=True)
+    assert all(np.isnan(row[name]) for name in summary.OF_ONE_LABEL) and row["n_clips"] == 16
+    report = pd.read_csv(folder / "classification_report.csv")
+    assert report["label"].tolist() == LABELS and (report["threshold"] == 0.5).all()
+    assert report["average_precision"].mean() == pytest.approx(row["macro_average_precision"], rel=1e-5)
+    log_text = (folder / "log.txt").read_text()
+    assert (
+        "no thresholds are fitted" in log_text and "cmAP (chance 0." in log_text and "false alarms an hour" in log_text
+    )
+
+
+def test_summary_has_models_of_both_kinds(results_dir, data_dir, tmp_path):
+    one = write_model(tmp_path / "one", data_dir, problem_type="single_label_classification")
+    assert score(one, data_dir, results_dir / "one") == 0
+    table = summary.read_metrics(results_dir / "summary.csv").set_index("model_name")
+    assert table.loc["one", "n_clips"] == 12 and table.loc["tiny", "n_clips"] == 16
+    assert np.isnan(table.loc["one", "precision"]) and table.loc["tiny", "false_alarms_per_hour"] >= 0
+    assert all(summary.holds(results_dir / name) for name in ("one", "tiny"))
+    assert "4 of 16 clips are silence and are left out" in (results_dir / "one" / "log.txt").read_text()
+    assert "precision" not in summary.read_metrics(results_dir / "one" / "metrics.csv")
+    assert scoring_stage.main(["--compare", str(results_dir / "tiny"), str(results_dir / "one")]) == 3
+
+
+def test_comparison_is_the_paired_difference_in_macro_average_precision(results_dir, tmp_path, caplog):
+    words = ["--compare", results_dir / "tiny", results_dir / "other", "--output_dir", tmp_path / "comparison"]
+    assert scoring_stage.main([*map(str, words)]) == 0
+    row = pd.read_csv(tmp_path / "comparison" / "comparison.csv").iloc[0]
+    both = [multi_label.compared(predictions.read_answers(results_dir / name)) for name in ("tiny", "other")]
+    left_out = both[0].left_out[0] - both[1].left_out[0]
+    difference = both[0].estimate[0] - both[1].estimate[0]
+    error = np.sqrt(3 / 4 * ((left_out - left_out.mean()) ** 2).sum())
+    ends = intervals.difference_interval(difference, error, 4, intervals.critical_value(4))
+    names = ("difference", "low", "high")
+    assert [row[f"macro_average_precision_{name}"] for name in names] == pytest.approx([difference, *ends], abs=1e-5)
+    assert row["macro_average_precision_p"] == pytest.approx(2 * stats.t.sf(abs(difference / error), 3), abs=1e-5)
+    assert "tiny minus other: macro average precision" in caplog.text
+    assert "no worse in macro average precision than by 0.02" in caplog.text
+    assert "macro_f1_difference" not in row and 0 < row["accuracy_p"] <= 1
+
+
+def test_equal_models_differ_by_nothing_but_have_an_interval(results_dir):
+    scored = comparison.read_scored(results_dir / "tiny")
+    table = comparison.comparison_table([scored, scored], 0, 0.02)
+    assert table["macro_average_precision_p"][0] == 1 and table["macro_average_precision_low"][0] < 0
+
+
+def test_other_labels_of_the_same_clips_are_refused(results_dir):
+    scored = comparison.read_scored(results_dir / "tiny")
+    answers = dataclasses.replace(scored.answers, targets=~scored.answers.targets)
+    with pytest.raises(InputError, match="scored on different clips: the labels of a clip differ"):
+        comparison.check_same_clips(scored, dataclasses.replace(scored, answers=answers))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("label_ids", [[3]], r"has label_ids \[3\]; expected label ids, 0 to 2"),
+        ("detected_ids", [["a"]], r"has detected_ids \['a'\]; expected label ids"),
+        ("duration_s", [0.0], "has a duration_s that is not a number above 0"),
+        ("duration_s", ["long"], "has a duration_s that is not a number above 0"),
+    ],
+)
+def test_damaged_answers_are_refused(column, value, message, results_dir, tmp_path):
+    table = pq.read_table(results_dir / "tiny" / "predictions.parquet")
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(value * len(table))), tmp_path / "predictions.parquet")
+    with pytest.raises(InputError, match=message):
+        predictions.read_answers(tmp_path)
+
+
+def test_fitted_thresholds_are_used_and_a_label_without_one_is_never_detected(run_dir, data_dir, tmp_path, caplog):
+    shutil.copytree(run_dir / "model", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    fitted = {
+        "target_precision": 0.9,
+        "calibration": {"kind": "platt", "slope": 2.0, "intercept": 1.0},
+        "thresholds": {LABELS[0]: 0.4, LABELS[1]: None, LABELS[2]: 0.7},
+        "reasons": {LABELS[1]: "few"},
+        "fitted_on": {"data_sha256": "0", "split": "val"},
+    }
+    decision.write(path, fitted)
+    assert score(tmp_path / "model", data_dir, tmp_path / "scored") == 0
+    answers = predictions.read_answers(tmp_path / "scored")
+    scores = 1 / (1 + np.exp(-2 * answers.logits.astype(float) - 1))
+    assert (answers.is_detected == (scores >= [0.4, np.inf, 0.7])).all()
+    assert f"1 labels have no threshold, so they are never detected here: {LABELS[1]}" in caplog.text
+    assert "no thresholds are fitted" not in caplog.text
+
+
+def test_pool_means_rankings_over_folds_and_joins_detections(tmp_path):
+    data_dir = write_annotated(tmp_path / "data", folds=3)
+    folders = [tmp_path / "results" / "data" / "tiny" / f"fold-{fold}.seed-0" for fold in (1, 2, 3)]
+    for fold, folder in enumerate(folders, start=1):
+        model = write_model(tmp_path / f"model-{fold}", data_dir, seed=fold)
+        assert score(model, data_dir, folder, "--fold", fold) == 0
+    assert scoring_stage.main(["--pool", *map(str, folders)]) == 0
+    rows = [summary.read_metrics(folder / "metrics.csv").iloc[0] for folder in folders]
+    pooled_dir = folders[0].with_name("fold-all.seed-0")
+    pooled = summary.read_metrics(pooled_dir / "metrics.csv").iloc[0]
+    mean = np.mean([row["macro_average_precision"] for row in rows])
+    assert pooled["macro_average_precision"] == pytest.approx(mean, abs=1e-5)
+    assert pooled["macro_average_precision_low"] < mean < pooled["macro_average_precision_high"]
+    answers = [predictions.read_answers(folder) for folder in folders]
+    hits = sum((one.targets & one.is_detected).sum() for one in answers)
+    assert pooled["recall"] == pytest.approx(hits / sum(one.targets.sum() for one in answers), abs=1e-5)
+    assert pooled["n_background_clips"] == sum(row["n_background_clips"] for row in rows)
+    folds = pooling.read_folds(folders)
+    with pytest.raises(InputError, match="some of the models give a clip several labels or none"):
+        mixed = {at: dataclasses.replace(one, answers=None) if at == folders[0] else one for at, one in folds.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(comparison, "read_scored", mixed.__getitem__)
+            pooling.read_folds(folders)

@@ -494,6 +494,8 @@ def set_log_axis(axes: Axes, values: pd.Series, unit: float) -> None:
 def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None) -> None:
     """Draw the difference of every pair of models with its interval, in accuracy and in macro F1.
 
+    With several labels a clip, in macro average precision and in accuracy.
+
     A filled marker means an adjusted p value under 0.05. Of more than 200 pairs only those with the smallest
     p values of accuracy are drawn.
 
@@ -506,16 +508,16 @@ def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None)
     title : str or None
         The clips on which the models were scored.
     """
-    n_pairs = len(table)
+    n_pairs, scores = len(table), {"accuracy": "accuracy", "macro_f1": "macro F1"}
+    if "macro_f1_difference" not in table:
+        scores = {"macro_average_precision": "macro average precision", "accuracy": "accuracy"}
     if n_pairs > MOST_ROWS:
         table = table.sort_values("accuracy_p_holm", kind="stable").head(MOST_ROWS).sort_index()
     rows = np.arange(len(table))
     with style():
         fig = Figure(figsize=(9.5, 1.1 + 0.24 * max(len(table), 3)), layout="constrained")
         panels = fig.subplots(1, 2, sharey=True)
-        for number, (axes, (name, score)) in enumerate(
-            zip(panels, {"accuracy": "accuracy", "macro_f1": "macro F1"}.items(), strict=True)
-        ):
+        for number, (axes, (name, score)) in enumerate(zip(panels, scores.items(), strict=True)):
             axes.axvline(0, color="black", linewidth=0.8)
             axes.hlines(rows, table[f"{name}_low"], table[f"{name}_high"], color=COLOURS[number])
             sure = table[f"{name}_p_holm"] < 0.05

@@ -18,12 +18,13 @@ with lazy.imported_on_first_use():
     import numpy as np
     import pandas as pd
 
-    from utils.scores import intervals, verdicts
+    from utils.scores import intervals, multi_label, verdicts
 
 COMPARISON_NAME = "comparison"
 # Of a folder, in bytes; file systems allow 255.
 LONGEST_NAME = 120
 SCORES = ("accuracy", "macro_f1")
+TRAINED_BY = "02_finetuning.py"
 COUNTED = ("label_id", "predicted_id", "group")
 
 
@@ -41,12 +42,20 @@ class Scored:
         By label id; None in results of an early version.
     metrics : Series
         Its row of ``metrics.csv``.
+    answers : Answers or None
+        Of a model with several labels a clip.
     """
 
     name: str
     predictions: pd.DataFrame
     labels: list[str] | None
     metrics: pd.Series
+    answers: multi_label.Answers | None = None
+
+    @property
+    def compared(self) -> tuple[str, str]:
+        """The scores in which two models are compared; a margin is one of the first."""
+        return SCORES if self.answers is None else multi_label.COMPARED
 
 
 def results_input(folder: Path) -> runs.Input:
@@ -70,7 +79,7 @@ def read_scored(folder: Path) -> Scored:
             f"{folder / predictions.NAME} has {len(table)} clips, {summary.METRICS_NAME} has {metrics['n_clips']}; "
             f"{predictions.AGAIN}"
         )
-    return Scored(printable(names.of_folder(folder)), table, labels, metrics)
+    return Scored(printable(names.of_folder(folder)), table, labels, metrics, predictions.read_answers(folder))
 
 
 def check_same_clips(first: Scored, second: Scored) -> None:
@@ -80,6 +89,12 @@ def check_same_clips(first: Scored, second: Scored) -> None:
         raise InputError(
             f"{first.name} and {second.name} have different classes: {_labels_differ(first, second)}; {again}, with "
             "models that were trained on these labels"
+        )
+    several = [one.name for one in (first, second) if one.answers is not None]
+    if len(several) == 1:
+        raise InputError(
+            f"{several[0]} gives a clip several labels or none, and the other model gives each clip one: their scores "
+            f"are of different clips and mean different things; compare models of one --problem_type of {TRAINED_BY}"
         )
     where = f"{first.name} and {second.name} were scored on different clips"
     for column, what in (("split", "split"), ("data_sha256", "data (data_sha256)")):
@@ -95,6 +110,10 @@ def check_same_clips(first: Scored, second: Scored) -> None:
             f"{where}, {n_clips[0]} and {n_clips[1]} of the same split{_clips_differ(first, second)}; {again}, "
             "--max_clips_per_class and --seed"
         )
+    if several and not all(
+        (getattr(first.answers, name) == getattr(second.answers, name)).all() for name in ("targets", "is_known")
+    ):
+        raise InputError(f"{where}: the labels of a clip differ; {again}")
 
 
 def folder_name(models: Sequence[str]) -> str:
@@ -139,8 +158,11 @@ def _clips_differ(first: Scored, second: Scored) -> str:
 def jackknife_of(results: Sequence[Scored], groups: np.ndarray | None = None) -> intervals.Jackknife:
     """Return the scores of one model over the clips of all its results, and the same without each group.
 
-    With `groups`, sorted, there is a score for each of them, also for a group without clips here.
+    With `groups`, sorted, there is a score for each of them, also for a group without clips here. The scores are
+    `SCORES`; of a model with several labels a clip, which is by itself, `multi_label.COMPARED`.
     """
+    if results[0].answers is not None:
+        return multi_label.compared(results[0].answers)
     clips = pd.concat([one.predictions for one in results])
     return intervals.jackknife(intervals.count(*(clips[name].to_numpy() for name in COUNTED), groups))
 
@@ -197,18 +219,20 @@ def comparison_table(models: Sequence[Scored], seed: int, margin: float) -> pd.D
     -------
     DataFrame
         One row per pair: ``first, second, n_clips, n_groups, kept_together, split, margin``. For ``accuracy`` and
-        ``macro_f1`` follow the two scores; ``_difference`` (first minus second) with its 95 % interval ``_low, _high``;
-        the ends ``_low_of_all, _high_of_all`` of simultaneous intervals of all rows; the sign-flip p value ``_p``, and
-        ``_p_holm``, adjusted for the number of rows; and ``_verdict``, whether the first model is shown to be worse by
-        no more than the margin: see `verdicts.within_margin`.
+        ``macro_f1`` (with several labels a clip, ``macro_average_precision`` and ``accuracy``) follow the two scores;
+        ``_difference`` (first minus second) with its 95 % interval ``_low, _high``; the ends ``_low_of_all,
+        _high_of_all`` of simultaneous intervals of all rows; the p value ``_p`` (see `_p_values`), and ``_p_holm``,
+        adjusted for the number of rows; and ``_verdict``, whether the first model is shown to be worse by no more than
+        the margin: see `verdicts.within_margin`.
     """
     pairs = list(itertools.combinations(range(len(models)), 2))
     for first, second in pairs:
         check_same_clips(models[first], models[second])
-    found = intervals.differences([jackknife_of([model]) for model in models], pairs)
+    compared = models[0].compared
+    found = intervals.differences([jackknife_of([model]) for model in models], pairs, compared)
     rows = []
     for number, (first, second) in enumerate((models[i], models[j]) for i, j in pairs):
-        p_values = sign_flip_p_values([(first, second)], seed)
+        p_values = _p_values(first, second, found, number, seed)
         row = {
             "first": first.name,
             "second": second.name,
@@ -218,7 +242,7 @@ def comparison_table(models: Sequence[Scored], seed: int, margin: float) -> pd.D
             "split": first.metrics["split"],
             "margin": margin,
         }
-        for name in SCORES:
+        for name in compared:
             of_pair = found[name].of_pair(number)
             row[f"{name}_first"], row[f"{name}_second"] = first.metrics[name], second.metrics[name]
             row |= {f"{name}_{column}": value for column, value in of_pair.items()}
@@ -227,6 +251,32 @@ def comparison_table(models: Sequence[Scored], seed: int, margin: float) -> pd.D
             row[f"{name}_verdict"] = str(verdicts.of_pair(found[name], number, margin))
         rows.append(row)
     table = pd.DataFrame(rows)
-    for name in SCORES:
+    for name in compared:
         table[f"{name}_p_holm"] = verdicts.holm_adjusted(table[f"{name}_p"])
     return table
+
+
+def _p_values(
+    first: Scored, second: Scored, found: dict[str, intervals.Differences], number: int, seed: int
+) -> dict[str, float]:
+    """Return the p value of each score of a pair.
+
+    With several labels a clip, that of macro average precision is from the t of the jackknife: outputs of two models
+    have no common scale, so their answers on a group cannot be exchanged.
+    """
+    if first.answers is None:
+        return sign_flip_p_values([(first, second)], seed)
+    hits = [
+        multi_label.top_accuracy(one.answers.targets, one.answers.is_known, one.answers.logits)
+        for one in (first, second)
+    ]
+    labelled = np.isfinite(hits[0])
+    answers = (of_model[labelled].astype(int) for of_model in hits)
+    flips = verdicts.sign_flip_p_values(
+        *(np.ones(labelled.sum(), int), *answers, first.answers.groups[labelled]), seed=seed
+    )
+    of_pair = found["macro_average_precision"]
+    return {
+        "macro_average_precision": intervals.p_of_t(of_pair.estimate[number], of_pair.error[number], of_pair.n_groups),
+        "accuracy": flips["accuracy"],
+    }

@@ -13,12 +13,16 @@ from utils.scores import comparison, evaluation, predictions
 def draw_result(folder: Path) -> None:
     """Draw ``confusion_matrix`` and ``reliability`` from ``predictions.parquet`` and ``metrics.csv``.
 
+    Not of a model with several labels a clip: a missed label is not confused with a certain other one.
+
     Raises
     ------
     InputError
         If one of them cannot be read, or does not name its labels.
     """
     scored = comparison.read_scored(folder)
+    if scored.answers is not None:
+        return
     if scored.labels is None:
         raise InputError(f"{folder / predictions.NAME} does not name its labels; {predictions.AGAIN}")
     label_ids, predicted_ids = (scored.predictions[name].to_numpy() for name in ("label_id", "predicted_id"))

@@ -302,7 +302,9 @@ class Differences:
         return {name: float(value[number]) for name, value in zip(names, values, strict=True)}
 
 
-def differences(models: Sequence[Jackknife], pairs: Sequence[tuple[int, int]]) -> dict[str, Differences]:
+def differences(
+    models: Sequence[Jackknife], pairs: Sequence[tuple[int, int]], names: Sequence[str] = SCORES
+) -> dict[str, Differences]:
     """Return the differences of pairs of models that were scored on the same clips, each by itself and all together.
 
     Parameters
@@ -311,14 +313,23 @@ def differences(models: Sequence[Jackknife], pairs: Sequence[tuple[int, int]]) -
         On the same groups.
     pairs : sequence of (int, int)
         Numbers of the first and the second model; the difference is first minus second.
+    names : sequence of str
+        Of the scores.
     """
     first, second = np.array(pairs).T
     found = {}
-    for number, name in enumerate(SCORES):
+    for number, name in enumerate(names):
         estimates = np.array([model.estimate[number] for model in models])
         left_out = np.array([model.left_out[number] for model in models])
         found[name] = _differences(estimates[first] - estimates[second], left_out[first] - left_out[second])
     return found
+
+
+def p_of_t(difference: float, error: float, n_groups: int) -> float:
+    """Return the two-sided p value of a difference by Student's t; 1 if no group changes it, NaN with one group."""
+    if error <= ROUNDING:
+        return 1.0
+    return float(2 * stats.t.sf(abs(difference) / error, n_groups - 1))
 
 
 def accuracy_differences(

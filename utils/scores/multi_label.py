@@ -7,7 +7,9 @@ whether it is in a clip (a secondary label) counts neither for nor against the m
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,13 +19,13 @@ from utils.scores import intervals
 
 log = logging.getLogger(__name__)
 
-# Of all labels together; the first seven have intervals.
+# Of all labels together.
 SCORES = (
     *("accuracy", "macro_average_precision", "macro_auroc", "macro_f1", "precision", "recall"),
     "false_alarms_per_hour",
 )
-# Of two models on the same clips. The others depend on the thresholds of each model.
-COMPARED = ("accuracy", "macro_average_precision")
+# Of two models on the same clips. The others depend on the thresholds of each model. A margin is one of the first.
+COMPARED = ("macro_average_precision", "accuracy")
 OF_LABELS = ("average_precision", "auroc", "precision", "recall", "f1", "false_alarms_per_hour")
 TOP_K = 5
 SECONDS_PER_HOUR = 3600.0
@@ -65,7 +67,15 @@ class Answers:
         return Answers(*(None if values is None else values[rows] for values in vars(self).values()))
 
 
-def joined(parts: list[Answers]) -> Answers:
+class Result(NamedTuple):
+    """Answers and their scores; see `score_all`."""
+
+    answers: Answers
+    scores: dict[str, float]
+    labels: pd.DataFrame
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
     """Return the answers of several models, each on its own clips, as those of one recipe."""
     numbered = [replace(part, model=np.full(len(part.groups), i)) for i, part in enumerate(parts)]
     return Answers(
@@ -226,11 +236,13 @@ def rate_interval(rate: float, error: float, hours: float, least_hours: float) -
     return float(low), float(stats.chi2.ppf(1 - tail, 2 * n_alarms + 2) / 2 / effective)
 
 
-def score_all(answers: Answers) -> tuple[dict[str, float], pd.DataFrame]:
+def score_all(answers: Answers) -> Result:
     """Return the scores with their intervals, named as in ``metrics.csv``, and those of every label.
 
     Returns
     -------
+    answers : Answers
+        As given.
     scores : dict of str to float
         `SCORES`, each with ``_low`` and ``_high``; ``top5_accuracy, n_groups, n_background_clips, background_hours``
         and ``chance_average_precision``. ``accuracy`` is BirdSet's top-1 accuracy: the label with the highest output is
@@ -261,7 +273,7 @@ def score_all(answers: Answers) -> tuple[dict[str, float], pd.DataFrame]:
         "background_hours": hours,
         "chance_average_precision": chance_level(answers.targets, answers.is_known),
     }
-    return scores, _table_of_labels(answers, of_labels)
+    return Result(answers, scores, _table_of_labels(answers, of_labels))
 
 
 def _share_ends(found: intervals.Jackknife, n_groups: np.ndarray, n_cases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ with lazy.imported_on_first_use():
     import pandas as pd
 
     from utils.data import clips
-    from utils.scores import evaluation
+    from utils.scores import evaluation, multi_label
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,11 @@ def read_folds(folders: Sequence[Path]) -> dict[Path, comparison.Scored]:
             raise InputError(f"{folds[fold][0]} and {folder} are both of fold {fold}; give each fold once")
         folds[fold] = (folder, scored)
         of_data[found["data"], int(found["n_folds"]), scored.metrics["split"], tuple(scored.labels or ())] += 1
+    if len({one.answers is None for _, one in folds.values()}) > 1:
+        raise InputError(
+            "some of the models give a clip several labels or none, and others give each clip one; pool the folds of "
+            f"one --problem_type of {comparison.TRAINED_BY}"
+        )
     if len(of_data) > 1:
         raise InputError(
             f"the results are of {len(of_data)} different data sets, splits or sets of classes: score all folds on "
@@ -92,7 +97,9 @@ def read_folds(folders: Sequence[Path]) -> dict[Path, comparison.Scored]:
     return dict(folds[fold] for fold in sorted(folds))
 
 
-def pool(folds: dict[Path, comparison.Scored], seed: int) -> tuple[pd.DataFrame, np.ndarray, dict]:
+def pool(
+    folds: dict[Path, comparison.Scored], seed: int
+) -> tuple[pd.DataFrame, np.ndarray, dict, multi_label.Result | None]:
     """Join the predictions of folds and score them.
 
     Accuracy, F1 and calibration are of all clips together. Average precision and AUROC are means over the folds,
@@ -113,6 +120,8 @@ def pool(folds: dict[Path, comparison.Scored], seed: int) -> tuple[pd.DataFrame,
     logits : ndarray of float32, shape (n_clips, n_classes)
     row : dict
         Of ``metrics.csv``, without ``model_name``.
+    several : Result or None
+        Of models with several labels a clip. Their detections are those of the thresholds of each model.
 
     Raises
     ------
@@ -128,6 +137,11 @@ def pool(folds: dict[Path, comparison.Scored], seed: int) -> tuple[pd.DataFrame,
     table, logits = table.iloc[order].reset_index(drop=True), logits[order]
     metrics = pd.DataFrame([one.metrics for one in folds.values()])
     row = {name: _mean_or_nan(metrics[name]) for name in (*RANKED, *OF_THE_MODELS)}
+    several = None
+    if next(iter(folds.values())).answers is not None:
+        joined = multi_label.joined([one.answers for one in folds.values()])
+        several = multi_label.score_all(joined.of(order.to_numpy()))
+        row |= {name: several.scores[name] for name in RANKED}
     row |= {name: APART.join(dict.fromkeys(metrics[name])) for name in TEXTS}
     doubts = dict.fromkeys(doubt for doubt in metrics["latency_doubt"] if doubt != summary.NO_DOUBT)
     data = _FOLD.fullmatch(metrics["data_sha256"].iloc[0])
@@ -142,7 +156,8 @@ def pool(folds: dict[Path, comparison.Scored], seed: int) -> tuple[pd.DataFrame,
         "data_sha256": f"{data['data']}/all-{data['n_folds']}-folds",
         "n_recordings_trained_on": float(metrics["n_recordings_trained_on"].sum(skipna=False)),
     }
-    return table, logits, {**evaluation.score_all(table, logits), **row}
+    scores = evaluation.score_all(table, logits) if several is None else summary.without_one_label(several.scores)
+    return table, logits, {**scores, **row}, several
 
 
 def _logits(folder: Path, scored: comparison.Scored) -> np.ndarray:

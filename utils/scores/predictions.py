@@ -16,9 +16,13 @@ with lazy.imported_on_first_use():
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from utils.scores import multi_label
+
 AGAIN = f"run {summary.STAGE}.py again with --overwrite"
 NAME = "predictions.parquet"
 SCHEMA_VERSION = 1
+# With several labels a clip: lists of the label ids of the truth, of secondary labels, and of detections.
+ID_LISTS = ("label_ids", "unknown_ids", "detected_ids")
 COLUMNS = {
     "clip_id": "string",
     "label_id": "integer",
@@ -27,12 +31,20 @@ COLUMNS = {
 }
 
 
-def write_predictions(output_dir: Path, table: pd.DataFrame, labels: list[str], logits: np.ndarray) -> None:
+def write_predictions(
+    output_dir: Path,
+    table: pd.DataFrame,
+    labels: list[str],
+    logits: np.ndarray,
+    answers: multi_label.Answers | None = None,
+) -> None:
     """Write the prediction of a model for each clip to Parquet, atomically.
 
     Columns ``clip_id, recording_id, label_id, predicted_id, logits, group``; one row per clip, in the order of `table`.
     With ``group`` two models can be compared from their files alone. The metadata of the file contain
-    ``schema_version`` and, as JSON, ``labels`` by label id.
+    ``schema_version`` and, as JSON, ``labels`` by label id. With several labels a clip, ``label_ids, unknown_ids`` and
+    ``detected_ids`` list label ids: of the clip, of secondary labels, and of those that reach their threshold;
+    ``duration_s`` is the length of the clip, and ``label_id`` of a clip without a label is -1.
     """
     n_classes = logits.shape[1]
     offsets = pa.array(np.arange(len(logits) + 1) * n_classes, pa.int32())
@@ -44,9 +56,47 @@ def write_predictions(output_dir: Path, table: pd.DataFrame, labels: list[str], 
         "logits": pa.ListArray.from_arrays(offsets, pa.array(logits.ravel(), pa.float32())),
         "group": pa.array(table["group"], pa.string()),
     }
+    if answers is not None:
+        tables = (answers.targets, ~answers.is_known, answers.is_detected)
+        columns |= {name: _as_lists(table) for name, table in zip(ID_LISTS, tables, strict=True)}
+        columns["duration_s"] = pa.array(answers.seconds, pa.float64())
     metadata = {"schema_version": str(SCHEMA_VERSION), "labels": json.dumps(labels, ensure_ascii=False)}
     with atomic_path(output_dir / NAME) as partial:
         pq.write_table(pa.table(columns, metadata=metadata), partial, compression="zstd")
+
+
+def _as_lists(table: np.ndarray) -> pa.Array:
+    """Return the numbers of the columns that are True in each row."""
+    offsets = np.concatenate([[0], table.sum(axis=1).cumsum()])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.nonzero(table)[1], pa.int32()))
+
+
+def read_answers(folder: Path) -> multi_label.Answers | None:
+    """Return the answers of a model with several labels a clip, in the order of `read_predictions`; None of another.
+
+    Raises
+    ------
+    InputError
+        If the file has another form.
+    """
+    path = folder / NAME
+    if ID_LISTS[0] not in pq.read_schema(path).names:
+        return None
+    logits = read_logits(folder)
+
+    def as_table(name: str) -> np.ndarray:
+        ids, table = _column(folder, name), np.zeros(logits.shape, bool)
+        for own, row in zip(ids, table, strict=True):
+            if not all(type(i) is int and 0 <= i < len(row) for i in own or ()):
+                raise InputError(f"{path} has {name} {own}; expected label ids, 0 to {len(row) - 1}; {AGAIN}")
+            row[own or []] = True
+        return table
+
+    targets, is_unknown, is_detected = map(as_table, ID_LISTS)
+    groups, seconds = (np.array(_column(folder, name)) for name in ("group", "duration_s"))
+    if seconds.dtype != np.float64 or not (seconds > 0).all():
+        raise InputError(f"{path} has a duration_s that is not a number above 0; {AGAIN}")
+    return multi_label.Answers(targets, ~is_unknown, logits, is_detected, groups, seconds)
 
 
 def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str] | None]:
@@ -78,14 +128,15 @@ def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str] | None]:
     if odd:
         raise InputError(f"{path} has {', '.join(odd)}; expected text or whole numbers, none of them missing; {AGAIN}")
     predictions = table.to_pandas()
-    for name in ("label_id", "predicted_id"):
+    can_be_silent = ID_LISTS[0] in pq.read_schema(path).names
+    for name, first in (("label_id", -1 if can_be_silent else 0), ("predicted_id", 0)):
         last = len(labels) - 1 if labels else predictions[name].max()
-        outside = predictions[~predictions[name].between(0, last)]
+        outside = predictions[~predictions[name].between(first, last)]
         if len(outside):
             row = outside.iloc[0]
             raise InputError(
-                f"{path}, clip {row['clip_id']}: {name} {row[name]} in {len(outside)} clip(s); expected 0 to {last}, "
-                f"the ids of its classes; {AGAIN}"
+                f"{path}, clip {row['clip_id']}: {name} {row[name]} in {len(outside)} clip(s); expected {first} to "
+                f"{last}, the ids of its classes; {AGAIN}"
             )
     return predictions, labels
 

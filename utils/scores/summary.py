@@ -77,6 +77,16 @@ METRICS_COLUMNS = (
     "n_groups",
     "expected_calibration_error_if_calibrated",
 )
+OF_ONE_LABEL = (
+    *("weighted_f1", "recording_accuracy", "recording_macro_f1"),
+    *("expected_calibration_error", "expected_calibration_error_if_calibrated"),
+)
+# Further columns, if a model with several labels a clip is among the rows; see `multi_label.score_all`.
+WITH_ENDS = ("macro_average_precision", "macro_auroc", "precision", "recall", "false_alarms_per_hour")
+SEVERAL_LABELS_COLUMNS = (
+    *(name for stem in WITH_ENDS for name in (stem, f"{stem}_low", f"{stem}_high") if name not in METRICS_COLUMNS),
+    *("n_background_clips", "background_hours", "chance_average_precision"),
+)
 # Columns that results of an earlier version may lack, with the values in their place.
 DEFAULTS = {
     **{"kind": "not noted", "latency_doubt": "not noted", "kept_together": UNIT_NOT_NOTED},
@@ -100,9 +110,23 @@ TEXT_COLUMNS = (
 
 
 def write_metrics(path: Path, rows: pd.DataFrame) -> None:
-    """Write rows with exactly the `METRICS_COLUMNS`, atomically; six significant digits, ``nan`` if missing."""
+    """Write rows with exactly the `METRICS_COLUMNS`, atomically; six significant digits, ``nan`` if missing.
+
+    If a row has the `SEVERAL_LABELS_COLUMNS`, they follow.
+    """
     rows = rows.assign(**{name: rows[name].map(printable, na_action="ignore") for name in TEXT_COLUMNS})
-    write_text(path, rows[list(METRICS_COLUMNS)].to_csv(index=False, float_format="%.6g", na_rep="nan"))
+    more = SEVERAL_LABELS_COLUMNS if has_several_labels(rows) else ()
+    write_text(path, rows[[*METRICS_COLUMNS, *more]].to_csv(index=False, float_format="%.6g", na_rep="nan"))
+
+
+def without_one_label(scores: dict[str, float]) -> dict[str, float]:
+    """Return scores of several labels a clip, with NaN for those that need one label a clip."""
+    return dict.fromkeys(OF_ONE_LABEL, float("nan")) | scores
+
+
+def has_several_labels(rows: pd.DataFrame | pd.Series) -> bool:
+    """Return whether a row, or one of some rows, is that of a model with several labels a clip."""
+    return SEVERAL_LABELS_COLUMNS[0] in rows
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
@@ -114,7 +138,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
         If it cannot be read, or has other columns or types.
     """
     try:
-        numbers = {name: ["nan"] for name in METRICS_COLUMNS if name not in TEXT_COLUMNS}
+        columns = (*METRICS_COLUMNS, *SEVERAL_LABELS_COLUMNS)
+        numbers = {name: ["nan"] for name in columns if name not in TEXT_COLUMNS}
         # A model may be called "None" or "NA".
         rows = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), na_values=numbers, keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -126,7 +151,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
     if missing or rows.empty:
         found = f"no column {missing[0]}" if missing else "no row"
         raise InputError(f"{path} has {found}; run 03_model_validation.py again with --overwrite")
-    text = [name for name in numbers if not pd.api.types.is_numeric_dtype(rows[name])]
+    text = [name for name in numbers if name in rows and not pd.api.types.is_numeric_dtype(rows[name])]
     if text:
         raise InputError(f"{path}: {text[0]} is not a number; run 03_model_validation.py again with --overwrite")
     return rows
@@ -152,6 +177,7 @@ def summary_table(summary: pd.DataFrame) -> str:
         "layers": summary["kept_layers"].where(summary["kind"] != CNN, ""),
         "accuracy [95 %]": with_interval("accuracy"),
         "macro F1 [95 %]": with_interval("macro_f1"),
+        **({"cmAP [95 %]": with_interval("macro_average_precision")} if has_several_labels(summary) else {}),
         "M parameters": (summary["n_parameters"] / 1e6).map("{:.1f}".format),
         "ms per clip": summary["latency_ms_median"].map("{:.1f}".format) + doubt,
     }
@@ -214,7 +240,8 @@ def holds(folder: Path) -> bool:
         row = (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines()[1]
         rows = (results_dir / f"{SUMMARY_NAME}.csv").read_text(encoding="utf-8").splitlines()[1:]
         are_there = all((results_dir / cells[0]).is_dir() for cells in csv.reader(rows))
-        return row in rows and are_there and (results_dir / f"{SUMMARY_NAME}.png").is_file()
+        is_there = any(line == row or line.startswith(f"{row},") for line in rows)
+        return is_there and are_there and (results_dir / f"{SUMMARY_NAME}.png").is_file()
     return False
 
 
