@@ -20,6 +20,8 @@ angular_distance    angle between the input and the output of each run of blocks
 Each metric has a null level. Clips of one recordist resemble each other, so graph_convexity permutes labels between
 groups, and mutual_knn shuffles clips only among those of the same recording, of the same group, and of other groups;
 cka and cosine shuffle all clips. That of the probe is the majority level: the share of the most frequent label.
+Where clips have several labels, or none, each counts with its first label, and silence is left out: convexity and
+probes need one label a clip, and all metrics are of the same clips.
 --compare_to compares the layers of two models by metrics that do not depend on the axes of a model.
 
 Writes into <output_dir> a CSV, PDF and PNG of each metric, overview.pdf/.png, null_levels.csv, recommendation.json (the
@@ -317,9 +319,9 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
 
 
 def read_split(args: argparse.Namespace, split: str) -> clips.Clips:
-    """Return the clips of a split, or of all."""
+    """Return the clips of a split, or of all: those that have a label, each with its first one."""
     name = None if split == ALL_SPLITS else split
-    return clips.read_clips(args.data_dir, name, args.max_clips_per_class, args.seed, args.fold)
+    return clips.read_clips(args.data_dir, name, args.max_clips_per_class, args.seed, args.fold).with_one_label()
 
 
 def metrics_of(split_clips: clips.Clips) -> dict:

@@ -16,6 +16,9 @@ angular_block, cka_block: the adjacent blocks that change least
 convexity_peak: all blocks after the layer of highest convexity
 greedy, beam, exhaustive: searches for the best accuracy
 
+Of a model with several labels a clip, accuracy is BirdSet's top-1 accuracy, without the clips of silence: is the label
+with the highest output one of the clip's? It counts no false alarms: compare the pruned model by 03, too.
+
 Block 0 stays unless --remove_first_block is given. Subsets with the same first blocks share their computation: all
 2,048 subsets of 12 blocks need one pass of the front end and 2,048 block passes per clip. After a stop at any moment
 the same command continues.
@@ -209,6 +212,10 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
         clips.read_clips(args.data_dir, split, args.max_clips_per_class, args.seed, args.fold)
         for split in ("train", args.search_split, args.report_split)
     )
+    if not loaded.is_multi_label:
+        train_clips, search_clips, report_clips = (
+            split_clips.with_one_label() for split_clips in (train_clips, search_clips, report_clips)
+        )
     encoders.check_matches(loaded, report_clips)
     encoder_parts.check_parts(loaded, search_clips)
     training_history.warn_of_known_recordings(
@@ -236,7 +243,15 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
 
     def measure(keep: Keep, needs: Sequence[str]) -> Evidence:
         return layer_evidence.evidence_of_subset(
-            *(loaded, asked.train_clips, keep, needs, analysis.NUM_NEIGHBORS, analysis.NUM_PAIRS, args.seed),
+            *(
+                loaded,
+                asked.train_clips.with_one_label(),
+                keep,
+                needs,
+                analysis.NUM_NEIGHBORS,
+                analysis.NUM_PAIRS,
+                args.seed,
+            ),
             *(args.batch_size, scratch, key),
         )
 

@@ -21,13 +21,14 @@ from tests.stages import load_stage
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.data.clips import data_input, read_clips
-from utils.models import augmentation, decision, encoders, predict, training
+from utils.models import augmentation, classify, decision, encoders, predict, training
 from utils.models.augmentation import UNKNOWN
 from utils.models.loaded_model import MULTI_LABEL
 from utils.scores import comparison, intervals, multi_label, pooling, predictions, summary
 
 pytestmark = pytest.mark.usefixtures("blank_figures", "quick_models")
 training_stage, scoring_stage, cnn_stage = map(load_stage, ("02_finetuning", "03_model_validation", "06_cnn"))
+analysis_stage, pruning_stage, manual_stage = map(load_stage, ("04_analysis", "05_pruning", "07_manual_pruning"))
 
 
 @pytest.fixture(scope="module")
@@ -394,3 +395,83 @@ def test_pool_means_rankings_over_folds_and_joins_detections(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(comparison, "read_scored", mixed.__getitem__)
             pooling.read_folds(folders)
+
+
+# ------------------------------------------------------------------------------------- stages 04, 05, 07
+
+
+def run_stage(stage, run_dir, data_dir, output_dir, *more) -> int:
+    words = ("--model_dir", run_dir, "--output_dir", output_dir, "--device", "cpu")
+    return stage.main([*map(str, (*words, *(("--data_dir", data_dir) if data_dir else ()), *more))])
+
+
+def test_stage_04_measures_each_clip_with_its_first_label(run_dir, data_dir, tmp_path):
+    metrics = ("--metrics", "graph_convexity", "probe", "cka", "block_influence", "--num_neighbors", 3)
+    assert run_stage(analysis_stage, run_dir, data_dir, tmp_path / "out", "--split", "train", *metrics) == 0
+    assert "6 of 24 clips are silence and are left out" in (tmp_path / "out" / "log.txt").read_text()
+    clips = read_clips(data_dir, "train").with_one_label()
+    assert not clips.is_annotated and len(clips) == 18
+    table = pd.read_csv(tmp_path / "out" / "hidden_states_clips.csv")
+    assert table["label"].tolist() == clips.table["label"].tolist()
+
+
+@pytest.fixture(scope="module")
+def sweep_dir(run_dir, data_dir, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("sweep") / "out"
+    words = ("--strategies", "forward", "block_influence", "convexity_peak", "--heal", 1, "--heal_keep", "0-2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.layers.analysis.NUM_NEIGHBORS", 3)
+        assert run_stage(pruning_stage, run_dir, data_dir, output_dir, *words) == 0
+    return output_dir
+
+
+def test_stage_05_scores_subsets_by_top_1_accuracy(sweep_dir, run_dir, data_dir):
+    table = pd.read_csv(sweep_dir / "pruning.csv", dtype={"kept_layers": str})
+    clips = read_clips(data_dir, "val").without_silence()
+    for keep, blocks in (("0-3", [0, 1, 2, 3]), ("0,2-3", [0, 2, 3])):
+        loaded = encoders.load_model(run_dir, "cpu")
+        encoders.prune_model(loaded.model, blocks)
+        logits = predict.predict(loaded, clips, 4)
+        hits = multi_label.top_accuracy(clips.targets > 0, clips.is_known, logits)
+        row = table[table["kept_layers"] == keep].iloc[0]
+        assert row["search_accuracy"] == pytest.approx(hits.mean(), abs=1e-5)
+        answers = np.eye(3, dtype=bool)[np.where(clips.is_known, logits, -np.inf).argmax(axis=1)]
+        occurs = clips.targets.any(axis=0)
+        f1 = reference.f1_score(clips.targets[:, occurs] > 0, answers[:, occurs], average="macro", zero_division=0)
+        assert row["search_macro_f1"] == pytest.approx(f1, abs=1e-5)
+    hits = multi_label.top_accuracy(*truth_and_logits(run_dir, data_dir, "test")[:3])
+    labelled = np.isfinite(hits)
+    groups = read_clips(data_dir, "test").table["group"].to_numpy()[labelled]
+    ends = intervals.score_intervals(np.ones(labelled.sum(), int), hits[labelled].astype(int), groups)["accuracy"]
+    whole = table[table["strategy"] == "full"].iloc[0]
+    assert [whole["report_accuracy_low"], whole["report_accuracy_high"]] == pytest.approx(ends, abs=1e-5)
+
+
+def truth_and_logits(model_dir, data_dir, split):
+    clips = read_clips(data_dir, split)
+    return clips.targets > 0, clips.is_known, predict.predict(encoders.load_model(model_dir, "cpu"), clips, 4)
+
+
+def test_a_healed_head_learns_several_labels(sweep_dir):
+    healed = encoders.load_model(sweep_dir / "healed" / "model", "cpu")
+    assert healed.is_multi_label and healed.config.kept_layers == [0, 1, 2]
+    assert "healing the head: best epoch 1 of 1, macro average precision" in (sweep_dir / "log.txt").read_text()
+
+
+def test_stage_07_keeps_several_labels(sweep_dir, run_dir, data_dir, tmp_path):
+    assert run_stage(manual_stage, run_dir, None, tmp_path / "pruned", "--keep_layers", "0,2") == 0
+    pruned = encoders.load_model(tmp_path / "pruned", "cpu")
+    assert pruned.is_multi_label and len(pruned.model.wav2vec2.encoder.layers) == 2
+    assert score(tmp_path / "pruned", data_dir, tmp_path / "scored") == 0
+
+
+def test_stage_05_takes_the_first_label_for_a_model_of_one(data_dir, tmp_path):
+    one = write_model(tmp_path / "one", data_dir, problem_type="single_label_classification")
+    assert run_stage(pruning_stage, one, data_dir, tmp_path / "out", "--strategies", "forward") == 0
+    assert "4 of 16 clips are silence and are left out" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_classify_answers_with_sigmoids(run_dir):
+    config = encoders.load_model(run_dir, "cpu").config
+    logits = np.array([[0.0, 2.0, -1.0]], np.float32)
+    assert classify.scores_of(logits, config) == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)

@@ -292,8 +292,8 @@ class Clips:
             "fill": "repeat",
         }
 
-    def with_one_label(self) -> Clips:
-        """Return the clips with their first label alone, without those of silence; unchanged if not annotated.
+    def without_silence(self) -> Clips:
+        """Return the clips that have a label; unchanged if not annotated.
 
         Raises
         ------
@@ -302,15 +302,20 @@ class Clips:
         """
         if not self.is_annotated:
             return self
-        table = self.table[self.table["label_id"] != NO_LABEL_ID].drop(columns=LABEL_COLUMNS)
+        table = self.table[self.table["label_id"] != NO_LABEL_ID]
         if table.empty:
             raise InputError(
                 f"all {len(self)} clips of {self.data_dir} here are silence, and none has a label; choose another "
                 f"split, or run {DATA_STAGE}.py with tables that name labels"
             )
         if n_silent := len(self) - len(table):
-            log.info("%d of %d clips are silence and are left out: one label a clip is needed", n_silent, len(self))
+            log.info("%d of %d clips are silence and are left out: a label is needed here", n_silent, len(self))
         return replace(self, table=table.reset_index(drop=True))
+
+    def with_one_label(self) -> Clips:
+        """Return the clips that have a label, each with its first one alone; see `without_silence`."""
+        labelled = self.without_silence()
+        return replace(labelled, table=labelled.table.drop(columns=LABEL_COLUMNS, errors="ignore"))
 
     def only(self, indices: range) -> Clips:
         """Return some of the clips, in their order."""

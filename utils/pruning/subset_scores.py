@@ -26,6 +26,9 @@ SAVE_EVERY_S = 30.0
 class SubsetScores:
     """Predictions of subsets of a model's blocks on the clips of a split, and their scores.
 
+    With several labels a clip, accuracy is BirdSet's top-1 accuracy (see `multi_label.top_accuracy`), without the clips
+    of silence. So a prediction is one number there too, and many subsets need little memory.
+
     Subsets are run together in walks (see `layer_sweep`). The predictions of a walk are stored in a folder,
     also those of an unfinished walk. The next object with the same key continues from them.
 
@@ -50,12 +53,16 @@ class SubsetScores:
         folder: Path,
         key: dict,
     ):
+        clips = clips.without_silence()
         self.split = split
         self.n_clips, self.n_groups = len(clips), clips.table["group"].nunique()
         self.kept_together = clips.kept_together
         self._loaded, self._clips, self._batch_size = loaded, clips, batch_size
         self._folder, self._key = folder, key
         self._label_ids, self._groups = (clips.table[name].to_numpy() for name in ("label_id", "group"))
+        self._targets = None
+        if clips.is_annotated:
+            self._targets, self._label_ids = clips.targets > 0, np.ones(len(clips), int)
         clip_ids = sha256_of_lines(clips.table["clip_id"])
         self._stamp = json.dumps({**key, "batch_size": batch_size, "device": loaded.device, "clip_ids": clip_ids})
         self._predicted: dict[Keep, np.ndarray] = {}
@@ -121,10 +128,26 @@ class SubsetScores:
     def score(self, keep: Keep) -> tuple[float, float]:
         """Return accuracy and macro F1 of a subset that has been run."""
         if keep not in self._scores:
-            predicted = self._predicted[keep]
-            accuracy = float((predicted == self._label_ids).mean())
-            self._scores[keep] = accuracy, evaluation.macro_f1(self._label_ids, predicted)
+            accuracy = float((self._judged(self._predicted[keep]) == self._label_ids).mean())
+            self._scores[keep] = accuracy, self._macro_f1(self._predicted[keep])
         return self._scores[keep]
+
+    def _judged(self, predicted: np.ndarray) -> np.ndarray:
+        """Return predicted label ids; with several labels a clip, 1 where the label is one of the clip's, else 0.
+
+        Then all true label ids are 1, so that accuracy is the top-1 accuracy, as are its intervals.
+        """
+        if self._targets is None:
+            return predicted
+        return np.take_along_axis(self._targets, predicted[..., None].astype(int), axis=-1)[..., 0].astype(int)
+
+    def _macro_f1(self, predicted: np.ndarray) -> float:
+        """Return the macro F1; with several labels a clip, that of an answer of one label for each clip."""
+        if self._targets is None:
+            return evaluation.macro_f1(self._label_ids, predicted)
+        answers = np.eye(self._targets.shape[1], dtype=bool)[predicted]
+        counts = (table.sum(axis=0) for table in (self._targets, answers, self._targets & answers))
+        return float(intervals.scores_of_counts(*counts)[1])
 
     def ranks(self, keeps: Collection[Keep]) -> list[float]:
         """Run subsets; return one number per subset that orders them by accuracy, then by macro F1."""
@@ -134,7 +157,8 @@ class SubsetScores:
 
     def interval(self, keep: Keep) -> tuple[float, float]:
         """Return the 95 % interval of the accuracy of a subset that has been run."""
-        return intervals.score_intervals(self._label_ids, self._predicted[keep], self._groups)["accuracy"]
+        judged = self._judged(self._predicted[keep])
+        return intervals.score_intervals(self._label_ids, judged, self._groups)["accuracy"]
 
     def within_margin(self, keeps: Sequence[Keep], whole: Keep, margin: float) -> dict[Keep, verdicts.Verdict]:
         """Return of each subset whether it is no worse than the whole model by more than a margin.
@@ -144,15 +168,15 @@ class SubsetScores:
         """
         if not keeps:
             return {}
-        predicted_ids = np.stack([self._predicted[keep] for keep in keeps])
-        found = intervals.accuracy_differences(self._label_ids, predicted_ids, self._predicted[whole], self._groups)
+        judged = np.stack([self._judged(self._predicted[keep]) for keep in keeps])
+        of_whole = self._judged(self._predicted[whole])
+        found = intervals.accuracy_differences(self._label_ids, judged, of_whole, self._groups)
         return {keep: verdicts.of_pair(found, number, margin) for number, keep in enumerate(keeps)}
 
     def difference(self, keep: Keep, other_predicted: np.ndarray) -> tuple[float, float, float]:
         """Return the accuracy of a subset minus that of other predictions, and the paired 95 % interval."""
-        return intervals.paired_difference(*(self._label_ids, self._predicted[keep], other_predicted, self._groups))[
-            "accuracy"
-        ]
+        judged = (self._judged(predicted) for predicted in (self._predicted[keep], other_predicted))
+        return intervals.paired_difference(self._label_ids, *judged, self._groups)["accuracy"]
 
 
 @dataclass(frozen=True)
