@@ -4,7 +4,6 @@ Cells may be separated by commas, semicolons or tabs. A row with a file and noth
 listened to and is silent.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from utils.data.timed_labels import (
     Table,
     channel_of,
     file_named,
+    label_column_in,
     lines_of,
     number_of,
     optional_number,
@@ -30,41 +30,35 @@ COLUMNS = {
     "file": ("file", "filename", "file_name", "path", "filepath", "audio_file"),
     "start": ("start", "start_s", "start_time", "start_time_s", "begin", "begin_s", "onset", "onset_s"),
     "end": ("end", "end_s", "end_time", "end_time_s", "stop", "stop_s", "offset_s"),
-    "label": ("label", "annotation", "species", "primary_label", "common_name"),
     "score": ("score", "confidence"),
     "low": ("low_hz", "low_f", "low_freq_hz"),
     "high": ("high_hz", "high_f", "high_freq_hz"),
     "channel": ("channel",),
 }
-NEEDED = ("file", "start", "end", "label")
+LABEL_COLUMNS = ("label", "annotation", "species", "primary_label", "common_name")
+TIMES = ("file", "start", "end")
 
 
 def recognises(name: str, text: str) -> bool:
-    """Return whether the first line names a file, a start, an end and a label."""
+    """Return whether the first line names a file, a start and an end."""
     header = next((line for _, line in lines_of(text)), "")
-    return set(NEEDED) <= set(_places(_cells(header)))
-
-
-def _cells(header: str) -> list[str]:
-    return [cell.strip(' "') for cell in header.split(_separator(header))]
+    return set(TIMES) <= set(_places([plain(title) for title in header.split(_separator(header))]))
 
 
 def _separator(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
-def _places(header: Sequence[str], label_column: str | None = None) -> dict[str, int]:
-    names = [plain(name) for name in header]
-    accepted = COLUMNS | ({"label": (plain(label_column),)} if label_column else {})
+def _places(titles: Sequence[str]) -> dict[str, int]:
     return {
-        field: next(names.index(name) for name in own if name in names)
-        for field, own in accepted.items()
-        if set(own) & set(names)
+        field: next(titles.index(name) for name in own if name in titles)
+        for field, own in COLUMNS.items()
+        if set(own) & set(titles)
     }
 
 
 def read(path: Path, text: str, name: str, label_column: str | None = None) -> Table:
-    """Read a table; `name` is not used, because each row names its file.
+    """Read a table.
 
     Parameters
     ----------
@@ -72,31 +66,32 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
         For messages.
     text : str
     name : str
-        Path of the table within the folder of the tables.
+        Path of the table within the folder of the tables, for messages.
     label_column : str, optional
         Column that holds the label.
 
     Raises
     ------
     InputError
-        If a quotation mark is not closed.
+        If a quotation mark is not closed, or no column holds the label.
     """
     separator = _separator(next(line for _, line in lines_of(text)))
     rows = quoted_rows(path, text, separator)
-    header = next(rows)[1]
-    places = _places(header, label_column)
+    titles = [plain(title) for title in next(rows)[1]]
+    label = titles.index(label_column_in(path, titles, label_column, LABEL_COLUMNS))
+    places = _places(titles) | {"label": label}
     table = Table("csv")
     for number, cells in rows:
-        place = f"{path.name}, row {number}"
-        if len(cells) != len(header) and any(cells[len(header) :]):
-            table.problems.append(f"{place}: {len(cells)} cells; expected {len(header)}")
+        place = f"{name}, row {number}"
+        if len(cells) != len(titles) and any(cells[len(titles) :]):
+            table.problems.append(f"{place}: {len(cells)} cells; expected {len(titles)}")
             continue
-        cells += [""] * (len(header) - len(cells))
+        cells += [""] * (len(titles) - len(cells))
         found = {field: cells[i] for field, i in places.items()}
         file = file_named(found["file"])
         if not file:
             table.problems.append(f"{place}: it names no file")
-        elif not any(found[field] for field in NEEDED[1:]):
+        elif not any(found[field] for field in ("start", "end", "label")):
             table.cover(file)
         else:
             _add(table, place, file, found)
@@ -113,8 +108,7 @@ def _add(table: Table, place: str, file: str, found: Mapping[str, str]) -> None:
         )
         return
     numbers = [optional_number(found.get(field, "")) for field in ("score", "low", "high")]
-    label = re.sub(r"\s+", " ", found["label"])
-    table.add(place, Annotation(file, start_s, end_s, label, *numbers, channel_of(found.get("channel", ""))))
+    table.add(place, Annotation(file, start_s, end_s, found["label"], *numbers, channel_of(found.get("channel", ""))))
 
 
 def write(

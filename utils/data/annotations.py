@@ -26,9 +26,9 @@ from types import ModuleType
 from utils.core.errors import InputError
 from utils.core.text import printable
 from utils.data import annotation_csv, audacity_labels, birdnet_tables, kaleidoscope_tables, raven_tables
-from utils.data.timed_labels import Annotation, Table, past_the_end, text_of
+from utils.data.timed_labels import Annotation, Table, text_of
 
-__all__ = ["FORMATS", "Annotation", "Table", "past_the_end", "read", "read_all"]
+__all__ = ["FORMATS", "Annotation", "Table", "read", "read_all"]
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,8 @@ def read_all(path: Path, label_column: str | None = None) -> Table:
         try:
             tables.append(read(file, label_column, path))
         except InputError as error:
-            problems.append(str(error))
+            reason = str(error).removeprefix(str(file)).lstrip(" ,")
+            problems.append(f"{file.relative_to(path).as_posix()}: {reason}")
     if not tables:
         more = f": {problems[0]}" if problems else f" ({', '.join(SUFFIXES)})"
         raise InputError(f"{path} holds no table of labels with times{more}; {EXPECTED}")

@@ -57,7 +57,7 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
     table.cover(file)
     is_last_added = False
     for number, cells in unquoted_rows(text, "\t"):
-        place = f"{path.name}, row {number}"
+        place = f"{name}, row {number}"
         if cells[0].strip() == FREQUENCIES:
             if is_last_added:
                 low_hz, high_hz = (

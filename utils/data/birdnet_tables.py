@@ -7,12 +7,12 @@ cells before the file are then counted from the left, and those after it from th
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.core.errors import InputError
 from utils.core.files import write_csv
 from utils.data.timed_labels import (
     Annotation,
     Table,
     file_named,
+    label_column_in,
     lines_of,
     number_of,
     ordered,
@@ -24,7 +24,7 @@ from utils.data.timed_labels import (
 SUFFIX = ".birdnet.csv"
 HOLDS_SEVERAL_FILES = True
 COLUMNS = ("Start (s)", "End (s)", "Scientific name", "Common name", "Confidence", "File")
-LABEL_COLUMNS = ("Common name", "Scientific name")
+LABEL_COLUMNS = ("Common name",)
 TITLES = [plain(title) for title in COLUMNS]
 
 
@@ -50,19 +50,18 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
     Raises
     ------
     InputError
-        If `label_column` is another one.
+        If there is no such column before that of the file.
     """
-    if plain(label_column or "Common name") not in map(plain, LABEL_COLUMNS):
-        raise InputError(f"{path} has no label in {label_column!r}; expected {' or '.join(LABEL_COLUMNS)}")
-    label = TITLES.index(plain(label_column or "Common name"))
     table = Table("birdnet")
     rows = rows_quoted_or_not(text)
-    n_columns = len(next(rows)[1])
+    header = [plain(title) for title in next(rows)[1]]
+    n_columns = len(header)
+    label = TITLES.index(label_column_in(path, header[: len(TITLES) - 1], label_column, LABEL_COLUMNS))
     n_left = TITLES.index("file")
     has_rows = False
     for number, cells in rows:
         has_rows = True
-        place = f"{path.name}, row {number}"
+        place = f"{name}, row {number}"
         n_right = len(cells) - (n_columns - n_left - 1)
         try:
             if len(cells) < n_columns:
@@ -74,7 +73,7 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
         file = file_named(",".join(cells[n_left:n_right]))
         table.add(place, Annotation(file, start_s, end_s, cells[label].strip(), score))
     if not has_rows:
-        table.cover_own_file(path, name)
+        table.cover_own_file(name)
     return table
 
 

@@ -8,15 +8,14 @@ right. Ours are quoted.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.core.errors import InputError
 from utils.core.files import write_csv
-from utils.core.text import printable
 from utils.data.timed_labels import (
     Annotation,
     Table,
     channel_of,
     file_name,
     file_named,
+    label_column_in,
     lines_of,
     number_of,
     optional_number,
@@ -68,11 +67,13 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
     rows = []
     for number, cells in rows_quoted_or_not(text):
         if len(cells) < len(titles):
-            table.problems.append(f"{path.name}, row {number}: {len(cells)} cells; expected {len(titles)}")
+            table.problems.append(f"{name}, row {number}: {len(cells)} cells; expected {len(titles)}")
         else:
-            rows.append((f"{path.name}, row {number}", _by_title(titles, cells)))
+            rows.append((f"{name}, row {number}", _by_title(titles, cells)))
     rows = rows[1:]  # without the header
-    label = _label_column(path, titles, rows, label_column)
+    is_named = any(cells.get(plain(MANUAL_ID)) for _, cells in rows)
+    usual = [MANUAL_ID] if is_named else LABEL_COLUMNS
+    label = label_column_in(path, titles, label_column, usual)
     n_unnamed = 0
     for place, cells in rows:
         file = file_named("/".join(part for part in (cells[title] for title in ("indir", "folder", "in_file")) if part))
@@ -92,9 +93,9 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
         end_s = round(start_s + duration_s, 9)
         table.add(place, Annotation(file, start_s, end_s, cells[label], score, channel=channel))
     if n_unnamed:
-        table.problems.append(f"{path.name}: {n_unnamed} of {len(rows)} rows have no {MANUAL_ID} and are left out")
+        table.problems.append(f"{name}: {n_unnamed} of {len(rows)} rows have no {MANUAL_ID} and are left out")
     if not rows:
-        table.cover_own_file(path, name)
+        table.cover_own_file(name)
     return table
 
 
@@ -104,29 +105,13 @@ def _by_title(titles: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     The columns after IN FILE are counted from the right. FOLDER is one folder, so that a cell with a slash before it
     still belongs to INDIR.
     """
-    n_right = len(titles) - titles.index("in_file") - 1
-    n_left = titles.index("indir")
-    where, right = cells[n_left : len(cells) - n_right], cells[len(cells) - n_right :]
-    n_indir = max((i for i, text in enumerate(where[:-1]) if "/" in text or "\\" in text), default=0) + 1
     if len(cells) == len(titles):
         return {title: text.strip() for title, text in zip(titles, cells, strict=True)}
+    n_right = len(titles) - titles.index("in_file") - 1
+    where, right = cells[titles.index("indir") : len(cells) - n_right], cells[len(cells) - n_right :]
+    n_indir = max((i for i, text in enumerate(where[:-1]) if "/" in text or "\\" in text), default=0) + 1
     found = {"indir": ",".join(where[:n_indir]), "folder": ",".join(where[n_indir:-1]), "in_file": where[-1]}
     return found | {title: text.strip() for title, text in zip(titles[len(titles) - n_right :], right, strict=True)}
-
-
-def _label_column(
-    path: Path, titles: Sequence[str], rows: Sequence[tuple[str, Mapping[str, str]]], label_column: str | None
-) -> str:
-    wanted = [label_column] if label_column else LABEL_COLUMNS
-    if not label_column and any(cells.get(plain(MANUAL_ID)) for _, cells in rows):
-        wanted = [MANUAL_ID]
-    found = next((plain(title) for title in wanted if plain(title) in titles), None)
-    if found is None:
-        raise InputError(
-            f"{path} has no column for the label: found {', '.join(map(printable, titles))}; expected "
-            f"{' or '.join([MANUAL_ID, *LABEL_COLUMNS] if not label_column else wanted)}"
-        )
-    return found
 
 
 def write(

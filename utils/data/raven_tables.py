@@ -11,7 +11,6 @@ from pathlib import Path
 
 from utils.core.errors import InputError
 from utils.core.files import write_text
-from utils.core.text import printable
 from utils.data.timed_labels import (
     Annotation,
     Table,
@@ -20,6 +19,7 @@ from utils.data.timed_labels import (
     file_name,
     file_named,
     file_of_table,
+    label_column_in,
     lines_of,
     number_of,
     optional_number,
@@ -40,6 +40,7 @@ COLUMNS = (
     *("Begin File", "Begin Path", "File Offset (s)", "Annotation", "Score"),
 )
 NO_CALL = "nocall"  # BirdNET-Analyzer writes it as Common Name and Species Code where it detects nothing
+FREQUENCIES = ("low_freq_hz", "high_freq_hz")
 SAME_TIME_S = 0.001
 
 
@@ -70,19 +71,20 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
     rows = unquoted_rows(text, "\t")
     header = [plain(title) for title in next(rows)[1]]
     cells_of = [(number, {title: c.strip() for title, c in zip(header, cells, strict=False)}) for number, cells in rows]
-    label = _label_column(path, header, label_column) if cells_of else None
+    label = label_column_in(path, header, label_column, LABEL_COLUMNS) if cells_of else None
     _refuse_unknown_offsets(path, header, cells_of)
     table = Table("raven")
     own_file = file_of_table(name)
     views = defaultdict(list)  # of one selection
     for number, cells in cells_of:
-        place = f"{path.name}, row {number}"
-        file = file_named(cells.get("begin_path") or cells.get("begin_file") or own_file)
+        place = f"{name}, row {number}"
+        named = _named(cells)
+        file = named or own_file
         table.cover(file)
         if cells.get("common_name", "").lower() == cells.get("species_code", "").lower() == NO_CALL:
             continue
         try:
-            start_s, end_s = _times(cells, file is own_file)
+            start_s, end_s = _times(cells, named is None)
         except ValueError as error:
             table.problems.append(f"{place}: {error}")
             continue
@@ -104,22 +106,13 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
     return table
 
 
-FREQUENCIES = ("low_freq_hz", "high_freq_hz")
-
-
-def _label_column(path: Path, header: Sequence[str], label_column: str | None) -> str:
-    wanted = [label_column] if label_column else LABEL_COLUMNS
-    found = next((plain(title) for title in wanted if plain(title) in header), None)
-    if found is None:
-        raise InputError(
-            f"{path} has no column for the label: found {', '.join(map(printable, header))}; expected "
-            f"{' or '.join(wanted)}; name another one with --label_column"
-        )
-    return found
+def _named(cells: Mapping[str, str]) -> str | None:
+    """Return the sound file that a row names."""
+    return file_named(cells.get("begin_path") or cells.get("begin_file") or "") or None
 
 
 def _refuse_unknown_offsets(path: Path, header: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]]) -> None:
-    files = {cells.get("begin_path") or cells.get("begin_file") for _, cells in rows}
+    files = {_named(cells) for _, cells in rows}
     if len(files) > 1 and "file_offset_s" not in header:
         raise InputError(
             f"{path} has selections of {len(files)} files and no column File Offset (s). Its Begin Time runs on from "
@@ -128,7 +121,7 @@ def _refuse_unknown_offsets(path: Path, header: Sequence[str], rows: Sequence[tu
         )
 
 
-def _times(cells: Mapping[str, str], is_named_after_file: bool) -> tuple[float, float]:
+def _times(cells: Mapping[str, str], is_file_of_table: bool) -> tuple[float, float]:
     """Return start and end in seconds of the file."""
     begin, end = cells.get("begin_time_s", ""), cells.get("end_time_s", "")
     try:
@@ -141,7 +134,7 @@ def _times(cells: Mapping[str, str], is_named_after_file: bool) -> tuple[float, 
             f"Begin Time {begin!r}, End Time {end!r} and File Offset {cells.get('file_offset_s', 'none')!r} are not "
             "all numbers of seconds"
         ) from error
-    if is_named_after_file and abs(offset_s - begin_s) > SAME_TIME_S:
+    if is_file_of_table and abs(offset_s - begin_s) > SAME_TIME_S:
         raise ValueError(
             f"File Offset {offset_s} s is not Begin Time {begin_s} s, so that the table is of several files; it has "
             "no column Begin File that names them"

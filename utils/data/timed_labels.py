@@ -5,11 +5,12 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from utils.core.errors import InputError
 from utils.core.text import printable
+from utils.data.recording_ids import tidy
 
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\|[^/]*\\[^/]*$")
 # Endings of tables that are named after their sound file: of Raven, Audacity, BirdNET-Analyzer and 08.
@@ -78,15 +79,16 @@ class Table:
             self._covered.add(file)
             self.files.append(file)
 
-    def cover_own_file(self, path: Path, name: str) -> None:
+    def cover_own_file(self, name: str) -> None:
         """Note that a table without rows covers the sound file that its name names, or that there is none."""
         if NAMED_AFTER_FILE.search(name):
             self.cover(file_of_table(name))
         else:
-            self.problems.append(f"{path.name} has no rows, and its name does not say which file is silent")
+            self.problems.append(f"{name} has no rows, and its name does not say which file is silent")
 
     def add(self, place: str, annotation: Annotation) -> None:
         """Add an annotation and cover its file; name it as a problem if it has no label or impossible times."""
+        annotation = replace(annotation, label=tidy(annotation.label))
         self.cover(annotation.file)
         if problem := _problem(annotation):
             self.problems.append(f"{place}: {problem}")
@@ -103,17 +105,6 @@ def _problem(annotation: Annotation) -> str | None:
     if end_s < start_s:
         return f"{printable(annotation.label)} ends at {end_s} s, before it begins at {start_s} s"
     return None
-
-
-def past_the_end(annotation: Annotation, duration_s: float, tolerance_s: float = 0.001) -> str | None:
-    """Return a sentence that names an annotation that ends after the end of its file; None for any other."""
-    if annotation.end_s <= duration_s + tolerance_s:
-        return None
-    a = annotation
-    return (
-        f"{printable(a.label)} from {seconds(a.start_s)} s to {seconds(a.end_s)} s goes past the end of "
-        f"{printable(a.file)} ({seconds(duration_s)} s)"
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -236,6 +227,33 @@ def rows_quoted_or_not(text: str) -> Iterator[tuple[int, list[str]]]:
 def plain(name: str) -> str:
     """Return the name of a column in one spelling: ``Begin Time (s)`` is ``begin_time_s``."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def label_column_in(path: Path, titles: Sequence[str], label_column: str | None, usual: Sequence[str]) -> str:
+    """Return the column that holds the label: `label_column`, or the first of the usual ones.
+
+    Parameters
+    ----------
+    path : Path
+        For the message.
+    titles : sequence of str
+        All columns, in the spelling of `plain`, in which the result is too.
+    label_column : str or None
+    usual : sequence of str
+
+    Raises
+    ------
+    InputError
+        If there is no such column.
+    """
+    wanted = [label_column] if label_column else usual
+    for title in map(plain, wanted):
+        if title in titles:
+            return title
+    raise InputError(
+        f"{path} has no column for the label: found {', '.join(map(printable, titles))}; expected "
+        f"{' or '.join(wanted)}; --label_column names another one"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
