@@ -194,6 +194,16 @@ def test_folds_and_the_split_by_clip_divide_annotated_clips(root, tmp_path):
 # --------------------------------------------------------------------------------- background, rare, secondary
 
 
+def test_labels_that_other_programs_lose_are_labels(root, tmp_path):
+    labels = [(0, 2, "NA"), (2, 4, "nan"), (4, 6, "None"), (6, 8, 'the "rook"')]
+    write_table(root, rows_of(0, 1, 2, labels=labels), "lost.csv")
+    assert run(root, tmp_path / "out", tables="lost.csv") == 0
+    read = clips.read_clips(tmp_path / "out")
+    assert read.labels == ["NA", "None", "nan", 'the "rook"']
+    assert read.only(range(5)).table["label"].tolist() == ["NA", "nan", "None", 'the "rook"', ""]
+    assert read_csv(tmp_path / "out" / "recordings.csv").labels[0] == 'NA|None|nan|the "rook"'
+
+
 def test_background_labels_are_no_classes_and_their_windows_are_silence(root, tmp_path):
     more = [["site0/night0.wav", 4.5, 5.5, "No_Call"], ["site0/night3.wav", 2.0, 3.0, "rain"]]
     quiet = [row for row in LABELS if row[0] != 3.8]

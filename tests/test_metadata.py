@@ -4,6 +4,7 @@ import pytest
 
 from tests.test_recordings import labels_of, reasons_of, touch, write_csv
 from utils.core.errors import InputError
+from utils.data.metadata import names_in
 from utils.data.recordings import SourceFile, find_recordings
 
 XENO_CANTO = "id,gen,sp,rec,file,file-name,length,time\n"
@@ -206,6 +207,34 @@ def test_other_species_get_a_line(tmp_path, caplog, column):
     assert f"in 1 of 2 rows the column {column} names other species in the recording" in caplog.text
     caplog.clear()
     labels_of(tmp_path, write_csv(tmp_path, f"file,label,{column}\na.wav,Rook,[]\nb.wav,Rook,\n"))
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("['eurrob1', 'comcha']", ["eurrob1", "comcha"]),
+        ('["Turdus  merula"]', ["Turdus merula"]),
+        ("['']", []),
+        ("", []),
+        ("nan", []),
+        ("Turdus merula; Parus major ;", ["Turdus merula", "Parus major"]),
+        ("jay|rook", ["jay", "rook"]),
+        ("[jay, rook]", ["jay", "rook"]),
+        ("jay", ["jay"]),
+        ("['jay", ["'jay"]),
+        ("1", ["1"]),
+    ],
+)
+def test_other_species_are_lists_of_python_or_separated(text, names):
+    assert names_in(text) == names
+
+
+def test_other_species_are_kept_if_they_are_asked_for(tmp_path, caplog):
+    touch(tmp_path, "a.wav", "b.wav")
+    table = write_csv(tmp_path, "file,label,also,background\na.wav,Rook,\"['jay', 'crow']\",wren;jay\nb.wav,Rook,[],\n")
+    files, _ = find_recordings(tmp_path, table, uses_secondary=True)
+    assert [file.secondary_labels for file in files] == [("crow", "jay", "wren"), ()]
     assert not [record for record in caplog.records if record.levelname != "INFO"]
 
 

@@ -49,6 +49,12 @@ def test_the_table_of_opensoundscape_cell_by_cell_in_any_order_of_the_rows(seed)
     assert multi_hot(windows) == list(OPENSOUNDSCAPE.values())
 
 
+def test_the_example_of_the_document():
+    rows = annotations([(1.0, 3.5, "Wren"), (3.0, 5.1, "Crow"), (8.0, 11.0, "Wren")])
+    windows = labels_of_windows([(5.0 * i, 5.0 * i + 5) for i in range(4)], rows)
+    assert windows == [Window(("Wren", "Crow")), Window(("Wren",), ("Crow",)), Window(("Wren",)), Window()]
+
+
 def test_an_overlap_below_the_least_is_neither_a_label_nor_silence():
     windows = labels_of_windows(list(OPENSOUNDSCAPE), annotations(NIGHT), 0.25)
     assert [window.secondary for window in windows] == [(), ("Crow", "Rook"), ("Wren",), (), (), ()]
