@@ -5,6 +5,7 @@ A few examples in every run of the tests; `make drills` tries many more, new one
 
 import io
 import json
+import posixpath
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from transformers import Wav2Vec2Config
 
 from utils.core import cli, runs
 from utils.core.errors import InputError, UsageError
-from utils.data import audio, clips, preparation, recordings, shards, spool
+from utils.data import annotations, audio, clips, preparation, recordings, shards, spool
+from utils.data.recording_ids import tidy
 from utils.models import training
 from utils.pruning import best, pruning_table, recommendation
 
@@ -279,3 +281,49 @@ def test_undamaged_json_files_are_read(name, tmp_path):
     value, read = READERS[name]
     (tmp_path / (name if name in NAMED else "x.json")).write_text(json.dumps(value))
     assert read(tmp_path) is not None or name == "marker"  # whose sound has another digest
+
+
+# ------------------------------------------------------------------------------------------ tables of labels with times
+
+HEADERS = [
+    *("", "file,start,end,label\n", "Start (s),End (s),Scientific name,Common name,Confidence,File\n"),
+    "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tBegin File\tFile Offset (s)\tAnnotation\n",
+    "INDIR,FOLDER,IN FILE,CHANNEL,OFFSET,DURATION,TOP1MATCH,MANUAL ID\n",
+]
+CELLS = st.sampled_from(["1.0", "0", "3,5", "-1", "nan", "1e400", "rook", '"', "", "a.wav", "\\"]) | st.text(max_size=4)
+
+
+@given(
+    header=st.sampled_from(HEADERS),
+    rows=st.lists(st.lists(CELLS, max_size=12), max_size=6),
+    separator=st.sampled_from(",;\t"),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "latin-1", "utf-16"]),
+    suffix=st.sampled_from([".txt", ".csv"]),
+)
+def test_a_table_of_labels_is_read_or_refused(tmp_path, header, rows, separator, encoding, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes((header + "\n".join(map(separator.join, rows))).encode(encoding, "replace"))
+    try:
+        table = annotations.read(path)
+    except InputError:
+        return
+    for a in table.annotations:
+        assert 0 <= a.start_s <= a.end_s and a.label and a.file in table.files
+
+
+LABELS = st.text(min_size=1, max_size=8).map(tidy).filter(lambda label: label and label.isprintable())
+TIMES_US = st.tuples(st.integers(0, 10**9), st.integers(1, 10**8), LABELS)
+
+
+@given(name=st.sampled_from(sorted(annotations.FORMATS)), rows=st.lists(TIMES_US, max_size=5))
+def test_labels_are_read_as_they_were_written(tmp_path, name, rows):
+    room, file = annotations.FORMATS[name], "a b,c.wav"
+    path = tmp_path / f"{file}{room.SUFFIX}"
+    detections = [annotations.Annotation(file, start / 1e6, (start + n) / 1e6, label, 0.5) for start, n, label in rows]
+    room.write(path, detections, {file: 2000.0}, tmp_path, 8000.0)
+    table = annotations.read(path)
+    assert {(round(a.start_s * 1e6), round(a.end_s * 1e6), a.label) for a in table.annotations} == {
+        (start, start + n, label) for start, n, label in rows
+    }
+    assert (table.format, table.problems) == (name, [])
+    assert [posixpath.basename(covered) for covered in table.files] == [file]
