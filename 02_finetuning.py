@@ -6,7 +6,7 @@
     torchrun --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2                   # on four GPUs
 
 The help of --base_model lists the encoders. The stage trains on `train` and keeps the checkpoint with the best macro F1
-on `val`. It never reads `test`.
+on `val`; where a clip can have several labels, with the best macro average precision. It never reads `test`.
 
 SIGTERM, SIGINT or SIGUSR2 stops it: it saves a checkpoint and exits with 75. The same command continues from there
 and ends with the same weights as a run that was never stopped.

@@ -81,7 +81,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>"
-UNFITTED = 0.5  # threshold of each label of a model without fitted ones
 OUTPUTS = (
     *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv", by_collection.NAME),
     *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*", review_page.NAME),
@@ -293,14 +292,14 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def score_several(loaded: LoadedModel, split_clips: clips.Clips, logits: np.ndarray) -> multi_label.Result:
-    """Score a model with several labels a clip; it detects a label by its fitted threshold, or by `UNFITTED`."""
+    """Score a model with several labels a clip; the thresholds are the fitted ones, or `decision.UNFITTED`."""
     fitted = decision.read(loaded.config)
-    thresholds = dict.fromkeys(split_clips.labels, UNFITTED) if fitted is None else fitted["thresholds"]
+    thresholds = dict.fromkeys(split_clips.labels, decision.UNFITTED) if fitted is None else fitted["thresholds"]
     if fitted is None:
         log.warning(
             "no thresholds are fitted: precision, recall, F1 and false alarms are those of the threshold %g, which no "
             "one has checked. Fit them by --fit_thresholds",
-            UNFITTED,
+            decision.UNFITTED,
         )
     if without := [label for label, threshold in thresholds.items() if threshold is None]:
         log.warning("%d labels have no threshold, so they are never detected here: %s", len(without), some(without))

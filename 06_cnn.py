@@ -10,7 +10,8 @@ waveform        the published network: two convolutions and two dense layers on 
                 before the first dense layer for 58,050 samples (3.63 s at 16 kHz), more for longer clips
 
 Trains like 02_finetuning.py, with the same flags and the same run folder. It keeps the checkpoint with the best macro
-F1 on `val` and never reads `test`. After a stop, the same command continues. 03_model_validation.py scores the model.
+F1 on `val` (macro average precision where a clip can have several labels) and never reads `test`. After a stop, the
+same command continues. 03_model_validation.py scores the model.
 The model has no transformer blocks: 04, 05 and 07 refuse it.
 
 Writes <output_dir>/model (its `classify.py` classifies files; `from_pretrained` loads it after `import bird_cnn`, a

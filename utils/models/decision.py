@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FIELD = "decision"
+UNFITTED = 0.5  # threshold of a model with several labels a clip that has no decision
 TEMPERATURE, PLATT = "temperature", "platt"
 # By kind of calibration: its numbers, of which the first is above 0.
 NUMBERS_OF = {TEMPERATURE: ("temperature",), PLATT: ("slope", "intercept")}

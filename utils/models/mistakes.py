@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from utils.data.clips import Clips
 
-NO_THRESHOLD = 0.5  # for a model with a sigmoid per label, where it has none of its own
-
 
 def write_review(path: Path, title: str, clips: Clips, logits: np.ndarray, config: PreTrainedConfig, n: int) -> int:
     """Write a review page with the `n` worst mistakes for each label; return their number.
@@ -42,7 +40,7 @@ def write_review(path: Path, title: str, clips: Clips, logits: np.ndarray, confi
     scores, fitted = decision.scores(logits, config), decision.read(config)
     thresholds = [fitted["thresholds"][label] for label in clips.labels] if fitted else [None] * len(clips.labels)
     if getattr(config, "problem_type", None) == MULTI_LABEL:
-        is_predicted = scores >= [NO_THRESHOLD if threshold is None else threshold for threshold in thresholds]
+        is_predicted = scores >= [decision.UNFITTED if threshold is None else threshold for threshold in thresholds]
     else:
         is_predicted = np.eye(len(clips.labels), dtype=bool)[scores.argmax(axis=1)]
     is_right = (clips.targets > 0) | ~clips.is_known
