@@ -1,5 +1,6 @@
 """Labels of clips in stage 01: from tables of labels with times, and from the other species that metadata names."""
 
+import functools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -12,7 +13,7 @@ from utils.data.annotations import Annotation, read_all
 from utils.data.preparation import NAMED_IN_LOG, Recorded, report
 from utils.data.recording_ids import tidy
 from utils.data.recordings import Skipped, SourceFile
-from utils.data.windows import Window, labels_of_windows
+from utils.data.windows import Window, are_within, labels_of_windows
 
 BACKGROUND = ("noise", "silence", "background", "no_call", "nocall")
 PAST_THE_END_S = 0.1  # decoders differ by a few hundredths of a second in the length of an mp3
@@ -34,6 +35,8 @@ class Annotations:
         Rows and tables that are left out.
     min_overlap_s : float
         A window has a label that overlaps it by this or more.
+    heard : dict of str to list of (float, float)
+        The only stretches that are known, in seconds, by the name of the file; see `annotations.Table`.
     sha256 : str
         Digest of the content of all tables.
     """
@@ -42,7 +45,20 @@ class Annotations:
     names: list[str]
     skipped: list[Skipped]
     min_overlap_s: float
+    heard: dict[str, list[tuple[float, float]]]
     sha256: str
+
+    def are_known(self, file: SourceFile, bounds: Sequence[tuple[float, float]]) -> list[bool]:
+        """Return whether a table tells all that is in each window of a file; `bounds` are in seconds."""
+        covering = [name for name in file.names if name in self.covered]
+        if any(name not in self.heard for name in covering):
+            return [True] * len(bounds)
+        return are_within(bounds, (stretch for name in covering for stretch in self.heard[name]))
+
+    @functools.cached_property
+    def covered(self) -> frozenset[str]:
+        """`names`, to look them up."""
+        return frozenset(self.names)
 
     def of(self, file: SourceFile) -> list[Annotation]:
         """Return the labels of a file, once each."""
@@ -70,8 +86,10 @@ def read(path: Path, label_column: str | None, background: Collection[str], min_
     report(table.problems, "left out of the annotations")
     places = [problem.partition(": ") for problem in table.problems]
     skipped = [Skipped(place, reason or "left out of the annotations") for place, _, reason in places]
-    digest = sha256_of_lines(map(repr, (*table.annotations, *table.files, *table.problems)))
-    return Annotations(dict(by_name), table.files, skipped, min_overlap_s, digest)
+    digest = sha256_of_lines(
+        map(repr, (*table.annotations, *table.files, *table.problems, *sorted(table.heard.items())))
+    )
+    return Annotations(dict(by_name), table.files, skipped, min_overlap_s, table.heard, digest)
 
 
 def _plain(label: str) -> str:
@@ -91,7 +109,7 @@ def label_windows(
     annotations: Annotations, recorded: Sequence[Recorded], sample_rate_hz: int
 ) -> tuple[list[Recorded], list[Skipped]]:
     """Return files with the labels of their windows, and the labels that begin after the end of their file."""
-    labelled, skipped, ends_late, n_short = [], [], [], 0
+    labelled, are_known, skipped, ends_late, n_short = [], [], [], [], 0
     for r in recorded:
         own = annotations.of(r.file)
         duration_s = r.sound.n_samples / sample_rate_hz
@@ -105,6 +123,12 @@ def label_windows(
         bounds = [(start / sample_rate_hz, (start + length) / sample_rate_hz) for start, length in r.cuts]
         windows = labels_of_windows(bounds, own, annotations.min_overlap_s)
         labelled.append(replace(r, windows=tuple(windows)))
+        are_known.append(annotations.are_known(r.file, bounds))
+    labelled, unknown = _only(labelled, are_known, "no clip of it lies in the reviewed windows")
+    n_left_out = sum(not known for own in are_known for known in own)
+    if n_left_out:
+        log.info("%d clips are left out: they do not lie in reviewed windows", n_left_out)
+    skipped += unknown
     report(ends_late, "used up to the end")
     if n_short:
         log.warning(
@@ -148,7 +172,8 @@ def _contradictory(annotations: Annotations, r: Recorded, other: Recorded, sampl
     shared = [i for i, (start, n) in enumerate(r.cuts) if 0 <= start + shift <= other.sound.n_samples - n]
     bounds = [((r.cuts[i][0] + shift) / sample_rate_hz, (sum(r.cuts[i]) + shift) / sample_rate_hz) for i in shared]
     others = labels_of_windows(bounds, annotations.of(other.file), annotations.min_overlap_s)
-    pairs = [(i, r.windows[i], theirs) for i, theirs in zip(shared, others, strict=True)]
+    known = annotations.are_known(other.file, bounds)
+    pairs = [(i, r.windows[i], theirs) for i, theirs, is_known in zip(shared, others, known, strict=True) if is_known]
     return {
         i
         for i, ours, theirs in pairs

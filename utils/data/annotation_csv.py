@@ -1,7 +1,8 @@
 """Tables ``file,start,end,label``: a CSV that a spreadsheet or 08 writes. Read and written here.
 
 Cells may be separated by commas, semicolons or tabs. A row with a file and nothing else says that the file was
-listened to and is silent.
+listened to and is silent. The answers of a review page have a column ``answer``: each row says what is in a window that
+was listened to, with an empty label for nothing. Nothing is known of the rest of the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ COLUMNS = {
 }
 LABEL_COLUMNS = ("label", "annotation", "species", "primary_label", "common_name")
 TIMES = ("file", "start", "end")
+ANSWER = "answer"  # column of a table that a review page saved
 
 
 def recognises(name: str, text: str) -> bool:
@@ -80,6 +82,7 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
     titles = [plain(title) for title in next(rows)[1]]
     label = titles.index(label_column_in(path, titles, label_column, LABEL_COLUMNS))
     places = _places(titles) | {"label": label}
+    is_review = ANSWER in titles
     table = Table("csv")
     for number, cells in rows:
         place = f"{name}, row {number}"
@@ -94,11 +97,12 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
         elif not any(found[field] for field in ("start", "end", "label")):
             table.cover(file)
         else:
-            _add(table, place, file, found)
+            _add(table, place, file, found, is_review)
     return table
 
 
-def _add(table: Table, place: str, file: str, found: Mapping[str, str]) -> None:
+def _add(table: Table, place: str, file: str, found: Mapping[str, str], is_review: bool) -> None:
+    heard = table.heard.setdefault(file, []) if is_review else None
     try:
         start_s, end_s = number_of(found["start"]), number_of(found["end"])
     except ValueError:
@@ -107,6 +111,11 @@ def _add(table: Table, place: str, file: str, found: Mapping[str, str]) -> None:
             f"{place}: start {found['start']!r} and end {found['end']!r} are not two numbers of seconds"
         )
         return
+    if heard is not None and 0 <= start_s < end_s:
+        heard.append((start_s, end_s))
+        if not found["label"]:
+            table.cover(file)
+            return
     numbers = [optional_number(found.get(field, "")) for field in ("score", "low", "high")]
     table.add(place, Annotation(file, start_s, end_s, found["label"], *numbers, channel_of(found.get("channel", ""))))
 

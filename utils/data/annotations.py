@@ -116,5 +116,9 @@ def read_all(path: Path, label_column: str | None = None) -> Table:
     whole = Table(", ".join(sorted({table.format for table in tables})), problems=problems)
     whole.annotations = list(dict.fromkeys(a for table in tables for a in table.annotations))
     whole.files = list(dict.fromkeys(file for table in tables for file in table.files))
+    for file in whole.files:
+        heard = [table.heard.get(file) for table in tables if file in table.files]
+        if None not in heard:  # else one table tells all of it
+            whole.heard[file] = sorted({stretch for own in heard for stretch in own})
     whole.problems += [problem for table in tables for problem in table.problems]
     return whole

@@ -65,12 +65,16 @@ class Table:
         All sound files that the table covers, spelled as in `annotations`. A file without an annotation is silent.
     problems : list of str
         Rows that were left out, each with its place and the reason.
+    heard : dict of str to list of (float, float)
+        The only stretches, in seconds, of which the table says what is in them, by file. A file that is not in it was
+        listened to from its start to its end.
     """
 
     format: str
     annotations: list[Annotation] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    heard: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     _covered: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def cover(self, file: str) -> None:

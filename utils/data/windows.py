@@ -83,6 +83,23 @@ def labels_of_windows(
     return [_window(own, others) for own, others in zip(present, touching, strict=True)]
 
 
+def are_within(
+    windows: Sequence[tuple[float, float]], stretches: Iterable[tuple[float, float]], tolerance_s: float = 1e-5
+) -> list[bool]:
+    """Return whether each window, from start to end in seconds, lies in stretches, which may overlap or touch."""
+    joined: list[list[float]] = []
+    for start_s, end_s in sorted(stretches):
+        if joined and start_s <= joined[-1][1] + tolerance_s:
+            joined[-1][1] = max(joined[-1][1], end_s)
+        else:
+            joined.append([start_s, end_s])
+    found = []
+    for start_s, end_s in windows:
+        i = bisect.bisect_right(joined, start_s + tolerance_s, key=lambda stretch: stretch[0]) - 1
+        found.append(i >= 0 and end_s <= joined[i][1] + tolerance_s)
+    return found
+
+
 def _window(present: dict[str, list[tuple[float, float]]], touching: set[str]) -> Window:
     filled_s = {label: round(_union_s(pieces), 6) for label, pieces in present.items()}
     ranked = sorted(filled_s, key=lambda name: (-filled_s[name], name))
