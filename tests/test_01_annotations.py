@@ -194,14 +194,16 @@ def test_folds_and_the_split_by_clip_divide_annotated_clips(root, tmp_path):
 # --------------------------------------------------------------------------------- background, rare, secondary
 
 
-def test_labels_that_other_programs_lose_are_labels(root, tmp_path):
-    labels = [(0, 2, "NA"), (2, 4, "nan"), (4, 6, "None"), (6, 8, 'the "rook"')]
+def test_labels_that_other_programs_lose_are_labels(root, tmp_path, caplog):
+    labels = [(0, 2, "NA"), (2, 4, "nan"), (4, 6, "None"), (6, 8, 'the "rook"'), (8, 8.5, "=sum")]
     write_table(root, rows_of(0, 1, 2, labels=labels), "lost.csv")
     assert run(root, tmp_path / "out", tables="lost.csv") == 0
     read = clips.read_clips(tmp_path / "out")
-    assert read.labels == ["NA", "None", "nan", 'the "rook"']
-    assert read.only(range(5)).table["label"].tolist() == ["NA", "nan", "None", 'the "rook"', ""]
-    assert read_csv(tmp_path / "out" / "recordings.csv").labels[0] == 'NA|None|nan|the "rook"'
+    assert read.labels == ["=sum", "NA", "None", "nan", 'the "rook"']
+    assert read.only(range(5)).table["label"].tolist() == ["NA", "nan", "None", 'the "rook"', "=sum"]
+    assert read_csv(tmp_path / "out" / "recordings.csv").labels[0] == '=sum|NA|None|nan|the "rook"'
+    assert "the labels NA, None, nan are read as missing by pandas and R" in caplog.text
+    assert "a spreadsheet may run them as formulas" in caplog.text and "=sum" in caplog.text
 
 
 def test_background_labels_are_no_classes_and_their_windows_are_silence(root, tmp_path):

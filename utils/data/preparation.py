@@ -534,7 +534,7 @@ def write_skipped(output_dir: Path, skipped: Sequence[Skipped]) -> None:
 def warn_of_formulas(recorded: Sequence[Recorded], skipped: Sequence[Skipped]) -> None:
     """Warn of texts that a spreadsheet may run as formulas when it opens a CSV of this data set."""
     files = [r.file for r in recorded]
-    texts = [f.recording_id for f in files] + [f.label for f in files]
+    texts = [f.recording_id for f in files] + all_labels(recorded)
     texts += [text for f in files for text in (f.recordist, f.licence, f.collection) if text]
     copies = (r.file.path for r in recorded if r.place is not None)  # they stand in near_copies.csv
     found = formulas([*texts, *copies, *(skip.file for skip in skipped)])
