@@ -290,8 +290,12 @@ def test_it_fits_a_phone_and_its_text_can_be_read_in_light_and_dark(browser, wid
     )
     browser.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     try:
-        browser.press("o")
+        browser.press("Right", "Right", "Right", "o")  # to times of five characters
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+        assert (
+            browser.run("Math.max(...[...document.querySelectorAll('#seconds span')].map(one => one.offsetHeight))")
+            < 25
+        )
         for selector in ("#question", "dt", ".quiet", "#unit", "#save", "[data-answer=yes]", "#status"):
             assert contrast(browser, selector) >= 4.5, selector
     finally:
