@@ -4,6 +4,7 @@
     python 03_model_validation.py --model_dir runs/wav2vec2-0-5 --output_dir validation_results/wav2vec2-0-5
     python 03_model_validation.py --model_dir runs/tiny --batch_size 8                  # in seconds on a CPU
     torchrun --nproc_per_node 4 03_model_validation.py --model_dir runs/wav2vec2        # on four GPUs
+    python 03_model_validation.py --model_dir runs/wav2vec2 --fit_thresholds            # for 08_detection.py
     python 03_model_validation.py --compare validation_results/a validation_results/b   # which of them is better?
     python 03_model_validation.py --pool validation_results/birds/w2v/fold-*.seed-42    # all folds as one result
 
@@ -27,6 +28,12 @@ precision), AUROC and top-1 accuracy, and by its detections: precision, recall, 
 silence. The thresholds are the fitted ones, or 0.5. Secondary labels of a clip are not scored there. There is no
 confusion matrix, because a missed label is not confused with a certain other one, and no score by recording or
 collection. A model with one label a clip is scored without the clips of silence.
+
+--fit_thresholds scores val, never test. It fits the calibration of the scores, and for each label the lowest threshold
+with which its detections have --target_precision on unseen recordists; see docs/thresholds.md. It writes
+<output_dir>/thresholds.csv, and both into config.json of the model, where 08_detection.py reads them. A label for which
+val cannot tell gets no threshold. To score a model that has thresholds also writes thresholds.csv: precision and recall
+of its detections there, with intervals against the target.
 
 --compare takes results of models that were scored on the same clips. For each pair of models it measures the
 difference clip by clip: its interval by itself and together with all pairs (max-t), a sign-flip p value, and that value
@@ -55,7 +62,7 @@ from utils.core.files import write_text
 from utils.core.text import some
 from utils.data import recordings_table, splits
 from utils.figures import review_page
-from utils.models import model_folder
+from utils.models import decision, model_folder
 from utils.scores import by_collection, comparison, looks, pooling, predictions, summary
 
 with lazy.imported_on_first_use():
@@ -64,9 +71,9 @@ with lazy.imported_on_first_use():
 
     from utils.data import clips
     from utils.models import (
-        decision,
         encoder_window,
         encoders,
+        fitted_thresholds,
         latency,
         mistakes,
         predict,
@@ -81,9 +88,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>"
+TARGET_PRECISION = 0.9
+# Arguments that change a result only where they are given.
+FITTING = ("fit_thresholds", "target_precision")
 OUTPUTS = (
     *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv", by_collection.NAME),
-    *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*", review_page.NAME),
+    *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*", review_page.NAME, "thresholds.csv"),
 )
 
 
@@ -118,10 +128,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="for --compare: accuracy that may be lost, a share of clips; with several labels a clip, macro average "
         "precision",
     )
-    parser.add_argument("--split", choices=splits.SPLITS, default="test", help="split to score")
+    parser.add_argument(
+        "--split", choices=splits.SPLITS, help="split to score (default: test; val for --fit_thresholds)"
+    )
     parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="clips per batch")
     parser.add_argument(
         "--review", type=cli.positive_int, metavar="N", help=f"write {review_page.NAME}: the N worst mistakes per label"
+    )
+    parser.add_argument(
+        "--fit_thresholds",
+        action="store_true",
+        help="fit a threshold for each label on val, and write them to the model",
+    )
+    parser.add_argument(
+        "--target_precision",
+        type=cli.fraction,
+        default=TARGET_PRECISION,
+        help="for --fit_thresholds: share of right ones among the detections on unseen recordists",
     )
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
@@ -131,13 +154,19 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Score a model or pool its folds, and rebuild the summary of all results; or compare results."""
     refuse_flags_of_another_way(args)
+    args.split = args.split or ("val" if args.fit_thresholds else "test")
     if args.compare is not None:
         compare(args)
         return
     if args.pool is not None and args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         args.output_dir = pooling.default_folder(args.pool)
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
-        args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / names.of_model(args.model_dir)
+        name = names.of_model(args.model_dir)
+        name = names.variant_of(name, names.THRESHOLDS) if args.fit_thresholds else name
+        args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
+    if args.fit_thresholds:
+        fit_thresholds(args)
+        return
     try:
         pool(args) if args.pool is not None else validate(args)
     except AlreadyComplete:
@@ -150,12 +179,28 @@ def run(args: argparse.Namespace) -> None:
 def refuse_flags_of_another_way(args: argparse.Namespace) -> None:
     """Refuse flags that would have no effect: --compare and --pool take results that are scored already."""
     way = next((name for name in ("compare", "pool") if getattr(args, name) is not None), None)
-    parser, flags = build_parser(), ("split", "batch_size", "data_dir", "fold", "max_clips_per_class", "review")
+    parser, flags = (
+        build_parser(),
+        ("split", "batch_size", "data_dir", "fold", "max_clips_per_class", "review", *FITTING),
+    )
     given = [name for name in flags if getattr(args, name) != parser.get_default(name)]
     if way and given:
         raise UsageError(f"--{given[0]} is for scoring a model: the results that --{way} takes are scored already")
     if way != "compare" and args.margin != parser.get_default("margin"):
         raise UsageError("--margin is for --compare: a model by itself is not compared with another one")
+    if not args.fit_thresholds and args.target_precision != TARGET_PRECISION:
+        raise UsageError("--target_precision is for --fit_thresholds: other scores have no target")
+    if args.fit_thresholds and args.split not in (None, "val"):
+        raise UsageError(
+            f"--fit_thresholds scores val, not {args.split}: thresholds look too good on the clips that fitted them. "
+            "Leave --split out; then score test without --fit_thresholds"
+        )
+    if args.fit_thresholds and (args.review or not args.target_precision):
+        raise UsageError(
+            "--review is for scores: leave it out with --fit_thresholds"
+            if args.review
+            else "--target_precision 0 is met by every detection: give a share above 0, such as 0.9"
+        )
 
 
 def show_results(output_dir: Path) -> None:
@@ -184,7 +229,8 @@ def compare(args: argparse.Namespace) -> None:
     models = [comparison.read_scored(folder) for folder in args.compare]
     for model in models[1:]:
         comparison.check_same_clips(models[0], model)
-    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["compare"]) as this_run:
+    neutral = ["compare", *FITTING]
+    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=neutral) as this_run:
         first = models[0]
         truth, level = (first.predictions["label_id"],), start_line.guessing
         if first.answers is not None:
@@ -217,27 +263,76 @@ def compare(args: argparse.Namespace) -> None:
             )
 
 
+def load(
+    args: argparse.Namespace, this_run: runs.Run, data: runs.Input
+) -> tuple[LoadedModel, clips.Clips, dict[str, float]]:
+    """Load the model and the clips; return also how many recordings it was trained on, by split."""
+    device, name = this_run.choose_device(args.device), str(args.model_dir)
+    split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed, args.fold)
+    loaded = encoders.load_model(args.model_dir, device)
+    encoders.check_matches(loaded, split_clips)
+    if not loaded.is_multi_label:
+        split_clips = split_clips.with_one_label()
+    start_line.log_start(args.device, device, {name: loaded.model}, {args.split: split_clips})
+    known = training_history.warn_of_known_recordings(
+        loaded.model, name, data, {args.split: split_clips.table["recording_id"]}
+    )
+    training_history.warn_of_choice(loaded.config, name, data, args.split)
+    encoder_window.warn_of_window(loaded, split_clips.clip_seconds, name)
+    return loaded, split_clips, known
+
+
+def fit_thresholds(args: argparse.Namespace) -> None:
+    """Fit the thresholds of a model on val, and write them into a folder and into the model."""
+    inputs = {
+        "model_dir": model_folder.model_input(args.model_dir),
+        "data_dir": clips.data_input(args.data_dir, args.fold),
+    }
+    try:
+        with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["margin"]) as this_run:
+            loaded, val_clips, _ = load(args, this_run, inputs["data_dir"])
+            with this_run.timed("prediction"):
+                logits = predict.predict(loaded, val_clips, args.batch_size)
+            if not runs.is_first_process():
+                return
+            fitted = fitted_thresholds.fit(
+                val_clips, logits, loaded.config, args.target_precision, str(inputs["data_dir"].sha256)
+            )
+            this_run.metrics = {"decision": fitted}
+            this_run.metrics |= score_thresholds(args, val_clips, logits, loaded, fitted)
+            intervals.warn_of_few_groups(args.split, val_clips.table["group"].nunique())
+            fitted_thresholds.keep(args.model_dir, fitted)
+    except AlreadyComplete:  # but the model may be another copy, or has got other thresholds since
+        if runs.is_first_process():
+            fitted_thresholds.keep(args.model_dir, runs.read_record(args.output_dir)["metrics"]["decision"])
+        raise
+
+
+def score_thresholds(
+    args: argparse.Namespace, split_clips: clips.Clips, logits: np.ndarray, loaded: LoadedModel, fitted: dict
+) -> dict[str, object]:
+    """Write and log precision and recall at the thresholds of a model; return what run.json gets of it."""
+    table = fitted_thresholds.score(split_clips, logits, loaded.config, fitted)
+    fitted_thresholds.write(args.output_dir, table)
+    errors = fitted_thresholds.log_errors(split_clips, logits, loaded.config, fitted)
+    on = args.split + (", with which they were fitted" if args.split == fitted["fitted_on"]["split"] else "")
+    fitted_thresholds.log_table(table, on)
+    pooled = table.iloc[-1].drop(["label", "threshold", "reason"]).to_dict()
+    return {"at_thresholds": without_nan(pooled) | {"n_thresholds": int(table["threshold"].count())}, **errors}
+
+
 def validate(args: argparse.Namespace) -> None:
     """Score the model and write a folder of results."""
     inputs = {
         "model_dir": model_folder.model_input(args.model_dir),
         "data_dir": clips.data_input(args.data_dir, args.fold),
+        **fitted_thresholds.as_input(args.model_dir),
     }
-    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["margin"]) as this_run:
-        device = this_run.choose_device(args.device)
-        split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed, args.fold)
-        loaded = encoders.load_model(args.model_dir, device)
-        model = loaded.model
-        encoders.check_matches(loaded, split_clips)
-        if not loaded.is_multi_label:
-            split_clips = split_clips.with_one_label()
-        start_line.log_start(args.device, device, {str(args.model_dir): model}, {args.split: split_clips})
-        known = training_history.warn_of_known_recordings(
-            model, str(args.model_dir), inputs["data_dir"], {args.split: split_clips.table["recording_id"]}
-        )
-        training_history.warn_of_choice(model.config, str(args.model_dir), inputs["data_dir"], args.split)
-        encoder_window.warn_of_window(loaded, split_clips.clip_seconds, str(args.model_dir))
-        table, labels = split_clips.table, split_clips.labels
+    neutral = ["margin", *FITTING]
+    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=neutral) as this_run:
+        loaded, split_clips, known = load(args, this_run, inputs["data_dir"])
+        fitted = decision.read(loaded.config, str(args.model_dir))
+        model, table, labels = loaded.model, split_clips.table, split_clips.labels
 
         # Measured before the predictions: their batches would add to the memory. The other processes wait.
         with this_run.timed("cost"):
@@ -285,6 +380,8 @@ def validate(args: argparse.Namespace) -> None:
             n_mistakes = mistakes.write_review(path, title, split_clips, logits, model.config, args.review)
             log.info("%d mistakes to review: %s", n_mistakes, path)
         log_scores(row)
+        if fitted is not None:
+            this_run.metrics |= score_thresholds(args, split_clips, logits, loaded, fitted)
         if several is None:
             known = by_collection.collections_of(table["recording_id"], labels, args.data_dir, args.fold)
             score_collections(args, this_run, table.assign(predicted_id=logits.argmax(axis=1)), known)
@@ -326,7 +423,7 @@ def pool(args: argparse.Namespace) -> None:
     first = next(iter(folds))
     args.data_dir = Path(runs.read_record(first)["arguments"]["data_dir"])  # for the captions
     with runs.open_run(
-        Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["pool", "margin"]
+        Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["pool", "margin", *FITTING]
     ) as this_run:
         table, logits, row, several = pooling.pool(folds, args.seed)
         row["model_name"] = names.of_folder(args.output_dir)

@@ -10,6 +10,7 @@ blocks-0-3    fine-tuned with only these blocks of its base model; ``blocks-none
 after-3       pruned to three blocks after fine-tuning
 pruned        pruned after fine-tuning, to the blocks that stage 05 or the user has chosen
 sweep         not a model: the results of a pruning search of stage 05
+thresholds    not a model: the thresholds that stage 03 fits
 pretrained    the downloaded model, without fine-tuning
 all-clips     analysed on the clips of all splits
 frozen        the downloaded model with a new head: only the head is trained
@@ -30,12 +31,12 @@ from utils.core.records import RECORD_NAME
 PUBLISHED = "published"
 DEFAULT_SPLIT = "recordist"
 ALL_FOLDS = "all"
-PRUNED, SWEEP, FROZEN = "pruned", "sweep", "frozen"
+PRUNED, SWEEP, FROZEN, THRESHOLDS = "pruned", "sweep", "frozen", "thresholds"
 # Root folders of the results, and the depth of a result below its root.
 ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
 DEPTH = 3
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
-_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|pretrained|all-clips|frozen"
+_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen"
 _NAME = re.compile(
     r"(?P<data_set>[^/.][^/]*?)(?:\.by-(?P<split_by>[a-z_]+))?/"
     rf"(?P<model>[^/.+][^/+]*?)(?P<variants>(?:\.(?:{_VARIANT}))*)/"
