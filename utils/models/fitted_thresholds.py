@@ -120,13 +120,13 @@ def log_table(table: pd.DataFrame, split: str) -> None:
     labels, pooled = table.iloc[:-1], table.iloc[-1]
     given = labels[labels["threshold"].notna()]
     log.info(
-        "%d of %d labels have a threshold; a precision of %g on %s is %s",
+        "%d of %d labels have a threshold; target precision %g on %s: %s",
         *(len(given), len(labels), pooled["target_precision"], split),
         ", ".join(
             f"{verdict or 'without an interval'} for {n}"
             for verdict, n in given["verdict"].value_counts(sort=False).items()
         )
-        or "asked of none",
+        or "no verdict",
     )
     log.info(
         "all their detections together: precision %s, target %g: %s; recall %s",
