@@ -130,6 +130,7 @@ bench: venv
 # reads files from outside; an hour or more.
 drills: venv
 	OMP_NUM_THREADS=1 $(PY) -m drills.coverage
+	OMP_NUM_THREADS=1 $(PY) -m drills.thresholds
 	$(PY) -m drills.faults --tries $(TRIES)
 	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.formats --raw_dir "$(SHARED)/data/birds20"
 	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.near_copies --raw_dirs "$(SHARED)"/data/birds*
