@@ -47,6 +47,7 @@ MEASURED = re.compile(
     "latency|load_average|cpu_busy|seconds|throughput|real_time_factor|peak_memory|git_commit|model_name"
 )
 TRAINING = ["--num_train_epochs", "2", "--early_stopping_patience", "2", "--learning_rate", "1e-3"]
+DETECTION = ["--threshold", "0.4", "--overlap_seconds", "0.5", "--formats", "raven", "csv", "--save_scores"]
 DAY_S = 86_400.0
 LEAST_TMPFS_BYTES = 16_384
 MOST_MORE_BYTES = 600e6  # address space that a small stage needs besides its imports
@@ -91,6 +92,7 @@ STAGES = (
         (("data_dir", "01"),),
     ),
     Stage("07", "07_manual_pruning.py", ("--keep_layers", "0,2"), (("model_dir", "02"),), ("01",)),
+    Stage("08", "08_detection.py", (*DETECTION, "--num_workers", "1"), (("model_dir", "02"),), ("01",)),
 )
 BY_NUMBER = {stage.number: stage for stage in STAGES}
 
@@ -146,6 +148,8 @@ class World:
         words = [*stage.words, *more]
         if stage.number == "01":
             words += ["--raw_dir", str(self.folder / "raw"), "--metadata", str(self.folder / "raw" / "metadata.csv")]
+        if stage.number == "08":
+            words += ["--raw_dir", str(self.folder / "raw")]
         for argument, made_by in stage.inputs:
             words += [f"--{argument}", str(self.reference(made_by))]
         words += ["--output_dir", str(output_dir), "--device", "cpu"]

@@ -99,6 +99,7 @@ def test_a_complete_result_is_found_without_loading_anything_heavy(tmp_path, mon
         ["05_pruning.py", "--model_dir", "runs/t", "--strategies", "backward", *common],
         ["06_cnn.py", "--architecture", "melspectrogram", "--width", "0.1", "--num_train_epochs", "1"],
         ["07_manual_pruning.py", "--model_dir", "runs/t", "--keep_layers", "0-1", "--output_dir", "runs/t2"],
+        ["08_detection.py", "--model_dir", "runs/t", "--raw_dir", "raw", "--threshold", "0.5", "--output_dir", "night"],
     ]
     commands[0] += ["--output_dir", "data", "--clip_seconds", "1"]
     commands[5] += ["--output_dir", "runs/c", *common]
