@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"also write {review_page.NAME}: per label the N best windows, N near the threshold and N at random",
     )
-    parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="windows per batch")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=8, help="windows per batch")
     parser.add_argument(
         "--num_workers",
         type=cli.positive_int,

