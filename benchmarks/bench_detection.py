@@ -155,18 +155,8 @@ def peak_bytes(model_dir: Path, path: Path, output_dir: Path) -> int:
         "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     words = [ROOT / "08_detection.py", "--model_dir", model_dir, "--raw_dir", path, "--output_dir", output_dir]
-    words += [
-        "--threshold",
-        0.5,
-        "--num_workers",
-        2,
-        "--batch_size",
-        BATCH_SIZE,
-        "--device",
-        "cpu",
-        "--log_level",
-        "error",
-    ]
+    words += ["--threshold", 0.5, "--num_workers", 2, "--batch_size", BATCH_SIZE]
+    words += ["--device", "cpu", "--log_level", "error"]
     command = [sys.executable, "-c", code, json.dumps([str(word) for word in words])]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return 1024 * int(printed.split()[-1])

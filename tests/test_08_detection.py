@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,9 @@ import soundfile
 from tests.data import CLIP_SECONDS, LABELS, SAMPLE_RATE_HZ, small_model, write_processed
 from tests.sounds import song, write
 from tests.stages import digests, load_stage
-from utils.core.errors import UsageError
-from utils.data import audio, clips, recorders
-from utils.field import detections, scores_table, scoring
+from utils.core.errors import InputError, UsageError
+from utils.data import audio, clips, preparation, recorders, recordings
+from utils.field import detections, field_model, scores_table, scoring
 from utils.field.window_stream import WindowFormat, WindowStream
 from utils.models import decision, encoders, predict
 
@@ -221,6 +222,42 @@ def test_a_single_file_with_threads(night, model_dir, raw_dir, tmp_path):
     assert detect(model_dir, raw_dir / "a_20250601_210000.wav", tmp_path / "out", *words, workers=3) == 0
     found, wanted = table(tmp_path / "out"), table(output_dir)
     pd.testing.assert_frame_equal(found, wanted[wanted["file"].str.startswith("a_")].reset_index(drop=True))
+
+
+@pytest.fixture
+def how(model_dir, raw_dir, tmp_path):
+    """Return a task for all recordings, and the recordings."""
+    model = field_model.read(model_dir, 0.3)
+    windows = model.windows(SAMPLE_RATE_HZ, 0.25)
+    (tmp_path / "results").mkdir()
+    thresholds = model.thresholds_by_id()
+    own = scoring.How(
+        raw_dir, tmp_path / "results", model_dir, model.sha256, "cpu", windows, model.channel, thresholds, 4, True
+    )
+    listed, _ = preparation.list_files(raw_dir, [*SECONDS, "silent.wav"])
+    return own, list(listed.values())
+
+
+def test_the_threads_that_decode_for_a_gpu(how, model_dir):
+    """With the model on the CPU: the same results as by one thread."""
+    own, files = how
+    loaded = encoders.load_model(model_dir, "cpu")
+    by_path = lambda result: getattr(result, "path", "")  # noqa: E731
+    of_threads = sorted(scoring._score_on_gpu(own, files, 3, loaded), key=by_path)
+    for path in own.results_dir.iterdir():
+        path.unlink()
+    assert sorted(scoring.score_all(own, files, 1, loaded), key=by_path) == of_threads
+    assert isinstance(of_threads[0], recordings.Skipped) and len(of_threads) == 4
+
+
+def test_an_error_ends_the_threads_that_decode_for_a_gpu(how, model_dir, monkeypatch):
+    own, files = how
+    monkeypatch.setattr(decision, "scores", lambda logits, config: np.full(logits.shape, np.nan))
+    before = threading.active_count()
+    with pytest.raises(InputError, match="logits that are NaN or infinite"):
+        list(scoring._score_on_gpu(own, files, 3, encoders.load_model(model_dir, "cpu")))
+    assert threading.active_count() == before
+    assert not list(own.results_dir.glob("*.json"))
 
 
 # ------------------------------------------------------------------------------------------- killed and continued
