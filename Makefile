@@ -51,9 +51,10 @@ $(VENV)/installed: requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-# The whole pipeline on synthetic birds and a tiny model, in float32: bfloat16 would gain nothing for one so small.
+# The whole pipeline on synthetic birds and a tiny model, in float32: bfloat16 would gain nothing for one so small. It
+# ends with the songs that the model finds in a night of other sound.
 demo: venv
-	$(PY) -m experiments.synthetic_birds --output_dir demo/raw
+	$(PY) -m experiments.synthetic_birds --output_dir demo/raw --night_dir demo/night
 	$(MAKE) --no-print-directory pipeline OUT_DIR=demo NAME=demo BASE_MODEL=tiny \
 	    RAW_DIR=demo/raw METADATA=demo/raw/metadata.csv \
 	    DATA_ARGS="--min_recordings 5 --clip_seconds 3" \
@@ -64,6 +65,11 @@ demo: venv
 	    --output_dir demo/runs/demo/tiny.after-2/seed-$(SEED)
 	$(PY) 03_model_validation.py --model_dir demo/runs/demo/tiny.after-2/seed-$(SEED) \
 	    --data_dir demo/processed_data/demo --output_dir demo/validation_results/demo/tiny.after-2/seed-$(SEED)
+	$(PY) 03_model_validation.py --model_dir demo/runs/demo/tiny/seed-$(SEED) --fit_thresholds --target_precision 0.9 \
+	    --data_dir demo/processed_data/demo --output_dir demo/thresholds
+	$(PY) 08_detection.py --model_dir demo/runs/demo/tiny/seed-$(SEED) --raw_dir demo/night --output_dir demo/detections \
+	    --formats raven --review 3
+	$(PY) -m experiments.detection_scores --detections demo/detections/detections.csv --truth demo/night/planted.csv
 
 OF_THE_DATA = --data_dir "$(DATA_DIR)" $(if $(FOLD),--fold $(FOLD)) --seed $(SEED)
 FINETUNE = $(PY) 02_finetuning.py --base_model "$(BASE_MODEL)" $(OF_THE_DATA) --output_dir "$(RUN_DIR)" $(COMMON_ARGS) $(TRAIN_ARGS)
