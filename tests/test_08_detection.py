@@ -437,7 +437,7 @@ def test_a_model_without_thresholds_needs_one(model_dir, raw_dir, tmp_path, capl
     assert "--fit_thresholds), or give one for all labels, such as --threshold 0.9" in caplog.messages[-1]
     without = with_config(model_dir, tmp_path / "model", decision=decision_of())
     assert detect(without, raw_dir, tmp_path / "out", threshold=None) == 3
-    assert "val can't tell a threshold for any of its 3 labels: fit them on val" in caplog.messages[-1]
+    assert "val can't tell a threshold for any of its 3 labels at a precision of" in caplog.messages[-1]
     assert not (tmp_path / "out").exists()
 
 

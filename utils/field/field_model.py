@@ -119,12 +119,14 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
     fitted = decision.read(config, name)
     if threshold is not None:
         return FieldModel(folder, labels, dict.fromkeys(labels, threshold), fitted, inputs)
-    remedy = (
-        f"fit them on val (03_model_validation.py --model_dir {model_dir} --fit_thresholds), or give one for all "
-        "labels, such as --threshold 0.9, whose precision is unknown"
-    )
+    fit = f"03_model_validation.py --model_dir {model_dir} --fit_thresholds"
+    one_for_all = "give one for all labels, such as --threshold 0.9, whose precision is unknown"
     if fitted is None:
-        raise InputError(f"{name} has no thresholds: {remedy}")
+        raise InputError(f"{name} has no thresholds: fit them on val ({fit}), or {one_for_all}")
     if all(each is None for each in fitted["thresholds"].values()):
-        raise InputError(f"{name}: val can't tell a threshold for any of its {len(labels)} labels: {remedy}")
+        raise InputError(
+            f"{name}: val can't tell a threshold for any of its {len(labels)} labels at a precision of "
+            f"{fitted['target_precision']:g}: ask for less ({fit} --target_precision 0.7 --overwrite), have more "
+            f"recordists in val, or {one_for_all}"
+        )
     return FieldModel(folder, labels, fitted["thresholds"], fitted, inputs)
