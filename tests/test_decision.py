@@ -184,7 +184,7 @@ def test_a_model_that_a_stage_saves_has_no_thresholds(run_dir, tmp_path, caplog)
 def test_as_an_input_it_is_known_by_its_content(run_dir):
     assert decision.as_input(config_of(), "config.json") == {}
     first, same, other = (
-        decision.as_input(config_of(decision=value), "config.json")["decision"].sha256
+        decision.as_input(config_of(decision=value), "config.json")[decision.INPUT].sha256
         for value in (DECISION, dict(reversed(DECISION.items())), DECISION | {"target_precision": 0.8})
     )
     assert first == same != other

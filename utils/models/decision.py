@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FIELD = "decision"
+INPUT = "model_dir (its calibration and thresholds)"  # as messages name it
 UNFITTED = 0.5  # threshold of a model with several labels a clip that has no decision
 TEMPERATURE, PLATT = "temperature", "platt"
 # By kind of calibration: its numbers, of which the first is above 0.
@@ -141,7 +142,7 @@ def as_input(config: Mapping, path: Path) -> dict[str, runs.Input]:
     if config.get(FIELD) is None:
         return {}
     content = json.dumps(config[FIELD], sort_keys=True)
-    return {FIELD: runs.Input(str(path), sha256_of_lines([content]))}
+    return {INPUT: runs.Input(str(path), sha256_of_lines([content]))}
 
 
 def write(path: Path, decision: Mapping) -> None:
