@@ -6,15 +6,17 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
-from utils.core import runs
+from utils.core import lazy, runs
 from utils.core.errors import InputError
 from utils.core.files import write_text
 from utils.core.text import printable
 from utils.models import decision, model_folder
-from utils.scores import calibration, evaluation, thresholds
+
+with lazy.imported_on_first_use():
+    import numpy as np
+    import pandas as pd
+
+    from utils.scores import calibration, evaluation, thresholds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
