@@ -14,10 +14,11 @@ from utils.data.timed_labels import (
     Table,
     channel_of,
     file_named,
+    first_line,
     label_column_in,
-    lines_of,
     number_of,
     optional_number,
+    optional_seconds,
     ordered,
     plain,
     quoted_rows,
@@ -43,7 +44,7 @@ ANSWER = "answer"  # column of a table that a review page saved
 
 def recognises(name: str, text: str) -> bool:
     """Return whether the first line names a file, a start and an end."""
-    header = next((line for _, line in lines_of(text)), "")
+    header = first_line(text)
     return set(TIMES) <= set(_places([plain(title) for title in header.split(_separator(header))]))
 
 
@@ -77,7 +78,7 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
     InputError
         If a quotation mark is not closed, or no column holds the label.
     """
-    separator = _separator(next(line for _, line in lines_of(text)))
+    separator = _separator(first_line(text))
     rows = quoted_rows(path, text, separator)
     titles = [plain(title) for title in next(rows)[1]]
     label = titles.index(label_column_in(path, titles, label_column, LABEL_COLUMNS))
@@ -135,7 +136,7 @@ def write(
         Not used: other formats need the folder of the files, and the highest frequency that the model hears.
     """
     rows = [
-        [a.file, seconds(a.start_s), seconds(a.end_s), a.label, "" if a.score is None else seconds(a.score)]
+        [a.file, seconds(a.start_s), seconds(a.end_s), a.label, optional_seconds(a.score)]
         for a in ordered(detections, list(durations_s))
     ]
     with_a_row = {a.file for a in detections}

@@ -17,7 +17,7 @@ from utils.data.timed_labels import (
     Table,
     cell,
     file_of_table,
-    lines_of,
+    first_line,
     number_of,
     optional_number,
     ordered,
@@ -32,8 +32,8 @@ FREQUENCIES = "\\"
 
 def recognises(name: str, text: str) -> bool:
     """Return whether the first line begins with two numbers and a tab between them, or a ``.txt`` is empty."""
-    first = next((line for _, line in lines_of(text)), None)
-    if first is None:
+    first = first_line(text)
+    if not first:
         return name.lower().endswith(".txt")
     cells = first.split("\t")
     return len(cells) > 1 and all(optional_number(text) is not None for text in cells[:2])

@@ -12,9 +12,10 @@ from utils.data.timed_labels import (
     Annotation,
     Table,
     file_named,
+    first_line,
     label_column_in,
-    lines_of,
     number_of,
+    optional_seconds,
     ordered,
     plain,
     rows_quoted_or_not,
@@ -30,8 +31,7 @@ TITLES = [plain(title) for title in COLUMNS]
 
 def recognises(name: str, text: str) -> bool:
     """Return whether the header begins with the columns of BirdNET-Analyzer."""
-    header = next((line for _, line in lines_of(text)), "")
-    return [plain(title) for title in header.split(",")[: len(TITLES)]] == TITLES
+    return [plain(title) for title in first_line(text).split(",")[: len(TITLES)]] == TITLES
 
 
 def read(path: Path, text: str, name: str, label_column: str | None = None) -> Table:
@@ -96,7 +96,7 @@ def write(
     """
     rows = [
         [
-            *(seconds(a.start_s), seconds(a.end_s), a.label, a.label, "" if a.score is None else seconds(a.score)),
+            *(seconds(a.start_s), seconds(a.end_s), a.label, a.label, optional_seconds(a.score)),
             (Path(raw_dir) / a.file).as_posix(),
         ]
         for a in ordered(detections, list(durations_s))

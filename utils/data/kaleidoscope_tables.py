@@ -15,10 +15,11 @@ from utils.data.timed_labels import (
     channel_of,
     file_name,
     file_named,
+    first_line,
     label_column_in,
-    lines_of,
     number_of,
     optional_number,
+    optional_seconds,
     ordered,
     plain,
     rows_quoted_or_not,
@@ -35,7 +36,7 @@ LABEL_COLUMNS = ("common_name", "TOP1MATCH", "AUTO ID", "scientific_name")
 
 def _titles(text: str) -> list[str]:
     """Return the columns; Kaleidoscope marks some of them with a star, which is left out."""
-    return [plain(title) for title in next((line for _, line in lines_of(text)), "").split(",")]
+    return [plain(title) for title in first_line(text).split(",")]
 
 
 def recognises(name: str, text: str) -> bool:
@@ -134,7 +135,7 @@ def write(
         [
             *(Path(raw_dir).as_posix(), a.file.rpartition("/")[0], file_name(a.file)),
             *(seconds(a.start_s), seconds(a.end_s - a.start_s), a.label, ""),
-            "" if a.score is None else seconds(a.score),
+            optional_seconds(a.score),
         ]
         for a in ordered(detections, list(durations_s))
     ]

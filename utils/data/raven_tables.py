@@ -19,10 +19,12 @@ from utils.data.timed_labels import (
     file_name,
     file_named,
     file_of_table,
+    first_line,
     label_column_in,
     lines_of,
     number_of,
     optional_number,
+    optional_seconds,
     ordered,
     plain,
     seconds,
@@ -46,9 +48,7 @@ SAME_TIME_S = 0.001
 
 def recognises(name: str, text: str) -> bool:
     """Return whether the first line has Begin Time and End Time, separated by tabs."""
-    return {"begin_time_s", "end_time_s"} <= {
-        plain(title) for title in next((line for _, line in lines_of(text)), "").split("\t")
-    }
+    return {"begin_time_s", "end_time_s"} <= {plain(title) for title in first_line(text).split("\t")}
 
 
 def read(path: Path, text: str, name: str, label_column: str | None = None) -> Table:
@@ -169,7 +169,7 @@ def write(
         path_of_file = (Path(raw_dir) / a.file).as_posix()
         cells = [str(i), "Spectrogram 1", str(a.channel or 1), *times, seconds(low_hz), seconds(high_hz)]
         cells += [cell(file_name(a.file)), cell(path_of_file), seconds(a.start_s), cell(a.label)]
-        lines.append("\t".join([*cells, "" if a.score is None else seconds(a.score)]))
+        lines.append("\t".join([*cells, optional_seconds(a.score)]))
     if len(durations_s) > 1:
         files = ((Path(raw_dir) / file).as_posix() for file in durations_s)
         write_text(path.with_name(path.stem + LIST_SUFFIX), "".join(f"{cell(file)}\n" for file in files))

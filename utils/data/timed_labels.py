@@ -186,6 +186,11 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def first_line(text: str) -> str:
+    """Return the first line that is not blank; empty if there is none."""
+    return next((line for _, line in lines_of(text)), "")
+
+
 def unquoted_rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield number and cells of each line of a table that quotes nothing: a quotation mark is a character."""
     for number, line in lines_of(text):
@@ -270,6 +275,11 @@ def seconds(value: float) -> str:
     """
     whole, decimals = f"{value:.6f}".split(".")
     return f"{whole}.{decimals.rstrip('0') or '0'}"
+
+
+def optional_seconds(value: float | None) -> str:
+    """Return a number as `seconds` does; empty if there is none."""
+    return "" if value is None else seconds(value)
 
 
 def cell(text: str) -> str:
