@@ -50,6 +50,11 @@ class Architecture:
         ``tie_last_hidden_states`` of a config overrides it.
     protected : frozenset of int
         Blocks that hold weights which the other blocks use; they can only be removed together with all blocks.
+    feed_forward : tuple of str
+        The two linear layers of a block's feed-forward network, as paths from it; the second is the last linear
+        layer of the block, and its output is added to the hidden states.
+    has_output_norm : bool
+        True if a block ends with a norm, ``final_layer_norm``, unless the config has ``do_stable_layer_norm``.
     """
 
     name: str
@@ -61,6 +66,8 @@ class Architecture:
     can_sum_layers: bool = True
     sums_normed: bool = False
     protected: frozenset[int] = frozenset()
+    feed_forward: tuple[str, str] = ("feed_forward.intermediate_dense", "feed_forward.output_dense")
+    has_output_norm: bool = False
 
     can_crop_window = False
 
@@ -167,7 +174,7 @@ class SpectrogramTransformer(Architecture):
 
 def _like_wav2vec2(name: str, prefix: str, **differences: Any) -> Architecture:
     """Return the entry of a model that has the parts of wav2vec 2.0, below a name of its own."""
-    norm = {"final_norm": f"{prefix}.encoder.layer_norm", "stable_norm_only": True}
+    norm = {"final_norm": f"{prefix}.encoder.layer_norm", "stable_norm_only": True, "has_output_norm": True}
     return Architecture(name, f"{prefix}.encoder.layers", (f"{prefix}.feature_extractor",), **{**norm, **differences})
 
 
@@ -185,6 +192,7 @@ ARCHITECTURES = {
         ("encoder.conv1", "encoder.conv2"),
         final_norm="encoder.layer_norm",
         sums_normed=True,
+        feed_forward=("fc1", "fc2"),
     ),
     "audio-spectrogram-transformer": SpectrogramTransformer(
         "AST",
@@ -193,6 +201,7 @@ ARCHITECTURES = {
         final_norm="audio_spectrogram_transformer.layernorm",
         head=("classifier",),
         can_sum_layers=False,
+        feed_forward=("mlp.fc1", "mlp.fc2"),
     ),
 }
 # The list in help texts and messages.
@@ -263,6 +272,13 @@ def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
     if sums_layers(config) and not (architecture.sums_normed if overruled is None else overruled):
         return None
     return model.get_submodule(architecture.final_norm)
+
+
+def output_norm_of(block: nn.Module, config: PreTrainedConfig) -> nn.Module | None:
+    """Return the norm at the end of a block, or None if its output is a plain sum."""
+    if not architecture_of(config).has_output_norm or getattr(config, "do_stable_layer_norm", False):
+        return None
+    return block.final_layer_norm
 
 
 def longest_clip_seconds(extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from utils.core.errors import InputError
 from utils.data.clips import Clips
-from utils.models.architectures import architecture_of, blocks_of, final_norm_of, sums_layers
+from utils.models.architectures import architecture_of, blocks_of, final_norm_of, output_norm_of, sums_layers
 from utils.models.encoders import front_end_call
 from utils.models.loaded_model import LoadedModel
 
@@ -43,6 +43,28 @@ class State:
     def with_hidden_states(self, hidden_states: torch.Tensor) -> "State":
         """Return this state with other hidden states, of the same number of frames."""
         return replace(self, hidden_states=hidden_states)
+
+
+@dataclass(frozen=True)
+class OpenBlock:
+    """A block that has run, as the two parts that its last linear layer joins.
+
+    Attributes
+    ----------
+    after : State
+        The output of the block.
+    features : Tensor
+        The input of that linear layer: the activations of the feed-forward network, shape (batch, frames, n_units).
+    residual : Tensor
+        The states to which the output of that layer is added, shape (batch, frames, hidden_size).
+    norm : Module or None
+        The norm that follows the sum.
+    """
+
+    after: State
+    features: torch.Tensor
+    residual: torch.Tensor
+    norm: torch.nn.Module | None
 
 
 class EncoderParts:
@@ -103,6 +125,20 @@ class EncoderParts:
             return state.with_hidden_states(output)
         hidden_states, position_bias = output
         return State(hidden_states, state.args, {**state.kwargs, "position_bias": position_bias})
+
+    def open_block(self, layer: int, state: State) -> OpenBlock:
+        """Run one block; also return the parts that its last linear layer joins."""
+        block, seen = self._blocks[layer], {}
+        last, norm = block.get_submodule(self._architecture.feed_forward[1]), output_norm_of(block, self.model.config)
+        hooks = [last.register_forward_hook(lambda _, args, output: seen.update(features=args[0], added=output))]
+        if norm is not None:
+            hooks.append(norm.register_forward_pre_hook(lambda _, args: seen.update(total=args[0])))
+        try:
+            after = self.block(layer, state)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return OpenBlock(after, seen["features"], seen.get("total", after.hidden_states) - seen["added"], norm)
 
     def hidden_layers(self, inputs: dict[str, torch.Tensor]) -> Iterator[State]:
         """Run all blocks; yield the input of block 0, then the output of each block (before any final norm)."""
