@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_data_arguments(parser)
     training_arguments.add_arguments(parser)
+    training_arguments.add_teacher_arguments(parser)
     cli.add_common_arguments(parser, output_dir=None)
     return parser
 
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
     inputs = {
         "data_dir": clips.data_input(args.data_dir, args.fold),
         "base_model": model_folder.any_model_input(args.base_model, "--base_model"),
+        **training_arguments.teacher_inputs(args),
     }
     with training_arguments.open_run_folder(Path(__file__).stem, args, inputs) as this_run:
         training.train_in_run_folder(this_run, args, inputs, build)

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_data_arguments(parser)
     training_arguments.add_arguments(parser)
+    training_arguments.add_teacher_arguments(parser)
     # Random weights need larger and more training steps than a pre-trained encoder.
     parser.set_defaults(learning_rate=1e-3, num_train_epochs=50, early_stopping_patience=10)
     cli.add_common_arguments(parser, output_dir=None)
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
             args.pcen,
         )
 
-    inputs = {"data_dir": clips.data_input(args.data_dir, args.fold)}
+    inputs = {"data_dir": clips.data_input(args.data_dir, args.fold), **training_arguments.teacher_inputs(args)}
     with training_arguments.open_run_folder(Path(__file__).stem, args, inputs) as this_run:
         training.train_in_run_folder(this_run, args, inputs, build)
 

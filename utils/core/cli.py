@@ -150,6 +150,11 @@ def fraction(text: str) -> float:
     return _number(text, float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
 
+def share(text: str) -> float:
+    """Parse a number above 0 and of at most 1."""
+    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0 and of at most 1")
+
+
 def _number(text, kind, accept, expected):
     try:
         value = kind(text)

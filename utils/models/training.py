@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from utils.core.workers import available_cpus
 from utils.data import recordings_table
 from utils.data.clips import Clips, read_clips
 from utils.figures import plots
-from utils.models import encoders, loading, memory, training_history
+from utils.models import distillation, encoders, loading, memory, training_history
 from utils.models.augmentation import UNKNOWN, augment_audio, batch_generator, mask_spectrogram
 from utils.models.loaded_model import MULTI_LABEL, LoadedModel, prepare
 from utils.models.start_line import log_start
@@ -139,6 +139,7 @@ def train_in_run_folder(
     later = {"val": val_clips.table["recording_id"]}
     later["test"] = recordings_table.recordings_of_split(args.data_dir, "test", args.fold)
     training_history.warn_of_known_recordings(model, name, data, later)
+    teachers = distillation.load_teachers(args, loaded, train_clips, data, later)
     encoders.configure_for_training(model, train_clips, args.augment, data.sha256)
     training_history.note_training(model, data.sha256, train_clips, val_clips)
     log_start(args.device, device, {name: model}, {"train": train_clips, "val": val_clips})
@@ -148,7 +149,7 @@ def train_in_run_folder(
     with run.timed("training"):
         # The Trainer moves the network: each process has its own device.
         loaded = dataclasses.replace(loaded, device=device)
-        train(loaded, train_clips, val_clips, settings, run, resume=args.resume == "auto")
+        train(loaded, train_clips, val_clips, settings, run, args.resume == "auto", teachers)
 
 
 def clips_to_train_on(problem_type: str | None, train_clips: Clips, val_clips: Clips) -> tuple[Clips, Clips]:
@@ -177,6 +178,7 @@ def train(
     settings: TrainingSettings,
     run: runs.Run,
     resume: bool,
+    teachers: distillation.Teachers | None = None,
 ) -> None:
     """Train a classifier and save the best checkpoint in ``model/`` of the run folder.
 
@@ -194,6 +196,8 @@ def train(
         Open run folder; opened with ``defer_signals``.
     resume : bool
         Continue from the last whole checkpoint in the run folder, if there is one.
+    teachers : Teachers, optional
+        Models from which it learns too.
 
     Raises
     ------
@@ -217,11 +221,20 @@ def train(
     if last is not None:
         log.info("continuing from %s", last)
     several = loaded.is_multi_label
-    collator = Collator(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed, several)
+    arguments = _trainer_arguments(settings, checkpoints, loaded.device, several)
+    if teachers is not None:
+        teachers = teachers.ready(str(arguments.device), arguments.bf16)
+        of_teachers = {"weight": teachers.weight, "temperature": teachers.temperature}
+        run.metrics["distillation"] = {"n_teachers": len(teachers.models), **of_teachers}
+    collator = Collator(
+        *(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed, several),
+        teachers.hearings if teachers else {},
+    )
     trainer = ClassifierTrainer(
         model=model,
         head_learning_rate=settings.head_learning_rate,
-        args=_trainer_arguments(settings, checkpoints, loaded.device, several),
+        teachers=teachers,
+        args=arguments,
         data_collator=collator,
         train_dataset=train_clips,
         eval_dataset=val_clips,
@@ -256,7 +269,7 @@ def _train_from(last: Path | None, trainer: "ClassifierTrainer", patience: int) 
     def need() -> str:
         model.zero_grad(set_to_none=True)
         batch = trainer.data_collator([trainer.train_dataset[0]])
-        clip = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+        clip = {model.main_input_name: batch[model.main_input_name].to(device)}
         n_bytes = memory.training_bytes(model.train(), clip, batch_size, before)
         return (
             f"training in batches of {batch_size} needs about {memory.more(n_bytes)}; give the job that much, "
@@ -309,25 +322,57 @@ def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.
 
 
 class ClassifierTrainer(Trainer):
-    """A Trainer that gathers only logits, and can give the head its own learning rate.
+    """A Trainer that gathers only logits, can give the head its own learning rate, and can learn from teachers.
+
+    Teachers are neither trained nor saved, and DistributedDataParallel does not wrap them.
 
     Parameters
     ----------
     head_learning_rate : float, optional
         Peak learning rate of the head; it rises and falls with the encoder's. Default: the encoder's.
+    teachers : Teachers, optional
+        On the device of the training.
     **kwargs
         Arguments of the Trainer.
     """
 
-    def __init__(self, *, head_learning_rate: float | None = None, **kwargs):
+    def __init__(
+        self,
+        *,
+        head_learning_rate: float | None = None,
+        teachers: distillation.Teachers | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.head_learning_rate = head_learning_rate
+        self.teachers = teachers
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], torch.Tensor | int | None]:
+        """Return the batches of an optimizer step, and the number of elements of their labels on all devices.
+
+        With teachers, unknown labels count too: the divergence from the teachers includes them.
+        """
+        batches, n_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.teachers is not None:
+            n_items = torch.tensor(sum(batch["labels"].numel() for batch in batches), device=device)
+            if self.args.world_size > 1:
+                n_items = self.accelerator.gather(n_items).sum()
+        return batches, n_items
 
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict, return_outputs: bool = False, **kwargs
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and, of all outputs of a model, only the logits."""
+        heard = {name: inputs.pop(name) for name in list(inputs) if name.startswith(distillation.INPUT_PREFIX)}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if self.teachers is not None and model.training:
+            probabilities = self.teachers.probabilities(heard)
+            divergence = self.teachers.loss(outputs["logits"], probabilities, kwargs["num_items_in_batch"])
+            # As the Trainer does with the other loss: DistributedDataParallel takes the mean over the processes.
+            divergence = divergence * self.accelerator.num_processes
+            loss = (1 - self.teachers.weight) * loss + self.teachers.weight * divergence
         return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
@@ -417,6 +462,9 @@ class Collator:
         Seed of the augmentation.
     several : bool
         Whether a clip can have several labels, or none.
+    hearings : mapping of str to (SequenceFeatureExtractor, str)
+        `Teachers.hearings`: with training clips, a batch also has the teachers' inputs, from the same augmented sound
+        and without the masks of SpecAugment.
     """
 
     def __init__(
@@ -427,6 +475,7 @@ class Collator:
         augment: Sequence[str],
         seed: int,
         several: bool = False,
+        hearings: Mapping[str, tuple[SequenceFeatureExtractor, str]] | None = None,
     ):
         self.extractor = extractor
         self.main_input_name = main_input_name
@@ -435,6 +484,7 @@ class Collator:
         self.augment = tuple(augment)
         self.seed = seed
         self.several = several
+        self.hearings = hearings or {}
         self.epoch = 0
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
@@ -444,13 +494,16 @@ class Collator:
             targets = np.stack([np.where(item["is_known"], item["target"], UNKNOWN) for item in items])
         else:
             targets = np.eye(self.n_classes, dtype=np.float32)[[item["label_id"] for item in items]]
-        training = self.augment and all(item["split"] == "train" for item in items)
-        rng = batch_generator(self.seed, self.epoch, [item["index"] for item in items]) if training else None
-        if training:
+        is_train = all(item["split"] == "train" for item in items)
+        augments = self.augment and is_train
+        rng = batch_generator(self.seed, self.epoch, [item["index"] for item in items]) if augments else None
+        if augments:
             audio, targets = augment_audio(audio, targets, self.augment, rng, self.several)
         batch = prepare(self.extractor, list(audio), self.sample_rate_hz, self.main_input_name)
         features = batch[self.main_input_name]
-        if training and "specaugment" in self.augment and features.ndim == 3:
+        for key, (extractor, name) in self.hearings.items() if is_train else ():
+            batch[key] = prepare(extractor, list(audio), self.sample_rate_hz, name)[name]
+        if augments and "specaugment" in self.augment and features.ndim == 3:
             n_mels = getattr(self.extractor, "num_mel_bins", None) or self.extractor.feature_size
             batch[self.main_input_name] = mask_spectrogram(features, n_mels, rng)
         return {**batch, "labels": torch.from_numpy(targets)}

@@ -3,14 +3,18 @@
 import argparse
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from utils.core import cli, runs
-from utils.core.errors import UsageError
+from utils.core.errors import InputError, UsageError
+from utils.models import model_folder
 
 CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 MODEL_NAME = "model"
 ONE_LABEL, SEVERAL_LABELS = "single_label", "multi_label"
+# Of --teacher_dir, where the flags are not given.
+DISTILLATION_WEIGHT, TEMPERATURE = 0.5, 2.0
 AUGMENTATIONS = ("roll", "gain", "noise", "mixup", "specaugment")
 
 
@@ -76,6 +80,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto continues from the last checkpoint of a stopped run",
     )
+
+
+def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of knowledge distillation, which stages 02 and 06 share; None stands for their defaults."""
+    add = parser.add_argument
+    add(
+        "--teacher_dir",
+        type=Path,
+        nargs="+",
+        default=None,
+        metavar="DIR",
+        help="learn from a trained model too (knowledge distillation): run folder of 02 or 06, or model folder, with "
+        "the labels of the data; of several, from the mean of their probabilities (default: none)",
+    )
+    add(
+        "--distillation_weight",
+        type=cli.share,
+        default=None,
+        help="of --teacher_dir: share of the loss that compares with the teacher; the rest compares with the labels "
+        f"(default: {DISTILLATION_WEIGHT:g})",
+    )
+    add(
+        "--temperature",
+        type=cli.positive_float,
+        default=None,
+        help="of --teacher_dir: divisor of the logits of teacher and student; a higher one shows more of the "
+        f"teacher's doubts (default: {TEMPERATURE:g})",
+    )
+
+
+def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
+    """Check the flags of `add_teacher_arguments`, and describe each teacher as an input of the stage.
+
+    Raises
+    ------
+    UsageError
+        If a flag needs ``--teacher_dir``, and it is not given.
+    InputError
+        If a teacher's folder is missing or has a fault.
+    """
+    if not args.teacher_dir:
+        for name in ("distillation_weight", "temperature"):
+            if getattr(args, name) is not None:
+                raise UsageError(f"--{name} sets how the student learns from a teacher: give its folder, --teacher_dir")
+        return {}
+    inputs = {}
+    for number, folder in enumerate(args.teacher_dir, start=1):
+        if not folder.is_dir():
+            raise InputError(
+                f"--teacher_dir {folder}: no such folder; expected the output of 02_finetuning.py or 06_cnn.py"
+            )
+        name = "teacher_dir" if number == 1 else f"teacher_dir_{number}"
+        inputs[name] = model_folder.any_model_input(folder, "--teacher_dir")
+    return inputs
 
 
 def open_run_folder(

@@ -102,6 +102,14 @@ def note_training(model: PreTrainedModel, data_sha256: str, train_clips: Clips, 
     model.training_history = History(tuple(_with(history.data, data_sha256)), recordings)
 
 
+def note_teacher(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Add the history of a teacher to that of its student, in memory: the student learns what the teacher knows."""
+    own, other, config = history_of(model), history_of(teacher), model.config
+    recordings = {role: own.recordings[role] | other.recordings[role] for role in ROLES}
+    model.training_history = History(tuple(dict.fromkeys([*own.data, *other.data])), recordings)
+    config.trained_on = list(dict.fromkeys([*trained_on(config), *trained_on(teacher.config)]))
+
+
 def trained_on(config: PreTrainedConfig) -> list[str]:
     """Return the digests of all data sets on which a model is known to be trained, first to last."""
     last = getattr(config, "data_sha256", None)  # older models have no list, only this value
