@@ -4,6 +4,7 @@
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --drop_layers 4-6 --dry_run        # prints the sizes only
     python 07_manual_pruning.py --model_dir facebook/wav2vec2-base --ladder --output_dir runs/ladder
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --from validation_results/sweep/best.json --n_layers 6
+    python 07_manual_pruning.py --model_dir runs/wav2vec2 --ffn_size 0.5 --conv_channels 0.5 --data_dir processed_data
     python 07_manual_pruning.py --model_dir tiny                                             # interactive
 
 Takes a fine-tuned model, whose head is not changed, or a base model, which gets a new random head (--seed). Layers
@@ -11,12 +12,16 @@ count from 0 in the given model. `kept_layers` in its config has the numbers of 
 prunings. Without --keep_layers, --drop_layers, --ladder and --from the stage asks for the layers on a terminal, step by
 step. At the end it prints the command that gives the same result.
 
+--ffn_size, --conv_channels and --heads make the model narrower, with or without fewer layers: units of the feed-forward
+networks, channels of the convolutions before the first block (of models like wav2vec2), and heads of the attention (of
+AST). The least important units go, measured on the clips of train in --data_dir; see docs/width.md.
+
 Prints blocks, parameters, multiply-accumulates per clip, the share of the front end, and the size of the weights,
-before and after. The front end is everything before the first block; pruning does not make it cheaper.
+before and after. The front end is everything before the first block; removing blocks does not make it cheaper.
 
 Writes <output_dir>/model (plain `from_pretrained` loads it), with --ladder <output_dir>/00-blocks/model,
 01-blocks/model … up to the whole model, and log.txt and run.json. Each can be the --model_dir of stages 03 to 05
-and the --base_model of stage 02. Runs on the CPU.
+and the --base_model of stage 02. Runs on the CPU; only --importance is measured on the --device.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import argparse
 import dataclasses
 import logging
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,21 +39,26 @@ from typing import TYPE_CHECKING
 from utils.core import cli, lazy, names, replacing, runs
 from utils.core.errors import AlreadyComplete, UsageError
 from utils.models import model_folder
-from utils.pruning import best
+from utils.pruning import best, width
 
 with lazy.imported_on_first_use():
-    from utils.models import encoders, model_size, start_line
+    from utils.data import clips
+    from utils.models import encoders, model_size, start_line, training_history
     from utils.pruning import pruning_session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from utils.data.clips import Clips
     from utils.models.model_size import SizeCounter
 
 log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "runs/<name of the model's run>.pruned"
 OUTPUTS = ("model/*", "[0-9]*-blocks/model/*")
+SCRATCH = ".importance"
+# Flags of `architectures.widths_of`.
+WIDTHS = ("ffn_size", "conv_channels", "heads")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,6 +83,33 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="with --from: number of layers to keep (default: the fewest within the margin of the sweep)",
     )
+    parser.add_argument(
+        "--ffn_size",
+        type=cli.number_or_share,
+        default=None,
+        help="units of the feed-forward network that each block keeps, as a number or a share: 1536, 0.5",
+    )
+    parser.add_argument(
+        "--conv_channels",
+        type=cli.share,
+        default=None,
+        help="share of the channels that each convolution before the first block keeps: 0.5",
+    )
+    parser.add_argument(
+        "--heads",
+        type=cli.number_or_share,
+        default=None,
+        help="heads that each block keeps, as a number or a share: 6, 0.5",
+    )
+    parser.add_argument(
+        "--importance",
+        choices=width.IMPORTANCES,
+        default=None,
+        help="what a unit is kept for: activation, the size of its contribution; taylor, by how much the loss would "
+        "change without it (default: activation)",
+    )
+    cli.add_data_arguments(parser)
+    parser.set_defaults(data_dir=None)  # without a width, no clip is read
     parser.add_argument("--dry_run", action="store_true", help="print the sizes; write nothing")
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
     return parser
@@ -84,10 +122,14 @@ def run(args: argparse.Namespace) -> None:
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
     best_path = vars(args)["from"]
     asked = args.ladder or best_path is not None or args.keep_layers is not None or args.drop_layers is not None
+    if is_narrower(args) and not asked:
+        args.drop_layers, asked = "none", True
     check_arguments(args, best_path, asked)
     inputs = {"model_dir": model_folder.any_model_input(args.model_dir)}
     if best_path is not None:
         inputs["from"] = runs.file_input(best_path)
+    if args.data_dir is not None:
+        inputs["data_dir"] = clips.data_input(args.data_dir, args.fold)
     source = None
     if not asked:
         source = Source(args)
@@ -120,6 +162,7 @@ class Source:
             log.info(
                 "%s has no classification head: it gets a new one for %d labels, by --seed", args.model_dir, n_labels
             )
+        self.changes = width.changes_of(self.config, {name: vars(args)[name] for name in WIDTHS})
         self.counter, self._output_dir = model_size.SizeCounter(self.loaded), args.output_dir
         self._whole = self.counter.size_of(list(range(self.config.num_hidden_layers)))
         folder = model_folder.resolve_model_dir(Path(args.model_dir))
@@ -128,9 +171,9 @@ class Source:
 
     def sizes(self, keeps: dict[Path, list[int]]) -> dict:
         """Return the sizes before and after, as `show` prints them and ``run.json`` keeps them."""
-        rows = {"before": self._whole}
+        rows, changes = {"before": self._whole}, {k: v for part in self.changes.values() for k, v in part.items()}
         for folder, keep in keeps.items():
-            size = self.counter.size_of(keep)
+            size = self.counter.size_of(keep, changes)
             if folder.is_dir():
                 size = dataclasses.replace(size, weights_bytes=model_size.weights_on_disk(folder))
             rows["after" if folder.parent == self._output_dir else folder.parent.name] = size
@@ -143,11 +186,23 @@ def check_arguments(args: argparse.Namespace, best_path: Path | None, asked: boo
         raise UsageError("--n_layers chooses among the subsets in a best.json: use it together with --from")
     if not asked and not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageError(
-            "no layers are given: use one of --keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from best.json; "
-            "to choose them step by step, run this on a terminal"
+            "no layers are given: use one of --keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from best.json, "
+            "or a width such as --ffn_size 0.5; to choose them step by step, run this on a terminal"
         )
+    wanted = ", ".join(f"--{name}" for name in WIDTHS)
+    if is_narrower(args) and args.data_dir is None and not args.dry_run:
+        raise UsageError(f"{wanted}: give --data_dir, whose clips of train measure which units matter")
+    for flag in ("importance", "data_dir", "fold", "max_clips_per_class"):
+        if not is_narrower(args) and vars(args)[flag] is not None:
+            raise UsageError(f"--{flag} is of use only with one of {wanted}")
     read = {"model_dir": args.model_dir} | ({} if best_path is None else {"from": best_path})
+    read |= {} if args.data_dir is None else {"data_dir": args.data_dir}
     replacing.check_apart(args.output_dir, read)
+
+
+def is_narrower(args: argparse.Namespace) -> bool:
+    """Return whether a width is given."""
+    return any(vars(args)[name] is not None for name in WIDTHS)
 
 
 def layers_to_keep(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source) -> dict[Path, list[int]]:
@@ -205,18 +260,24 @@ def command_of(args: argparse.Namespace) -> str:
 def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source | None) -> None:
     """Write one model, or the models of a ladder that a stopped run did not write; prune the model in place."""
     stage = Path(__file__).stem
-    with runs.open_run(stage, args, inputs, outputs=OUTPUTS, result_neutral={"dry_run"}) as this_run:
-        this_run.device = runs.device_name("cpu")
+    with runs.open_run(stage, args, inputs, outputs=OUTPUTS, scratch=[SCRATCH], result_neutral={"dry_run"}) as this_run:
+        device = this_run.choose_device(args.device if is_narrower(args) else "cpu")
         with this_run.checking():
             source = source or Source(args)
             keeps = layers_to_keep(args, inputs, source)
-            if "from" in inputs and (clips := best.chosen_on(vars(args)["from"])):
-                source.config.layers_chosen_on = clips
-        start_line.log_start(args.device, "cpu", {args.model_dir: source.loaded.model}, {})
+            largest = next(iter(keeps.values()))
+            measured_on = {"train": clips_of_train(args, source, largest)} if is_narrower(args) else {}
+            if "from" in inputs and (chosen_on := best.chosen_on(vars(args)["from"])):
+                source.config.layers_chosen_on = chosen_on
+        start_line.log_start(args.device, device, {args.model_dir: source.loaded.model}, measured_on)
+        encoders.prune_model(source.loaded.model, largest)
+        if measured_on:
+            with this_run.timed("importance"):
+                make_narrower(args, inputs, source, device, **measured_on)
         with this_run.timed("writing"):
             # Each model of a ladder contains the next, so one model is pruned step by step.
             for folder, keep in keeps.items():
-                encoders.prune_model(source.loaded.model, keep)
+                encoders.prune_model(source.loaded.model, list(range(len(keep))))
                 if folder.is_dir():
                     log.info("%s exists already", folder)
                     continue
@@ -225,6 +286,44 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
                 log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(source.config)))
             encoders.log_without_classifier(source.config)
         this_run.metrics["sizes"] = source.sizes(keeps)
+        shutil.rmtree(args.output_dir / SCRATCH, ignore_errors=True)
+
+
+def clips_of_train(args: argparse.Namespace, source: Source, keep: list[int]) -> Clips:
+    """Return the clips that measure the importance of units, and check that the model fits them.
+
+    Raises
+    ------
+    UsageError
+        If a flag has nothing to work on.
+    InputError
+        If model and clips do not fit.
+    """
+    loaded = source.loaded
+    if not keep and (names := [name for name in source.changes if name != "conv_channels"]):
+        raise UsageError(f"--{names[0]}: no layer is kept, so there is nothing to cut; leave it out")
+    if not loaded.has_head and args.importance == width.TAYLOR:
+        raise UsageError(
+            f"--importance {width.TAYLOR}: {args.model_dir} has a new, random head, whose loss says nothing; use "
+            f"{width.ACTIVATION}, or fine-tune it by 02_finetuning.py first"
+        )
+    train_clips = clips.read_clips(args.data_dir, "train", args.max_clips_per_class, args.seed, args.fold)
+    (encoders.check_matches if loaded.has_head else encoders.check_base_matches)(loaded, train_clips)
+    return train_clips if loaded.is_multi_label else train_clips.with_one_label()
+
+
+def make_narrower(
+    args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source, device: str, train: Clips
+) -> None:
+    """Measure the importance of the units, and cut the model in place; its history lists the recordings."""
+    loaded, data, method = source.loaded, inputs["data_dir"].sha256, args.importance or width.ACTIVATION
+    key = {"model": inputs["model_dir"].sha256, "data": data, "kept_layers": encoders.kept_layers(source.config)}
+    scratch = args.output_dir / SCRATCH
+    scratch.mkdir(exist_ok=True)
+    measured = width.measure(loaded.ready(device), train, method, list(source.changes), scratch / "sums.npz", key)
+    loaded.ready("cpu")
+    width.narrow(loaded.model, measured, source.changes, method)
+    training_history.note_training(loaded.model, data, train, train.only(range(0)))
 
 
 def show_recorded(output_dir: Path) -> None:

@@ -28,9 +28,10 @@ from tests.stages import ROOT, load_stage
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.data import clips
-from utils.models import architectures, encoders, latency, model_folder
+from utils.models import architectures, cnn, encoders, latency, model_folder, training_history
 from utils.models.loaded_model import LoadedModel
 from utils.models.model_size import ModelSize, SizeCounter
+from utils.pruning import width
 from utils.pruning.pruning_session import HELP, PruningSession
 
 stage = load_stage("07_manual_pruning")
@@ -448,6 +449,139 @@ def test_best_json_that_is_none(text, run_dir, tmp_path, capfd):
     (tmp_path / "best.json").write_text(text)
     refuse(capfd, 3, "best.json", tmp_path / "no", "--model_dir", run_dir, "--from", tmp_path / "best.json")
     refuse(capfd, 3, "no such file", tmp_path / "no", "--model_dir", run_dir, "--from", tmp_path / "none.json")
+
+
+# ----------------------------------------------------------------------------------------------- width
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return write_processed(tmp_path_factory.mktemp("data") / "processed")
+
+
+def columns(out: str) -> tuple[list[str], list[list[str]]]:
+    """Return the header of a table of sizes, and the cells of its rows."""
+    lines = out.splitlines()
+    head = re.split(r"  +", lines[0].strip())
+    return head, [line.split() for line in lines[1:] if re.match(r"before|after|\d\d-blocks", line)]
+
+
+def test_a_narrower_model(run_dir, data_dir, tmp_path, capsys):
+    command = ["--model_dir", run_dir, "--ffn_size", "0.5", "--conv_channels", "0.25", "--data_dir", data_dir]
+    assert main(*command, "--dry_run", "--output_dir", tmp_path / "narrow") == 0
+    dry = capsys.readouterr().out
+    assert not (tmp_path / "narrow").exists()
+    assert main(*command, "--output_dir", tmp_path / "narrow") == 0
+    out, log = capsys.readouterr().out, (tmp_path / "narrow" / "log.txt").read_text()
+    assert out == dry and "36 clips of train" in log
+    head, (before, after) = columns(out)
+    assert head[2:4] == ["FFN units", "channels"]
+    assert (before[:5], after[:5]) == (["before", "4", "0-3", "128", "256"], ["after", "4", "0-3", "64", "64"])
+
+    config = config_of(tmp_path / "narrow" / "model")
+    assert config["intermediate_size"] == 64 and config["conv_dim"] == [8, 8, 16, 16, 16]
+    assert config["width_from"] == {"ffn_size": 128, "conv_channels": 256}
+    assert config["width_importance"] == "activation" and config["pruned_from"] == str(run_dir / "model")
+    loaded = encoders.load_model(tmp_path / "narrow", "cpu")
+    assert encoders.kind_of(loaded.config) == "pruned before", "the run was not made by training"
+    digest = clips.data_input(data_dir).sha256
+    assert training_history.history_of(loaded.model).data == (digest,) == tuple(config["trained_on"])
+
+    expected = encoders.load_model(run_dir, "cpu")
+    changes = width.changes_of(expected.config, {"ffn_size": 0.5, "conv_channels": 0.25})
+    train = clips.read_clips(data_dir, "train")
+    measured = width.measure(expected, train, "activation", list(changes), tmp_path / "sums.npz", {})
+    width.narrow(expected.model, measured, changes, "activation")
+    assert same(loaded.model.state_dict(), expected.model.state_dict())
+    assert not (tmp_path / "narrow" / stage.SCRATCH).exists()
+    assert main(*command, "--output_dir", tmp_path / "narrow") == 0, "nothing to do"
+
+
+def test_narrower_with_fewer_layers(run_dir, data_dir, tmp_path, capsys):
+    narrow = ["--ffn_size", 32, "--importance", "activation", "--data_dir", data_dir, "--max_clips_per_class", 2]
+    best = best_json(tmp_path / "best.json", run_dir)
+    for name, choice in (
+        ("kept", ("--keep_layers", "0,2")),
+        ("chosen", ("--from", best, "--n_layers", 2)),
+        ("ladder", ("--ladder",)),
+    ):
+        assert main("--model_dir", run_dir, *choice, *narrow, "--output_dir", tmp_path / name) == 0
+    models = [*(tmp_path / name / "model" for name in ("kept", "chosen")), *(tmp_path / "ladder").glob("*/model")]
+    assert len(models) == 2 + N_LAYERS + 1
+    for folder in models:
+        config = config_of(folder)
+        assert config["intermediate_size"] == 32 and config["num_hidden_layers"] == len(config["kept_layers"])
+    # Blocks are measured in the model without the removed blocks: 2 reads the output of 0, and of 1 in the ladder.
+    kept, rung = (weights(folder) for folder in (tmp_path / "kept" / "model", tmp_path / "ladder" / "03-blocks/model"))
+    first, last = (f"wav2vec2.encoder.layers.{number}.feed_forward.output_dense.weight" for number in (0, 1))
+    assert torch.equal(kept[first], rung[first])
+    assert not torch.equal(kept[last], rung[last.replace("layers.1", "layers.2")])
+    capsys.readouterr()
+
+
+def test_narrower_base_model_and_taylor(run_dir, base_dir, data_dir, tmp_path, capfd):
+    assert main("--model_dir", base_dir, "--ffn_size", 0.5, "--data_dir", data_dir, "--output_dir", tmp_path / "b") == 0
+    loaded = encoders.load_base_model(str(tmp_path / "b" / "model"), LABELS)
+    assert loaded.config.intermediate_size == 32 and encoders.kind_of(loaded.config) == "pruned before"
+    taylor = ("--ffn_size", 0.5, "--data_dir", data_dir, "--importance", "taylor")
+    refuse(capfd, 2, "random head, whose loss says nothing", tmp_path / "no", "--model_dir", base_dir, *taylor)
+    for name, method in (("a", "activation"), ("t", "taylor")):
+        assert main("--model_dir", run_dir, *taylor[:-1], method, "--output_dir", tmp_path / name) == 0
+        assert config_of(tmp_path / name / "model")["width_importance"] == method
+    assert not same(weights(tmp_path / "a" / "model"), weights(tmp_path / "t" / "model"))
+
+
+def test_narrower_goes_on_after_a_kill(run_dir, data_dir, tmp_path, monkeypatch):
+    command = ["--model_dir", run_dir, "--ladder", "--ffn_size", "0.5", "--data_dir", data_dir]
+    assert main(*command, "--output_dir", tmp_path / "whole") == 0
+    for number, (owner, name) in enumerate(((width, "narrow"), (encoders, "save_model"), (encoders, "save_model"))):
+        call = getattr(owner, name)
+
+        def killed(*args, call=call):
+            call(*args)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, killed)
+            if number:  # nothing is measured again
+                patch.setattr(width, "_activation_sums", None)
+            assert main(*command, "--output_dir", tmp_path / "killed") == 75
+    assert main(*command, "--output_dir", tmp_path / "killed") == 0
+    assert {n: b for n, b in files_of(tmp_path / "whole").items() if "/model/" in n} == {
+        n: b for n, b in files_of(tmp_path / "killed").items() if "/model/" in n
+    }
+
+
+@pytest.mark.parametrize(
+    ("words_of_command", "message"),
+    [
+        (("--ffn_size", "0"), "'0' is not an integer of at least 1, or a share above 0 and of at most 1"),
+        (("--ffn_size", "1.5"), "'1.5' is not an integer"),
+        (("--conv_channels", "2"), "'2' is not a number above 0"),
+        (("--ffn_size", "0.5"), "--ffn_size, --conv_channels, --heads: give --data_dir"),
+        (("--ffn_size", "129", "--data_dir", "DATA"), "--ffn_size 129: this model has 128 in each block"),
+        (("--heads", "1", "--data_dir", "DATA"), "--heads: the attention of wav2vec2"),
+        (("--ffn_size", "1", "--keep_layers", "none", "--data_dir", "DATA"), "--ffn_size: no layer is kept"),
+        (("--keep_layers", "0", "--importance", "taylor"), "--importance is of use only with one of --ffn_size"),
+        (("--keep_layers", "0", "--data_dir", "DATA"), "--data_dir is of use only with one of --ffn_size"),
+        (("--keep_layers", "0", "--fold", "1"), "--fold is of use only with"),
+    ],
+)
+def test_bad_usage_of_widths(words_of_command, message, run_dir, data_dir, tmp_path, capfd):
+    words = [data_dir if word == "DATA" else word for word in words_of_command]
+    refuse(capfd, 2, message, tmp_path / "no", "--model_dir", run_dir, *words)
+
+
+def test_bad_models_and_data_for_widths(run_dir, data_dir, tmp_path, capfd):
+    whisper = write_small(tmp_path / "whisper", "whisper")
+    words = ("--conv_channels", "0.5", "--data_dir", data_dir)
+    refuse(capfd, 2, "--conv_channels: Whisper has no convolutions", tmp_path / "no", "--model_dir", whisper, *words)
+    other = write_processed(tmp_path / "other", labels=["Wren", "Robin"])
+    words = ("--ffn_size", "0.5", "--data_dir", other)
+    refuse(capfd, 3, "labels differ", tmp_path / "no", "--model_dir", run_dir, *words)
+    encoders.save_model(cnn.build_cnn("melspectrogram", LABELS, SECOND, 0.5, width=0.1), tmp_path / "cnn")
+    words = ("--ffn_size", "0.5", "--data_dir", data_dir)
+    refuse(capfd, 3, "has no transformer blocks", tmp_path / "no", "--model_dir", tmp_path / "cnn", *words)
 
 
 # --------------------------------------------------------------------------------------------- bad input

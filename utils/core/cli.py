@@ -155,6 +155,13 @@ def share(text: str) -> float:
     return _number(text, float, lambda value: 0 < value <= 1, "a number above 0 and of at most 1")
 
 
+def number_or_share(text: str) -> int | float:
+    """Parse an integer of at least 1, such as ``1536``, or a share, such as ``0.5``; ``1`` is an integer."""
+    kind = int if text.isdigit() else float
+    expected = "an integer of at least 1, or a share above 0 and of at most 1"
+    return _number(text, kind, lambda value: 0 < value <= 1 or (kind is int and value >= 1), expected)
+
+
 def _number(text, kind, accept, expected):
     try:
         value = kind(text)

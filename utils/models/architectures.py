@@ -55,6 +55,15 @@ class Architecture:
         layer of the block, and its output is added to the hidden states.
     has_output_norm : bool
         True if a block ends with a norm, ``final_layer_norm``, unless the config has ``do_stable_layer_norm``.
+    feed_forward_size : str
+        The key of a config that holds the number of units between these two layers, one number for all blocks.
+    convolutions : str, optional
+        The list of convolutions whose numbers of output channels are ``conv_dim`` of a config. Default: there are none.
+    feature_projection : str, optional
+        The norm and the linear layer after these convolutions: ``layer_norm`` (if there is one) and ``projection``.
+    attention : tuple of str, optional
+        The linear layers that write queries, keys and values, and the one that reads the heads, as paths from a block;
+        only if a config can hold fewer heads of the same size, by ``head_dim``. Default: it cannot.
     """
 
     name: str
@@ -68,6 +77,10 @@ class Architecture:
     protected: frozenset[int] = frozenset()
     feed_forward: tuple[str, str] = ("feed_forward.intermediate_dense", "feed_forward.output_dense")
     has_output_norm: bool = False
+    feed_forward_size: str = "intermediate_size"
+    convolutions: str | None = None
+    feature_projection: str | None = None
+    attention: tuple[str, ...] | None = None
 
     can_crop_window = False
 
@@ -174,8 +187,10 @@ class SpectrogramTransformer(Architecture):
 
 def _like_wav2vec2(name: str, prefix: str, **differences: Any) -> Architecture:
     """Return the entry of a model that has the parts of wav2vec 2.0, below a name of its own."""
-    norm = {"final_norm": f"{prefix}.encoder.layer_norm", "stable_norm_only": True, "has_output_norm": True}
-    return Architecture(name, f"{prefix}.encoder.layers", (f"{prefix}.feature_extractor",), **{**norm, **differences})
+    usual = {"final_norm": f"{prefix}.encoder.layer_norm", "stable_norm_only": True, "has_output_norm": True}
+    usual["convolutions"] = f"{prefix}.feature_extractor.conv_layers"
+    usual["feature_projection"] = f"{prefix}.feature_projection"
+    return Architecture(name, f"{prefix}.encoder.layers", (f"{prefix}.feature_extractor",), **{**usual, **differences})
 
 
 ARCHITECTURES = {
@@ -193,6 +208,7 @@ ARCHITECTURES = {
         final_norm="encoder.layer_norm",
         sums_normed=True,
         feed_forward=("fc1", "fc2"),
+        feed_forward_size="encoder_ffn_dim",
     ),
     "audio-spectrogram-transformer": SpectrogramTransformer(
         "AST",
@@ -202,6 +218,7 @@ ARCHITECTURES = {
         head=("classifier",),
         can_sum_layers=False,
         feed_forward=("mlp.fc1", "mlp.fc2"),
+        attention=("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
     ),
 }
 # The list in help texts and messages.
@@ -279,6 +296,23 @@ def output_norm_of(block: nn.Module, config: PreTrainedConfig) -> nn.Module | No
     if not architecture_of(config).has_output_norm or getattr(config, "do_stable_layer_norm", False):
         return None
     return block.final_layer_norm
+
+
+def widths_of(config: PreTrainedConfig) -> dict[str, int]:
+    """Return the widths of a model that can be cut: units of a block, channels of all convolutions, heads of a block.
+
+    Returns
+    -------
+    dict of str to int
+        ``ffn_size``; ``conv_channels`` and ``heads`` only if the architecture can have fewer of them.
+    """
+    architecture = architecture_of(config)
+    widths = {"ffn_size": getattr(config, architecture.feed_forward_size)}
+    if architecture.convolutions is not None:
+        widths["conv_channels"] = sum(config.conv_dim)
+    if architecture.attention is not None:
+        widths["heads"] = config.num_attention_heads
+    return widths
 
 
 def longest_clip_seconds(extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:

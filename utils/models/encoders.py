@@ -419,7 +419,7 @@ def prune_model(model: PreTrainedModel, keep: list[int]) -> None:
 
     The parts after the blocks, such as a final layer norm, stay. ``config.kept_layers`` counts in the numbering of the
     base model, even if a pruned model is pruned again. ``config.pruned_from`` names the model before the first pruning.
-    ``config.pruned_after_fine_tuning`` records when the last block was removed; `kind_of` reads it.
+    ``config.pruned_after_fine_tuning`` records when the last part was removed; `kind_of` reads it.
 
     Parameters
     ----------
@@ -446,8 +446,12 @@ def prune_model(model: PreTrainedModel, keep: list[int]) -> None:
         model.layer_weights = nn.Parameter(model.layer_weights.detach()[rows].clone())
     config.num_hidden_layers = len(keep)
     config.kept_layers = [numbers[layer] for layer in keep]
-    if len(keep) == len(blocks):
-        return
+    if len(keep) < len(blocks):
+        note_pruning(config)
+
+
+def note_pruning(config: PreTrainedConfig) -> None:
+    """Record in a model's config that a part of it is removed; see `prune_model`."""
     config.pruned_after_fine_tuning = getattr(config, "data_sha256", None) is not None
     if getattr(config, "pruned_from", None) is None:
         config.pruned_from = config.name_or_path

@@ -221,6 +221,10 @@ def _ascends(value: object) -> bool:
     return isinstance(value, list) and all(map(is_count, value)) and sorted(set(value)) == value
 
 
+def _are_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(is_count, value.values()))
+
+
 # The values in config.json that our stages read, and those by which transformers allocates memory. None counts as
 # absent.
 FIELDS = {
@@ -241,6 +245,7 @@ FIELDS = {
     "layers_chosen_on": (lambda value: isinstance(value, str), "a text"),
     "pruned_from": (lambda value: isinstance(value, str), "a text"),
     "pruned_after_fine_tuning": (lambda value: isinstance(value, bool), "true or false"),
+    "width_from": (_are_counts, "an object of numbers"),
     "num_labels": (lambda value: is_count(value) and value <= MOST_LABELS, f"a number from 0 to {MOST_LABELS}"),
     "id2label": (lambda value: isinstance(value, dict), "an object of labels by id"),
     "label2id": (lambda value: isinstance(value, dict), "an object of ids by label"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from utils.models.loaded_model import LoadedModel
 
 MEGABYTE = 1e6
+# How a table calls the widths of a model.
+WIDTHS = {"ffn_size": "FFN units", "conv_channels": "channels", "heads": "heads"}
 DEFAULT_CLIP_SECONDS = 5.0  # the default of 01_data_processing.py
 
 
@@ -41,6 +43,8 @@ class ModelSize:
         Multiply-accumulates of one clip; see `latency.count_macs`.
     weights_bytes : int
         Size of the saved weights, in float32.
+    widths : dict of str to int
+        See `architectures.widths_of`; empty in the records of earlier versions.
     """
 
     kept_layers: list[int]
@@ -48,6 +52,7 @@ class ModelSize:
     macs_per_clip: int
     macs_front_end: int
     weights_bytes: int
+    widths: dict[str, int] = field(default_factory=dict)
 
 
 class SizeCounter:
@@ -79,21 +84,26 @@ class SizeCounter:
         silence = np.zeros(round(clip_s * rate_hz), dtype=np.float32)
         self._inputs = replace(loaded, device="meta").prepare([silence], rate_hz)
 
-    def size_of(self, keep: list[int]) -> ModelSize:
+    def size_of(self, keep: list[int], changes: Mapping[str, object] | None = None) -> ModelSize:
         """Return the size of the model with only the blocks `keep`.
 
         Parameters
         ----------
         keep : list of int
             Ascending, in the numbering of the model.
+        changes : mapping of str to object, optional
+            Other values of its config, such as `width.Widths.changes`. Default: none.
 
         Raises
         ------
         UsageError
             If this model cannot keep these blocks.
         """
+        config = copy.deepcopy(self._config)
+        for name, value in (changes or {}).items():
+            setattr(config, name, value)
         with torch.device("meta"):
-            skeleton = self._class(copy.deepcopy(self._config)).eval()
+            skeleton = self._class(config).eval()
         encoders.prune_model(skeleton, keep)
         macs, macs_front_end = latency.count_macs(skeleton, self._inputs)
         return ModelSize(
@@ -102,6 +112,7 @@ class SizeCounter:
             macs_per_clip=macs,
             macs_front_end=macs_front_end,
             weights_bytes=sum(tensor.numel() * tensor.element_size() for tensor in skeleton.state_dict().values()),
+            widths=architectures.widths_of(config),
         )
 
 
@@ -112,11 +123,14 @@ def weights_on_disk(model_dir: Path) -> int:
 
 
 def size_table(sizes: Mapping[str, ModelSize]) -> str:
-    """Return sizes as aligned text, one row per size, named by their keys."""
+    """Return sizes as aligned text, one row per size, named by their keys; a width only if sizes differ in it."""
+    widths = {name: [size.widths.get(name) for size in sizes.values()] for name in WIDTHS}
+    differing = [name for name, numbers in widths.items() if len(set(numbers)) > 1]
     rows = {
         name: {
             "blocks": str(len(size.kept_layers)),
             "kept_layers": cli.format_layer_list(size.kept_layers),
+            **{WIDTHS[width]: f"{size.widths[width]:,}" for width in differing},
             "parameters": f"{size.n_parameters:,}",
             "GMACs per clip": f"{size.macs_per_clip / 1e9:.4g}",
             "front end": f"{size.macs_front_end / size.macs_per_clip:.1%}",

@@ -41,11 +41,17 @@ def log_start(asked: str, device: str, models: Mapping[str, PreTrainedModel], cl
 
 
 def describe_model(model: PreTrainedModel) -> str:
-    """Return architecture, number of blocks and number of parameters: ``wav2vec2, 12 blocks, 94.6 M parameters``."""
+    """Return architecture, number of blocks and number of parameters: ``wav2vec2, 12 blocks, 94.6 M parameters``.
+
+    A model with a part narrowed has its width, too: ``ffn_size 1536 of 3072``.
+    """
     words = [model.config.model_type]
     if architectures.has_blocks(model.config):
         n_blocks = model.config.num_hidden_layers
         words.append(f"{n_blocks} block{'s' * (n_blocks != 1)}")
+        before = getattr(model.config, "width_from", {})
+        cut = {name: width for name, width in architectures.widths_of(model.config).items() if name in before}
+        words += [f"{name} {width} of {before[name]}" for name, width in cut.items() if width != before[name]]
     words.append(f"{encoders.count_parameters(model) / 1e6:.3g} M parameters")
     return ", ".join(words)
 
