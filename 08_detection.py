@@ -2,7 +2,7 @@
 
     python 08_detection.py --model_dir runs/cnn --raw_dir night --output_dir detections/night
     python 08_detection.py --model_dir runs/cnn --raw_dir night --output_dir detections/night --threshold 0.9
-    python 08_detection.py --model_dir runs/cnn --raw_dir night --output_dir detections/night \
+    python 08_detection.py --model_dir runs/cnn --raw_dir night --output_dir detections/night \\
         --overlap_seconds 2 --formats raven audacity
 
 The recordings need no labels; --raw_dir is a folder with any subfolders, or one file. They are decoded as by stage 01

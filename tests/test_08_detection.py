@@ -1,6 +1,7 @@
 """Stage 08: detections in recordings of any length, on a tiny model and synthesised sound."""
 
 import json
+import re
 import shutil
 import threading
 
@@ -108,8 +109,9 @@ def test_with_overlap_all_sound_is_in_a_window_but_a_short_rest():
 def test_windows_of_a_model():
     config = {"clip_seconds": 3.0, "clip_least_seconds": 0.0, "clip_least_rest_seconds": 1, "clip_remainder": "drop"}
     assert WindowFormat.of_model(config, 16000, 1.0) == WindowFormat(16000, 48000, 32000, 1, 16000, "drop")
-    with pytest.raises(UsageError, match="--overlap_seconds 3: the windows of this model last 3 s"):
-        WindowFormat.of_model(config, 16000, 3.0)
+    for overlap in (3.0, 2.999999):
+        with pytest.raises(UsageError, match=f"--overlap_seconds {overlap}: the windows of this model last 3 s"):
+            WindowFormat.of_model(config, 16000, overlap)
 
 
 # --------------------------------------------------------------------------------------------------- merging
@@ -438,6 +440,8 @@ def test_a_model_without_thresholds_needs_one(model_dir, raw_dir, tmp_path, capl
     without = with_config(model_dir, tmp_path / "model", decision=decision_of())
     assert detect(without, raw_dir, tmp_path / "out", threshold=None) == 3
     assert "val can't tell a threshold for any of its 3 labels at a precision of" in caplog.messages[-1]
+    less = re.search(r"a precision of ([\d.]+): ask for less .* --target_precision ([\d.]+) ", caplog.messages[-1])
+    assert float(less[2]) < float(less[1])
     assert not (tmp_path / "out").exists()
 
 

@@ -58,8 +58,10 @@ def clips_of(raw_dir, table, output_dir):
 
 def test_only_reviewed_windows_become_clips_and_no_is_silence(raw_dir, tmp_path, caplog):
     (tmp_path / "review.csv").write_text(saved_by_hand())
-    found = clips_of(raw_dir, tmp_path / "review.csv", tmp_path / "out")
+    with caplog.at_level("INFO"):
+        found = clips_of(raw_dir, tmp_path / "review.csv", tmp_path / "out")
     assert found == {(night, start): labels for night in NIGHTS for start, labels in EXPECTED.items()}
+    assert "after their last clip are left out" not in caplog.text, "the last clip is not in a reviewed window"
     assert "4 clips are left out: they do not lie in reviewed windows" in caplog.text
 
 

@@ -698,6 +698,10 @@ def test_what_open_run_would_make_of_a_folder(tmp_path):
     for before, now, expected in (
         (None, 2, "it was made without --n_layers, now it is 2"),
         (2, None, "it was made with --n_layers 2, now it is not given"),
+        (0, [], "it was made with --n_layers 0, now it is not given"),
+        ([], ["a", 2], "it was made without --n_layers, now it is a 2"),
+        (False, True, "it was made without --n_layers, now it is given"),
+        (True, False, "it was made with --n_layers, now it is not given"),
     ):
         record = {"stage": "07_manual_pruning", "asked": {"n_layers": before}, "inputs": []}
         asked = argparse.Namespace(output_dir=out, n_layers=now)

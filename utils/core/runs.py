@@ -682,11 +682,11 @@ def _difference(record: dict, stage: str, asked: dict, inputs: dict[str, Input])
     made_with = record.get("asked", {})
     for name in sorted(set(asked) | set(made_with)):
         if asked.get(name) != made_with.get(name):
-            was, now = made_with.get(name), asked.get(name)
-            made = f"without --{name}" if was is None else f"with --{name} {was}"
+            was, now = _as_given(made_with.get(name)), _as_given(asked.get(name))
+            made = f"without --{name}" if was is None else f"with --{name} {was}".rstrip()
             if name in record.get("renamed", {}):
                 made += f", which was called {record['renamed'][name]} then"
-            return f"it was made {made}, now it is {'not given' if now is None else now}"
+            return f"it was made {made}, now it is {'not given' if now is None else now or 'given'}"
     made_from = {i["name"]: i["sha256"] for i in record["inputs"]}
     for name in sorted(set(inputs) | set(made_from)):
         if name not in inputs or name not in made_from:
@@ -694,6 +694,13 @@ def _difference(record: dict, stage: str, asked: dict, inputs: dict[str, Input])
         if inputs[name].sha256 != made_from[name]:
             return f"the content of --{name} ({inputs[name].path}) has changed since"
     return None
+
+
+def _as_given(value: object) -> str | None:
+    """Return the value of an argument as it is given on a command line: empty for a switch, None if not given."""
+    if value is None or value is False or value == []:
+        return None
+    return "" if value is True else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _close_record(output_dir: Path, record: dict, strict: bool) -> None:

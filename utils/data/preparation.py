@@ -75,6 +75,11 @@ class ClipFormat:
         """Samples of a clip."""
         return round(self.clip_seconds * self.sample_rate_hz)
 
+    def cut(self, n_samples: int) -> list[tuple[int, int]]:
+        """Return start and length, in samples, of the clips of a recording."""
+        least = [round(seconds * self.sample_rate_hz) for seconds in (self.min_seconds, self.min_remainder_seconds)]
+        return audio.cut(n_samples, self.clip_samples, *least, self.remainder)
+
 
 def list_files(raw_dir: Path, paths: Sequence[str]) -> tuple[dict[str, spool.Listed], list[Skipped]]:
     """Return size and time of every file, by path, and the files that cannot be read.
@@ -341,13 +346,9 @@ def cut(
     clip_format: ClipFormat, decoded: Sequence[tuple[SourceFile, spool.Spooled]]
 ) -> tuple[list[Recorded], list[Skipped]]:
     """Cut every file into clips; return also the files that give none."""
-    least = [
-        round(seconds * clip_format.sample_rate_hz)
-        for seconds in (clip_format.min_seconds, clip_format.min_remainder_seconds)
-    ]
     recorded, too_short = [], []
     for file, sound in decoded:
-        cuts = audio.cut(sound.n_samples, clip_format.clip_samples, *least, clip_format.remainder)
+        cuts = clip_format.cut(sound.n_samples)
         if cuts:
             recorded.append(Recorded(file, sound, tuple(cuts)))
             continue
@@ -371,7 +372,8 @@ def report_short_clips(clip_format: ClipFormat, recorded: Sequence[Recorded]) ->
             *(len(lengths), n_clips, clip_format.clip_seconds),
             *(statistics.median(lengths) / clip_format.sample_rate_hz, clip_format.min_remainder_seconds),
         )
-    rests = [r.sound.n_samples - sum(r.cuts[-1]) for r in recorded]
+    # Not `r.cuts`: clips that are left out for their labels are no rests.
+    rests = [r.sound.n_samples - sum(clip_format.cut(r.sound.n_samples)[-1]) for r in recorded]
     if n_left_out := sum(rest > 0 for rest in rests):
         log.info(
             "the rests of %d recordings after their last clip are left out: %.2f s in all",

@@ -124,9 +124,10 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
     if fitted is None:
         raise InputError(f"{name} has no thresholds: fit them on val ({fit}), or {one_for_all}")
     if all(each is None for each in fitted["thresholds"].values()):
+        target = fitted["target_precision"]
         raise InputError(
-            f"{name}: val can't tell a threshold for any of its {len(labels)} labels at a precision of "
-            f"{fitted['target_precision']:g}: ask for less ({fit} --target_precision 0.7 --overwrite), have more "
-            f"recordists in val, or {one_for_all}"
+            f"{name}: val can't tell a threshold for any of its {len(labels)} labels at a precision of {target:g}: ask "
+            f"for less ({fit} --target_precision {0.8 * target:.2g} --overwrite), have more recordists in val, or "
+            f"{one_for_all}"
         )
     return FieldModel(folder, labels, fitted["thresholds"], fitted, inputs)

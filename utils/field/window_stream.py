@@ -47,7 +47,7 @@ class WindowFormat:
         hop = size - round(overlap_seconds * sample_rate_hz)
         if hop < 1:
             raise UsageError(
-                f"--overlap_seconds {overlap_seconds:g}: the windows of this model last {config['clip_seconds']:g} s; "
+                f"--overlap_seconds {overlap_seconds}: the windows of this model last {config['clip_seconds']:g} s; "
                 "expected less"
             )
         names = "clip_least_seconds", "clip_least_rest_seconds"
