@@ -80,7 +80,7 @@ with lazy.imported_on_first_use():
         start_line,
         training_history,
     )
-    from utils.scores import drawing, evaluation, intervals, multi_label
+    from utils.scores import drawing, evaluation, intervals, multi_label, thresholds
 
 if TYPE_CHECKING:
     from utils.models.loaded_model import LoadedModel
@@ -389,29 +389,27 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def score_several(loaded: LoadedModel, split_clips: clips.Clips, logits: np.ndarray) -> multi_label.Result:
-    """Score a model with several labels a clip; the thresholds are the fitted ones, or `decision.UNFITTED`."""
-    fitted = decision.read(loaded.config)
-    thresholds = dict.fromkeys(split_clips.labels, decision.UNFITTED) if fitted is None else fitted["thresholds"]
-    if fitted is None:
+    """Score a model with several labels a clip, at its `decision.thresholds`."""
+    lowest = decision.thresholds(loaded.config)
+    if decision.read(loaded.config) is None:
         log.warning(
             "no thresholds are fitted: precision, recall, F1 and false alarms are those of the threshold %g, which no "
             "one has checked. Fit them by --fit_thresholds",
             decision.UNFITTED,
         )
-    if without := [label for label, threshold in thresholds.items() if threshold is None]:
+    if without := [label for label, threshold in lowest.items() if threshold is None]:
         log.warning("%d labels have no threshold, so they are never detected here: %s", len(without), some(without))
-    lowest = np.array([np.inf if threshold is None else threshold for threshold in thresholds.values()])
     scored = multi_label.score_all(
         multi_label.Answers(
             split_clips.targets > 0,
             split_clips.is_known,
             logits,
-            decision.scores(logits, loaded.config) >= lowest,
+            thresholds.detections(decision.scores(logits, loaded.config), lowest.values()),
             split_clips.table["group"].to_numpy(),
             split_clips.table["duration_s"].to_numpy(np.float64),
         )
     )
-    return scored._replace(labels=scored.labels.assign(threshold=lowest))
+    return scored._replace(labels=scored.labels.assign(threshold=thresholds.limits(lowest.values())))
 
 
 def pool(args: argparse.Namespace) -> None:

@@ -72,7 +72,14 @@ def test_scores_are_calibrated_probabilities_here_and_in_classify(config, expect
 def test_thresholds_are_in_the_order_of_the_labels():
     config = config_of(decision=DECISION | {"thresholds": {"Great Tit": 0.2, "Crow": None, "Blackbird": 0.1}})
     assert list(decision.read(config)["thresholds"].items()) == [("Blackbird", 0.1), ("Crow", None), ("Great Tit", 0.2)]
+    assert list(decision.thresholds(config).items()) == [("Blackbird", 0.1), ("Crow", None), ("Great Tit", 0.2)]
     assert decision.read(config_of()) is None
+
+
+def test_without_a_decision_a_threshold_is_a_half_where_a_clip_has_several_labels():
+    assert set(decision.thresholds(config_of()).values()) == {None}
+    found = decision.thresholds(config_of(problem_type=decision.MULTI_LABEL))
+    assert found == dict.fromkeys(["Blackbird", "Crow", "Great Tit"], decision.UNFITTED)
 
 
 # ---------------------------------------------------------------------------------------- what is refused

@@ -59,21 +59,37 @@ def read(config: PreTrainedConfig | Mapping, name: str = "the model") -> dict | 
     InputError
         If it is malformed, or is that of other labels.
     """
-    decision, labels = _of(config, FIELD), _of(config, "id2label")
+    decision, labels = _of(config, FIELD), _labels(config)
     if decision is None:
         return None
     trouble = _trouble(decision, _of(config, "problem_type") == MULTI_LABEL)
     if trouble is not None:
         raise InputError(f"{name}: {FIELD} in its config.json has {trouble}; {AGAIN}")
-    labels = [label for _, label in sorted((int(i), label) for i, label in (labels or {}).items())]
-    thresholds = decision["thresholds"]
-    if set(thresholds) != set(labels):
-        odd = sorted(set(thresholds) ^ set(labels))
+    fitted = decision["thresholds"]
+    if set(fitted) != set(labels):
+        odd = sorted(set(fitted) ^ set(labels))
         raise InputError(
             f"{name}: {FIELD} in its config.json is that of a model with other labels: {some(odd, 3)} "
             f"{'is' if len(odd) == 1 else 'are'} not in both; {AGAIN}"
         )
-    return decision | {"thresholds": {label: thresholds[label] for label in labels}}
+    return decision | {"thresholds": {label: fitted[label] for label in labels}}
+
+
+def thresholds(config: PreTrainedConfig | Mapping) -> dict[str, float | None]:
+    """Return the lowest score of a detection, by label, in the order of the label ids: the one rule of 03 and 08.
+
+    It is the fitted threshold; None for a label without one, which is never detected. Without a decision it is
+    `UNFITTED` for each label of a model with several labels a clip. With one label a clip it is then None: the model
+    gives a clip the label with the highest score.
+    """
+    fitted = read(config)
+    if fitted is not None:
+        return fitted["thresholds"]
+    return dict.fromkeys(_labels(config), UNFITTED if _of(config, "problem_type") == MULTI_LABEL else None)
+
+
+def _labels(config: PreTrainedConfig | Mapping) -> list[str]:
+    return [label for _, label in sorted((int(i), label) for i, label in (_of(config, "id2label") or {}).items())]
 
 
 def _of(config: PreTrainedConfig | Mapping, key: str) -> object:

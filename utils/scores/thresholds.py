@@ -12,7 +12,7 @@ unseen recordists, and so do all their detections together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -116,9 +116,14 @@ def _earlier(groups: np.ndarray) -> np.ndarray:
     return earlier
 
 
-def detections(scores: np.ndarray, thresholds: Sequence[float | None]) -> np.ndarray:
+def limits(thresholds: Iterable[float | None]) -> np.ndarray:
+    """Return thresholds as numbers: infinity where there is none, which no score reaches."""
+    return np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+
+
+def detections(scores: np.ndarray, thresholds: Iterable[float | None]) -> np.ndarray:
     """Return whether each score is a detection: at least the threshold of its label, which has one."""
-    return scores >= np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+    return scores >= limits(thresholds)
 
 
 def at_thresholds(
