@@ -2,6 +2,7 @@
 
     python -m drills.faults                                # every drill, every stage, ten times
     python -m drills.faults --drills sigkill full_disk --stages 01 02 --tries 50
+    python -m drills.faults --drills sigkill --stages 08 --tries 20 --num_workers 3     # worker processes
 
 A stage survives a fault if three things hold: it ends with the exit code and the message of the README; no other stage
 accepts its unfinished output as a result; and the same command, run again, leaves the files of an undisturbed run.
@@ -95,6 +96,7 @@ STAGES = (
     Stage("08", "08_detection.py", (*DETECTION, "--num_workers", "1"), (("model_dir", "02"),), ("01",)),
 )
 BY_NUMBER = {stage.number: stage for stage in STAGES}
+WITH_WORKERS = ("01", "08")
 
 
 @dataclass
@@ -109,12 +111,15 @@ class World:
         Draws moments, sizes, files and bits.
     duration_s, peak_bytes : dict
         By the number of the stage: its undisturbed run time, and its peak use of the disk.
+    num_workers : int or None
+        Worker processes of `WITH_WORKERS`, after the run for ``reference``; None for those of `STAGES`.
     """
 
     folder: Path
     rng: random.Random
     duration_s: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
+    num_workers: int | None = None
 
     def reference(self, number: str) -> Path:
         """Return the folder of an undisturbed run."""
@@ -150,6 +155,8 @@ class World:
             words += ["--raw_dir", str(self.folder / "raw"), "--metadata", str(self.folder / "raw" / "metadata.csv")]
         if stage.number == "08":
             words += ["--raw_dir", str(self.folder / "raw")]
+        if stage.number in WITH_WORKERS and self.num_workers and output_dir != self.reference(stage.number):
+            words += ["--num_workers", str(self.num_workers)]
         for argument, made_by in stage.inputs:
             words += [f"--{argument}", str(self.reference(made_by))]
         words += ["--output_dir", str(output_dir), "--device", "cpu"]
@@ -293,6 +300,8 @@ def stop(world: World, stage: Stage, folder: Path, number: signal.Signals) -> No
     if process.exitcode is None:
         os.kill(process.pid, number)
     process.join()
+    n_files = sum(path.is_file() for path in output_dir.rglob("*"))
+    log.info("%s: exit code %d, %d files in its folder", folder.name, process.exitcode, n_files)
     codes = {0, -signal.SIGKILL} if number == signal.SIGKILL else {0, 75}
     if number == signal.SIGTERM and not (output_dir / runs.RECORD_NAME).exists():
         codes.add(-signal.SIGTERM)  # before the stage has anything to save
@@ -757,12 +766,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", type=Path, default=Path("demo/drills"), help="folder for all files of the drills, emptied first"
     )
+    parser.add_argument(
+        "--num_workers",
+        type=cli.positive_int,
+        help=f"worker processes of stages {' and '.join(WITH_WORKERS)}; the undisturbed run of 08 always has one",
+    )
     parser.add_argument("--seed", type=cli.non_negative_int, default=42, help="seed of moments, sizes and bits")
     parser.add_argument("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")
     return parser
 
 
-def build_world(folder: Path, stages: Sequence[str], has_tmpfs: bool, seed: int) -> World:
+def build_world(
+    folder: Path, stages: Sequence[str], has_tmpfs: bool, seed: int, num_workers: int | None = None
+) -> World:
     """Make the recordings, and the undisturbed runs of the stages and of the stages that they read."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "reference").is_dir():
         raise UsageError(f"--output_dir {folder} holds other files; choose a new folder")
@@ -770,7 +786,7 @@ def build_world(folder: Path, stages: Sequence[str], has_tmpfs: bool, seed: int)
     folder = folder.resolve()
     (folder / "reference").mkdir(parents=True)
     (folder / "tries").mkdir()
-    world = World(folder, random.Random(seed))
+    world = World(folder, random.Random(seed), num_workers=num_workers)
     synthetic.write_recordings(folder / "raw", 4, 4, 1, (3.0, 5.0), seed, overwrite=False)
     needed = set(stages)
     for stage in reversed(STAGES):
@@ -803,7 +819,7 @@ def build_world(folder: Path, stages: Sequence[str], has_tmpfs: bool, seed: int)
 def run(args: argparse.Namespace) -> None:
     """Run the drills and print the table."""
     has_tmpfs = IN_NAMESPACE in os.environ
-    world = build_world(args.output_dir, args.stages, has_tmpfs, args.seed)
+    world = build_world(args.output_dir, args.stages, has_tmpfs, args.seed, args.num_workers)
     print("| fault | how it is injected | stages | tried | survived | lost |\n|---|---|---|---|---|---|")
     failures = []
     for drill in DRILLS:
