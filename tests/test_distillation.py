@@ -188,12 +188,12 @@ def test_a_student_that_is_its_teacher_has_no_distance_from_it(several, data_dir
     assert abs(losses[0]) < 1e-6 and losses[1] > 1e-3
 
 
-def fit(clips, val_clips, seed, n_epochs, tmp_path, teachers=None):
+def fit(clips, val_clips, seed, n_epochs, tmp_path, teachers=None, augment=("roll",)):
     """Return a small network that is trained on clips."""
     runs.seed_everything(seed)
     loaded = cnn.build_cnn("melspectrogram", LABELS, clips.sample_rate_hz, clips.clip_seconds, 0.125)
     settings = dataclasses.replace(
-        healing.settings_for(n_epochs, seed), learning_rate=1e-2, mixed_precision="no", augment=("roll",)
+        healing.settings_for(n_epochs, seed), learning_rate=1e-2, mixed_precision="no", augment=augment
     )
     encoders.configure_for_training(loaded.model, clips, settings.augment)
     work_dir = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -246,7 +246,7 @@ def test_a_run_says_from_whom_it_learns(data_dir, teacher_dirs, tmp_path, caplog
     record = runs.read_record(tmp_path / "run")
     digests = {entry["name"]: entry["sha256"] for entry in record["inputs"]}
     assert digests.keys() == {"data_dir", "teacher_dir", "teacher_dir_2"} and len(set(digests.values())) == 3
-    assert record["metrics"]["distillation"] == {"n_teachers": 2, "weight": 0.5, "temperature": 4.0}
+    assert record["metrics"]["distillation"] == {"n_teachers": 2, "weight": 0.5, "temperature": 4.0, "n_views": None}
     assert not [name for name in weights_of(tmp_path / "run") if "teacher" in name]
     assert cnn_stage.main(args) == 0, "complete: nothing to do"
     assert cnn_stage.main(words(data_dir, tmp_path / "run", "--teacher_dir", teacher_dirs[0], epochs=1)) == 4
@@ -256,9 +256,10 @@ def test_a_run_says_from_whom_it_learns(data_dir, teacher_dirs, tmp_path, caplog
     assert not torch.equal(before, after)
 
 
-def test_interrupted_and_resumed_weights_are_bit_equal(data_dir, teacher_dirs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("views", [(), ("--teacher_views", 1)], ids=["live", "kept"])
+def test_interrupted_and_resumed_weights_are_bit_equal(views, data_dir, teacher_dirs, tmp_path, monkeypatch):
     """SIGUSR2 in the second epoch, with every augmentation and dropout, and teachers that draw random numbers."""
-    more = ("--teacher_dir", *teacher_dirs, "--distillation_weight", 0.8)
+    more = ("--teacher_dir", *teacher_dirs, "--distillation_weight", 0.8, *views)
     whole, stopped = (words(data_dir, tmp_path / name, *more) for name in ("whole", "stopped"))
     assert cnn_stage.main(whole) == 0
     real, n_losses = training.Loss.__call__, 0
@@ -309,6 +310,33 @@ def test_two_processes_learn_from_a_teacher_as_one(data_dir, teacher_dirs, tmp_p
     pd.testing.assert_frame_equal(*curves, rtol=1e-4)
 
 
+def test_kept_answers_are_those_of_the_teachers_and_later_epochs_do_not_ask(data_dir, tmp_path, monkeypatch):
+    """Two views in five epochs, with roll, noise and mixup: asked twice for each clip, and as good as asked anew."""
+    teacher, asked, kept = small_model("whisper"), [], []
+    real_forward, real_recall = type(teacher.model).forward, distillation.Views.recall
+
+    def forward(self, *args, **kwargs):
+        asked.append(len(kwargs["input_features"]))
+        return real_forward(self, *args, **kwargs)
+
+    def recall_nothing(self, epoch, clip_indices):
+        kept.append((self.of_epoch(epoch), *clip_indices))
+        return {distillation.PLACES: torch.tensor([(self.of_epoch(epoch), i) for i in clip_indices])}
+
+    monkeypatch.setattr(type(teacher.model), "forward", forward)
+    clips, val_clips = (read_clips(data_dir, split) for split in ("train", "val"))
+    teachers, weights = distillation.Teachers([teacher], n_views=2), {}
+    for name, recall, n_asked in (("kept", real_recall, 2), ("anew", recall_nothing, 5)):
+        monkeypatch.setattr(distillation.Views, "recall", recall)
+        asked.clear()
+        found = fit(clips, val_clips, 0, 5, tmp_path, teachers, ("roll", "noise", "mixup"))
+        assert sum(asked) == n_asked * len(clips)
+        weights[name] = found.model.state_dict()
+    assert_same_weights(weights["kept"], weights["anew"])
+    n = -(-len(clips) // 8)
+    assert kept[:n] == kept[2 * n : 3 * n] and kept[:n] != kept[n : 2 * n], "the order of the clips repeats, too"
+
+
 # --------------------------------------------------------------------------------------------- bad input
 
 
@@ -322,6 +350,7 @@ def test_bad_input_is_refused_with_the_fix(data_dir, teacher_dirs, tmp_path, cap
 
     refused(2, "give its folder, --teacher_dir", "--temperature", 2)
     refused(2, "give its folder, --teacher_dir", "--distillation_weight", 0.5)
+    refused(2, "give its folder, --teacher_dir", "--teacher_views", 3)
     refused(2, "'1.5' is not a number above 0 and of at most 1", "--distillation_weight", 1.5)
     refused(3, f"--teacher_dir {tmp_path / 'nowhere'}: no such folder", "--teacher_dir", tmp_path / "nowhere")
     refused(3, "has no config.json", "--teacher_dir", data_dir)

@@ -6,19 +6,22 @@ the gradient. With several labels a clip, each label is a distribution over pres
 one: the mean of their softened probabilities.
 
 A teacher hears the same sound as the student, with the same augmentation and mixup. SpecAugment masks only the
-student's input, so the student learns to answer from less.
+student's input, so the student learns to answer from less. Where a teacher needs most of the time, its answers can be
+kept: the batches then repeat after some epochs (`Views`).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import Sampler
 from transformers import SequenceFeatureExtractor
 
 from utils.core import runs
@@ -30,7 +33,61 @@ from utils.models.training_arguments import DISTILLATION_WEIGHT, TEMPERATURE
 
 log = logging.getLogger(__name__)
 
-INPUT_PREFIX = "teacher_input_"  # of the names of the teachers' inputs in a batch
+# Names in a batch: all that is for the teachers, their inputs, their answers where they are kept, and the place to keep
+# them: view and clip.
+PREFIX = "teacher_"
+INPUT_PREFIX, KEPT, PLACES = f"{PREFIX}input_", f"{PREFIX}probabilities", f"{PREFIX}places"
+
+
+class Views:
+    """Answers of the teachers that are kept in memory, where the augmentation of all batches repeats after some epochs.
+
+    A clip is always mixed with the same clips in a view, so view and clip identify its sound. Nothing is written to
+    disk: a resumed run asks the teachers again, with the same result.
+
+    Parameters
+    ----------
+    n_views, n_clips, n_classes : int
+        Epochs after which all repeats, training clips, and labels.
+    """
+
+    def __init__(self, n_views: int, n_clips: int, n_classes: int):
+        self.kept = np.full((n_views, n_clips, n_classes), np.nan, dtype=np.float32)
+
+    def of_epoch(self, epoch: int) -> int:
+        """Return the view that is heard in an epoch."""
+        return epoch % len(self.kept)
+
+    def recall(self, epoch: int, clip_indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return, for a batch, the teachers' answers, or else the places at which to keep them."""
+        view = self.of_epoch(epoch)
+        answers = self.kept[view, clip_indices]
+        if np.isnan(answers).any():
+            return {PLACES: torch.tensor([(view, index) for index in clip_indices])}
+        return {KEPT: torch.from_numpy(answers)}
+
+    def keep(self, places: torch.Tensor, answers: torch.Tensor) -> None:
+        """Keep the answers for a batch; see `recall`."""
+        view, index = places.cpu().numpy().T
+        self.kept[view, index] = answers.cpu().numpy()
+
+
+class RepeatingSampler(Sampler[int]):
+    """The order of the clips in an epoch, which depends on the seed and the view only."""
+
+    def __init__(self, views: Views, seed: int):
+        self.views, self.seed, self.epoch = views, seed, 0
+
+    def __len__(self) -> int:
+        return self.views.kept.shape[1]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the view; accelerate calls this before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.views.of_epoch(self.epoch))
+        yield from torch.randperm(len(self), generator=generator).tolist()
 
 
 @dataclass(frozen=True)
@@ -47,16 +104,23 @@ class Teachers:
         Divisor of the logits of teachers and student.
     bf16 : bool
         Compute matrix products of the teachers in bfloat16.
+    n_views : int, optional
+        Epochs after which batches and augmentation repeat. Default: they never repeat.
+    views : Views, optional
+        The answers that are kept, if batches repeat.
     """
 
     models: Sequence[LoadedModel]
     weight: float = DISTILLATION_WEIGHT
     temperature: float = TEMPERATURE
     bf16: bool = False
+    n_views: int | None = None
+    views: Views | None = None
 
-    def ready(self, device: str, bf16: bool) -> Teachers:
-        """Move the networks, in place, to a device and set evaluation mode."""
-        return replace(self, models=[loaded.ready(device) for loaded in self.models], bf16=bf16)
+    def ready(self, device: str, bf16: bool, n_clips: int) -> Teachers:
+        """Move the networks, in place, to a device, set evaluation mode, and make room for what is kept."""
+        views = None if self.n_views is None else Views(self.n_views, n_clips, len(self.models[0].labels))
+        return replace(self, models=[loaded.ready(device) for loaded in self.models], bf16=bf16, views=views)
 
     @property
     def is_multi_label(self) -> bool:
@@ -78,8 +142,10 @@ class Teachers:
         Parameters
         ----------
         heard : mapping of str to Tensor
-            Inputs by the names of `hearings`.
+            Inputs by the names of `hearings`, and what `Views.recall` returned.
         """
+        if KEPT in heard:
+            return heard[KEPT]
         number_of = {hearing: i for i, hearing in enumerate(self._distinct())}
         total = 0.0
         for loaded in self.models:
@@ -93,7 +159,10 @@ class Teachers:
                 logits = loaded.model(**{loaded.model.main_input_name: features}).logits
             softened = logits.float() / self.temperature
             total = total + (softened.sigmoid() if self.is_multi_label else softened.softmax(dim=1))
-        return total / len(self.models)
+        answers = total / len(self.models)
+        if PLACES in heard:
+            self.views.keep(heard[PLACES], answers)
+        return answers
 
     def divergence(self, logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
         """Return T² times the Kullback-Leibler divergence of a student from its teachers, for every element.
@@ -177,7 +246,8 @@ def load_teachers(
             )
         training_history.note_teacher(student.model, models[-1].model)
     weight = DISTILLATION_WEIGHT if args.distillation_weight is None else args.distillation_weight
-    teachers = Teachers(models, weight, TEMPERATURE if args.temperature is None else args.temperature)
+    temperature = TEMPERATURE if args.temperature is None else args.temperature
+    teachers = Teachers(models, weight, temperature, n_views=args.teacher_views)
     log.info(
         "learning from %s%s: %g of the loss is the divergence from softened probabilities (temperature %g), %g the "
         "loss on the labels; train loss is the sum, val loss that on the labels",

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, SequenceFeatureExtractor, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
@@ -223,12 +224,12 @@ def train(
     several = loaded.is_multi_label
     arguments = _trainer_arguments(settings, checkpoints, loaded.device, several)
     if teachers is not None:
-        teachers = teachers.ready(str(arguments.device), arguments.bf16)
-        of_teachers = {"weight": teachers.weight, "temperature": teachers.temperature}
-        run.metrics["distillation"] = {"n_teachers": len(teachers.models), **of_teachers}
+        teachers = teachers.ready(str(arguments.device), arguments.bf16, len(train_clips))
+        how = {"weight": teachers.weight, "temperature": teachers.temperature, "n_views": teachers.n_views}
+        run.metrics["distillation"] = {"n_teachers": len(teachers.models), **how}
     collator = Collator(
         *(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed, several),
-        teachers.hearings if teachers else {},
+        *((teachers.hearings, teachers.views) if teachers else ()),
     )
     trainer = ClassifierTrainer(
         model=model,
@@ -347,6 +348,11 @@ class ClassifierTrainer(Trainer):
         self.head_learning_rate = head_learning_rate
         self.teachers = teachers
 
+    def _get_train_sampler(self, *args) -> Sampler | None:
+        if self.teachers is None or self.teachers.views is None:
+            return super()._get_train_sampler(*args)
+        return distillation.RepeatingSampler(self.teachers.views, self.args.data_seed)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], torch.Tensor | int | None]:
@@ -365,7 +371,7 @@ class ClassifierTrainer(Trainer):
         self, model: PreTrainedModel, inputs: dict, return_outputs: bool = False, **kwargs
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and, of all outputs of a model, only the logits."""
-        heard = {name: inputs.pop(name) for name in list(inputs) if name.startswith(distillation.INPUT_PREFIX)}
+        heard = {name: inputs.pop(name) for name in list(inputs) if name.startswith(distillation.PREFIX)}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.teachers is not None and model.training:
             probabilities = self.teachers.probabilities(heard)
@@ -465,6 +471,9 @@ class Collator:
     hearings : mapping of str to (SequenceFeatureExtractor, str)
         `Teachers.hearings`: with training clips, a batch also has the teachers' inputs, from the same augmented sound
         and without the masks of SpecAugment.
+    views : Views, optional
+        `Teachers.views`: the augmentation repeats, and a batch has the teachers' answers in place of their inputs where
+        they are kept.
     """
 
     def __init__(
@@ -476,6 +485,7 @@ class Collator:
         seed: int,
         several: bool = False,
         hearings: Mapping[str, tuple[SequenceFeatureExtractor, str]] | None = None,
+        views: distillation.Views | None = None,
     ):
         self.extractor = extractor
         self.main_input_name = main_input_name
@@ -485,6 +495,7 @@ class Collator:
         self.seed = seed
         self.several = several
         self.hearings = hearings or {}
+        self.views = views
         self.epoch = 0
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
@@ -495,13 +506,16 @@ class Collator:
         else:
             targets = np.eye(self.n_classes, dtype=np.float32)[[item["label_id"] for item in items]]
         is_train = all(item["split"] == "train" for item in items)
-        augments = self.augment and is_train
-        rng = batch_generator(self.seed, self.epoch, [item["index"] for item in items]) if augments else None
+        augments, indices = self.augment and is_train, [item["index"] for item in items]
+        epoch = self.epoch if self.views is None else self.views.of_epoch(self.epoch)
+        rng = batch_generator(self.seed, epoch, indices) if augments else None
         if augments:
             audio, targets = augment_audio(audio, targets, self.augment, rng, self.several)
         batch = prepare(self.extractor, list(audio), self.sample_rate_hz, self.main_input_name)
         features = batch[self.main_input_name]
-        for key, (extractor, name) in self.hearings.items() if is_train else ():
+        if self.views is not None and is_train:
+            batch |= self.views.recall(self.epoch, indices)
+        for key, (extractor, name) in self.hearings.items() if is_train and distillation.KEPT not in batch else ():
             batch[key] = prepare(extractor, list(audio), self.sample_rate_hz, name)[name]
         if augments and "specaugment" in self.augment and features.ndim == 3:
             n_mels = getattr(self.extractor, "num_mel_bins", None) or self.extractor.feature_size

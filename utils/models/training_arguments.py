@@ -108,6 +108,14 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
         help="of --teacher_dir: divisor of the logits of teacher and student; a higher one shows more of the "
         f"teacher's doubts (default: {TEMPERATURE:g})",
     )
+    add(
+        "--teacher_views",
+        type=cli.positive_int,
+        default=None,
+        metavar="V",
+        help="of --teacher_dir: repeat the batches and their augmentation after V epochs, and keep the teacher's "
+        "answers; later epochs need no teacher (default: new batches in each epoch)",
+    )
 
 
 def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
@@ -121,7 +129,7 @@ def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
         If a teacher's folder is missing or has a fault.
     """
     if not args.teacher_dir:
-        for name in ("distillation_weight", "temperature"):
+        for name in ("distillation_weight", "temperature", "teacher_views"):
             if getattr(args, name) is not None:
                 raise UsageError(f"--{name} sets how the student learns from a teacher: give its folder, --teacher_dir")
         return {}
