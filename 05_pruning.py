@@ -128,6 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="part that healing trains: head, head and last block, all",
     )
     add(
+        "--heal_teacher",
+        action="store_true",
+        help="of --heal: the subset also learns from the probabilities of the whole model (knowledge distillation)",
+    )
+    add(
         "--heal_keep",
         default=None,
         help="subset to heal, such as 0-3,7 (default: the smallest within the margin; if there is none, the best with "
@@ -339,9 +344,10 @@ def heal(
     loaded.config.layers_chosen_on = training_history.chosen_on(args.search_split, data)
     healing.heal_subset(
         *(loaded, keep, healed_dir, args.heal_part, asked.train_clips, asked.search_clips),
-        *(healing.settings_for(args.heal, args.seed), work_dir, args.batch_size),
+        *(healing.settings_for(args.heal, args.seed), work_dir, args.batch_size, args.heal_teacher),
     )
     row = {"part": args.heal_part, "epochs": args.heal, "kept_layers": cli.format_layer_list(keep)}
+    row |= {"teacher": str(args.model_dir)} if args.heal_teacher else {}
     row |= healing.compare(healed_dir, keep, {"search": on_search, "report": on_report}, loaded.device)
     pruning_table.write_rows(args.output_dir / "healing.csv", pd.DataFrame([row]))
 
@@ -354,6 +360,8 @@ def parse_heal_keep(args: argparse.Namespace, config: PreTrainedConfig) -> Keep 
     UsageError
         If it is impossible for this model, or --heal is 0.
     """
+    if args.heal_teacher and not args.heal:
+        raise UsageError("--heal_teacher says from whom --heal learns: give the number of epochs with --heal")
     if args.heal_keep is None:
         return None
     if not args.heal:

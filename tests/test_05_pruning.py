@@ -638,6 +638,12 @@ def test_healing_trains_the_part_that_was_asked_for(name, part, learns, data_dir
     assert AutoModelForAudioClassification.from_pretrained(tmp_path / "out" / "healed" / "model")
 
 
+def test_healing_from_the_swept_model_names_it(data_dir, run_dir, tmp_path):
+    words = ("--strategies", "single", "--heal", 1, "--heal_keep", "0,2", "--heal_teacher")
+    assert main(run_dir, data_dir, tmp_path / "out", *words) == 0
+    assert pd.read_csv(tmp_path / "out" / "healing.csv")["teacher"].item() == str(run_dir)
+
+
 def test_healing_takes_the_chosen_subset_and_is_not_done_twice(data_dir, run_dir, tmp_path, monkeypatch):
     words = (*CHEAP, "--heal", 2, "--margin", 0.9)
     with monkeypatch.context() as patch:
@@ -746,6 +752,7 @@ def refused(capfd, message, output_dir):
         (("--margin", "2"), "'2' is not a number of at least 0 and below 1"),
         (("--iterative", "--strategies", "forward"), "--iterative needs one of --strategies block_influence"),
         (("--heal_keep", "0"), "give the number of epochs with --heal"),
+        (("--heal_teacher",), "give the number of epochs with --heal"),
         (("--heal", "1", "--heal_keep", "7"), "there is no layer 7; this model has layers 0-3"),
         (("--heal", "1", "--heal_keep", "none"), "there is no encoder to heal"),
     ],

@@ -75,26 +75,29 @@ def random_logits(*shape) -> torch.Tensor:
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
 def test_divergence_is_that_of_scipy(temperature):
     teacher, student = random_logits(6, 3), random_logits(6, 3).flip(0)
-    teachers = distillation.Teachers([small_model("wav2vec2")], temperature=temperature)
+    teachers = distillation.Teachers([small_model("wav2vec2")], 0.3, temperature)
     p, q = (softmax(x.numpy() / temperature, axis=1) for x in (teacher, student))
     found = teachers.divergence(student, torch.from_numpy(p)).sum(dim=1)
     np.testing.assert_allclose(found, temperature**2 * entropy(p, q, axis=1), rtol=1e-4)
     n_items = torch.tensor(p.size)
-    mean = teachers.loss(student, torch.from_numpy(p), n_items)
-    assert float(mean) == pytest.approx(temperature**2 * entropy(p, q, axis=1).mean(), rel=1e-4)
-    parts = [teachers.loss(student[s], torch.from_numpy(p[s]), n_items) for s in (slice(0, 2), slice(2, 6))]
-    torch.testing.assert_close(sum(parts), mean)
+    loss = teachers.loss(torch.tensor(5.0), student, torch.from_numpy(p), n_items)
+    assert float(loss) == pytest.approx(0.7 * 5.0 + 0.3 * temperature**2 * entropy(p, q, axis=1).mean(), rel=1e-4)
+    parts = [
+        teachers.loss(torch.tensor(2.5), student[s], torch.from_numpy(p[s]), n_items)
+        for s in (slice(0, 2), slice(2, 6))
+    ]
+    torch.testing.assert_close(sum(parts), loss)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_divergence_of_several_labels_is_that_of_scipy_for_each_label(temperature):
     teacher, student = random_logits(5, 3), random_logits(5, 3).flip(1)
-    teachers = distillation.Teachers([small_model("wav2vec2", problem_type=MULTI_LABEL)], temperature=temperature)
+    teachers = distillation.Teachers([small_model("wav2vec2", problem_type=MULTI_LABEL)], 1.0, temperature)
     p, q = (expit(x.numpy().astype(float) / temperature) for x in (teacher, student))
     by_scipy = np.vectorize(lambda p, q: entropy(bernoulli(p).pmf([0, 1]), bernoulli(q).pmf([0, 1])))(p, q)
     found = teachers.divergence(student, torch.from_numpy(p).float())
     np.testing.assert_allclose(found, temperature**2 * by_scipy, rtol=1e-3, atol=1e-5)
-    mean = teachers.loss(student, torch.from_numpy(p).float(), torch.tensor(p.size))
+    mean = teachers.loss(torch.tensor(9.0), student, torch.from_numpy(p).float(), torch.tensor(p.size))
     assert float(mean) == pytest.approx(temperature**2 * by_scipy.mean(), rel=1e-4)
 
 
@@ -233,6 +236,24 @@ def test_a_teacher_helps_where_labels_are_wrong_and_one_with_mixed_up_labels_doe
         for name, of in {"alone": None, "teacher": teacher, "mixed up": mixed_up}.items()
     }
     assert found["teacher"] > found["alone"] + 0.1 and found["mixed up"] < found["alone"], found
+
+
+@pytest.mark.parametrize("part", ["head", "last"])
+def test_healing_learns_from_the_swept_model(part, data_dir, tmp_path):
+    """With the whole weight on the teacher, the pruned model answers more like it; labels alone do otherwise."""
+    torch.manual_seed(3)
+    swept = small_model("wav2vec2")
+    torch.nn.init.normal_(swept.model.classifier.weight, std=3.0)
+    clips, val_clips = (read_clips(data_dir, split) for split in ("train", "val"))
+    settings = dataclasses.replace(healing.settings_for(3, 0), learning_rate=1e-3, mixed_precision="no", augment=())
+    truth, distance = softmax(predict.predict(swept, val_clips, 16), axis=1), {}
+    for name, teachers in {"taught": distillation.Teachers([swept], 1.0, 1.0), "alone": None}.items():
+        pruned = encoders.pruned_copy(swept, [0])
+        healing.heal(pruned, part, clips, val_clips, settings, tmp_path / name, 16, teachers)
+        found = softmax(predict.predict(pruned, val_clips, 16), axis=1)
+        distance[name] = entropy(truth, found, axis=1).mean()
+    assert distance["taught"] < 0.5 * distance["alone"], distance
+    assert not swept.model.training
 
 
 # -------------------------------------------------------------------------------------------- the stages

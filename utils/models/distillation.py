@@ -27,7 +27,7 @@ from transformers import SequenceFeatureExtractor
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.data.clips import Clips
-from utils.models import encoders, training_history
+from utils.models import encoders, predict, training_history
 from utils.models.loaded_model import LoadedModel
 from utils.models.training_arguments import DISTILLATION_WEIGHT, TEMPERATURE
 
@@ -157,12 +157,22 @@ class Teachers:
                 torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16),
             ):
                 logits = loaded.model(**{loaded.model.main_input_name: features}).logits
-            softened = logits.float() / self.temperature
-            total = total + (softened.sigmoid() if self.is_multi_label else softened.softmax(dim=1))
+            total = total + self.soften(logits)
         answers = total / len(self.models)
         if PLACES in heard:
             self.views.keep(heard[PLACES], answers)
         return answers
+
+    def answers(self, clips: Clips, batch_size: int) -> torch.Tensor:
+        """Return the softened probabilities for clips as they are, shape (n_clips, n_classes), on the device."""
+        logits = (torch.from_numpy(predict.predict(loaded, clips, batch_size)) for loaded in self.models)
+        answers = sum(self.soften(own) for own in logits) / len(self.models)
+        return answers.to(self.models[0].device)
+
+    def soften(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the softened probabilities of logits, shape (batch, n_classes)."""
+        softened = logits.float() / self.temperature
+        return softened.sigmoid() if self.is_multi_label else softened.softmax(dim=1)
 
     def divergence(self, logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
         """Return T² times the Kullback-Leibler divergence of a student from its teachers, for every element.
@@ -188,18 +198,25 @@ class Teachers:
             found = F.kl_div(softened.log_softmax(dim=1), probabilities, reduction="none")
         return self.temperature**2 * found
 
-    def loss(self, logits: torch.Tensor, probabilities: torch.Tensor, n_items: torch.Tensor) -> torch.Tensor:
-        """Return the mean of `divergence` over clips; with several labels a clip, over clips and labels.
+    def loss(
+        self, task_loss: torch.Tensor, logits: torch.Tensor, probabilities: torch.Tensor, n_items: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the weighted sum of the loss on the labels and the mean of `divergence`.
+
+        The mean is over clips; with several labels a clip, over clips and labels.
 
         Parameters
         ----------
+        task_loss : Tensor
+            The loss on the labels, divided by the same number.
         logits, probabilities : Tensor
             As for `divergence`.
         n_items : Tensor
             Number of elements, clips times labels, in all batches of an optimizer step and on all devices.
         """
         per_clip = 1 if self.is_multi_label else logits.shape[1]
-        return self.divergence(logits, probabilities).sum() * per_clip / n_items
+        mean = self.divergence(logits, probabilities).sum() * per_clip / n_items
+        return (1 - self.weight) * task_loss + self.weight * mean
 
 
 def _hearing(loaded: LoadedModel) -> tuple[str, str]:

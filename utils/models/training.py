@@ -375,10 +375,9 @@ class ClassifierTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.teachers is not None and model.training:
             probabilities = self.teachers.probabilities(heard)
-            divergence = self.teachers.loss(outputs["logits"], probabilities, kwargs["num_items_in_batch"])
-            # As the Trainer does with the other loss: DistributedDataParallel takes the mean over the processes.
-            divergence = divergence * self.accelerator.num_processes
-            loss = (1 - self.teachers.weight) * loss + self.teachers.weight * divergence
+            # The Trainer multiplies its loss by this: DistributedDataParallel takes the mean over the processes.
+            n_items = kwargs["num_items_in_batch"] / self.accelerator.num_processes
+            loss = self.teachers.loss(loss, outputs["logits"], probabilities, n_items)
         return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from utils.core import cli, runs
 from utils.core.errors import InputError
 from utils.core.files import sha256_of_file
 from utils.data.clips import Clips
-from utils.models import architectures, encoders, training, training_arguments
+from utils.models import architectures, distillation, encoders, training, training_arguments
 from utils.models.augmentation import UNKNOWN
 from utils.models.encoder_parts import EncoderParts
 from utils.models.loaded_model import LoadedModel
@@ -49,6 +49,7 @@ def heal_subset(
     settings: training.TrainingSettings,
     work_dir: Path,
     batch_size: int,
+    teaches: bool = False,
 ) -> None:
     """Prune a copy of a model, fine-tune it and save it, unless an earlier call has done so.
 
@@ -62,6 +63,8 @@ def heal_subset(
         Model folder to write; its parent folder is replaced.
     part, train_clips, val_clips, settings, work_dir, batch_size
         As for `heal`.
+    teaches : bool
+        Whether the copy learns from the whole model too.
     """
     if folder.is_dir():
         log.info("%s exists already", folder)
@@ -69,7 +72,8 @@ def heal_subset(
     shutil.rmtree(folder.parent, ignore_errors=True)  # a killed run may have left a part of it
     folder.parent.mkdir()
     pruned = encoders.pruned_copy(loaded, keep)
-    heal(pruned, part, train_clips, val_clips, settings, work_dir, batch_size)
+    teachers = distillation.Teachers([loaded]) if teaches else None
+    heal(pruned, part, train_clips, val_clips, settings, work_dir, batch_size, teachers)
     encoders.save_model(pruned, folder)
     encoders.log_without_classifier(pruned.config)
 
@@ -121,6 +125,7 @@ def heal(
     settings: training.TrainingSettings,
     work_dir: Path,
     batch_size: int,
+    teachers: distillation.Teachers | None = None,
 ) -> None:
     """Fine-tune a pruned model in place; keep the epoch with the best macro F1 on `val_clips`.
 
@@ -139,6 +144,8 @@ def heal(
         Folder for checkpoints; after a stop the next call continues from them.
     batch_size : int
         Clips per batch when the pooled states are computed.
+    teachers : Teachers, optional
+        Models from which it learns too.
 
     Raises
     ------
@@ -150,14 +157,18 @@ def heal(
         blocks = range(model.config.num_hidden_layers)
         pooled = (layer_sweep.pooled_states(loaded, clips, blocks, batch_size) for clips in (train_clips, val_clips))
         targets = (np.where(clips.is_known, clips.targets, UNKNOWN) for clips in (train_clips, val_clips))
-        fit_head(model, *pooled, *targets, training.loss_of(loaded, train_clips, settings), settings)
+        answers = None
+        if teachers is not None:  # they hear what the pooled states are of: the clips without augmentation
+            answers = teachers.answers(train_clips, batch_size)
+        loss_of = training.loss_of(loaded, train_clips, settings)
+        fit_head(model, *pooled, *targets, loss_of, settings, teachers, answers)
         return
     encoders.configure_for_training(model, train_clips, settings.augment)
     if part == "last":
         freeze_all_but_last(model)
     work_dir.mkdir(exist_ok=True)
     work = runs.Run(output_dir=work_dir, attempts=1)
-    training.train(loaded, train_clips, val_clips, settings, work, resume=True)
+    training.train(loaded, train_clips, val_clips, settings, work, resume=True, teachers=teachers)
     model.requires_grad_(True).to(loaded.device).eval()
 
 
@@ -183,6 +194,8 @@ def fit_head(
     val_targets: np.ndarray,
     loss_of: training.Loss,
     settings: training.TrainingSettings,
+    teachers: distillation.Teachers | None = None,
+    answers: torch.Tensor | None = None,
 ) -> None:
     """Fit the head to pooled states by AdamW, in place; keep the epoch with the best score on `val_pooled`.
 
@@ -199,6 +212,9 @@ def fit_head(
     loss_of : Loss
     settings : TrainingSettings
         Augmentation, warm-up, early stopping and precision are not used.
+    teachers : Teachers, optional
+    answers : Tensor, shape (n_clips, n_classes), optional
+        Their softened probabilities for the training clips.
 
     Raises
     ------
@@ -218,7 +234,13 @@ def fit_head(
         order = torch.as_tensor(rng.permutation(len(train_x)))
         for rows in order.split(settings.per_device_train_batch_size):
             optimizer.zero_grad()
-            loss = loss_of({"logits": head(train_x[rows])}, targets[rows])
+            logits = head(train_x[rows])
+            if teachers is None:
+                loss = loss_of({"logits": logits}, targets[rows])
+            else:
+                n_items = torch.tensor(logits.numel(), device=logits.device)
+                loss = loss_of({"logits": logits}, targets[rows], n_items)
+                loss = teachers.loss(loss, logits, answers[rows], n_items)
             if not torch.isfinite(loss):
                 raise InputError(f"healing: the loss became {loss.item()} in epoch {epoch}; the weights are broken")
             loss.backward()
