@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_data_arguments(parser)
     training_arguments.add_arguments(parser)
-    training_arguments.add_teacher_arguments(parser)
+    training_arguments.add_teacher_arguments(parser, has_blocks=True)
     cli.add_common_arguments(parser, output_dir=None)
     return parser
 

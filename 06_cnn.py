@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cli.add_data_arguments(parser)
     training_arguments.add_arguments(parser)
-    training_arguments.add_teacher_arguments(parser)
+    training_arguments.add_teacher_arguments(parser, has_blocks=False)
     # Random weights need larger and more training steps than a pre-trained encoder.
     parser.set_defaults(learning_rate=1e-3, num_train_epochs=50, early_stopping_patience=10)
     cli.add_common_arguments(parser, output_dir=None)

@@ -256,6 +256,42 @@ def test_healing_learns_from_the_swept_model(part, data_dir, tmp_path):
     assert not swept.model.training
 
 
+def test_each_block_is_compared_with_what_its_next_block_reads():
+    whole, pruned = small_model("wav2vec2", num_hidden_layers=6), small_model("wav2vec2", num_hidden_layers=6)
+    assert distillation.matched_blocks(whole.config, whole.config) == [0, 1, 2, 3, 4, 5]
+    encoders.prune_model(pruned.model, [0, 2, 5])
+    assert distillation.matched_blocks(pruned.config, whole.config) == [1, 4, 5]
+    teacher = small_model("wav2vec2", num_hidden_layers=6)
+    encoders.prune_model(teacher.model, [0, 1, 2, 5])
+    assert distillation.matched_blocks(pruned.config, teacher.config) == [1, 2, 3]
+    assert distillation.matched_blocks(small_model("hubert", num_hidden_layers=2).config, whole.config) == [2, 5]
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast"])
+def test_hidden_states_are_compared_by_a_relative_squared_error(name, data_dir):
+    """A copy of the teacher has none; for a pruned one it is that of transformers' own hidden states."""
+    clips = read_clips(data_dir, "train")
+    teacher = small_model(name)
+    inputs = teacher.prepare([clips.audio(i) for i in range(2)], clips.sample_rate_hz)
+    for keep in ([0, 1, 2], [0, 2]):
+        student = encoders.pruned_copy(teacher, keep)
+        match = distillation.HiddenMatch(student.model, teacher.model)
+        with torch.no_grad():
+            of_student, of_teacher = (
+                x.model(**inputs, output_hidden_states=True).hidden_states for x in (student, teacher)
+            )
+            found = match.distances()
+        if len(keep) == 3:
+            torch.testing.assert_close(found, torch.zeros(2))
+        elif name == "wav2vec2":  # whose last hidden state is that of the last block, before no norm
+            pairs = [(of_student[1], of_teacher[2]), (of_student[2], of_teacher[3])]
+            by_hand = [((a - b) ** 2).mean((1, 2)) / (b**2).mean((1, 2)) for a, b in pairs]
+            torch.testing.assert_close(found, sum(by_hand) / 2)
+            assert (found > 1e-4).all()
+        match.remove()
+        assert student.model.state_dict().keys() == encoders.pruned_copy(teacher, keep).model.state_dict().keys()
+
+
 # -------------------------------------------------------------------------------------------- the stages
 
 
@@ -267,7 +303,13 @@ def test_a_run_says_from_whom_it_learns(data_dir, teacher_dirs, tmp_path, caplog
     record = runs.read_record(tmp_path / "run")
     digests = {entry["name"]: entry["sha256"] for entry in record["inputs"]}
     assert digests.keys() == {"data_dir", "teacher_dir", "teacher_dir_2"} and len(set(digests.values())) == 3
-    assert record["metrics"]["distillation"] == {"n_teachers": 2, "weight": 0.5, "temperature": 4.0, "n_views": None}
+    assert record["metrics"]["distillation"] == {
+        "n_teachers": 2,
+        "weight": 0.5,
+        "temperature": 4.0,
+        "n_views": None,
+        "hidden_weight": 0,
+    }
     assert not [name for name in weights_of(tmp_path / "run") if "teacher" in name]
     assert cnn_stage.main(args) == 0, "complete: nothing to do"
     assert cnn_stage.main(words(data_dir, tmp_path / "run", "--teacher_dir", teacher_dirs[0], epochs=1)) == 4
@@ -321,7 +363,7 @@ def test_two_processes_learn_from_a_teacher_as_one(data_dir, teacher_dirs, tmp_p
     clips = write_processed(tmp_path / "data", recordings_per_class={"train": 8, "val": 3, "test": 3})
     more = ("--base_model", student, "--augment", "none", "--per_device_train_batch_size", 4, "--learning_rate", 1e-3)
     more += ("--mixed_precision", "no", "--device", "cpu", "--data_dir", clips, "--num_train_epochs", 1)
-    more += ("--teacher_dir", teacher_dirs[1])
+    more += ("--teacher_dir", teacher_dirs[0], "--keep_layers", "0,2", "--hidden_weight", 0.5)
     one = [*more, "--output_dir", tmp_path / "one", "--gradient_accumulation_steps", 2]
     assert finetuning.main(list(map(str, one))) == 0
     two = [*more, "--output_dir", tmp_path / "two"]
@@ -329,6 +371,55 @@ def test_two_processes_learn_from_a_teacher_as_one(data_dir, teacher_dirs, tmp_p
     columns = ["epoch", "step", "train_loss", "eval_accuracy", "eval_macro_f1", "learning_rate"]
     curves = [pd.read_csv(tmp_path / name / "metrics.csv")[columns] for name in ("one", "two")]
     pd.testing.assert_frame_equal(*curves, rtol=1e-4)
+
+
+def test_hidden_states_of_the_student_come_nearer_and_a_stop_changes_nothing(
+    teacher_dirs, data_dir, tmp_path, monkeypatch
+):
+    more = (
+        "--teacher_dir",
+        teacher_dirs[0],
+        "--base_model",
+        teacher_dirs[0],
+        "--keep_layers",
+        "0,2",
+        "--augment",
+        "roll",
+    )
+    more += ("--data_dir", data_dir, "--num_train_epochs", 2, "--learning_rate", 1e-3, "--mixed_precision", "no")
+    near = ("--hidden_weight", 10, "--gradient_checkpointing")
+    runs_of = {
+        name: [*map(str, (*more, *weight, "--device", "cpu", "--output_dir", tmp_path / name))]
+        for name, weight in {"far": (), "near": near, "stopped": near}.items()
+    }
+    for name in ("far", "near"):
+        assert finetuning.main(runs_of[name]) == 0
+    assert not [name for name in weights_of(tmp_path / "near") if "projections" in name], "they are thrown away"
+    clips, teacher, distances = read_clips(data_dir, "val"), encoders.load_model(teacher_dirs[0], "cpu"), {}
+    inputs = teacher.prepare([clips.audio(i) for i in range(len(clips))], clips.sample_rate_hz)
+    for name in ("far", "near"):
+        student = encoders.load_model(tmp_path / name, "cpu")
+        match = distillation.HiddenMatch(student.model, teacher.model)
+        with torch.no_grad():
+            student.model(**inputs), teacher.model(**inputs)
+            distances[name] = float(match.distances().mean())
+        match.remove()
+    assert distances["near"] < 0.9 * distances["far"], distances
+
+    n_steps, real = 0, training.ClassifierTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 3:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.ClassifierTrainer, "compute_loss", compute_loss)
+        assert finetuning.main(runs_of["stopped"]) == 75
+    assert finetuning.main(runs_of["stopped"]) == 0
+    assert_same_weights(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "near"))
 
 
 def test_kept_answers_are_those_of_the_teachers_and_later_epochs_do_not_ask(data_dir, tmp_path, monkeypatch):
@@ -383,6 +474,25 @@ def test_bad_input_is_refused_with_the_fix(data_dir, teacher_dirs, tmp_path, cap
     refused(3, "sample rates differ: the model expects 16000 Hz", "--teacher_dir", teacher_dirs[0], clips=low)
     several = save(small_model("wav2vec2", problem_type=MULTI_LABEL), tmp_path / "several")
     refused(3, "give --problem_type multi_label, or another teacher", "--teacher_dir", several)
+
+
+def test_hidden_states_that_cannot_be_compared_are_refused(data_dir, teacher_dirs, tmp_path, caplog):
+    def refused(code, text, *more, base_model="tiny"):
+        caplog.clear()
+        args = ("--data_dir", data_dir, "--output_dir", tmp_path / "out", "--device", "cpu", "--hidden_weight", 1)
+        assert finetuning.main([*map(str, (*args, "--base_model", base_model, *more))]) == code
+        assert text in caplog.text and "Traceback" not in caplog.text and not (tmp_path / "out" / "model").exists()
+
+    refused(2, "--hidden_weight sets how the student learns from a teacher")
+    refused(2, "give one --teacher_dir", "--teacher_dir", *teacher_dirs)
+    refused(2, "leave one out", "--teacher_dir", teacher_dirs[0], "--teacher_views", 2)
+    refused(3, "--hidden_weight compares frame by frame: the student has", "--teacher_dir", teacher_dirs[1])
+    none = ("--keep_layers", "none")
+    refused(
+        3, "the student has no transformer blocks", "--teacher_dir", teacher_dirs[0], *none, base_model=teacher_dirs[0]
+    )
+    network = save(cnn.build_cnn("melspectrogram", LABELS, 16_000, 0.5, 0.125), tmp_path / "network")
+    refused(3, "the teacher has no transformer blocks", "--teacher_dir", network)
 
 
 def test_what_a_teacher_heard_is_what_its_student_knows(tmp_path, caplog):

@@ -21,13 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import Sampler
-from transformers import SequenceFeatureExtractor
+from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
 
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.data.clips import Clips
 from utils.models import encoders, predict, training_history
+from utils.models.architectures import blocks_of, has_blocks
 from utils.models.loaded_model import LoadedModel
 from utils.models.training_arguments import DISTILLATION_WEIGHT, TEMPERATURE
 
@@ -72,6 +74,69 @@ class Views:
         self.kept[view, index] = answers.cpu().numpy()
 
 
+class HiddenMatch:
+    """The distance between the hidden states of a student and its teacher, block by block, in the last batch of both.
+
+    A linear projection for each block of the student is fitted along. It is a part of the student, so that optimizer,
+    checkpoints and DistributedDataParallel include it, until `remove`. It begins as the identity where the sizes agree.
+
+    Parameters
+    ----------
+    student, teacher : PreTrainedModel
+        With transformer blocks; both have the same number of frames.
+    """
+
+    NAME = "teacher_projections"
+
+    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel):
+        self.student, self.found, self.handles = student, {}, []
+        size, size_of_teacher = student.config.hidden_size, teacher.config.hidden_size
+        blocks, blocks_of_teacher = blocks_of(student), blocks_of(teacher)
+        self.pairs = list(enumerate(matched_blocks(student.config, teacher.config)))
+        for own, other in self.pairs:
+            self._watch(blocks[own], ("student", own))
+            self._watch(blocks_of_teacher[other], ("teacher", other))
+        projections = nn.ModuleList(nn.Linear(size, size_of_teacher) for _ in self.pairs)
+        if size == size_of_teacher:
+            for projection in projections:
+                nn.init.eye_(projection.weight)
+                nn.init.zeros_(projection.bias)
+        student.add_module(self.NAME, projections.to(student.device))
+
+    def _watch(self, block: nn.Module, key: tuple[str, int]) -> None:
+        def keep(module, args, output):
+            self.found[key] = output[0] if isinstance(output, tuple) else output
+
+        self.handles.append(block.register_forward_hook(keep))
+
+    def distances(self) -> torch.Tensor:
+        """Return, for each clip, the mean over the blocks of the squared error, as a share of the teacher's square."""
+        shares = []
+        for projection, (own, other) in zip(getattr(self.student, self.NAME), self.pairs, strict=True):
+            wanted = self.found["teacher", other].float()
+            error = projection(self.found["student", own].float()) - wanted
+            shares.append(error.square().mean(dim=(1, 2)) / wanted.square().mean(dim=(1, 2)))
+        return torch.stack(shares).mean(dim=0)
+
+    def remove(self) -> None:
+        """Take the projections out of the student, and watch no block any more."""
+        for handle in self.handles:
+            handle.remove()
+        delattr(self.student, self.NAME)
+
+
+def matched_blocks(student: PreTrainedConfig, teacher: PreTrainedConfig) -> list[int]:
+    """Return, for each block of a student, the block of its teacher whose output it should give.
+
+    For a pruned copy of the teacher this is the block before its next kept block, and the last one at its end: its next
+    block then reads what it read in the teacher. For another student, the blocks are spread evenly.
+    """
+    own, whole = encoders.kept_layers(student), encoders.kept_layers(teacher)
+    if student.model_type == teacher.model_type and {*own} <= {*whole}:
+        return [whole.index(layer) - 1 for layer in own[1:]] + [len(whole) - 1]
+    return [round((block + 1) * len(whole) / len(own)) - 1 for block in range(len(own))]
+
+
 class RepeatingSampler(Sampler[int]):
     """The order of the clips in an epoch, which depends on the seed and the view only."""
 
@@ -108,6 +173,10 @@ class Teachers:
         Epochs after which batches and augmentation repeat. Default: they never repeat.
     views : Views, optional
         The answers that are kept, if batches repeat.
+    hidden_weight : float
+        Weight of the distance between hidden states; 0 compares none.
+    match : HiddenMatch, optional
+        That distance, if it has a weight.
     """
 
     models: Sequence[LoadedModel]
@@ -116,11 +185,15 @@ class Teachers:
     bf16: bool = False
     n_views: int | None = None
     views: Views | None = None
+    hidden_weight: float = 0.0
+    match: HiddenMatch | None = None
 
-    def ready(self, device: str, bf16: bool, n_clips: int) -> Teachers:
-        """Move the networks, in place, to a device, set evaluation mode, and make room for what is kept."""
+    def ready(self, student: PreTrainedModel, device: str, bf16: bool, n_clips: int) -> Teachers:
+        """Move the networks, in place, to a device, set evaluation mode, and prepare what is kept and compared."""
         views = None if self.n_views is None else Views(self.n_views, n_clips, len(self.models[0].labels))
-        return replace(self, models=[loaded.ready(device) for loaded in self.models], bf16=bf16, views=views)
+        models = [loaded.ready(device) for loaded in self.models]
+        match = HiddenMatch(student, models[0].model) if self.hidden_weight else None
+        return replace(self, models=models, bf16=bf16, views=views, match=match)
 
     @property
     def is_multi_label(self) -> bool:
@@ -201,9 +274,10 @@ class Teachers:
     def loss(
         self, task_loss: torch.Tensor, logits: torch.Tensor, probabilities: torch.Tensor, n_items: torch.Tensor
     ) -> torch.Tensor:
-        """Return the weighted sum of the loss on the labels and the mean of `divergence`.
+        """Return the weighted sum of the loss on the labels and the mean of `divergence`, plus that of hidden states.
 
-        The mean is over clips; with several labels a clip, over clips and labels.
+        The mean is over clips; with several labels a clip, over clips and labels. Hidden states are those of the last
+        batch of student and teacher.
 
         Parameters
         ----------
@@ -216,7 +290,10 @@ class Teachers:
         """
         per_clip = 1 if self.is_multi_label else logits.shape[1]
         mean = self.divergence(logits, probabilities).sum() * per_clip / n_items
-        return (1 - self.weight) * task_loss + self.weight * mean
+        total = (1 - self.weight) * task_loss + self.weight * mean
+        if self.match is not None:
+            total = total + self.hidden_weight * self.match.distances().sum() * logits.shape[1] / n_items
+        return total
 
 
 def _hearing(loaded: LoadedModel) -> tuple[str, str]:
@@ -265,6 +342,11 @@ def load_teachers(
     weight = DISTILLATION_WEIGHT if args.distillation_weight is None else args.distillation_weight
     temperature = TEMPERATURE if args.temperature is None else args.temperature
     teachers = Teachers(models, weight, temperature, n_views=args.teacher_views)
+    if getattr(args, "hidden_weight", None) is not None:
+        _check_hidden(student, models[0], train_clips)
+        teachers = replace(teachers, hidden_weight=args.hidden_weight)
+        blocks = matched_blocks(student.config, models[0].config)
+        log.info("hidden states: the student's blocks are compared with the teacher's blocks %s", blocks)
     log.info(
         "learning from %s%s: %g of the loss is the divergence from softened probabilities (temperature %g), %g the "
         "loss on the labels; train loss is the sum, val loss that on the labels",
@@ -272,6 +354,25 @@ def load_teachers(
         *(weight, teachers.temperature, 1 - weight),
     )
     return teachers
+
+
+def _check_hidden(student: LoadedModel, teacher: LoadedModel, clips: Clips) -> None:
+    """Check that both models have blocks, with the same number of frames for a clip."""
+    n_frames = []
+    for who, loaded in (("student", student), ("teacher", teacher)):
+        if not has_blocks(loaded.config) or not loaded.config.num_hidden_layers:
+            raise InputError(
+                f"--hidden_weight: the {who} has no transformer blocks, so there are no hidden states to compare; "
+                "leave it out"
+            )
+        with torch.no_grad():
+            inputs = loaded.prepare([clips.audio(0)], clips.sample_rate_hz)
+            n_frames.append(encoders.front_end_forward(loaded.model.eval(), inputs).shape[1])
+    if n_frames[0] != n_frames[1]:
+        raise InputError(
+            f"--hidden_weight compares frame by frame: the student has {n_frames[0]} frames for a clip and the teacher "
+            f"{n_frames[1]}; leave it out, or take a teacher with the same front end (and the same --encoder_window)"
+        )
 
 
 def _load_teacher(folder: Path, student: LoadedModel, train_clips: Clips) -> LoadedModel:

@@ -224,8 +224,9 @@ def train(
     several = loaded.is_multi_label
     arguments = _trainer_arguments(settings, checkpoints, loaded.device, several)
     if teachers is not None:
-        teachers = teachers.ready(str(arguments.device), arguments.bf16, len(train_clips))
+        teachers = teachers.ready(model, str(arguments.device), arguments.bf16, len(train_clips))
         how = {"weight": teachers.weight, "temperature": teachers.temperature, "n_views": teachers.n_views}
+        how["hidden_weight"] = teachers.hidden_weight
         run.metrics["distillation"] = {"n_teachers": len(teachers.models), **how}
     collator = Collator(
         *(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed, several),
@@ -250,6 +251,8 @@ def train(
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(run.output_dir / TENSORBOARD_NAME))))
 
     _train_from(last, trainer, settings.early_stopping_patience)
+    if teachers is not None and teachers.match is not None:
+        teachers.match.remove()
     trainer.accelerator.wait_for_everyone()
     _leave_results(trainer, loaded, run, val_clips)
     trainer.accelerator.wait_for_everyone()

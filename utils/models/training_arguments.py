@@ -82,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of knowledge distillation, which stages 02 and 06 share; None stands for their defaults."""
+def add_teacher_arguments(parser: argparse.ArgumentParser, has_blocks: bool) -> None:
+    """Add the flags of knowledge distillation; None stands for their defaults. A student without blocks has fewer."""
     add = parser.add_argument
     add(
         "--teacher_dir",
@@ -117,6 +117,16 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
         "answers; later epochs need no teacher (default: new batches in each epoch)",
     )
 
+    if has_blocks:
+        add(
+            "--hidden_weight",
+            type=cli.positive_float,
+            default=None,
+            metavar="B",
+            help="of --teacher_dir: also add B times the relative squared error between the hidden states of student "
+            "and teacher, block by block, through linear projections that are fitted and thrown away (default: 0)",
+        )
+
 
 def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
     """Check the flags of `add_teacher_arguments`, and describe each teacher as an input of the stage.
@@ -129,10 +139,18 @@ def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
         If a teacher's folder is missing or has a fault.
     """
     if not args.teacher_dir:
-        for name in ("distillation_weight", "temperature", "teacher_views"):
-            if getattr(args, name) is not None:
+        for name in ("distillation_weight", "temperature", "teacher_views", "hidden_weight"):
+            if getattr(args, name, None) is not None:
                 raise UsageError(f"--{name} sets how the student learns from a teacher: give its folder, --teacher_dir")
         return {}
+    if getattr(args, "hidden_weight", None) is not None:
+        if len(args.teacher_dir) > 1:
+            raise UsageError("--hidden_weight compares the hidden states of one teacher: give one --teacher_dir")
+        if args.teacher_views is not None:
+            raise UsageError(
+                "--hidden_weight needs the teacher in each epoch, and --teacher_views keeps only its probabilities: "
+                "leave one out"
+            )
     inputs = {}
     for number, folder in enumerate(args.teacher_dir, start=1):
         if not folder.is_dir():
