@@ -1,5 +1,6 @@
 """Tables of labels with times: what each format's reader takes from them, and what its writer gives."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,25 @@ def test_a_folder_without_tables_and_a_missing_table_are_errors(tmp_path):
         read_all(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         read_all(tmp_path / "none.csv")
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_a_subfolder_a_problem(tmp_path, monkeypatch):
+    table(tmp_path / "tables" / "a.csv", "file,start,end,label\na.wav,0,1,rook\n")
+    table(tmp_path / "tables" / "locked" / "b.csv", "file,start,end,label\nb.wav,0,1,rook\n")
+    scandir, locked = os.scandir, {"locked"}
+
+    def refuse(path):
+        if Path(path).name in locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = read_all(tmp_path / "tables")
+    assert found.files == ["a.wav"]
+    assert found.problems == ["locked: the folder cannot be read: Permission denied"]
+    locked.add("tables")
+    with pytest.raises(InputError, match=r"tables cannot be read \(Permission denied\); change its permissions"):
+        read_all(tmp_path / "tables")
 
 
 def test_a_label_in_two_tables_of_a_folder_counts_once(tmp_path):

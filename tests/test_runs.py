@@ -706,6 +706,10 @@ def test_what_open_run_would_make_of_a_folder(tmp_path):
         record = {"stage": "07_manual_pruning", "asked": {"n_layers": before}, "inputs": []}
         asked = argparse.Namespace(output_dir=out, n_layers=now)
         assert runs.difference(record, "07_manual_pruning", asked, {}) == expected
+    record = {"stage": "03_model_validation", "asked": {}, "inputs": []}
+    parts = {"model_dir (its x)": runs.Input("m", "0")}
+    said = runs.difference(record, "03_model_validation", argparse.Namespace(output_dir=out), parts)
+    assert said == "it was made without the x of --model_dir"
     record = record_of(out)
     for broken in ({**record, "status": "failed"}, {**record, "outputs": [{"path": "result.txt"}]}):
         (out / "run.json").write_text(json.dumps(broken))

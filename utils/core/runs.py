@@ -690,10 +690,16 @@ def _difference(record: dict, stage: str, asked: dict, inputs: dict[str, Input])
     made_from = {i["name"]: i["sha256"] for i in record["inputs"]}
     for name in sorted(set(inputs) | set(made_from)):
         if name not in inputs or name not in made_from:
-            return f"it was made {'with' if name in made_from else 'without'} --{name}"
+            return f"it was made {'with' if name in made_from else 'without'} {_in_words(name)}"
         if inputs[name].sha256 != made_from[name]:
-            return f"the content of --{name} ({inputs[name].path}) has changed since"
+            return f"the content of {_in_words(name)} ({inputs[name].path}) has changed since"
     return None
+
+
+def _in_words(name: str) -> str:
+    """Return the flag of an input; of ``model_dir (its thresholds)``: ``the thresholds of --model_dir``."""
+    flag, _, part = name.removesuffix(")").partition(" (its ")
+    return f"the {part} of --{flag}" if part else f"--{flag}"
 
 
 def _as_given(value: object) -> str | None:

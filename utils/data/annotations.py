@@ -20,6 +20,7 @@ without a length is a point: it belongs to the window into which it falls, on a 
 """
 
 import logging
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -96,15 +97,14 @@ def read_all(path: Path, label_column: str | None = None) -> Table:
     Raises
     ------
     InputError
-        If `path` is missing, or no table is found.
+        If `path` is missing or cannot be read, or no table is found.
     """
     path = Path(path)
     if not path.is_dir():
         return read(path, label_column)
-    tables, problems = [], []
-    for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()):
-        if file.name.startswith(".") or file.name.endswith(NO_TABLES):
-            continue
+    tables = []
+    files, problems = _files_of(path)
+    for file in files:
         try:
             tables.append(read(file, label_column, path))
         except InputError as error:
@@ -122,3 +122,18 @@ def read_all(path: Path, label_column: str | None = None) -> Table:
             whole.heard[file] = sorted({stretch for own in heard for stretch in own})
     whole.problems += [problem for table in tables for problem in table.problems]
     return whole
+
+
+def _files_of(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the files that may be tables, and the subfolders that cannot be read, with the reason."""
+    problems = []
+
+    def note(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise InputError(f"{folder} cannot be read ({error.strerror}); change its permissions") from error
+        where = Path(error.filename).relative_to(folder).as_posix()
+        problems.append(f"{where}: the folder cannot be read: {error.strerror}")
+
+    found = [Path(where) / name for where, _, names in os.walk(folder, onerror=note) for name in names]
+    files = [f for f in found if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()]
+    return sorted(file for file in files if not file.name.endswith(NO_TABLES)), problems
