@@ -3,6 +3,7 @@
     python 05_pruning.py --model_dir runs/wav2vec2 --data_dir processed_data
     python 05_pruning.py --model_dir runs/wav2vec2 --analysis_dir analysis_results/wav2vec2-train   # measured in 04
     python 05_pruning.py --model_dir runs/wav2vec2 --strategies exhaustive --sizes 6-8
+    python 05_pruning.py --model_dir runs/wav2vec2 --repair linear                         # the kept blocks adapt
     python 05_pruning.py --model_dir runs/tiny --heal 5                                 # in a minute on a CPU
 
 Every strategy proposes subsets of the blocks. All are scored on --search_split, and every choice is made there. Then
@@ -18,6 +19,10 @@ greedy, beam, exhaustive: searches for the best accuracy
 
 Of a model with several labels a clip, accuracy is BirdSet's top-1 accuracy, without the clips of silence: is the label
 with the highest output one of the clip's? It counts no false alarms: compare the pruned model by 03, too.
+
+--repair linear adapts the kept blocks of every subset, so that each gives what the next kept block read in the whole
+model. It is a regression on some clips of train, in closed form: it needs no labels and no training, and adds no
+parameter. The table then also has the score of each subset without repair.
 
 Block 0 stays unless --remove_first_block is given. Subsets with the same first blocks share their computation: all
 2,048 subsets of 12 blocks need one pass of the front end and 2,048 block passes per clip. After a stop at any moment
@@ -53,7 +58,7 @@ with lazy.imported_on_first_use():
 
     from utils.data import clips
     from utils.models import encoder_parts, encoders, start_line, training_history
-    from utils.pruning import drawing, healing, layer_evidence, layer_selection, pruning_table, subset_scores
+    from utils.pruning import drawing, healing, layer_evidence, layer_selection, pruning_table, repair, subset_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -120,6 +125,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--remove_first_block", action="store_true", help="remove block 0 too, if the architecture permits it")
     add("--margin", type=cli.fraction, default=0.02, help="accuracy that may be lost, as a share of all clips")
+    add(
+        "--repair",
+        choices=pruning_plan.REPAIRS,
+        default=pruning_plan.NO_REPAIR,
+        help="linear fits the last linear layer of the kept blocks of each subset to the states of the whole model",
+    )
+    add(
+        "--repair_clips",
+        type=cli.positive_int,
+        default=pruning_plan.REPAIR_CLIPS,
+        help="clips of train on which the repair is fitted",
+    )
     add("--heal", type=cli.non_negative_int, default=0, help="epochs of fine-tuning for the chosen subset")
     add(
         "--heal_part",
@@ -191,6 +208,8 @@ class Sweep(NamedTuple):
         The measurements of stage 04.
     heal_keep : tuple of int or None
         The subset of --heal_keep.
+    repairer : Repairer or None
+        Repairs every subset before it is scored or healed.
     """
 
     args: argparse.Namespace
@@ -202,6 +221,7 @@ class Sweep(NamedTuple):
     plan: pruning_plan.Plan
     evidence: Evidence
     heal_keep: Keep | None
+    repairer: repair.Repairer | None
 
 
 def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run) -> Sweep:
@@ -232,7 +252,12 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
         *(args.iterative, args.remove_first_block, args.seed),
     )
     heal_keep = parse_heal_keep(args, loaded.config)
-    return Sweep(args, inputs, loaded, train_clips, search_clips, report_clips, plan, evidence, heal_keep)
+    repairer = None
+    if args.repair == pruning_plan.LINEAR:
+        repairer = repair.Repairer(
+            loaded, repair.draw_clips(train_clips, args.repair_clips, args.seed), args.batch_size
+        )
+    return Sweep(args, inputs, loaded, train_clips, search_clips, report_clips, plan, evidence, heal_keep, repairer)
 
 
 def sweep(asked: Sweep, this_run: runs.Run) -> None:
@@ -260,11 +285,15 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
             *(args.batch_size, scratch, key),
         )
 
-    on_search, on_report = (
-        subset_scores.SubsetScores(loaded, split_clips, split, args.batch_size, scratch, key)
-        for split, split_clips in ((args.search_split, asked.search_clips), (args.report_split, asked.report_clips))
+    def scores(split_clips: clips.Clips, split: str, repairer: repair.Repairer | None) -> subset_scores.SubsetScores:
+        return subset_scores.SubsetScores(loaded, split_clips, split, args.batch_size, scratch, key, repairer)
+
+    on_search = scores(asked.search_clips, args.search_split, asked.repairer)
+    on_report = scores(asked.report_clips, args.report_split, asked.repairer)
+    unrepaired = scores(asked.report_clips, args.report_split, None) if asked.repairer else None
+    table = pruning_table.PruningTable(
+        args.output_dir / pruning_table.CSV_NAME, loaded, on_search, on_report, unrepaired
     )
-    table = pruning_table.PruningTable(args.output_dir / pruning_table.CSV_NAME, loaded, on_search, on_report)
 
     # One walk scores the candidates of the rules, and all subsets if the search is exhaustive.
     with this_run.timed("rules"):
@@ -292,6 +321,8 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         table.measure_costs(asked.search_clips, scratch / "costs.json")
     with this_run.timed("report"):
         on_report.run(finalists)
+        if unrepaired:
+            unrepaired.run(finalists)
         table.write()
     this_run.metrics = write_choices(asked, choices, on_search, on_report)
     this_run.metrics |= looks.count_looks(args.output_dir, asked.inputs["data_dir"], args.report_split)
@@ -327,6 +358,7 @@ def write_choices(
         "report_split": args.report_split,
         "n_of_splits": {scores.split: [scores.n_clips, scores.n_groups] for scores in (on_search, on_report)},
         "margin": args.margin,
+        "repair": asked.repairer.settings if asked.repairer else None,
     }
     written = best.write_best(args.output_dir, swept, choices.scored(on_search, on_report))
     recorded = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
@@ -344,7 +376,7 @@ def heal(
     loaded.config.layers_chosen_on = training_history.chosen_on(args.search_split, data)
     healing.heal_subset(
         *(loaded, keep, healed_dir, args.heal_part, asked.train_clips, asked.search_clips),
-        *(healing.settings_for(args.heal, args.seed), work_dir, args.batch_size, args.heal_teacher),
+        *(healing.settings_for(args.heal, args.seed), work_dir, args.batch_size, args.heal_teacher, asked.repairer),
     )
     row = {"part": args.heal_part, "epochs": args.heal, "kept_layers": cli.format_layer_list(keep)}
     row |= {"teacher": str(args.model_dir)} if args.heal_teacher else {}

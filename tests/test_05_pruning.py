@@ -33,6 +33,7 @@ from utils.pruning import (
     pruning_plan,
     pruning_table,
     recommendation,
+    repair,
     subset_scores,
 )
 from utils.pruning.layer_selection import Candidate
@@ -555,6 +556,51 @@ def healed(data_dir, run_dir, tmp_path_factory):
     words = ("--strategies", "backward", "--heal", 8, "--heal_keep", "0,3")
     assert main(run_dir, data_dir, output_dir, *words) == 0
     return output_dir
+
+
+@pytest.fixture(scope="module")
+def repaired(tmp_path_factory, data_dir, run_dir):
+    """Return the folder of a sweep in which every subset is repaired."""
+    output_dir = tmp_path_factory.mktemp("results") / "birds-repaired"
+    words = ("--strategies", "backward", "exhaustive", "--repair", "linear", "--repair_clips", 9, "--heal", 1)
+    assert main(run_dir, data_dir, output_dir, *words, "--heal_keep", "0,3") == 0
+    return output_dir
+
+
+def test_a_repaired_sweep_scores_what_the_repaired_models_score_alone(repaired, run_dir, data_dir):
+    loaded = encoders.load_model(run_dir, "cpu")
+    train, test = (clips.read_clips(data_dir, split) for split in ("train", "test"))
+    repairer = repair.Repairer(loaded, repair.draw_clips(train, 9, seed=42), 4)
+    table = table_of(repaired)
+    assert set(table["repair"]) == {"linear"}
+    reported = table.dropna(subset="report_accuracy")
+    assert len(reported) >= 4
+    for row in reported.itertuples():
+        keep = tuple(parse_layer_list(row.kept_layers, 4))
+        for model, accuracy in (
+            (repair.repaired_copy(loaded, keep, repairer), row.report_accuracy),
+            (encoders.pruned_copy(loaded, keep), row.unrepaired_accuracy),
+        ):
+            predicted = predict.predict(model, test, 4).argmax(axis=1)
+            assert accuracy == pytest.approx((predicted == test.table["label_id"]).mean())
+        assert row.repair_difference == pytest.approx(row.report_accuracy - row.unrepaired_accuracy, abs=1e-5)
+    assert best_of(repaired)["repair"] == {"method": "linear", "n_clips": 9, "ridge": repair.RIDGE}
+
+
+def test_healing_starts_from_the_repaired_subset(repaired):
+    row = pd.read_csv(repaired / "healing.csv").iloc[0]
+    table = table_of(repaired)
+    before = table.loc[table["kept_layers"] == "0,3", "report_accuracy"].iloc[0]
+    assert row["report_accuracy_before"] == pytest.approx(before)
+    config = json.loads((repaired / "healed" / "model" / "config.json").read_text())
+    assert config["repair"]["method"] == "linear"
+
+
+def test_a_sweep_without_repair_says_so(result):
+    table = table_of(result)
+    assert set(table["repair"]) == {"none"}
+    assert table["unrepaired_accuracy"].isna().all()
+    assert best_of(result)["repair"] is None
 
 
 def test_healing_says_what_was_before_and_after(data_dir, run_dir, healed):

@@ -47,7 +47,7 @@ class State:
 
 @dataclass(frozen=True)
 class OpenBlock:
-    """A block that has run, as the two parts that its last linear layer joins.
+    """A block that has run, with the parts that its last linear layer joins.
 
     Attributes
     ----------
@@ -55,16 +55,21 @@ class OpenBlock:
         The output of the block.
     features : Tensor
         The input of that linear layer: the activations of the feed-forward network, shape (batch, frames, n_units).
-    residual : Tensor
-        The states to which the output of that layer is added, shape (batch, frames, hidden_size).
-    norm : Module or None
-        The norm that follows the sum.
+    total : Tensor
+        The states plus the output of that layer, before a norm, shape (batch, frames, hidden_size).
+    added : Tensor
+        The output of that layer, of the same shape.
     """
 
     after: State
     features: torch.Tensor
-    residual: torch.Tensor
-    norm: torch.nn.Module | None
+    total: torch.Tensor
+    added: torch.Tensor
+
+    def closed(self, weight: torch.Tensor, bias: torch.Tensor, norm: torch.nn.Module | None) -> State:
+        """Return the output that the block has with another last linear layer, and another norm after it."""
+        total = self.total - self.added + torch.nn.functional.linear(self.features, weight, bias)
+        return self.after.with_hidden_states(total if norm is None else norm(total))
 
 
 class EncoderParts:
@@ -126,11 +131,22 @@ class EncoderParts:
         hidden_states, position_bias = output
         return State(hidden_states, state.args, {**state.kwargs, "position_bias": position_bias})
 
+    def last_linear(self, layer: int) -> torch.nn.Linear:
+        """Return the last linear layer of a block, whose output is added to the hidden states."""
+        return self._blocks[layer].get_submodule(self._architecture.feed_forward[1])
+
+    def output_norm(self, layer: int) -> torch.nn.Module | None:
+        """Return the norm at the end of a block, or None."""
+        return output_norm_of(self._blocks[layer], self.model.config)
+
     def open_block(self, layer: int, state: State) -> OpenBlock:
         """Run one block; also return the parts that its last linear layer joins."""
-        block, seen = self._blocks[layer], {}
-        last, norm = block.get_submodule(self._architecture.feed_forward[1]), output_norm_of(block, self.model.config)
-        hooks = [last.register_forward_hook(lambda _, args, output: seen.update(features=args[0], added=output))]
+        norm, seen = self.output_norm(layer), {}
+        hooks = [
+            self.last_linear(layer).register_forward_hook(
+                lambda _, args, output: seen.update(features=args[0], added=output)
+            )
+        ]
         if norm is not None:
             hooks.append(norm.register_forward_pre_hook(lambda _, args: seen.update(total=args[0])))
         try:
@@ -138,7 +154,7 @@ class EncoderParts:
         finally:
             for hook in hooks:
                 hook.remove()
-        return OpenBlock(after, seen["features"], seen.get("total", after.hidden_states) - seen["added"], norm)
+        return OpenBlock(after, seen["features"], seen.get("total", after.hidden_states), seen["added"])
 
     def hidden_layers(self, inputs: dict[str, torch.Tensor]) -> Iterator[State]:
         """Run all blocks; yield the input of block 0, then the output of each block (before any final norm)."""

@@ -20,6 +20,7 @@ from utils.models.encoder_parts import EncoderParts
 from utils.models.loaded_model import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
+from utils.pruning.repair import Repairer, repaired_copy
 from utils.pruning.subset_scores import SubsetScores
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def heal_subset(
     work_dir: Path,
     batch_size: int,
     teaches: bool = False,
+    repairer: Repairer | None = None,
 ) -> None:
     """Prune a copy of a model, fine-tune it and save it, unless an earlier call has done so.
 
@@ -65,13 +67,15 @@ def heal_subset(
         As for `heal`.
     teaches : bool
         Whether the copy learns from the whole model too.
+    repairer : Repairer, optional
+        Repairs the pruned copy before it is trained.
     """
     if folder.is_dir():
         log.info("%s exists already", folder)
         return
     shutil.rmtree(folder.parent, ignore_errors=True)  # a killed run may have left a part of it
     folder.parent.mkdir()
-    pruned = encoders.pruned_copy(loaded, keep)
+    pruned = repaired_copy(loaded, keep, repairer)
     teachers = distillation.Teachers([loaded]) if teaches else None
     heal(pruned, part, train_clips, val_clips, settings, work_dir, batch_size, teachers)
     encoders.save_model(pruned, folder)

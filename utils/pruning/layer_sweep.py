@@ -23,6 +23,7 @@ from utils.models import memory, onednn, predict
 from utils.models.encoder_parts import EncoderParts, State
 from utils.models.encoders import check_keep
 from utils.models.loaded_model import LoadedModel
+from utils.pruning.repair import Repairs, closed
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def predict_subsets(
     keeps: Sequence[Sequence[int]],
     batch_size: int,
     among: tuple[int, int] | None = None,
+    repairs: Repairs | None = None,
 ) -> np.ndarray:
     """Return the classes that every pruned version of a model predicts.
 
@@ -67,7 +69,7 @@ def predict_subsets(
 
     Parameters
     ----------
-    loaded, clips, keeps, batch_size, among
+    loaded, clips, keeps, batch_size, among, repairs
         As for `logits_by_batch`.
 
     Returns
@@ -82,7 +84,7 @@ def predict_subsets(
     dtype = np.promote_types(np.int16, np.min_scalar_type(-loaded.config.num_labels))
     predicted_ids = np.empty((len(keeps), len(clips)), dtype)
     start = 0
-    for logits in logits_by_batch(loaded, clips, keeps, batch_size, among):
+    for logits in logits_by_batch(loaded, clips, keeps, batch_size, among, repairs):
         if clips.is_annotated:
             logits = np.where(clips.is_known[start : start + logits.shape[1]], logits, -np.inf)
         predicted_ids[:, start : start + logits.shape[1]] = logits.argmax(axis=2)
@@ -96,6 +98,7 @@ def logits_by_batch(
     keeps: Sequence[Sequence[int]],
     batch_size: int,
     among: tuple[int, int] | None = None,
+    repairs: Repairs | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield, batch by batch, the logits of every pruned version of a model, the same as without sharing.
 
@@ -114,6 +117,8 @@ def logits_by_batch(
         Most clips per batch.
     among : tuple of int, optional
         As for `predict.input_batches`.
+    repairs : dict, optional
+        Layers of `repair.Repairer.fit` for these lists. Default: every block stays as it is.
 
     Yields
     ------
@@ -138,7 +143,7 @@ def logits_by_batch(
     start = 0
     for inputs in predict.input_batches(loaded, clips, batch_size, desc="sweeping", among=among):
         logits = memory.advised(
-            partial(_logits, parts, inputs, ordered, device), need, partial(memory.used_bytes, device)
+            partial(_logits, parts, inputs, ordered, device, repairs), need, partial(memory.used_bytes, device)
         )
         _check_finite(logits, ordered, clips, start, "logits")
         yield logits[rows]
@@ -196,8 +201,15 @@ def _checked(model: PreTrainedModel, keeps: Sequence[Sequence[int]]) -> list[Kee
     return ordered
 
 
-def _logits(parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], device: str) -> np.ndarray:
-    leaves = runs.progress(_walk(parts, inputs, ordered), len(ordered), "this batch", "subsets")
+def _logits(
+    parts: EncoderParts,
+    inputs: dict[str, torch.Tensor],
+    ordered: list[Keep],
+    device: str,
+    repairs: Repairs | None,
+) -> np.ndarray:
+    walk = _walk(parts, inputs, ordered) if repairs is None else _repaired_walk(parts, inputs, ordered, repairs)
+    leaves = runs.progress(walk, len(ordered), "this batch", "subsets")
     with torch.inference_mode(), _computing(parts.model, device):
         # One copy to the host for all leaves: a copy per leaf would leave a GPU idle.
         return torch.stack([parts.logits(path, keep).float() for keep, path in leaves]).cpu().numpy()
@@ -213,6 +225,23 @@ def _walk(
         del path[shared + 1 :]
         for layer in keep[shared:]:
             path.append(parts.block(layer, path[-1]))
+        yield keep, path
+        previous = keep
+
+
+def _repaired_walk(
+    parts: EncoderParts, inputs: dict[str, torch.Tensor], ordered: list[Keep], repairs: Repairs
+) -> Iterator[tuple[Keep, list[State]]]:
+    """Do the same with repaired blocks: the output of a block depends on the block that reads it."""
+    path, opened, previous = [parts.front_end(inputs)], [], ()
+    for keep in ordered:
+        shared = _shared(previous, keep)
+        del opened[shared:], path[max(shared, 1) :]
+        for n, reader in enumerate((*keep, parts.n_layers)[shared:], start=shared):
+            if n:
+                path.append(closed(opened[n - 1], repairs.get((keep[:n], reader))))
+            if n < len(keep):
+                opened.append(parts.open_block(reader, path[n]))
         yield keep, path
         previous = keep
 

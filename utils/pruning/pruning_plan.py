@@ -27,6 +27,9 @@ STRATEGIES = (*layer_selection.RULES, *layer_selection.SEARCHES)
 MOST_SUBSETS = 4096
 # The parts that healing can train: the head, the head and the last block, or all.
 HEAL_PARTS = ("head", "last", "all")
+# Repair without training, see `repair`; and the clips of train on which it is fitted.
+NO_REPAIR, LINEAR = REPAIRS = ("none", "linear")
+REPAIR_CLIPS = 128
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from utils.core import cli, lazy
 from utils.core.files import BROKEN, read_json, write_json, write_text
+from utils.pruning.pruning_plan import LINEAR, NO_REPAIR
 
 with lazy.imported_on_first_use():
     from utils.models import architectures, encoders, latency
@@ -61,6 +62,11 @@ COLUMNS = (
     "load_average",
     "cpu_busy_share",
     "latency_doubt",
+    "repair",
+    "unrepaired_accuracy",
+    "repair_difference",
+    "repair_difference_low",
+    "repair_difference_high",
 )
 LATENCY_BUDGET_S = 2.0
 # Two differences of accuracies that are equal in exact arithmetic differ by less than this.
@@ -80,6 +86,8 @@ class PruningTable:
         The whole model.
     on_search, on_report : SubsetScores
         Candidates must have been run on the search split before they are added; the report split is optional.
+    unrepaired : SubsetScores, optional
+        Of a sweep with repair: the scores of the same subsets without it, on the report split.
 
     Attributes
     ----------
@@ -87,9 +95,17 @@ class PruningTable:
         The first is the whole model.
     """
 
-    def __init__(self, path: Path, loaded: LoadedModel, on_search: SubsetScores, on_report: SubsetScores):
+    def __init__(
+        self,
+        path: Path,
+        loaded: LoadedModel,
+        on_search: SubsetScores,
+        on_report: SubsetScores,
+        unrepaired: SubsetScores | None = None,
+    ):
         self.candidates: list[Candidate] = []
         self._path, self._loaded, self._on_search, self._on_report = path, loaded, on_search, on_report
+        self._unrepaired, self._repair = unrepaired, LINEAR if unrepaired else NO_REPAIR
         self._costs: dict[int, dict] = {}
 
     def add(self, candidates: Iterable[Candidate]) -> None:
@@ -107,7 +123,8 @@ class PruningTable:
             its base model. ``seconds`` is the time of the walks that ran the subset, on both splits; the time of a walk
             is divided evenly over its subsets. A subset that several strategies propose is run once, and every row has
             the same time. ``relative_accuracy`` is the accuracy divided by that of the whole model.
-            ``report_difference`` is the accuracy minus that of the whole model, with a paired 95 % interval.
+            ``report_difference`` is the accuracy minus that of the whole model, with a paired 95 % interval;
+            ``repair_difference`` is the accuracy minus that of the same subset without repair.
         """
         keeps = {candidate.keep for candidate in self.candidates}
         n_parameters = count_parameters(self._loaded.model, keeps)
@@ -122,6 +139,7 @@ class PruningTable:
                 "kept_layers": cli.format_layer_list(keep),
                 "n_layers": len(keep),
                 "n_parameters": n_parameters[keep],
+                "repair": self._repair,
                 "seconds": self._on_search.seconds(keep) + self._on_report.seconds(keep),
                 "kept_layers_base": cli.format_layer_list([base_numbers[block] for block in keep]),
             }
@@ -137,7 +155,12 @@ class PruningTable:
         of_whole, _ = scores.score(whole)
         low, high = scores.interval(keep)
         difference, difference_low, difference_high = scores.difference(keep, scores.predicted(whole))
-        return {
+        found = {}
+        if self._unrepaired is not None and self._unrepaired.has(keep):
+            found["unrepaired_accuracy"], _ = self._unrepaired.score(keep)
+            names = ("repair_difference", "repair_difference_low", "repair_difference_high")
+            found |= zip(names, scores.difference(keep, self._unrepaired.predicted(keep)), strict=True)
+        return found | {
             "report_accuracy": accuracy,
             "report_accuracy_low": low,
             "report_accuracy_high": high,

@@ -16,6 +16,7 @@ from utils.data.clips import Clips
 from utils.models.loaded_model import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
+from utils.pruning.repair import Repairer
 from utils.scores import evaluation, intervals, verdicts
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class SubsetScores:
         Folder for the predictions.
     key : dict
         Digests of model and data, on which the predictions depend besides the clips; ready for JSON.
+    repairer : Repairer, optional
+        Repairs every pruned subset before it is run. Default: the blocks stay as they are.
     """
 
     def __init__(
@@ -52,19 +55,21 @@ class SubsetScores:
         batch_size: int,
         folder: Path,
         key: dict,
+        repairer: Repairer | None = None,
     ):
         clips = clips.without_silence()
         self.split = split
         self.n_clips, self.n_groups = len(clips), clips.table["group"].nunique()
         self.kept_together = clips.kept_together
         self._loaded, self._clips, self._batch_size = loaded, clips, batch_size
-        self._folder, self._key = folder, key
+        self._folder, self._key, self._repairer = folder, key, repairer
         self._label_ids, self._groups = (clips.table[name].to_numpy() for name in ("label_id", "group"))
         self._targets = None
         if clips.is_annotated:
             self._targets, self._label_ids = clips.targets > 0, np.ones(len(clips), int)
         clip_ids = sha256_of_lines(clips.table["clip_id"])
-        self._stamp = json.dumps({**key, "batch_size": batch_size, "device": loaded.device, "clip_ids": clip_ids})
+        stamp = {**key, "batch_size": batch_size, "device": loaded.device, "clip_ids": clip_ids}
+        self._stamp = json.dumps(stamp | ({"repair": repairer.settings} if repairer else {}))
         self._predicted: dict[Keep, np.ndarray] = {}
         self._seconds: dict[Keep, float] = {}
         self._scores: dict[Keep, tuple[float, float]] = {}
@@ -79,7 +84,7 @@ class SubsetScores:
         return SubsetScores(loaded, self._clips, self.split, self._batch_size, self._folder, key)
 
     def run(self, keeps: Iterable[Keep]) -> None:
-        """Run the subsets that have not been run yet, in one walk.
+        """Run the subsets that have not been run yet, in one walk, or in as many as there are shares of repairs.
 
         Raises
         ------
@@ -89,8 +94,12 @@ class SubsetScores:
             If a logit is not finite.
         """
         new = sorted(set(keeps) - set(self._predicted))
-        if not new:
-            return
+        for share in [new] if self._repairer is None else self._repairer.shares(new):
+            if share:
+                self._run(share)
+
+    def _run(self, new: list[Keep]) -> None:
+        repairs = None if self._repairer is None else self._repairer.fit(new)
         name = sha256_of_lines([self._stamp, *(format_layer_list(keep) for keep in new)])
         path = self._folder / f"{self.split}-{name[:16]}.npz"
         walk = _read(path, self._stamp) or _Walk(new, np.empty((len(new), 0), np.int16), 0.0)
@@ -101,7 +110,7 @@ class SubsetScores:
             start = time.monotonic()
             some = replace(self._clips, table=self._clips.table[n_done : n_done + n_at_once])
             among = (n_done, self.n_clips)
-            predicted = layer_sweep.predict_subsets(self._loaded, some, new, self._batch_size, among)
+            predicted = layer_sweep.predict_subsets(self._loaded, some, new, self._batch_size, among, repairs)
             seconds = time.monotonic() - start
             walk = _Walk(new, np.concatenate([walk.predicted, predicted], axis=1), walk.seconds + seconds)
             _write(path, self._stamp, walk, self._loaded.config.num_hidden_layers)
