@@ -168,12 +168,25 @@ def build_parser() -> argparse.ArgumentParser:
         "then gives scores per collection (default: collection, if the table has it)",
     )
     add_annotation_arguments(parser)
+    add_unlabelled_argument(parser)
     shards.add_arguments(
         *(parser, "only decode the I-th of N shares of the recordings, into <output_dir>.shards/I-of-N"),
         "decode nothing: check and merge the sound that the N jobs with --shard decoded",
     )
     cli.add_common_arguments(parser, output_dir="processed_data")
     return parser
+
+
+def add_unlabelled_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--unlabelled``; None stands for False, as in data sets of earlier versions."""
+    parser.add_argument(
+        "--unlabelled",
+        action="store_const",
+        const=True,
+        default=None,
+        help="cut all recordings of raw_dir, in any folders, without labels and without a split: for --unlabelled_dir "
+        "of 02 and 06, where a student hears them with its teacher. --metadata can name recordists",
+    )
 
 
 def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,7 +241,7 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"raw_dir": runs.Input(str(args.raw_dir), preparation.listing_sha256(listed.values()))}
     if args.metadata is not None:
         inputs["metadata"] = runs.file_input(args.metadata)
-    if annotations is not None:
+    if args.annotations is not None:
         inputs["annotations"] = runs.Input(str(args.annotations), annotations.sha256)
     if args.shard is not None:
         decode_shard(shards.args_of_shard(args, args.shard), inputs, files, listed, annotations)
@@ -238,6 +251,8 @@ def run(args: argparse.Namespace) -> None:
 
 def read_annotations(args: argparse.Namespace) -> annotated.Annotations | None:
     """Read the tables of labels with times, if there are any."""
+    if args.unlabelled:
+        return annotated.without_labels(recordings.find_audio(args.raw_dir)[1])
     if args.annotations is None:
         return None
     background = annotated.BACKGROUND if args.background is None else args.background
@@ -341,7 +356,7 @@ def working(args: argparse.Namespace, files: list[recordings.SourceFile]) -> Ite
     log.info(
         "device cpu (%s), worker processes: %d; %s: %d files%s; clips of %g s at %d Hz, split by %s",
         *(runs.device_name("cpu"), n_workers, args.raw_dir, len(files)),
-        f", {len({file.label for file in files})} labels" if args.annotations is None else "",
+        f", {len({file.label for file in files})} labels" if args.annotations is None and not args.unlabelled else "",
         *(args.clip_seconds, args.sample_rate, args.split_by),
     )
     with workers.worker_pool(n_workers) as pool_map:
@@ -352,6 +367,8 @@ def worth_decoding(
     args: argparse.Namespace, files: list[recordings.SourceFile], annotations: annotated.Annotations | None
 ) -> tuple[list[recordings.SourceFile], list[recordings.Skipped]]:
     """Leave out labels with too few recordings, before decoding; refuse if fewer than two labels remain."""
+    if args.unlabelled:
+        return files, []
     if annotations is not None:  # a file with rare labels alone may hold silence
         labels, too_few = annotated.frequent_labels(annotations, files, args.min_recordings), []
     else:
@@ -369,6 +386,18 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError("--collection_column names a column of --metadata: give --metadata too")
     if args.secondary_labels and args.metadata is None:
         raise UsageError("--secondary_labels uses a column of --metadata: give --metadata too")
+    if args.unlabelled:
+        others = (
+            "annotations",
+            "label_level",
+            "secondary_labels",
+            "folds",
+            "collection_column",
+            "shard",
+            "merge_shards",
+        )
+        if given := [name for name in others if getattr(args, name) is not None]:
+            raise UsageError(f"--unlabelled makes no labels and no split: leave --{given[0]} out")
     if args.label_level is not None and args.annotations is not None:
         raise UsageError("--label_level and --annotations both give the labels: leave one out")
     for name in ("min_overlap_s", "background", "label_column"):
@@ -427,13 +456,13 @@ def process(
     preparation.write_skipped(args.output_dir, skipped)
     preparation.report([f"{skip.file}: {skip.reason}" for skip in unusable], "left out")
     labels = preparation.all_labels(recorded)
-    preparation.check_two_labels(labels, rare, args.raw_dir, args.min_recordings)
+    if not args.unlabelled:
+        preparation.check_two_labels(labels, rare, args.raw_dir, args.min_recordings)
 
     preparation.report_short_clips(clip_format, recorded)
-    stretches, warnings = preparation.split(
-        recorded, args.split_by, args.val_fraction, args.test_fraction, args.folds, args.seed
-    )
-    for warning in warnings:
+    fractions = (0.0, 0.0) if args.unlabelled else (args.val_fraction, args.test_fraction)
+    stretches, warnings = preparation.split(recorded, args.split_by, *fractions, args.folds, args.seed)
+    for warning in () if args.unlabelled else warnings:
         log.warning("%s", warning)
     who = {r.file.recording_id: r.file.recordist for r in recorded}
     label_names.warn_of_odd_labels(
@@ -459,7 +488,8 @@ def process(
 
     n_clips = Counter(name for stretch in stretches for name in stretch.splits)
     heard = preparation.who_was_heard(recorded, stretches, args.folds)
-    log.info("test clips: %d; %s", heard.n_clips, heard)
+    if not args.unlabelled:
+        log.info("test clips: %d; %s", heard.n_clips, heard)
     this_run.metrics |= {
         "n_files_found": n_found,
         "n_files": len(recorded),
@@ -474,7 +504,7 @@ def process(
         "heard_in_train": dataclasses.asdict(heard),
         "hours": round(sum(r.sound.n_samples for r in recorded) / args.sample_rate / 3600, 4),
     }
-    if recorded[0].windows is not None:
+    if recorded[0].windows is not None and not args.unlabelled:
         this_run.metrics |= annotated.count_clips(recorded)
     log_end(args, this_run.metrics)
     if merge is not None:

@@ -92,6 +92,11 @@ def read(path: Path, label_column: str | None, background: Collection[str], min_
     return Annotations(dict(by_name), table.files, skipped, min_overlap_s, table.heard, digest)
 
 
+def without_labels(paths: Sequence[str]) -> Annotations:
+    """Return tables that cover files and name no label, for files that nobody has labelled."""
+    return Annotations({}, [*paths], [], 0.0, {}, sha256_of_lines(paths))
+
+
 def _plain(label: str) -> str:
     return " ".join(label.casefold().replace("_", " ").split())
 

@@ -168,6 +168,11 @@ def read_labels(data_dir: Path) -> list[str]:
     path = Path(data_dir) / LABELS_NAME
     try:
         label2id = read_json(path, dict, AGAIN)["label2id"]
+        if label2id == {}:
+            raise InputError(
+                f"{data_dir} has no labels: {DATA_STAGE}.py cut it with --unlabelled. Give it as --unlabelled_dir, "
+                "beside the data set with labels"
+            )
         if not all(type(label_id) is int for label_id in label2id.values()):
             raise ValueError("a label id is not a number")
         labels = sorted(label2id, key=label2id.__getitem__)
@@ -353,6 +358,7 @@ def read_clips(
     max_clips_per_class: int | None = None,
     seed: int = 0,
     fold: int | None = None,
+    unlabelled: bool = False,
 ) -> Clips:
     """Open the clips of a processed data set; only their table is read.
 
@@ -368,6 +374,8 @@ def read_clips(
         Seed of that draw.
     fold : int, optional
         The fold to test, from 1, if the data set is divided into folds; see `splits.split_in_fold`.
+    unlabelled : bool
+        The data set was cut with ``--unlabelled``: it has no labels, and all its clips are silence.
 
     Returns
     -------
@@ -395,7 +403,7 @@ def read_clips(
         raise InputError(f"only some parts of {data_dir} have the columns {' and '.join(LABEL_COLUMNS)}; {AGAIN}")
     if len(set(formats.values())) > 1:
         raise InputError(f"the parts of {data_dir} differ in sample rate or clip length: {formats}; {AGAIN}")
-    table, labels = pd.concat(tables, ignore_index=True), read_labels(data_dir)
+    table, labels = pd.concat(tables, ignore_index=True), [] if unlabelled else read_labels(data_dir)
     sample_rate_hz, clip_seconds = next(iter(formats.values()))
     _check_rows(table, labels, round(clip_seconds * sample_rate_hz) / sample_rate_hz, data_dir)
     if fold is not None or split is not None:

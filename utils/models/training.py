@@ -29,7 +29,7 @@ from utils.core import names, runs
 from utils.core.errors import InputError, Interrupted, UsageError
 from utils.core.files import BROKEN, read_json, write_text
 from utils.core.workers import available_cpus
-from utils.data import recordings_table
+from utils.data import recordings_table, unlabelled
 from utils.data.clips import Clips, read_clips
 from utils.figures import plots
 from utils.models import distillation, encoders, loading, memory, training_history
@@ -142,6 +142,11 @@ def train_in_run_folder(
     training_history.warn_of_known_recordings(model, name, data, later)
     teachers = distillation.load_teachers(args, loaded, train_clips, data, later)
     encoders.configure_for_training(model, train_clips, args.augment, data.sha256)
+    dataset = train_clips
+    if args.unlabelled_dir is not None:
+        extra = unlabelled.read_unlabelled(args.unlabelled_dir, train_clips)
+        dataset = unlabelled.WithUnlabelled(train_clips, extra)
+        training_history.note_training(model, inputs["unlabelled_dir"].sha256, extra, extra.only(range(0)))
     training_history.note_training(model, data.sha256, train_clips, val_clips)
     log_start(args.device, device, {name: model}, {"train": train_clips, "val": val_clips})
     settings = TrainingSettings(
@@ -150,7 +155,7 @@ def train_in_run_folder(
     with run.timed("training"):
         # The Trainer moves the network: each process has its own device.
         loaded = dataclasses.replace(loaded, device=device)
-        train(loaded, train_clips, val_clips, settings, run, args.resume == "auto", teachers)
+        train(loaded, train_clips, val_clips, settings, run, args.resume == "auto", teachers, dataset)
 
 
 def clips_to_train_on(problem_type: str | None, train_clips: Clips, val_clips: Clips) -> tuple[Clips, Clips]:
@@ -180,6 +185,7 @@ def train(
     run: runs.Run,
     resume: bool,
     teachers: distillation.Teachers | None = None,
+    dataset: unlabelled.WithUnlabelled | Clips | None = None,
 ) -> None:
     """Train a classifier and save the best checkpoint in ``model/`` of the run folder.
 
@@ -199,6 +205,8 @@ def train(
         Continue from the last whole checkpoint in the run folder, if there is one.
     teachers : Teachers, optional
         Models from which it learns too.
+    dataset : WithUnlabelled, optional
+        The training clips, with others that only the teachers tell the student about. Default: the training clips.
 
     Raises
     ------
@@ -223,8 +231,9 @@ def train(
         log.info("continuing from %s", last)
     several = loaded.is_multi_label
     arguments = _trainer_arguments(settings, checkpoints, loaded.device, several)
+    dataset = train_clips if dataset is None else dataset
     if teachers is not None:
-        teachers = teachers.ready(model, str(arguments.device), arguments.bf16, len(train_clips))
+        teachers = teachers.ready(model, str(arguments.device), arguments.bf16, len(dataset))
         how = {"weight": teachers.weight, "temperature": teachers.temperature, "n_views": teachers.n_views}
         how["hidden_weight"] = teachers.hidden_weight
         run.metrics["distillation"] = {"n_teachers": len(teachers.models), **how}
@@ -238,9 +247,9 @@ def train(
         teachers=teachers,
         args=arguments,
         data_collator=collator,
-        train_dataset=train_clips,
+        train_dataset=dataset,
         eval_dataset=val_clips,
-        compute_loss_func=loss_of(loaded, train_clips, settings),
+        compute_loss_func=loss_of(loaded, train_clips, settings, skips_unknown=dataset is not train_clips),
         compute_metrics=lambda found: val_scores(found.label_ids, found.predictions, several),
         callbacks=[Steering(run, collator, settings.early_stopping_patience)],
     )
@@ -503,10 +512,7 @@ class Collator:
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         """Return the model's input and ``labels``, float32 of shape (batch, n_classes); `UNKNOWN` at unknown labels."""
         audio = np.stack([item["audio"] for item in items])
-        if self.several and "target" in items[0]:
-            targets = np.stack([np.where(item["is_known"], item["target"], UNKNOWN) for item in items])
-        else:
-            targets = np.eye(self.n_classes, dtype=np.float32)[[item["label_id"] for item in items]]
+        targets = np.stack([self._target(item) for item in items])
         is_train = all(item["split"] == "train" for item in items)
         augments, indices = self.augment and is_train, [item["index"] for item in items]
         epoch = self.epoch if self.views is None else self.views.of_epoch(self.epoch)
@@ -523,6 +529,13 @@ class Collator:
             n_mels = getattr(self.extractor, "num_mel_bins", None) or self.extractor.feature_size
             batch[self.main_input_name] = mask_spectrogram(features, n_mels, rng)
         return {**batch, "labels": torch.from_numpy(targets)}
+
+    def _target(self, item: dict) -> np.ndarray:
+        if item.get("is_unlabelled"):
+            return np.full(self.n_classes, UNKNOWN, dtype=np.float32)
+        if self.several and "target" in item:
+            return np.where(item["is_known"], item["target"], np.float32(UNKNOWN))
+        return np.eye(self.n_classes, dtype=np.float32)[item["label_id"]]
 
 
 def class_weights(clips: Clips, kind: str) -> torch.Tensor | None:
@@ -563,12 +576,18 @@ class Loss:
         Share of a target that is distributed over all classes; with several labels, over presence and absence.
     several : bool
         Whether a clip can have several labels, or none.
+    skips_unknown : bool
+        With one label a clip: whether there are clips whose label is unknown. They add nothing to the sum. With several
+        labels, unknown ones never do.
     """
 
-    def __init__(self, weights: torch.Tensor | None, label_smoothing: float, several: bool = False):
+    def __init__(
+        self, weights: torch.Tensor | None, label_smoothing: float, several: bool = False, skips_unknown: bool = False
+    ):
         self.weights = weights
         self.label_smoothing = label_smoothing
         self.several = several
+        self.skips_unknown = skips_unknown
 
     def __call__(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
         """Return the loss; `num_items_in_batch` counts the known elements of `labels` in all devices' batches."""
@@ -580,15 +599,18 @@ class Loss:
             losses = F.binary_cross_entropy_with_logits(logits, smooth, weights, reduction="none")
             n_known = is_known.sum() if num_items_in_batch is None else num_items_in_batch
             return torch.where(is_known, losses, 0.0).sum() / n_known.clip(min=1)
+        if self.skips_unknown:
+            is_known = labels[:, 0] != UNKNOWN
+            logits, labels = logits[is_known], labels[is_known]
         total = F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing, reduction="sum")
         n_clips = len(labels) if num_items_in_batch is None else num_items_in_batch / labels.shape[1]
         return total / n_clips
 
 
-def loss_of(loaded: LoadedModel, train_clips: Clips, settings: TrainingSettings) -> Loss:
+def loss_of(loaded: LoadedModel, train_clips: Clips, settings: TrainingSettings, skips_unknown: bool = False) -> Loss:
     """Return the loss for a model and its training clips."""
     weights = class_weights(train_clips, settings.class_weights)
-    return Loss(weights, settings.label_smoothing_factor, loaded.is_multi_label)
+    return Loss(weights, settings.label_smoothing_factor, loaded.is_multi_label, skips_unknown)
 
 
 def val_scores(targets: np.ndarray, logits: np.ndarray, several: bool) -> dict[str, float]:

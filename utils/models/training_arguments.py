@@ -117,6 +117,13 @@ def add_teacher_arguments(parser: argparse.ArgumentParser, has_blocks: bool) -> 
         "answers; later epochs need no teacher (default: new batches in each epoch)",
     )
 
+    add(
+        "--unlabelled_dir",
+        type=Path,
+        default=None,
+        help="of --teacher_dir: clips that 01 cut with --unlabelled, which the student hears too and learns from the "
+        "teacher alone; recordings of val or test among them are left out (default: none)",
+    )
     if has_blocks:
         add(
             "--hidden_weight",
@@ -139,7 +146,7 @@ def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
         If a teacher's folder is missing or has a fault.
     """
     if not args.teacher_dir:
-        for name in ("distillation_weight", "temperature", "teacher_views", "hidden_weight"):
+        for name in ("distillation_weight", "temperature", "teacher_views", "hidden_weight", "unlabelled_dir"):
             if getattr(args, name, None) is not None:
                 raise UsageError(f"--{name} sets how the student learns from a teacher: give its folder, --teacher_dir")
         return {}
@@ -159,6 +166,8 @@ def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
             )
         name = "teacher_dir" if number == 1 else f"teacher_dir_{number}"
         inputs[name] = model_folder.any_model_input(folder, "--teacher_dir")
+    if args.unlabelled_dir is not None:
+        inputs["unlabelled_dir"] = runs.folder_input(args.unlabelled_dir, stages=["01_data_processing"])
     return inputs
 
 
