@@ -2,6 +2,7 @@
 
     python 02_finetuning.py --data_dir processed_data --base_model facebook/wav2vec2-base --output_dir runs/wav2vec2
     python 02_finetuning.py --base_model facebook/wav2vec2-base --keep_layers 0-5 --output_dir runs/wav2vec2-0-5
+    python 02_finetuning.py --base_model runs/wav2vec2 --keep_layers 0-5 --teacher_dir runs/wav2vec2 --output_dir runs/a
     python 02_finetuning.py --base_model tiny --num_train_epochs 5 --output_dir runs/tiny     # in a minute on a CPU
     torchrun --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2                   # on four GPUs
 

@@ -2,6 +2,7 @@
 
     python 06_cnn.py --architecture melspectrogram --data_dir processed_data --output_dir runs/cnn
     python 06_cnn.py --architecture melspectrogram --pcen --width 2 --output_dir runs/cnn-pcen-wide
+    python 06_cnn.py --architecture melspectrogram --teacher_dir runs/wav2vec2 --output_dir runs/cnn-taught
     python 06_cnn.py --architecture waveform --output_dir runs/cnn-waveform
     python 06_cnn.py --architecture melspectrogram --width 0.25 --num_train_epochs 5 --output_dir runs/small
 

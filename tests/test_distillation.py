@@ -431,9 +431,9 @@ def test_kept_answers_are_those_of_the_teachers_and_later_epochs_do_not_ask(data
         asked.append(len(kwargs["input_features"]))
         return real_forward(self, *args, **kwargs)
 
-    def recall_nothing(self, epoch, clip_indices):
-        kept.append((self.of_epoch(epoch), *clip_indices))
-        return {distillation.PLACES: torch.tensor([(self.of_epoch(epoch), i) for i in clip_indices])}
+    def recall_nothing(self, clip_indices):
+        kept.append((self.view, *clip_indices))
+        return {distillation.PLACES: torch.tensor([(self.view, i) for i in clip_indices])}
 
     monkeypatch.setattr(type(teacher.model), "forward", forward)
     clips, val_clips = (read_clips(data_dir, split) for split in ("train", "val"))
@@ -476,7 +476,7 @@ def test_bad_input_is_refused_with_the_fix(data_dir, teacher_dirs, tmp_path, cap
     refused(3, "give --problem_type multi_label, or another teacher", "--teacher_dir", several)
 
 
-def test_hidden_states_that_cannot_be_compared_are_refused(data_dir, teacher_dirs, tmp_path, caplog):
+def test_hidden_states_that_cannot_be_compared_are_refused(data_dir, teacher_dirs, tmp_path, caplog, monkeypatch):
     def refused(code, text, *more, base_model="tiny"):
         caplog.clear()
         args = ("--data_dir", data_dir, "--output_dir", tmp_path / "out", "--device", "cpu", "--hidden_weight", 1)
@@ -493,6 +493,15 @@ def test_hidden_states_that_cannot_be_compared_are_refused(data_dir, teacher_dir
     )
     network = save(cnn.build_cnn("melspectrogram", LABELS, 16_000, 0.5, 0.125), tmp_path / "network")
     refused(3, "the teacher has no transformer blocks", "--teacher_dir", network)
+    monkeypatch.setattr(training.TrainingArguments, "n_gpu", 2)
+    refused(
+        2,
+        "needs a process for each GPU, and this one has 2",
+        "--teacher_dir",
+        teacher_dirs[0],
+        "--overwrite",
+        base_model=teacher_dirs[0],
+    )
 
 
 def test_what_a_teacher_heard_is_what_its_student_knows(tmp_path, caplog):

@@ -51,21 +51,27 @@ class Views:
     ----------
     n_views, n_clips, n_classes : int
         Epochs after which all repeats, training clips, and labels.
+
+    Attributes
+    ----------
+    epoch : int
+        The training sets it before each epoch; order, augmentation and answers all follow from it.
     """
 
     def __init__(self, n_views: int, n_clips: int, n_classes: int):
+        self.epoch = 0
         self.kept = np.full((n_views, n_clips, n_classes), np.nan, dtype=np.float32)
 
-    def of_epoch(self, epoch: int) -> int:
-        """Return the view that is heard in an epoch."""
-        return epoch % len(self.kept)
+    @property
+    def view(self) -> int:
+        """The number of the view that is heard in this epoch."""
+        return self.epoch % len(self.kept)
 
-    def recall(self, epoch: int, clip_indices: Sequence[int]) -> dict[str, torch.Tensor]:
+    def recall(self, clip_indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return, for a batch, the teachers' answers, or else the places at which to keep them."""
-        view = self.of_epoch(epoch)
-        answers = self.kept[view, clip_indices]
+        answers = self.kept[self.view, clip_indices]
         if np.isnan(answers).any():
-            return {PLACES: torch.tensor([(view, index) for index in clip_indices])}
+            return {PLACES: torch.tensor([(self.view, index) for index in clip_indices])}
         return {KEPT: torch.from_numpy(answers)}
 
     def keep(self, places: torch.Tensor, answers: torch.Tensor) -> None:
@@ -141,17 +147,13 @@ class RepeatingSampler(Sampler[int]):
     """The order of the clips in an epoch, which depends on the seed and the view only."""
 
     def __init__(self, views: Views, seed: int):
-        self.views, self.seed, self.epoch = views, seed, 0
+        self.views, self.seed = views, seed
 
     def __len__(self) -> int:
         return self.views.kept.shape[1]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the view; accelerate calls this before each epoch."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.views.of_epoch(self.epoch))
+        generator = torch.Generator().manual_seed(self.seed + self.views.view)
         yield from torch.randperm(len(self), generator=generator).tolist()
 
 

@@ -215,7 +215,8 @@ def train(
     InputError
         If the loss becomes NaN or infinite.
     UsageError
-        If gradient checkpointing is requested and the model does not support it.
+        If gradient checkpointing is requested and the model does not support it, or hidden states are compared in one
+        process with several GPUs.
     """
     model = loaded.model
     if settings.gradient_checkpointing and not model.supports_gradient_checkpointing:
@@ -233,6 +234,11 @@ def train(
     arguments = _trainer_arguments(settings, checkpoints, loaded.device, several)
     dataset = train_clips if dataset is None else dataset
     if teachers is not None:
+        if teachers.hidden_weight and arguments.n_gpu > 1:  # its replicas would overwrite each other's states
+            raise UsageError(
+                f"--hidden_weight needs a process for each GPU, and this one has {arguments.n_gpu}: start the stage "
+                "with torchrun, or show it one GPU by CUDA_VISIBLE_DEVICES"
+            )
         teachers = teachers.ready(model, str(arguments.device), arguments.bf16, len(dataset))
         how = {"weight": teachers.weight, "temperature": teachers.temperature, "n_views": teachers.n_views}
         how["hidden_weight"] = teachers.hidden_weight
@@ -388,7 +394,8 @@ class ClassifierTrainer(Trainer):
         if self.teachers is not None and model.training:
             probabilities = self.teachers.probabilities(heard)
             # The Trainer multiplies its loss by this: DistributedDataParallel takes the mean over the processes.
-            n_items = kwargs["num_items_in_batch"] / self.accelerator.num_processes
+            n_devices = self.accelerator.num_processes if self.args.n_gpu <= 1 else self.args.n_gpu
+            n_items = kwargs["num_items_in_batch"] / n_devices
             loss = self.teachers.loss(loss, outputs["logits"], probabilities, n_items)
         return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
 
@@ -515,14 +522,14 @@ class Collator:
         targets = np.stack([self._target(item) for item in items])
         is_train = all(item["split"] == "train" for item in items)
         augments, indices = self.augment and is_train, [item["index"] for item in items]
-        epoch = self.epoch if self.views is None else self.views.of_epoch(self.epoch)
+        epoch = self.epoch if self.views is None else self.views.view
         rng = batch_generator(self.seed, epoch, indices) if augments else None
         if augments:
             audio, targets = augment_audio(audio, targets, self.augment, rng, self.several)
         batch = prepare(self.extractor, list(audio), self.sample_rate_hz, self.main_input_name)
         features = batch[self.main_input_name]
         if self.views is not None and is_train:
-            batch |= self.views.recall(self.epoch, indices)
+            batch |= self.views.recall(indices)
         for key, (extractor, name) in self.hearings.items() if is_train and distillation.KEPT not in batch else ():
             batch[key] = prepare(extractor, list(audio), self.sample_rate_hz, name)[name]
         if augments and "specaugment" in self.augment and features.ndim == 3:
@@ -651,6 +658,8 @@ class Steering(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.collator.epoch = int(state.epoch or 0)
+        if self.collator.views is not None:
+            self.collator.views.epoch = self.collator.epoch
 
     def on_step_end(self, args, state, control, **kwargs):
         next(self.steps, None)
