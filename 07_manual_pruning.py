@@ -5,6 +5,7 @@
     python 07_manual_pruning.py --model_dir facebook/wav2vec2-base --ladder --output_dir runs/ladder
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --from validation_results/sweep/best.json --n_layers 6
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --ffn_size 0.5 --conv_channels 0.5 --data_dir processed_data
+    python 07_manual_pruning.py --model_dir runs/wav2vec2 --keep_layers 0-3 --repair linear --data_dir processed_data
     python 07_manual_pruning.py --model_dir tiny                                             # interactive
 
 Takes a fine-tuned model, whose head is not changed, or a base model, which gets a new random head (--seed). Layers
@@ -16,12 +17,15 @@ step. At the end it prints the command that gives the same result.
 networks, channels of the convolutions before the first block (of models like wav2vec2), and heads of the attention (of
 AST). The least important units go, measured on the clips of train in --data_dir; see docs/width.md.
 
+--repair linear fits the last linear layer of the kept blocks to the states of the whole model, on some clips of train,
+without labels and without training; see docs/repair.md. With --from it is on if the sweep repaired its subsets.
+
 Prints blocks, parameters, multiply-accumulates per clip, the share of the front end, and the size of the weights,
 before and after. The front end is everything before the first block; removing blocks does not make it cheaper.
 
 Writes <output_dir>/model (plain `from_pretrained` loads it), with --ladder <output_dir>/00-blocks/model,
 01-blocks/model … up to the whole model, and log.txt and run.json. Each can be the --model_dir of stages 03 to 05
-and the --base_model of stage 02. Runs on the CPU; only --importance is measured on the --device.
+and the --base_model of stage 02. Runs on the CPU; only --importance and --repair use the --device.
 """
 
 from __future__ import annotations
@@ -39,17 +43,18 @@ from typing import TYPE_CHECKING
 from utils.core import cli, lazy, names, replacing, runs
 from utils.core.errors import AlreadyComplete, UsageError
 from utils.models import model_folder
-from utils.pruning import best, width
+from utils.pruning import best, pruning_plan, width
 
 with lazy.imported_on_first_use():
     from utils.data import clips
     from utils.models import encoders, model_size, start_line, training_history
-    from utils.pruning import pruning_session
+    from utils.pruning import pruning_session, repair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from utils.data.clips import Clips
+    from utils.models.loaded_model import LoadedModel
     from utils.models.model_size import SizeCounter
 
 log = logging.getLogger(Path(__file__).stem)
@@ -57,6 +62,7 @@ log = logging.getLogger(Path(__file__).stem)
 DEFAULT_OUTPUT_DIR = "runs/<name of the model's run>.pruned"
 OUTPUTS = ("model/*", "[0-9]*-blocks/model/*")
 SCRATCH = ".importance"
+BATCH_SIZE = 16  # clips at once, for the repair
 # Flags of `architectures.widths_of`.
 WIDTHS = ("ffn_size", "conv_channels", "heads")
 
@@ -108,8 +114,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="what a unit is kept for: activation, the size of its contribution; taylor, by how much the loss would "
         "change without it (default: activation)",
     )
+    parser.add_argument(
+        "--repair",
+        choices=pruning_plan.REPAIRS,
+        default=None,
+        help="linear fits the last linear layer of the kept blocks to the states of the whole model (default: none; "
+        "with --from, as in the sweep)",
+    )
+    parser.add_argument(
+        "--repair_clips",
+        type=cli.positive_int,
+        default=None,
+        help=f"clips of train on which the repair is fitted (default: {pruning_plan.REPAIR_CLIPS}; with --from, as in "
+        "the sweep)",
+    )
     cli.add_data_arguments(parser)
-    parser.set_defaults(data_dir=None)  # without a width, no clip is read
+    parser.set_defaults(data_dir=None)  # without a width or a repair, no clip is read
     parser.add_argument("--dry_run", action="store_true", help="print the sizes; write nothing")
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
     return parser
@@ -128,6 +148,10 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"model_dir": model_folder.any_model_input(args.model_dir)}
     if best_path is not None:
         inputs["from"] = runs.file_input(best_path)
+        if args.repair is None:
+            args.repair, n_clips = best.repair_of(best_path, inputs["model_dir"])
+            args.repair_clips = args.repair_clips or n_clips
+    check_arguments_for_clips(args, best_path)
     if args.data_dir is not None:
         inputs["data_dir"] = clips.data_input(args.data_dir, args.fold)
     source = None
@@ -189,20 +213,37 @@ def check_arguments(args: argparse.Namespace, best_path: Path | None, asked: boo
             "no layers are given: use one of --keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from best.json, "
             "or a width such as --ffn_size 0.5; to choose them step by step, run this on a terminal"
         )
-    wanted = ", ".join(f"--{name}" for name in WIDTHS)
-    if is_narrower(args) and args.data_dir is None and not args.dry_run:
-        raise UsageError(f"{wanted}: give --data_dir, whose clips of train measure which units matter")
-    for flag in ("importance", "data_dir", "fold", "max_clips_per_class"):
-        if not is_narrower(args) and vars(args)[flag] is not None:
-            raise UsageError(f"--{flag} is of use only with one of {wanted}")
     read = {"model_dir": args.model_dir} | ({} if best_path is None else {"from": best_path})
     read |= {} if args.data_dir is None else {"data_dir": args.data_dir}
     replacing.check_apart(args.output_dir, read)
 
 
+def check_arguments_for_clips(args: argparse.Namespace, best_path: Path | None) -> None:
+    """Check that clips are given where they are needed, and only there."""
+    wanted = ", ".join(f"--{name}" for name in WIDTHS)
+    if args.data_dir is None and not args.dry_run:
+        if is_narrower(args):
+            raise UsageError(f"{wanted}: give --data_dir, whose clips of train measure which units matter")
+        if is_repaired(args):
+            of_sweep = "" if best_path is None else f"{best_path} is of repaired models (--repair none leaves it out): "
+            raise UsageError(f"{of_sweep}--repair {args.repair}: give --data_dir, on whose clips of train it is fitted")
+    if args.repair_clips is not None and not is_repaired(args):
+        raise UsageError("--repair_clips is of use only with --repair linear")
+    if args.importance is not None and not is_narrower(args):
+        raise UsageError(f"--importance is of use only with one of {wanted}")
+    for flag in ("data_dir", "fold", "max_clips_per_class"):
+        if not (is_narrower(args) or is_repaired(args)) and vars(args)[flag] is not None:
+            raise UsageError(f"--{flag} is of use only with one of {wanted}, --repair")
+
+
 def is_narrower(args: argparse.Namespace) -> bool:
     """Return whether a width is given."""
     return any(vars(args)[name] is not None for name in WIDTHS)
+
+
+def is_repaired(args: argparse.Namespace) -> bool:
+    """Return whether the kept blocks are fitted to the states of the whole model."""
+    return args.repair == pruning_plan.LINEAR
 
 
 def layers_to_keep(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source) -> dict[Path, list[int]]:
@@ -258,32 +299,43 @@ def command_of(args: argparse.Namespace) -> str:
 
 
 def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source | None) -> None:
-    """Write one model, or the models of a ladder that a stopped run did not write; prune the model in place."""
-    stage = Path(__file__).stem
+    """Write one model, or the models of a ladder that a stopped run did not write."""
+    stage, reads_clips = Path(__file__).stem, is_narrower(args) or is_repaired(args)
     with runs.open_run(stage, args, inputs, outputs=OUTPUTS, scratch=[SCRATCH], result_neutral={"dry_run"}) as this_run:
-        device = this_run.choose_device(args.device if is_narrower(args) else "cpu")
+        device = this_run.choose_device(args.device if reads_clips else "cpu")
         with this_run.checking():
             source = source or Source(args)
             keeps = layers_to_keep(args, inputs, source)
             largest = next(iter(keeps.values()))
-            measured_on = {"train": clips_of_train(args, source, largest)} if is_narrower(args) else {}
+            if is_repaired(args):
+                repair.check_possible(source.config)
+            train = clips_of_train(args, source, largest) if reads_clips else None
             if "from" in inputs and (chosen_on := best.chosen_on(vars(args)["from"])):
                 source.config.layers_chosen_on = chosen_on
-        start_line.log_start(args.device, device, {args.model_dir: source.loaded.model}, measured_on)
-        encoders.prune_model(source.loaded.model, largest)
-        if measured_on:
+        whole = source.loaded
+        start_line.log_start(args.device, device, {args.model_dir: whole.model}, {"train": train} if train else {})
+        if train:
+            training_history.note_training(whole.model, inputs["data_dir"].sha256, train, train.only(range(0)))
+        source.loaded = made = whole = whole.ready(device)
+        if is_narrower(args):
             with this_run.timed("importance"):
-                make_narrower(args, inputs, source, device, **measured_on)
+                made = narrowed(args, inputs, source, largest, train)
+        repairer = None
+        if is_repaired(args):
+            some = repair.draw_clips(train, args.repair_clips or pruning_plan.REPAIR_CLIPS, args.seed)
+            targets = (whole, largest) if is_narrower(args) else ()
+            repairer = repair.Repairer(made, some, BATCH_SIZE, *targets)
         with this_run.timed("writing"):
-            # Each model of a ladder contains the next, so one model is pruned step by step.
             for folder, keep in keeps.items():
-                encoders.prune_model(source.loaded.model, list(range(len(keep))))
                 if folder.is_dir():
                     log.info("%s exists already", folder)
                     continue
+                # A ladder keeps the first blocks, so they have the same numbers in a model of its longest list.
+                own = keep if made.config.num_hidden_layers == whole.config.num_hidden_layers else range(len(keep))
+                pruned = repair.repaired_copy(made, tuple(own), repairer).ready("cpu")
                 folder.parent.mkdir(exist_ok=True)
-                encoders.save_model(source.loaded, folder)
-                log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(source.config)))
+                encoders.save_model(pruned, folder)
+                log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(pruned.config)))
             encoders.log_without_classifier(source.config)
         this_run.metrics["sizes"] = source.sizes(keeps)
         shutil.rmtree(args.output_dir / SCRATCH, ignore_errors=True)
@@ -312,18 +364,18 @@ def clips_of_train(args: argparse.Namespace, source: Source, keep: list[int]) ->
     return train_clips if loaded.is_multi_label else train_clips.with_one_label()
 
 
-def make_narrower(
-    args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source, device: str, train: Clips
-) -> None:
-    """Measure the importance of the units, and cut the model in place; its history lists the recordings."""
-    loaded, data, method = source.loaded, inputs["data_dir"].sha256, args.importance or width.ACTIVATION
-    key = {"model": inputs["model_dir"].sha256, "data": data, "kept_layers": encoders.kept_layers(source.config)}
+def narrowed(
+    args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source, keep: list[int], train: Clips
+) -> LoadedModel:
+    """Measure the importance of the units of a pruned copy, and return it without the least important ones."""
+    data, method = inputs["data_dir"].sha256, args.importance or width.ACTIVATION
+    pruned = encoders.pruned_copy(source.loaded, keep)
+    key = {"model": inputs["model_dir"].sha256, "data": data, "kept_layers": encoders.kept_layers(pruned.config)}
     scratch = args.output_dir / SCRATCH
     scratch.mkdir(exist_ok=True)
-    measured = width.measure(loaded.ready(device), train, method, list(source.changes), scratch / "sums.npz", key)
-    loaded.ready("cpu")
-    width.narrow(loaded.model, measured, source.changes, method)
-    training_history.note_training(loaded.model, data, train, train.only(range(0)))
+    measured = width.measure(pruned, train, method, list(source.changes), scratch / "sums.npz", key)
+    width.narrow(pruned.model, measured, source.changes, method)
+    return pruned
 
 
 def show_recorded(output_dir: Path) -> None:

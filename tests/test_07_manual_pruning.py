@@ -28,10 +28,10 @@ from tests.stages import ROOT, load_stage
 from utils.core import runs
 from utils.core.errors import InputError
 from utils.data import clips
-from utils.models import architectures, cnn, encoders, latency, model_folder, training_history
+from utils.models import architectures, cnn, encoders, latency, model_folder, predict, training_history
 from utils.models.loaded_model import LoadedModel
 from utils.models.model_size import ModelSize, SizeCounter
-from utils.pruning import width
+from utils.pruning import best, repair, width
 from utils.pruning.pruning_session import HELP, PruningSession
 
 stage = load_stage("07_manual_pruning")
@@ -896,3 +896,96 @@ def test_stages_02_and_03_take_what_this_one_leaves(run_dir, tmp_path, monkeypat
     words = ["--base_model", rung, "--data_dir", data_dir, "--output_dir", tmp_path / "healed", "--device", "cpu"]
     assert finetune.main([str(word) for word in (*words, "--num_train_epochs", 1)]) == 0
     assert config_of(tmp_path / "healed" / "model")["kept_layers"] == [0]
+
+
+# ------------------------------------------------------------------------------------------------ repair
+
+
+@pytest.fixture(scope="module")
+def rough_dir(tmp_path_factory, data_dir):
+    """Return a run whose blocks do much, as trained ones do."""
+    torch.manual_seed(5)
+    loaded = encoders.tiny_model(LABELS)
+    loaded.config.clip_seconds = 0.5
+    for block in architectures.blocks_of(loaded.model):
+        for parameter in block.parameters():
+            parameter.data *= 4 if parameter.ndim > 1 else 1
+    folder = tmp_path_factory.mktemp("rough") / "birds"
+    folder.mkdir()
+    encoders.save_model(loaded, folder / "model")
+    return folder / "model"
+
+
+def test_a_repaired_model_is_the_one_of_the_library_and_knows_its_clips(rough_dir, data_dir, tmp_path):
+    words = ("--model_dir", rough_dir, "--keep_layers", "0,3", "--data_dir", data_dir, "--output_dir", tmp_path / "out")
+    assert main(*words, "--repair", "linear", "--repair_clips", 9) == 0
+    loaded, train = encoders.load_model(rough_dir, "cpu"), clips.read_clips(data_dir, "train").with_one_label()
+    repairer = repair.Repairer(loaded, repair.draw_clips(train, 9, seed=42), stage.BATCH_SIZE)
+    wanted = repair.repaired_copy(loaded, (0, 3), repairer).model.state_dict()
+    saved = tmp_path / "out" / "model"
+    assert same(weights(saved), wanted)
+    assert not same(wanted, encoders.pruned_copy(loaded, (0, 3)).model.state_dict())
+    assert config_of(saved)["repair"] == {"method": "linear", "n_clips": 9, "ridge": repair.RIDGE}
+    history = training_history.read_history(saved)
+    assert len(history.recordings["train"]) > 0
+
+
+def test_a_ladder_is_repaired_at_every_depth(rough_dir, data_dir, tmp_path):
+    words = ("--model_dir", rough_dir, "--ladder", "--data_dir", data_dir, "--output_dir", tmp_path / "out")
+    assert main(*words, "--repair", "linear", "--repair_clips", 9) == 0
+    configs = [config_of(folder) for folder in sorted((tmp_path / "out").glob("*/model"))]
+    assert ["repair" in config for config in configs] == [False, True, True, True, False]  # without blocks, and whole
+
+
+def test_narrow_blocks_are_repaired_toward_the_whole_model(rough_dir, data_dir, tmp_path):
+    """Half of the units and one block less: the repaired model is nearer to the whole one than without repair."""
+    logits = {}
+    for name, more in (("cut", ()), ("repaired", ("--repair", "linear"))):
+        words = ("--model_dir", rough_dir, "--keep_layers", "0,1,3", "--ffn_size", 0.5, "--data_dir", data_dir)
+        assert main(*words, *more, "--output_dir", tmp_path / name) == 0
+        logits[name] = logits_of(tmp_path / name / "model", data_dir)
+    whole = logits_of(rough_dir, data_dir)
+    errors = {name: ((found - whole) ** 2).mean() for name, found in logits.items()}
+    assert errors["repaired"] < 0.7 * errors["cut"]
+    assert config_of(tmp_path / "repaired" / "model")["intermediate_size"] == 64
+
+
+def logits_of(folder, data_dir):
+    return predict.predict(encoders.load_model(folder, "cpu"), clips.read_clips(data_dir, "val"), 16)
+
+
+def test_a_best_json_of_repaired_subsets_repairs(rough_dir, data_dir, tmp_path, capfd):
+    sweep = load_stage("05_pruning")
+    words = ["--model_dir", rough_dir, "--data_dir", data_dir, "--output_dir", tmp_path / "sweep", "--device", "cpu"]
+    words += ["--strategies", "backward", "--repair", "linear", "--repair_clips", 7, "--margin", 0.9]
+    assert sweep.main([str(word) for word in words]) == 0
+    asked = ("--model_dir", rough_dir, "--from", tmp_path / "sweep" / "best.json", "--n_layers", 2)
+    assert main(*asked, "--output_dir", tmp_path / "out") == 2
+    assert (
+        "is of repaired models (--repair none leaves it out): --repair linear: give --data_dir"
+        in capfd.readouterr().err
+    )
+    assert main(*asked, "--data_dir", data_dir, "--output_dir", tmp_path / "out") == 0
+    assert config_of(tmp_path / "out" / "model")["repair"]["n_clips"] == 7
+    assert main(*asked, "--repair", "none", "--output_dir", tmp_path / "plain") == 0
+    assert "repair" not in config_of(tmp_path / "plain" / "model")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--keep_layers", "0", "--repair", "linear"), "--repair linear: give --data_dir, on whose clips of train"),
+        (("--keep_layers", "0", "--repair_clips", "5"), "--repair_clips is of use only with --repair linear"),
+        (("--keep_layers", "0", "--data_dir", "."), "--data_dir is of use only with one of"),
+    ],
+)
+def test_a_repair_that_cannot_be_is_refused(words, message, rough_dir, tmp_path, capfd):
+    assert main("--model_dir", rough_dir, *words, "--output_dir", tmp_path / "out") == 2
+    assert message in capfd.readouterr().err
+
+
+def test_a_damaged_repair_in_a_best_json_is_refused(tmp_path):
+    content = {"schema_version": 1, "model_sha256": "a", "model_dir": "b", "by_depth": {}, "repair": {"method": "x"}}
+    (tmp_path / "best.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="expected a repair of none, linear, got"):
+        best.repair_of(tmp_path / "best.json", runs.Input("b", "a"))

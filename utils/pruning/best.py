@@ -10,6 +10,7 @@ from utils.core import lazy, names, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import name_of, read_json, write_json
 from utils.core.text import some
+from utils.pruning import pruning_plan
 
 with lazy.imported_on_first_use():
     from utils.models import encoders, training_history
@@ -84,8 +85,7 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
     UsageError
         If the sweep holds no subset of that depth.
     """
-    usual = Path("validation_results", names.variant_of(names.of_model(model.path), names.SWEEP), NAME)
-    redo = f"expected the result of 05_pruning.py for this model, by default {usual}; run it on this model"
+    redo = _redo(model)
     best = read_best(path, redo)
     if best["model_sha256"] != model.sha256:
         raise InputError(
@@ -120,6 +120,22 @@ def chosen_on(path: Path) -> str | None:
     best = read_best(path, "")
     split, data = best.get("search_split"), best.get("data_sha256")
     return training_history.chosen_on(split, data) if isinstance(split, str) and isinstance(data, str) else None
+
+
+def _redo(model: runs.Input) -> str:
+    usual = Path("validation_results", names.variant_of(names.of_model(model.path), names.SWEEP), NAME)
+    return f"expected the result of 05_pruning.py for this model, by default {usual}; run it on this model"
+
+
+def repair_of(path: Path, model: runs.Input) -> tuple[str, int | None]:
+    """Return how the sweep of a model repaired its subsets, and on how many clips; an early file notes no repair."""
+    found = read_best(path, _redo(model)).get("repair")
+    if found is None:
+        return pruning_plan.NO_REPAIR, None
+    method, n_clips = (found.get(name) for name in ("method", "n_clips")) if isinstance(found, dict) else (None, None)
+    if method not in pruning_plan.REPAIRS or type(n_clips) is not int or n_clips < 1:
+        raise InputError(f"{path}: expected a repair of {', '.join(pruning_plan.REPAIRS)}, got {found!r}")
+    return method, n_clips
 
 
 def _describe_data(source: dict) -> str:
