@@ -1,0 +1,128 @@
+"""Speed and size of narrower models with fewer blocks, beside a whole wav2vec2-base, on one thread.
+
+    python -m benchmarks.bench_width
+    python -m benchmarks.bench_width --seconds 2.5 --budget_s 30
+
+Full-size models with random weights: wav2vec2-base, and the encoder of Whisper-base with its window cropped to the
+clip. Units are cut at random, which does not matter for speed; every model is saved, loaded by plain `from_pretrained`,
+and compared with the one in memory. Then all are timed in turn, one clip at a time, with feature extraction (see
+`latency.measure_in_turn`). The exit code is 3 if a goal is missed: a wav2vec2-base with half of the channels and half
+of the blocks is 3 times as fast, and a model with at most 5 % of its parameters is 10 times as fast.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import (
+    AutoModelForAudioClassification,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForAudioClassification,
+)
+
+from benchmarks.noise import N_LABELS, SAMPLE_RATE_HZ, new_model
+from utils.core import runs
+from utils.core.errors import InputError
+from utils.models import architectures, encoders, latency, loading
+from utils.models.loaded_model import LoadedModel
+from utils.pruning import width
+
+HALVES, GOAL_HALVES = (1 / 2, 1, 1 / 2), 3
+SMALL, GOAL_SMALL = 0.05, 10
+# Blocks, FFN units and channels that are kept, as shares of the whole model.
+CASES = {
+    "wav2vec2": [
+        *((1, 1, 1), (1 / 2, 1, 1), (1, 1, 1 / 2), HALVES, (1 / 2, 1 / 2, 1 / 2)),
+        *((1 / 4, 1 / 4, 1 / 4), (1 / 12, 1 / 4, 1 / 4)),
+    ],
+    "whisper": [(1, 1, 1), (1 / 2, 1, 1), (1 / 2, 1 / 2, 1), (1 / 6, 1, 1), (1 / 3, 1 / 4, 1), (1 / 2, 1 / 16, 1)],
+}
+
+
+def new_whisper(seconds: float) -> LoadedModel:
+    """Return the encoder of a Whisper-base with a window of whole seconds and random weights."""
+    window_s = -int(-seconds // 1)
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        num_labels=N_LABELS, d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048
+    )
+    config.max_source_positions = 50 * window_s
+    return LoadedModel(WhisperForAudioClassification(config).eval(), WhisperFeatureExtractor(chunk_length=window_s))
+
+
+def smaller(whole: LoadedModel, shares: tuple[float, float, float], audio: np.ndarray, folder: Path) -> LoadedModel:
+    """Return a smaller copy of a model, after it was saved and loaded; the copy in memory gives the same logits."""
+    blocks, units, channels = shares
+    loaded = encoders.pruned_copy(whole, range(round(blocks * whole.config.num_hidden_layers)))
+    asked = {"ffn_size": float(units), "conv_channels": float(channels) if channels < 1 else None}
+    changes = width.changes_of(loaded.config, asked)
+    rng = np.random.default_rng(0)
+    drawn = {
+        name: [rng.random(loaded.model.get_submodule(c.reader).weight.shape[1]) for c in channels]
+        for name in changes
+        for channels in [width.channels_of(loaded.model, name)]
+    }
+    width.narrow(loaded.model, drawn, changes, width.ACTIVATION)
+    loaded.model.save_pretrained(folder / "model")
+    reloaded = AutoModelForAudioClassification.from_pretrained(folder / "model").eval()
+    with torch.inference_mode():
+        inputs = loaded.prepare([audio], SAMPLE_RATE_HZ)
+        difference = float((loaded.model(**inputs).logits - reloaded(**inputs).logits).abs().max())
+    if difference > 1e-5:
+        raise RuntimeError(f"{shares}: the loaded model gives other logits, by {difference:.2g}")
+    return dataclasses.replace(loaded, model=reloaded)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5, help="length of a clip, in seconds (default: 5)")
+    parser.add_argument("--budget_s", type=float, default=10, help="seconds of timing per model (default: 10)")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    torch.set_num_threads(1)
+    loading.quiet_transformers()
+    n_samples = round(args.seconds * SAMPLE_RATE_HZ)
+    audio = (0.1 * np.random.default_rng(0).standard_normal(n_samples)).astype(np.float32)
+    models = {}
+    with tempfile.TemporaryDirectory() as name:
+        for kind, whole in {"wav2vec2": new_model(), "whisper": new_whisper(args.seconds)}.items():
+            for shares in CASES[kind]:
+                models[kind, shares] = smaller(whole, shares, audio, Path(name))
+    times = latency.measure_in_turn(models, audio, SAMPLE_RATE_HZ, args.budget_s)
+    first = next(iter(models))
+    n_whole, ms_whole = encoders.count_parameters(models[first].model), times[first].latency_ms_median
+    table = pd.DataFrame(
+        {
+            "model": kind,
+            "blocks": loaded.config.num_hidden_layers,
+            "FFN": architectures.widths_of(loaded.config)["ffn_size"],
+            "channels": "–" if kind == "whisper" else loaded.config.conv_dim[0],
+            "parameters": (n := encoders.count_parameters(loaded.model)),
+            "share": n / n_whole,
+            "GMACs": latency.count_macs(loaded.model, loaded.prepare([audio], SAMPLE_RATE_HZ))[0] / 1e9,
+            "ms": round(found.latency_ms_median),
+            "range": f"{found.latency_ms_low:.0f} to {found.latency_ms_high:.0f}",
+            "speed-up": ms_whole / found.latency_ms_median,
+            "doubt": found.latency_doubt,
+        }
+        for ((kind, _), loaded), found in zip(models.items(), times.values(), strict=True)
+    )
+    print(f"{runs.device_name('cpu')}, one thread, a clip of {args.seconds:g} s; what each model keeps:")
+    print(table.to_string(index=False, float_format="%.3f"))
+    halves = table["speed-up"][CASES["wav2vec2"].index(HALVES)]
+    small = table.loc[table["share"] <= SMALL, "speed-up"].max()
+    print(f"half of the channels and of the blocks: {halves:.2f} times as fast (goal {GOAL_HALVES})")
+    print(f"at most {SMALL:.0%} of the parameters: up to {small:.1f} times as fast (goal {GOAL_SMALL})")
+    return 0 if halves >= GOAL_HALVES and small >= GOAL_SMALL else InputError.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
