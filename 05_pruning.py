@@ -4,6 +4,7 @@
     python 05_pruning.py --model_dir runs/wav2vec2 --analysis_dir analysis_results/wav2vec2-train   # measured in 04
     python 05_pruning.py --model_dir runs/wav2vec2 --strategies exhaustive --sizes 6-8
     python 05_pruning.py --model_dir runs/wav2vec2 --repair linear                         # the kept blocks adapt
+    python 05_pruning.py --model_dir runs/wav2vec2 --max_latency_ms 200                 # the best of this speed
     python 05_pruning.py --model_dir runs/tiny --heal 5                                 # in a minute on a CPU
 
 Every strategy proposes subsets of the blocks. All are scored on --search_split, and every choice is made there. Then
@@ -28,10 +29,14 @@ Block 0 stays unless --remove_first_block is given. Subsets with the same first 
 2,048 subsets of 12 blocks need one pass of the front end and 2,048 block passes per clip. After a stop at any moment
 the same command continues.
 
+--max_latency_ms, --max_parameters and --max_gmacs set a budget. For the best subset of each size, the widest
+feed-forward network (all units, three quarters, half or a quarter) within the budget is found. The best of these models
+on the search split is scored on the report split; 07_manual_pruning.py --from best.json builds it. See docs/width.md.
+
 Writes <output_dir>/pruning.csv (one row per subset), best.json (for 07_manual_pruning.py --from), log.txt and
 run.json; pruning.pdf/.png (blocks kept and removed beside their scores), strategies.pdf/.png (accuracy by size) and
-pareto.pdf/.png (against parameters and latency); with --heal also healing.csv and healed/model. Layers count from 0 in
-the given model.
+pareto.pdf/.png (against parameters and latency); with a budget also budget.csv; with --heal also healing.csv and
+healed/model. Layers count from 0 in the given model.
 """
 
 from __future__ import annotations
@@ -50,7 +55,7 @@ from utils.core.errors import AlreadyComplete, UsageError
 from utils.data import splits
 from utils.layers import analysis
 from utils.models import model_folder
-from utils.pruning import best, pruning_plan, recommendation
+from utils.pruning import best, budget, pruning_plan, recommendation
 from utils.scores import looks, summary
 
 with lazy.imported_on_first_use():
@@ -59,6 +64,7 @@ with lazy.imported_on_first_use():
     from utils.data import clips
     from utils.models import encoder_parts, encoders, start_line, training_history
     from utils.pruning import drawing, healing, layer_evidence, layer_selection, pruning_table, repair, subset_scores
+    from utils.pruning import width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -73,7 +79,7 @@ SCRATCH = ".sweep"
 HEALED = "healed"
 OUTPUTS = (
     *("pruning.csv", "pruning.pdf", "pruning.png", "strategies.*", "pareto.*"),
-    *(best.NAME, "healing.csv", f"{HEALED}/model/*"),
+    *(best.NAME, budget.CSV_NAME, "healing.csv", f"{HEALED}/model/*"),
 )
 
 
@@ -155,6 +161,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="subset to heal, such as 0-3,7 (default: the smallest within the margin; if there is none, the best with "
         "the fewest blocks removed)",
     )
+    add(
+        "--max_latency_ms",
+        type=cli.positive_float,
+        default=None,
+        help="also choose the best model that needs at most this time for a clip, with fewer blocks and FFN units",
+    )
+    add("--max_parameters", type=cli.positive_int, default=None, help="likewise, with at most this many parameters")
+    add("--max_gmacs", type=cli.positive_float, default=None, help="likewise, with at most this many GMACs per clip")
     add("--batch_size", type=cli.positive_int, default=16, help="clips per batch")
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
@@ -252,12 +266,24 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
         *(args.iterative, args.remove_first_block, args.seed),
     )
     heal_keep = parse_heal_keep(args, loaded.config)
+    if limit := budget_of(args):
+        fewest = max(plan.fewest, len(plan.protected))
+        budget.check(loaded, limit, tuple(range(fewest)), search_clips.clip_seconds)
     repairer = None
     if args.repair == pruning_plan.LINEAR:
-        repairer = repair.Repairer(
-            loaded, repair.draw_clips(train_clips, args.repair_clips, args.seed), args.batch_size
-        )
+        repairer = repair.Repairer(loaded, clips_of_repair(args, train_clips), args.batch_size)
     return Sweep(args, inputs, loaded, train_clips, search_clips, report_clips, plan, evidence, heal_keep, repairer)
+
+
+def clips_of_repair(args: argparse.Namespace, train_clips: clips.Clips) -> clips.Clips:
+    """Return the clips on which a repair is fitted."""
+    return repair.draw_clips(train_clips, args.repair_clips, args.seed)
+
+
+def budget_of(args: argparse.Namespace) -> budget.Budget | None:
+    """Return the budget that the flags set, or None."""
+    limits = budget.Budget(args.max_latency_ms, args.max_parameters, args.max_gmacs)
+    return limits if limits.limits else None
 
 
 def sweep(asked: Sweep, this_run: runs.Run) -> None:
@@ -319,12 +345,25 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         finalists.add(to_heal)
     with this_run.timed("costs"):
         table.measure_costs(asked.search_clips, scratch / "costs.json")
+    within = {}
+    if limit := budget_of(args):
+        train_clips = width.clips_to_measure(asked.train_clips)
+        search = budget.BudgetSearch(loaded, limit, train_clips, on_search, on_report, scratch, key)
+        if asked.repairer:
+            search.repair_clips = clips_of_repair(args, asked.train_clips)
+        with this_run.timed("budget"):
+            keeps = [candidate.keep for candidate in choices.by_depth.values()]
+            within_budget = search.choose(keeps, asked.search_clips, args.output_dir / budget.CSV_NAME)
+            within = {"budget": limit.limits, "within_budget": within_budget}
     with this_run.timed("report"):
         on_report.run(finalists)
         if unrepaired:
             unrepaired.run(finalists)
         table.write()
-    this_run.metrics = write_choices(asked, choices, on_search, on_report)
+        if within.get("within_budget"):
+            drawn = {"max_clips_per_class": args.max_clips_per_class, "seed": args.seed}
+            within["within_budget"] = search.described(within_budget, drawn)
+    this_run.metrics = write_choices(asked, {**choices.scored(on_search, on_report), **within}, on_search, on_report)
     this_run.metrics |= looks.count_looks(args.output_dir, asked.inputs["data_dir"], args.report_split)
     if heard := asked.report_clips.heard_in_train:
         this_run.metrics["heard_in_train"] = dataclasses.asdict(heard)
@@ -340,7 +379,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
 
 def write_choices(
     asked: Sweep,
-    choices: pruning_table.Choices,
+    chosen: dict,
     on_search: subset_scores.SubsetScores,
     on_report: subset_scores.SubsetScores,
 ) -> dict:
@@ -360,9 +399,9 @@ def write_choices(
         "margin": args.margin,
         "repair": asked.repairer.settings if asked.repairer else None,
     }
-    written = best.write_best(args.output_dir, swept, choices.scored(on_search, on_report))
+    written = best.write_best(args.output_dir, swept, chosen)
     recorded = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")
-    return {name: written[name] for name in recorded}
+    return {name: written[name] for name in (*recorded, "within_budget") if name in written}
 
 
 def heal(

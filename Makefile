@@ -131,6 +131,7 @@ bench: venv
 	$(PY) -m benchmarks.bench_convexity
 	$(PY) -m benchmarks.bench_similarity
 	$(PY) -m benchmarks.bench_layer_sweep
+	$(PY) -m benchmarks.bench_width
 	$(PY) -m benchmarks.latency_under_load
 
 # How often each interval holds the true value; every fault that the pipeline has to survive, and rubbish for all that

@@ -41,6 +41,7 @@ def test_a_file_format_has_one_room():
         "review.html": "figures/review_page",
         "pruning.csv": "pruning/pruning_table",
         "best.json": "pruning/best",
+        "budget.csv": "pruning/budget",
         "detections.csv": "field/detections",
         "scores.parquet": "field/scores_table",
     }

@@ -63,6 +63,8 @@ class SizeCounter:
     Parameters
     ----------
     loaded : LoadedModel
+    clip_seconds : float, optional
+        Length of the clip, if the model has no window. Default: as in its training.
 
     Attributes
     ----------
@@ -70,12 +72,14 @@ class SizeCounter:
         The clip whose multiply-accumulates are counted, in words.
     """
 
-    def __init__(self, loaded: LoadedModel):
+    def __init__(self, loaded: LoadedModel, clip_seconds: float | None = None):
         self._class, self._config = type(loaded.model), copy.deepcopy(loaded.config)
         window_s = architectures.longest_clip_seconds(loaded.extractor, loaded.config)
         trained_s = getattr(loaded.config, "clip_seconds", None)
         if window_s < float("inf"):
             clip_s, self.clip = window_s, f"{window_s:g} s, the window of the model"
+        elif clip_seconds is not None:
+            clip_s, self.clip = clip_seconds, f"{clip_seconds:g} s"
         elif trained_s is not None:
             clip_s, self.clip = trained_s, f"{trained_s:g} s, as in its training"
         else:

@@ -10,7 +10,7 @@ from utils.core import lazy, names, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import name_of, read_json, write_json
 from utils.core.text import some
-from utils.pruning import pruning_plan
+from utils.pruning import pruning_plan, width
 
 with lazy.imported_on_first_use():
     from utils.models import encoders, training_history
@@ -76,7 +76,8 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
     config : PreTrainedConfig
         Its config.
     n_layers : int or None
-        Number of layers to keep; None uses the smallest subset within the sweep's margin.
+        Number of layers to keep; None uses the best model within the sweep's budget, or, if the sweep had no budget,
+        the smallest subset within its margin.
 
     Raises
     ------
@@ -95,7 +96,11 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
         )
     _warn_of_choice(path, best, config)
     depths = f"it has subsets of {', '.join(sorted(best['by_depth'], key=lambda depth: (len(depth), depth)))} layers"
-    if n_layers is None:
+    if n_layers is None and "within_budget" in best:
+        subset = best["within_budget"]
+        if subset is None:
+            raise UsageError(f"{path}: no model is within the budget of the sweep; choose one by --n_layers: {depths}")
+    elif n_layers is None:
         subset = best.get("smallest_within_margin")
         if subset is None:
             raise UsageError(f"{path}: no subset is within the margin of the sweep; choose one by --n_layers: {depths}")
@@ -113,6 +118,47 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
     except UsageError as error:
         raise InputError(f"{path}: {error}; {redo} again") from error
     return keep
+
+
+def width_within_budget(path: Path, n_layers: int | None) -> dict:
+    """Return how to cut the FFN units of the model that `layers_to_keep` chooses within a budget.
+
+    Returns
+    -------
+    dict
+        ``ffn_size``, ``importance``, and the flags that draw the clips of train: ``max_clips_per_class``, ``seed``.
+        Empty if the choice is not by a budget, or keeps all units.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or breaks its schema.
+    """
+    redo = "run 05_pruning.py"
+    chosen = read_best(path, redo).get("within_budget")
+    if n_layers is not None or not isinstance(chosen, dict) or "importance" not in chosen:
+        return {}
+    found = {name: chosen.get(name) for name in ("ffn_size", "importance", "max_clips_per_class", "seed")}
+    counts = [value for name, value in found.items() if name != "importance" and value is not None]
+    if found["importance"] not in width.IMPORTANCES or not found["ffn_size"] or not all(type(n) is int for n in counts):
+        raise InputError(f"{path}: the width of the model within the budget cannot be read: {found}; {redo} again")
+    return found
+
+
+def check_data(path: Path, data: runs.Input) -> None:
+    """Check that clips are those of the sweep, so that they choose the same units.
+
+    Raises
+    ------
+    InputError
+        If they are not.
+    """
+    best = read_best(path, "run 05_pruning.py")
+    if best.get("data_sha256") != data.sha256:
+        raise InputError(
+            f"{path} is of a sweep on {_describe_data(best)}; --data_dir {data.path} (sha256 {data.sha256[:12]}…) has "
+            "other clips, which could choose other units: give the data, and the --fold, of the sweep"
+        )
 
 
 def chosen_on(path: Path) -> str | None:

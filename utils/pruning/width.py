@@ -13,7 +13,7 @@ import logging
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 ACTIVATION, TAYLOR = IMPORTANCES = ("activation", "taylor")
 BATCH_SIZE = 4
+MOST_CLIPS = 512
 SAVE_EVERY_S = 10.0
 
 
@@ -153,6 +154,15 @@ def _part(n: int, number: int | float) -> int:
 # ----------------------------------------------------------------------------------------- importance
 
 
+def clips_to_measure(clips: Clips) -> Clips:
+    """Return at most `MOST_CLIPS` of the clips, at equal distances: more would hardly change the order of the units."""
+    if len(clips) <= MOST_CLIPS:
+        return clips
+    log.info("importance: measured on %d of %d clips, at equal distances", MOST_CLIPS, len(clips))
+    chosen = np.linspace(0, len(clips) - 1, MOST_CLIPS).round().astype(int)
+    return replace(clips, table=clips.table.iloc[chosen].reset_index(drop=True))
+
+
 Importance = dict[str, list["np.ndarray"]]
 
 
@@ -173,7 +183,7 @@ def measure(
     loaded : LoadedModel
         In evaluation mode; it is not changed.
     clips : Clips
-        Clips of train.
+        Clips of train; see `clips_to_measure`.
     method : str
         One of `IMPORTANCES`. ``activation``: the mean over frames of the absolute input of the reader, times the norm
         of its weights for this channel. This is the mean size of the contribution to the output of the reader; a head
@@ -198,6 +208,7 @@ def measure(
     InputError
         If a number is not finite.
     """
+    clips = clips_to_measure(clips)
     groups = {width: channels_of(loaded.model, width) for width in widths}
     flat = [channels for own in groups.values() for channels in own]
     key = {**key, "importance": method, "widths": list(widths), "device": loaded.device}
