@@ -63,8 +63,16 @@ with lazy.imported_on_first_use():
 
     from utils.data import clips
     from utils.models import encoder_parts, encoders, start_line, training_history
-    from utils.pruning import drawing, healing, layer_evidence, layer_selection, pruning_table, repair, subset_scores
-    from utils.pruning import width
+    from utils.pruning import (
+        drawing,
+        healing,
+        layer_evidence,
+        layer_selection,
+        pruning_table,
+        repair,
+        subset_scores,
+        width,
+    )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -15,7 +15,7 @@ from utils.core.errors import InputError, UsageError
 from utils.data import clips
 from utils.models import encoders, latency, predict
 from utils.models.model_size import SizeCounter
-from utils.pruning import best, budget, width
+from utils.pruning import best, budget, repair, width
 from utils.pruning.budget import SHARES, Budget, Mixture
 
 sweep, prune = load_stage("05_pruning"), load_stage("07_manual_pruning")
@@ -129,6 +129,27 @@ def test_a_model_with_all_units_can_be_the_best(run_dir, data_dir, tmp_path):
     assert chosen["report_accuracy"] == depths[str(chosen["n_layers"])]["report_accuracy"]
     assert build(run_dir, tmp_path / "out" / "best.json", tmp_path / "built") == 0, "no clips are needed"
     assert encoders.load_model(tmp_path / "built", "cpu").config.kept_layers == chosen["keep"]
+
+
+def test_a_repaired_sweep_repairs_the_narrower_models_too(result, run_dir, data_dir, tmp_path):
+    limits = ("--max_parameters", 125_000, "--repair", "linear", "--repair_clips", 20)
+    assert main(run_dir, data_dir, tmp_path / "out", *limits) == 0
+    found = best_of(tmp_path / "out")
+    chosen = found["within_budget"]
+    assert found["repair"]["n_clips"] == 20 and chosen["ffn_size"] < 128
+    whole, train = encoders.load_model(run_dir, "cpu"), clips.read_clips(data_dir, "train")
+    narrow = encoders.pruned_copy(whole, chosen["keep"])
+    changes = width.changes_of(narrow.config, {"ffn_size": chosen["ffn_size"]})
+    measured = width.measure(narrow, train, width.ACTIVATION, list(changes), tmp_path / "sums.npz", {})
+    width.narrow(narrow.model, measured, changes, width.ACTIVATION)
+    repairer = repair.Repairer(narrow, repair.draw_clips(train, 20, 42), 4, whole, chosen["keep"])
+    repaired = repair.repaired_copy(narrow, tuple(range(len(chosen["keep"]))), repairer)
+    for split, name in (("val", "search"), ("test", "report")):
+        of_split = clips.read_clips(data_dir, split)
+        hits = predict.predict(repaired, of_split, 4).argmax(axis=1) == of_split.table["label_id"].to_numpy()
+        assert hits.mean() == pytest.approx(chosen[f"{name}_accuracy"])
+    table, plain = (pd.read_csv(folder / "budget.csv") for folder in (tmp_path / "out", result))
+    assert not table["search_accuracy"].equals(plain["search_accuracy"]), "the repair changes the scores"
 
 
 def test_without_a_budget_nothing_is_added(run_dir, data_dir, tmp_path):
