@@ -71,7 +71,6 @@ with lazy.imported_on_first_use():
         pruning_table,
         repair,
         subset_scores,
-        width,
     )
 
 if TYPE_CHECKING:
@@ -355,8 +354,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         table.measure_costs(asked.search_clips, scratch / "costs.json")
     within = {}
     if limit := budget_of(args):
-        train_clips = width.clips_to_measure(asked.train_clips)
-        search = budget.BudgetSearch(loaded, limit, train_clips, on_search, on_report, scratch, key)
+        search = budget.BudgetSearch(loaded, limit, asked.train_clips, on_search, on_report, scratch, key)
         if asked.repairer:
             search.repair_clips = clips_of_repair(args, asked.train_clips)
         with this_run.timed("budget"):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.data import small_model, write_annotated, write_processed
 from tests.stages import load_stage
@@ -148,6 +149,10 @@ def test_a_repaired_sweep_repairs_the_narrower_models_too(run_dir, data_dir, tmp
         of_split = clips.read_clips(data_dir, split)
         hits = predict.predict(repaired, of_split, 4).argmax(axis=1) == of_split.table["label_id"].to_numpy()
         assert hits.mean() == pytest.approx(chosen[f"{name}_accuracy"])
+    assert build(run_dir, tmp_path / "out" / "best.json", tmp_path / "built", "--data_dir", data_dir) == 0
+    built = encoders.load_model(tmp_path / "built", "cpu").model.state_dict()
+    for name, weight in repaired.model.state_dict().items():
+        assert torch.allclose(built[name], weight, rtol=1e-3, atol=1e-4), name
 
 
 def test_without_a_budget_nothing_is_added(run_dir, data_dir, tmp_path):
