@@ -102,7 +102,7 @@ def test_a_complete_result_is_found_without_loading_anything_heavy(tmp_path, mon
         ["08_detection.py", "--model_dir", "runs/t", "--raw_dir", "raw", "--threshold", "0.5", "--output_dir", "night"],
     ]
     commands[0] += ["--output_dir", "data", "--clip_seconds", "1"]
-    commands[5] += ["--output_dir", "runs/c", *common]
+    commands[5] += ["--output_dir", "runs/c", "--teacher_dir", "runs/t", *common]
     for script, *words in commands:
         assert run_apart(script, words, tmp_path / "printed.txt") == 0, (tmp_path / "printed.txt").read_text()
     for script, *words in commands:
