@@ -38,7 +38,7 @@ from experiments.stage_processes import start_stage
 from utils.core import cli, records, replacing, runs
 from utils.core.errors import InputError, StageError, UsageError
 from utils.core.files import sha256_of_file
-from utils.data import synthetic
+from utils.data import spool, synthetic
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +166,12 @@ class World:
     def wait_a_moment(self, stage: Stage, process: BaseProcess) -> None:
         """Wait for a random part of the run time of the stage, or until it has ended."""
         process.join(self.rng.uniform(0, self.duration_s[stage.number]))
+
+    def wait_for_files(self, process: BaseProcess, output_dir: Path) -> None:
+        """Wait until a random number of recordings have results, or until the stage has ended."""
+        n_finished = self.rng.randrange(len(list((self.folder / "raw").rglob("*.wav"))))
+        while process.is_alive() and len(list(output_dir.glob(f".work/*{spool.MARKER_SUFFIX}"))) <= n_finished:
+            process.join(0.001)
 
     def expect(self, code: int, text: str, stage: Stage, output_dir: Path, *more: str, clock_s: float = 0.0) -> None:
         """Run a stage that must end with an exit code and print a text; the case of letters is ignored."""
@@ -296,7 +302,10 @@ def stop(world: World, stage: Stage, folder: Path, number: signal.Signals) -> No
     """Send a signal at a random moment, and run the stage again."""
     output_dir = folder / "out"
     process = world.start(stage, output_dir)
-    world.wait_a_moment(stage, process)
+    if stage.number in WITH_WORKERS and world.rng.random() < 0.5:  # imports take most of so short a run
+        world.wait_for_files(process, output_dir)
+    else:
+        world.wait_a_moment(stage, process)
     if process.exitcode is None:
         os.kill(process.pid, number)
     process.join()
@@ -532,9 +541,7 @@ def folder_away(world: World, stage: Stage, folder: Path) -> None:
     if world.rng.random() < 0.5:
         world.wait_a_moment(stage, process)
     else:  # decoding is only a small part of so short a run
-        n_decoded = world.rng.randrange(len(list(raw_dir.rglob("*.wav"))))
-        while process.is_alive() and len(list(output_dir.glob(".work/*.pcm"))) <= n_decoded:
-            process.join(0.001)
+        world.wait_for_files(process, output_dir)
     raw_dir.rename(away)
     process.join(world.rng.choice([0.02, 0.2, None]))
     away.rename(raw_dir)
