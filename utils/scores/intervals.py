@@ -58,6 +58,11 @@ class Jackknife(NamedTuple):
         """Standard error of each estimate; see `standard_error`."""
         return standard_error(self.left_out)
 
+    @property
+    def bias(self) -> np.ndarray:
+        """Quenouille's estimate of how much too high each estimate is, because the groups are few."""
+        return (self.left_out.shape[-1] - 1) * (self.left_out.mean(axis=-1) - self.estimate)
+
 
 def count(
     label_ids: np.ndarray,

@@ -26,6 +26,8 @@ SCORES = (
 )
 # Of two models on the same clips. The others depend on the thresholds of each model. A margin is one of the first.
 COMPARED = ("macro_average_precision", "accuracy")
+# With few clips of a label these are biased, so their intervals also hold the score without the estimated bias.
+BIASED = ("macro_average_precision", "macro_f1")
 OF_LABELS = ("average_precision", "auroc", "precision", "recall", "f1", "false_alarms_per_hour")
 TOP_K = 5
 SECONDS_PER_HOUR = 3600.0
@@ -75,9 +77,9 @@ class Result(NamedTuple):
     labels: pd.DataFrame
 
 
-def joined(parts: Sequence[Answers]) -> Answers:
-    """Return the answers of several models, each on its own clips, as those of one recipe."""
-    numbered = [replace(part, model=np.full(len(part.groups), i)) for i, part in enumerate(parts)]
+def joined(parts: Sequence[Answers], of_one_model: bool = False) -> Answers:
+    """Return the answers of several models, or of one, each on its own clips, as those of one recipe."""
+    numbered = [replace(part, model=np.full(len(part.groups), i * (not of_one_model))) for i, part in enumerate(parts)]
     return Answers(
         *(np.concatenate(values) for values in zip(*(vars(part).values() for part in numbered), strict=True))
     )
@@ -213,6 +215,12 @@ class _Scorer:
         return cases.sum(axis=1), np.array([len(np.unique(answers.groups[own > 0])) for own in in_groups])
 
 
+def point_scores(answers: Answers) -> dict[str, float]:
+    """Return `SCORES` without intervals."""
+    overall, _ = _Scorer(answers)(np.ones(len(answers.groups)))
+    return dict(zip(SCORES, map(float, overall), strict=True))
+
+
 def compared(answers: Answers) -> intervals.Jackknife:
     """Return the scores `COMPARED` of a model, and the same without each group."""
     found, _ = _Scorer(answers).jackknife()
@@ -258,7 +266,7 @@ def score_all(answers: Answers) -> Result:
     n_cases, n_groups = scorer.n_cases()
     if len(np.unique(answers.groups)) < 2:
         log.warning("all clips are of one group, so there is no interval: it is NaN")
-    low, high = _share_ends(overall, n_groups, n_cases)
+    low, high = _share_ends(overall, n_groups, n_cases, np.isin(SCORES, BIASED))
     hours = float(scorer.hours.sum())
     least_hours = hours * min(1.0, n_groups[-1] / max(n_cases[-1], 1))
     low[-1], high[-1] = rate_interval(overall.estimate[-1], overall.error[-1], hours, least_hours)
@@ -276,13 +284,20 @@ def score_all(answers: Answers) -> Result:
     return Result(answers, scores, _table_of_labels(answers, of_labels))
 
 
-def _share_ends(found: intervals.Jackknife, n_groups: np.ndarray, n_cases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return Wilson's interval of each score, as of macro F1; NaN without one of the groups there is none."""
+def _share_ends(
+    found: intervals.Jackknife, n_groups: np.ndarray, n_cases: np.ndarray, is_biased: np.ndarray | bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return Wilson's interval of each score, as of macro F1; NaN without one of the groups there is none.
+
+    If a score is biased, the interval is that of the score and that of the score without its bias, together.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         error = found.error
         estimate = np.clip(found.estimate, 0, 1)  # a rate is not a share; its ends are replaced
-        ends = intervals.share_interval(estimate, np.nan_to_num(error), n_groups, n_cases)
-    return tuple(np.where(np.isfinite(error) & (n_groups > 1), end, np.nan) for end in ends)
+        low, high = intervals.share_interval(estimate, np.nan_to_num(error), n_groups, n_cases)
+        bias = np.where(is_biased, found.bias, 0)
+    low, high = np.maximum(low - np.maximum(bias, 0), 0), np.minimum(high - np.minimum(bias, 0), 1)
+    return tuple(np.where(np.isfinite(error) & (n_groups > 1), end, np.nan) for end in (low, high))
 
 
 def _table_of_labels(answers: Answers, found: intervals.Jackknife) -> pd.DataFrame:
