@@ -145,18 +145,21 @@ def run(args: argparse.Namespace) -> None:
     asked = args.ladder or best_path is not None or args.keep_layers is not None or args.drop_layers is not None
     if is_narrower(args) and not asked:
         args.drop_layers, asked = "none", True
-    chosen_width = take_width(args, best_path)
     check_arguments(args, best_path, asked)
     inputs = {"model_dir": model_folder.any_model_input(args.model_dir)}
     if best_path is not None:
         inputs["from"] = runs.file_input(best_path)
+        chosen_width = {}
+        if not is_narrower(args):  # run.json records the flags that give the same model
+            chosen_width = best.width_within_budget(best_path, inputs["model_dir"], args.n_layers)
+            vars(args).update(chosen_width)
         if args.repair is None:
             args.repair, n_clips = best.repair_of(best_path, inputs["model_dir"])
             args.repair_clips = args.repair_clips or n_clips
     check_arguments_for_clips(args, best_path)
     if args.data_dir is not None:
         inputs["data_dir"] = clips.data_input(args.data_dir, args.fold)
-        if chosen_width:
+        if best_path is not None and chosen_width:
             best.check_data(best_path, inputs["data_dir"])
     source = None
     if not asked:
@@ -206,18 +209,6 @@ class Source:
                 size = dataclasses.replace(size, weights_bytes=model_size.weights_on_disk(folder))
             rows["after" if folder.parent == self._output_dir else folder.parent.name] = size
         return {"clip": self.counter.clip, "rows": {name: dataclasses.asdict(size) for name, size in rows.items()}}
-
-
-def take_width(args: argparse.Namespace, best_path: Path | None) -> bool:
-    """Take the width of the model within the budget of a sweep, unless the flags name one; return whether there is one.
-
-    ``run.json`` records the flags that give the same model.
-    """
-    if best_path is None or is_narrower(args) or not best_path.is_file():
-        return False
-    chosen = best.width_within_budget(best_path, args.n_layers)
-    vars(args).update(chosen)
-    return bool(chosen)
 
 
 def check_arguments(args: argparse.Namespace, best_path: Path | None, asked: bool) -> None:

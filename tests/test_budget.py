@@ -12,9 +12,9 @@ from tests.data import small_model, write_annotated, write_processed
 from tests.stages import load_stage
 from tests.test_05_pruning import write_run
 from utils.core.cli import parse_layer_list
-from utils.core.errors import InputError, UsageError
+from utils.core.errors import InputError
 from utils.data import clips
-from utils.models import encoders, latency, predict
+from utils.models import encoders, latency, model_folder, predict
 from utils.models.model_size import SizeCounter
 from utils.pruning import best, budget, repair, width
 from utils.pruning.budget import SHARES, Budget, Mixture
@@ -271,8 +271,9 @@ def test_clips_that_measure_are_at_equal_distances(data_dir, monkeypatch):
     assert np.array_equal(some.audio(1), train.audio(12)) and np.array_equal(some.targets[2], train.targets[23])
 
 
-def test_the_width_of_another_choice_is_none(result):
-    assert best.width_within_budget(result / "best.json", None)["ffn_size"] < 128
-    assert best.width_within_budget(result / "best.json", 2) == {}
-    with pytest.raises((InputError, UsageError)):
-        best.width_within_budget(result / "pruning.csv", None)
+def test_the_width_of_another_choice_is_none(result, run_dir):
+    model = model_folder.model_input(run_dir)
+    assert best.width_within_budget(result / "best.json", model, None)["ffn_size"] < 128
+    assert best.width_within_budget(result / "best.json", model, 2) == {}
+    with pytest.raises(InputError):
+        best.width_within_budget(result / "pruning.csv", model, None)

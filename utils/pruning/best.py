@@ -120,7 +120,7 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
     return keep
 
 
-def width_within_budget(path: Path, n_layers: int | None) -> dict:
+def width_within_budget(path: Path, model: runs.Input, n_layers: int | None) -> dict:
     """Return how to cut the FFN units of the model that `layers_to_keep` chooses within a budget.
 
     Returns
@@ -134,7 +134,7 @@ def width_within_budget(path: Path, n_layers: int | None) -> dict:
     InputError
         If the file cannot be read or breaks its schema.
     """
-    redo = "run 05_pruning.py"
+    redo = _redo(model)
     chosen = read_best(path, redo).get("within_budget")
     if n_layers is not None or not isinstance(chosen, dict) or "importance" not in chosen:
         return {}
