@@ -32,6 +32,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from utils.core import runs
 from utils.core.errors import UsageError
 from utils.data.clips import Clips
 from utils.models import architectures, encoders, onednn, predict
@@ -186,20 +187,29 @@ class Repairer:
                 readers.setdefault(node, set()).add(reader)
         repairs: Repairs = {}
         with torch.inference_mode(), onednn.linear_layers(self._loaded.model, self._loaded.device):
-            for node in sorted(node for node in readers if len(node) == 1):
-                self._descend(node, self._fronts, readers, repairs)
+            fitted = (
+                block
+                for node in sorted(node for node in readers if len(node) == 1)
+                for block in self._descend(node, self._fronts, readers, repairs)
+            )
+            for _ in runs.progress(fitted, len(readers), "repair", "blocks"):
+                pass
         return repairs
 
-    def _descend(self, node: Keep, states: list[State], readers: dict[Keep, set[int]], repairs: Repairs) -> None:
+    def _descend(
+        self, node: Keep, states: list[State], readers: dict[Keep, set[int]], repairs: Repairs
+    ) -> Iterator[None]:
+        """Fit the last block of `node` on the states that it reads, then those after it; yield after each block."""
         block, is_exact = node[-1], self._is_whole and node == tuple(range(len(node)))
         changed = sorted(reader for reader in readers[node] if not (is_exact and reader == block + 1))
         if changed:
             fitted = self._fit_block(block, states, changed)
             repairs.update({(node, reader): projection for reader, projection in fitted.items()})
+        yield
         for reader in sorted(readers[node] - {self._parts.n_layers}):
             opened = (self._parts.open_block(block, state) for state in states)
             after = [closed(one, repairs.get((node, reader))) for one in opened]
-            self._descend((*node, reader), after, readers, repairs)
+            yield from self._descend((*node, reader), after, readers, repairs)
 
     def _fit_block(self, block: int, states: list[State], readers: Sequence[int]) -> dict[int, Projection]:
         """Fit the last linear layer of a block to what each reader expects, by ridge regression of its change."""
