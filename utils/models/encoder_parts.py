@@ -47,28 +47,25 @@ class State:
 
 @dataclass(frozen=True)
 class OpenBlock:
-    """A block that has run, with the parts that its last linear layer joins.
+    """A block that has run up to its last linear layer.
 
     Attributes
     ----------
-    after : State
-        The output of the block.
     features : Tensor
-        The input of that linear layer: the activations of the feed-forward network, shape (batch, frames, n_units).
-    total : Tensor
-        The states plus the output of that layer, before a norm, shape (batch, frames, hidden_size).
-    added : Tensor
-        The output of that layer, of the same shape.
+        The input of that layer: the activations of the feed-forward network, shape (batch, frames, n_units).
+    residual : Tensor
+        The states to which its output is added, shape (batch, frames, hidden_size).
+    after : State
+        The other arguments of the next block; its hidden states have no meaning.
     """
 
-    after: State
     features: torch.Tensor
-    total: torch.Tensor
-    added: torch.Tensor
+    residual: torch.Tensor
+    after: State
 
     def closed(self, weight: torch.Tensor, bias: torch.Tensor, norm: torch.nn.Module | None) -> State:
-        """Return the output that the block has with another last linear layer, and another norm after it."""
-        total = self.total - self.added + torch.nn.functional.linear(self.features, weight, bias)
+        """Return the output that the block has with a last linear layer, and a norm after it."""
+        total = self.residual + torch.nn.functional.linear(self.features, weight, bias)
         return self.after.with_hidden_states(total if norm is None else norm(total))
 
 
@@ -140,21 +137,25 @@ class EncoderParts:
         return output_norm_of(self._blocks[layer], self.model.config)
 
     def open_block(self, layer: int, state: State) -> OpenBlock:
-        """Run one block; also return the parts that its last linear layer joins."""
-        norm, seen = self.output_norm(layer), {}
-        hooks = [
-            self.last_linear(layer).register_forward_hook(
-                lambda _, args, output: seen.update(features=args[0], added=output)
-            )
-        ]
-        if norm is not None:
-            hooks.append(norm.register_forward_pre_hook(lambda _, args: seen.update(total=args[0])))
+        """Run one block up to its last linear layer."""
+        last, norm, seen = self.last_linear(layer), self.output_norm(layer), {}
+
+        def add_nothing(features: torch.Tensor) -> torch.Tensor:
+            seen["features"] = features
+            return features.new_zeros(*features.shape[:-1], last.out_features)
+
+        before = vars(last).get("forward")  # `onednn` may have replaced it, too
+        last.forward = add_nothing
+        hook = norm and norm.register_forward_pre_hook(lambda _, args: seen.update(residual=args[0]))
         try:
             after = self.block(layer, state)
         finally:
-            for hook in hooks:
+            del last.forward
+            if before is not None:
+                last.forward = before
+            if hook is not None:
                 hook.remove()
-        return OpenBlock(after, seen["features"], seen.get("total", after.hidden_states), seen["added"])
+        return OpenBlock(seen["features"], seen.get("residual", after.hidden_states), after)
 
     def hidden_layers(self, inputs: dict[str, torch.Tensor]) -> Iterator[State]:
         """Run all blocks; yield the input of block 0, then the output of each block (before any final norm)."""

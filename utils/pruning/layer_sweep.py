@@ -239,7 +239,7 @@ def _repaired_walk(
         del opened[shared:], path[max(shared, 1) :]
         for n, reader in enumerate((*keep, parts.n_layers)[shared:], start=shared):
             if n:
-                path.append(closed(opened[n - 1], repairs.get((keep[:n], reader))))
+                path.append(closed(parts, keep[n - 1], opened[n - 1], repairs.get((keep[:n], reader))))
             if n < len(keep):
                 opened.append(parts.open_block(reader, path[n]))
         yield keep, path

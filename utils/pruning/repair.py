@@ -143,9 +143,8 @@ class Repairer:
                 state = parts.front_end(inputs)
                 self._fronts.append(state)
                 for layer in range(parts.n_layers):
-                    opened = parts.open_block(layer, state)
-                    state = opened.after
-                    target = self._rows(opened.total, len(clips))
+                    target, state = total_and_output(parts, layer, state)
+                    target = self._rows(target, len(clips))
                     if parts.output_norm(layer) is not None:
                         target = (target - target.mean(1, keepdim=True)) / target.std(1, keepdim=True, unbiased=False)
                     targets.setdefault(layer + 1, []).append(target)
@@ -208,7 +207,7 @@ class Repairer:
         yield
         for reader in sorted(readers[node] - {self._parts.n_layers}):
             opened = (self._parts.open_block(block, state) for state in states)
-            after = [closed(one, repairs.get((node, reader))) for one in opened]
+            after = [closed(self._parts, block, one, repairs.get((node, reader))) for one in opened]
             yield from self._descend((*node, reader), after, readers, repairs)
 
     def _fit_block(self, block: int, states: list[State], readers: Sequence[int]) -> dict[int, Projection]:
@@ -222,23 +221,28 @@ class Repairer:
         n_done = 0
         for state in states:
             opened = self._parts.open_block(block, state)
-            features, total = (self._rows(part, n_clips) for part in (opened.features, opened.total))
-            features = nn.functional.pad(features, (0, 1), value=1.0)
-            rows = slice(n_done, n_done + len(total))
+            features, residual = (self._rows(part, n_clips) for part in (opened.features, opened.residual))
+            rows = slice(n_done, n_done + len(residual))
             n_done = rows.stop
-            weighted, mean, scale = features, 0.0, 1.0
-            if is_normed:
+            mean, scale = 0.0, 1.0
+            if is_normed:  # the scale that the frame has now; the error behind the norm counts
+                total = residual + nn.functional.linear(features, linear.weight, linear.bias)
                 mean, scale = total.mean(1, keepdim=True), total.std(1, keepdim=True, unbiased=False)
-                weighted = features / scale**2  # the error behind the norm counts
+            features = nn.functional.pad(features, (0, 1), value=1.0)
+            weighted = features / scale**2 if is_normed else features
             gram += (weighted.T @ features).double()
             for reader in readers:
                 wanted = self._targets[self._places[reader]][rows] * scale + mean
-                cross[reader] += (weighted.T @ (wanted - total)).double()
+                cross[reader] += (weighted.T @ (wanted - residual)).double()
+        now = torch.cat([linear.weight.T, linear.bias[None]]).double()
+        given = gram @ now  # the layer as it is; the regression is of the change
+        for sums in cross.values():
+            sums -= given
         changes = solve_ridge(gram, cross, RIDGE)
         return {
             reader: Projection(
                 linear.weight + change[:-1].T.float(),
-                change[-1].float() + (0.0 if linear.bias is None else linear.bias),
+                linear.bias + change[-1].float(),
                 self._parts_of_whole.output_norm(self._places[reader] - 1),
             )
             for reader, change in changes.items()
@@ -278,9 +282,20 @@ def places(keep: Keep, n_layers: int) -> list[tuple[Keep, int]]:
     return [(keep[:n], reader) for n, reader in enumerate((*keep[1:], n_layers), start=1)]
 
 
-def closed(opened: OpenBlock, projection: Projection | None) -> State:
+def closed(parts: EncoderParts, layer: int, opened: OpenBlock, projection: Projection | None) -> State:
     """Return the output of a block, repaired or as it is."""
-    return opened.after if projection is None else opened.closed(*projection)
+    if projection is None:
+        linear = parts.last_linear(layer)
+        projection = Projection(linear.weight, linear.bias, parts.output_norm(layer))
+    return opened.closed(*projection)
+
+
+def total_and_output(parts: EncoderParts, layer: int, state: State) -> tuple[torch.Tensor, State]:
+    """Return the sum before the norm at the end of a block, and its output; without a norm they are equal."""
+    linear, opened = parts.last_linear(layer), parts.open_block(layer, state)
+    total = opened.closed(linear.weight, linear.bias, None)
+    norm = parts.output_norm(layer)
+    return total.hidden_states, total if norm is None else total.with_hidden_states(norm(total.hidden_states))
 
 
 def repaired_copy(loaded: LoadedModel, keep: Keep, repairer: Repairer | None) -> LoadedModel:
