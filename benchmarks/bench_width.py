@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 import torch
 from transformers import (
-    AutoModelForAudioClassification,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForAudioClassification,
@@ -73,7 +72,7 @@ def smaller(whole: LoadedModel, shares: tuple[float, float, float], audio: np.nd
     }
     width.narrow(loaded.model, drawn, changes, width.ACTIVATION)
     loaded.model.save_pretrained(folder / "model")
-    reloaded = AutoModelForAudioClassification.from_pretrained(folder / "model").eval()
+    reloaded = encoders.load_model(folder / "model", "cpu").model
     with torch.inference_mode():
         inputs = loaded.prepare([audio], SAMPLE_RATE_HZ)
         difference = float((loaded.model(**inputs).logits - reloaded(**inputs).logits).abs().max())
