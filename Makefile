@@ -131,6 +131,7 @@ bench: venv
 	$(PY) -m benchmarks.bench_convexity
 	$(PY) -m benchmarks.bench_similarity
 	$(PY) -m benchmarks.bench_layer_sweep
+	$(PY) -m benchmarks.bench_repair
 	$(PY) -m benchmarks.bench_width
 	$(PY) -m benchmarks.latency_under_load
 

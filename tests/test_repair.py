@@ -37,12 +37,13 @@ def rough(name, options):
 def test_the_regression_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 7)) * rng.uniform(0.1, 3, 7) + 5, rng.normal(size=(200, 3))
+    before = rng.normal(size=(7, 3))
     with_one = torch.from_numpy(np.column_stack([x, np.ones(200)]))
     gram, cross = with_one.T @ with_one, with_one.T @ torch.from_numpy(y)
-    found = repair.solve_ridge(gram, {4: cross}, ridge=0.1)[4].numpy()
-    model = Ridge(alpha=0.1 * (x - x.mean(0)).var(0).mean() * 200).fit(x, y)
-    np.testing.assert_allclose(found[:-1].T, model.coef_, rtol=1e-8)
-    np.testing.assert_allclose(found[-1], model.intercept_, rtol=1e-8)
+    found = repair.solve_ridge(gram, {4: cross}, ridge=0.1, toward=torch.from_numpy(before))[4].numpy()
+    change = Ridge(alpha=0.1 * (x - x.mean(0)).var(0).mean() * 200).fit(x, y - x @ before)
+    np.testing.assert_allclose(found[:-1], before + change.coef_.T, rtol=1e-8)
+    np.testing.assert_allclose(found[-1], change.intercept_, rtol=1e-8)
 
 
 @pytest.mark.parametrize(("name", "options"), MODELS, ids=str)

@@ -211,7 +211,7 @@ class Repairer:
             yield from self._descend((*node, reader), after, readers, repairs)
 
     def _fit_block(self, block: int, states: list[State], readers: Sequence[int]) -> dict[int, Projection]:
-        """Fit the last linear layer of a block to what each reader expects, by ridge regression of its change."""
+        """Fit the last linear layer of a block to what each reader expects, by ridge regression."""
         linear = self._parts.last_linear(block)
         n_units, n_clips = linear.in_features, sum(len(state.hidden_states) for state in states)
         is_normed = self._parts.output_norm(block) is not None
@@ -234,23 +234,20 @@ class Repairer:
             for reader in readers:
                 wanted = self._targets[self._places[reader]][rows] * scale + mean
                 cross[reader] += (weighted.T @ (wanted - residual)).double()
-        now = torch.cat([linear.weight.T, linear.bias[None]]).double()
-        given = gram @ now  # the layer as it is; the regression is of the change
-        for sums in cross.values():
-            sums -= given
-        changes = solve_ridge(gram, cross, RIDGE)
+        fitted = solve_ridge(gram, cross, RIDGE, linear.weight.T)
         return {
             reader: Projection(
-                linear.weight + change[:-1].T.float(),
-                linear.bias + change[-1].float(),
+                *(solution[:-1].T.float(), solution[-1].float()),
                 self._parts_of_whole.output_norm(self._places[reader] - 1),
             )
-            for reader, change in changes.items()
+            for reader, solution in fitted.items()
         }
 
 
-def solve_ridge(gram: torch.Tensor, cross: dict[int, torch.Tensor], ridge: float) -> dict[int, torch.Tensor]:
-    """Solve ridge regressions with the same inputs; the intercept, in the last row, is not penalised.
+def solve_ridge(
+    gram: torch.Tensor, cross: dict[int, torch.Tensor], ridge: float, toward: torch.Tensor
+) -> dict[int, torch.Tensor]:
+    """Solve ridge regressions with the same inputs, with a penalty on the distance from given weights.
 
     Parameters
     ----------
@@ -260,19 +257,22 @@ def solve_ridge(gram: torch.Tensor, cross: dict[int, torch.Tensor], ridge: float
         The sum of x yᵀ for each regression.
     ridge : float
         Penalty, relative to the mean variance of an input.
+    toward : Tensor, shape (n, n_outputs)
+        The weights that are the answer of an infinite penalty.
 
     Returns
     -------
     dict of Tensor of float64, shape (n + 1, n_outputs)
+        Weights, and in the last row the intercept, which is not penalised.
     """
     n_rows, total = gram[-1, -1], gram[-1, :-1]
     mean = total / n_rows
     centred = gram[:-1, :-1] - torch.outer(total, mean)
     penalty = ridge * centred.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     factor = torch.linalg.cholesky(centred + penalty * torch.eye(len(centred), dtype=gram.dtype, device=gram.device))
-    solved = {}
+    pull, solved = penalty * toward.double(), {}
     for name, sums in cross.items():
-        slope = torch.cholesky_solve(sums[:-1] - torch.outer(mean, sums[-1]), factor)
+        slope = torch.cholesky_solve(sums[:-1] - torch.outer(mean, sums[-1]) + pull, factor)
         solved[name] = torch.cat([slope, (sums[-1] / n_rows - mean @ slope)[None]])
     return solved
 
