@@ -199,6 +199,17 @@ def test_strategies_show_lines_the_control_and_the_margin(drawn):
     assert len(labels) == len(set(labels))
 
 
+def test_a_repaired_sweep_shows_what_the_best_subsets_were_before(drawn):
+    table = SMALL[SMALL["strategy"] != "random"].assign(unrepaired_accuracy=[0.75, 0.3, 0.2, np.nan])
+    pruning_plots.strategies_figure(table, "unused")
+    before = "best of each size, without repair"
+    assert before not in lines(drawn[0].axes[0])
+    # Blocks 0 and 2 are best on the search split, so they are shown, though blocks 0 and 1 were better before.
+    np.testing.assert_allclose(lines(drawn[0].axes[1])[before].get_data(), [[2], [0.2]])
+    pruning_plots.strategies_figure(SMALL.assign(unrepaired_accuracy=np.nan), "unused")
+    assert before not in lines(drawn[1].axes[1])
+
+
 def test_fourteen_strategies_look_different(drawn):
     pruning_plots.strategies_figure(sweep(6), "unused")
     curves = [line for label, line in lines(drawn[0].axes[0]).items() if label in STRATEGIES]

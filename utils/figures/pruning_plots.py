@@ -278,7 +278,8 @@ def strategies_figure(
 
     A line joins the best candidates of each depth. The control (all strategies whose name begins with
     ``random``) is a band from its lowest to its highest accuracy, with the mean. A horizontal line is the
-    full model, with its interval if known; a dotted line is `margin` below it.
+    full model, with its interval if known; a dotted line is `margin` below it. In a sweep with repair, crosses are
+    the best subset of each size, chosen with repair, as it scores without it.
 
     Parameters
     ----------
@@ -352,6 +353,18 @@ def draw_strategies(
             linestyle="--" if again else "-",
             markerfacecolor="white" if again else None,
             label=strategy,
+        )
+    if split == "report" and table.get("unrepaired_accuracy", pd.Series(dtype=float)).notna().any():
+        before = best_of_each_depth(known[known["n_removed"] > 0])
+        axes.plot(
+            n_blocks - before["n_removed"],
+            before["unrepaired_accuracy"],
+            color=GREY,
+            marker="x",
+            markersize=5,
+            linewidth=1,
+            linestyle=":",
+            label="best of each size, without repair",
         )
     if known.empty:
         axes.text(0.5, 0.5, f"no accuracy on {name}", transform=axes.transAxes, ha="center", va="center", color=GREY)
