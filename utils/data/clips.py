@@ -167,8 +167,9 @@ def read_labels(data_dir: Path) -> list[str]:
     """Return the labels of a processed data set, by label id."""
     path = Path(data_dir) / LABELS_NAME
     try:
-        label2id = read_json(path, dict, AGAIN)["label2id"]
-        if label2id == {}:
+        stored = read_json(path, dict, AGAIN)
+        label2id = stored["label2id"]
+        if stored == {"label2id": {}, "id2label": {}}:
             raise InputError(
                 f"{data_dir} has no labels: {DATA_STAGE}.py cut it with --unlabelled. Give it as --unlabelled_dir, "
                 "beside the data set with labels"
