@@ -278,13 +278,9 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
         budget.check(loaded, limit, tuple(range(fewest)), search_clips.clip_seconds)
     repairer = None
     if args.repair == pruning_plan.LINEAR:
-        repairer = repair.Repairer(loaded, clips_of_repair(args, train_clips), args.batch_size)
+        some = repair.draw_clips(train_clips, args.repair_clips, args.seed)
+        repairer = repair.Repairer(loaded, some, args.batch_size)
     return Sweep(args, inputs, loaded, train_clips, search_clips, report_clips, plan, evidence, heal_keep, repairer)
-
-
-def clips_of_repair(args: argparse.Namespace, train_clips: clips.Clips) -> clips.Clips:
-    """Return the clips on which a repair is fitted."""
-    return repair.draw_clips(train_clips, args.repair_clips, args.seed)
 
 
 def budget_of(args: argparse.Namespace) -> budget.Budget | None:
@@ -354,9 +350,8 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         table.measure_costs(asked.search_clips, scratch / "costs.json")
     within = {}
     if limit := budget_of(args):
-        search = budget.BudgetSearch(loaded, limit, asked.train_clips, on_search, on_report, scratch, key)
-        if asked.repairer:
-            search.repair_clips = clips_of_repair(args, asked.train_clips)
+        models = (loaded, limit, asked.train_clips, asked.repairer)
+        search = budget.BudgetSearch(*models, on_search, on_report, scratch, key)
         with this_run.timed("budget"):
             keeps = [candidate.keep for candidate in choices.by_depth.values()]
             within_budget = search.choose(keeps, asked.search_clips, args.output_dir / budget.CSV_NAME)

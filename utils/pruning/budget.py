@@ -135,32 +135,28 @@ class BudgetSearch:
     budget : Budget
     train_clips : Clips
         Clips that measure the importance of units.
+    repairer : Repairer or None
+        That of the subsets; narrower models are repaired on the same clips.
     on_search, on_report : SubsetScores
         Scores of the whole model and of its subsets.
     folder : Path
         Folder for results of an unfinished run, which continues from them.
     key : dict
         Digests of model and data.
-
-    Attributes
-    ----------
-    repair_clips : Clips or None
-        Clips of train on which the narrower models are repaired, if the subsets are; set it before `choose`.
     """
-
-    repair_clips: Clips | None = None
 
     def __init__(
         self,
         loaded: LoadedModel,
         budget: Budget,
         train_clips: Clips,
+        repairer: repair.Repairer | None,
         on_search: SubsetScores,
         on_report: SubsetScores,
         folder: Path,
         key: dict,
     ):
-        self._loaded, self._budget, self._train_clips = loaded, budget, train_clips
+        self._loaded, self._budget, self._train_clips, self._repairer = loaded, budget, train_clips, repairer
         self._on_search, self._on_report, self._folder, self._key = on_search, on_report, folder, key
         self._whole = tuple(range(loaded.config.num_hidden_layers))
 
@@ -278,8 +274,8 @@ class BudgetSearch:
             width.narrow(narrow.model, measured, changes, width.ACTIVATION)
             own = tuple(range(len(keep)))
             digest = f"{self._key['model']}, layers {text}, {mixture.ffn_size} units"
-            if self.repair_clips is not None:
-                repairer = repair.Repairer(narrow, self.repair_clips, width.BATCH_SIZE, self._loaded, keep)
+            if self._repairer is not None:
+                repairer = repair.Repairer(narrow, self._repairer.clips, width.BATCH_SIZE, self._loaded, keep)
                 narrow, digest = repair.repaired_copy(narrow, own, repairer), f"{digest}, {repairer.settings}"
             scores, keep = scores.of_other_model(narrow, digest), own
         scores.run([keep])

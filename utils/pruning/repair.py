@@ -22,7 +22,6 @@ the target gets the scale that the pruned model has.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -41,9 +40,7 @@ from utils.models.loaded_model import LoadedModel
 from utils.pruning.layer_selection import Keep
 from utils.pruning.pruning_plan import LINEAR
 
-log = logging.getLogger(__name__)
-
-# Penalty on the change of a weight, relative to the mean square of an activation.
+# Penalty on the change of a weight, relative to the mean variance of an activation.
 RIDGE = 1e-2
 MOST_ROWS = 32_768  # frames in the regressions; of more, evenly spaced ones are taken
 MOST_BYTES = 500e6  # of repaired layers at once
@@ -107,6 +104,12 @@ class Repairer:
     blocks : sequence of int, optional
         The number in `whole` of each block of `loaded`, if it has fewer. Default: the same numbers.
 
+    Attributes
+    ----------
+    clips : Clips
+    settings : dict
+        What a config records of the repair; ready for JSON.
+
     Raises
     ------
     UsageError
@@ -123,7 +126,7 @@ class Repairer:
     ):
         check_possible(loaded.config)
         self._loaded, self._whole = loaded, whole or loaded
-        self._clips, self._batch_size = clips, batch_size
+        self.clips, self._batch_size = clips, batch_size
         self._parts = EncoderParts(loaded.model)
         self._parts_of_whole = EncoderParts(self._whole.model)
         self._is_whole = whole is None
@@ -136,7 +139,7 @@ class Repairer:
 
     def _read_states(self) -> None:
         """Keep the input of block 0 of all clips, and what each block of the whole model gives in the chosen frames."""
-        whole, clips, batch_size = self._whole, self._clips, self._batch_size
+        whole, clips, batch_size = self._whole, self.clips, self._batch_size
         parts, targets = self._parts_of_whole, {}
         with torch.inference_mode(), onednn.linear_layers(whole.model, whole.device):
             for inputs in predict.input_batches(whole, clips, batch_size, desc="repair"):
