@@ -1,13 +1,16 @@
 """Loading and running the numbered scripts, whose names are no Python identifiers, and comparing what they leave."""
 
+import contextlib
 import hashlib
 import importlib.util
+import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from experiments.stage_processes import start_stage
+from utils.models import training
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,6 +21,24 @@ def load_stage(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def stopped_at_loss(monkeypatch, number: int) -> Iterator[None]:
+    """Send this process SIGUSR2 when it computes its training loss for the n-th time."""
+    real, n_losses = training.Loss.__call__, 0
+
+    def loss(self, outputs, labels, num_items_in_batch=None):
+        nonlocal n_losses
+        if outputs["logits"].requires_grad:
+            n_losses += 1
+            if n_losses == number:
+                os.kill(os.getpid(), signal.SIGUSR2)
+        return real(self, outputs, labels, num_items_in_batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Loss, "__call__", loss)
+        yield
 
 
 def digests(output_dir: Path) -> dict[str, str]:

@@ -1,8 +1,6 @@
 """Stage 06, run in-process: what it learns, saves, resumes and refuses, and what later stages do with it."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 
@@ -12,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.data import CLIP_SECONDS, LABELS, write_processed
-from tests.stages import load_stage
-from utils.models import encoders, latency, training
+from tests.stages import load_stage, stopped_at_loss
+from utils.models import encoders, latency
 from utils.models.architectures import CNNS
 from utils.scores import summary
 
@@ -67,18 +65,7 @@ def test_interrupted_and_resumed_weights_are_bit_equal(data_dir, tmp_path, monke
     """SIGUSR2 in the second epoch, with dropout, statistics of batches and every augmentation to restore."""
     whole, stopped = (words(data_dir, tmp_path / name, "melspectrogram", epochs=2) for name in ("whole", "stopped"))
     assert stage.main(whole) == 0
-    real, n_losses = training.Loss.__call__, 0
-
-    def loss(self, outputs, labels, num_items_in_batch=None):
-        nonlocal n_losses
-        if outputs["logits"].requires_grad:
-            n_losses += 1
-            if n_losses == 7:  # of 5 an epoch
-                os.kill(os.getpid(), signal.SIGUSR2)
-        return real(self, outputs, labels, num_items_in_batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Loss, "__call__", loss)
+    with stopped_at_loss(monkeypatch, 7):  # of 5 an epoch
         assert stage.main(stopped) == 75
     assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-7").is_dir()
     assert stage.main(stopped) == 0

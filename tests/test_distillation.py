@@ -15,7 +15,7 @@ from scipy.stats import bernoulli, entropy
 
 from tests import data
 from tests.data import LABELS, small_model, write_annotated, write_processed
-from tests.stages import launch_together, load_stage
+from tests.stages import launch_together, load_stage, stopped_at_loss
 from utils.core import runs
 from utils.data.clips import read_clips
 from utils.models import cnn, distillation, encoders, predict, training, training_history
@@ -325,18 +325,7 @@ def test_interrupted_and_resumed_weights_are_bit_equal(views, data_dir, teacher_
     more = ("--teacher_dir", *teacher_dirs, "--distillation_weight", 0.8, *views)
     whole, stopped = (words(data_dir, tmp_path / name, *more) for name in ("whole", "stopped"))
     assert cnn_stage.main(whole) == 0
-    real, n_losses = training.Loss.__call__, 0
-
-    def loss(self, outputs, labels, num_items_in_batch=None):
-        nonlocal n_losses
-        if outputs["logits"].requires_grad:
-            n_losses += 1
-            if n_losses == 7:  # of 5 an epoch
-                os.kill(os.getpid(), signal.SIGUSR2)
-        return real(self, outputs, labels, num_items_in_batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Loss, "__call__", loss)
+    with stopped_at_loss(monkeypatch, 7):  # of 5 an epoch
         assert cnn_stage.main(stopped) == 75
     assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-7").is_dir()
     assert cnn_stage.main(stopped) == 0
