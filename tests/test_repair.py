@@ -1,11 +1,10 @@
-"""Repair: the regression against scikit-learn, the folded layers against the explicit map, and the chain of stages."""
+"""Repair: the folded layers against the explicit map, and the chain of stages."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
 
 from tests.data import SMALL_CONFIGS, small_model, write_processed
 from utils.core.errors import UsageError
@@ -32,18 +31,6 @@ def rough(name, options):
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
     return loaded
-
-
-def test_the_regression_is_that_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(200, 7)) * rng.uniform(0.1, 3, 7) + 5, rng.normal(size=(200, 3))
-    before = rng.normal(size=(7, 3))
-    with_one = torch.from_numpy(np.column_stack([x, np.ones(200)]))
-    gram, cross = with_one.T @ with_one, with_one.T @ torch.from_numpy(y)
-    found = repair.solve_ridge(gram, {4: cross}, ridge=0.1, toward=torch.from_numpy(before))[4].numpy()
-    change = Ridge(alpha=0.1 * (x - x.mean(0)).var(0).mean() * 200).fit(x, y - x @ before)
-    np.testing.assert_allclose(found[:-1], before + change.coef_.T, rtol=1e-8)
-    np.testing.assert_allclose(found[-1], change.intercept_, rtol=1e-8)
 
 
 @pytest.mark.parametrize(("name", "options"), MODELS, ids=str)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from utils.core.errors import InputError
 from utils.data.clips import Clips
+from utils.models import onednn
 from utils.models.architectures import architecture_of, blocks_of, final_norm_of, output_norm_of, sums_layers
 from utils.models.encoders import front_end_call
 from utils.models.loaded_model import LoadedModel
@@ -64,8 +65,8 @@ class OpenBlock:
     after: State
 
     def closed(self, weight: torch.Tensor, bias: torch.Tensor, norm: torch.nn.Module | None) -> State:
-        """Return the output that the block has with a last linear layer, and a norm after it."""
-        total = self.residual + torch.nn.functional.linear(self.features, weight, bias)
+        """Return the output that the block has with a last linear layer, and a norm after it; without gradients."""
+        total = self.residual + onednn.linear(self.features, weight, bias)
         return self.after.with_hidden_states(total if norm is None else norm(total))
 
 

@@ -27,7 +27,7 @@ def linear_layers(model: nn.Module, device: str) -> Iterator[None]:
         Its device; with a device other than ``cpu`` or a processor other than x86, nothing changes.
     """
     layers = []
-    if device == "cpu" and platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available():
+    if _is_not_slower(device):
         layers = [module for module in model.modules() if type(module) is nn.Linear]
     for layer in layers:
         layer.forward = functools.partial(_forward, layer)
@@ -38,8 +38,19 @@ def linear_layers(model: nn.Module, device: str) -> Iterator[None]:
             del layer.forward
 
 
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return ``x @ weight.T + bias`` as `linear_layers` computes it; without gradients, on a CPU in float32."""
+    if _is_not_slower(x.device.type):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return nn.functional.linear(x, weight, bias)
+
+
+def _is_not_slower(device: str) -> bool:
+    return device == "cpu" and platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()
+
+
 def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
+    return linear(x, layer.weight, layer.bias)
 
 
 def with_folded_norms(model: nn.Module) -> nn.Module:

@@ -34,6 +34,7 @@ from transformers import PreTrainedConfig
 from utils.core import runs
 from utils.core.errors import UsageError
 from utils.data.clips import Clips
+from utils.layers import ridge
 from utils.models import architectures, encoders, onednn, predict
 from utils.models.encoder_parts import EncoderParts, OpenBlock, State
 from utils.models.loaded_model import LoadedModel
@@ -159,7 +160,7 @@ class Repairer:
 
     def _rows(self, states: torch.Tensor, n_clips: int) -> torch.Tensor:
         n_frames = states.shape[1]
-        step = max(1, n_frames * n_clips // MOST_ROWS)
+        step = -(-n_frames * n_clips // MOST_ROWS)
         return states[:, ::step].flatten(0, 1).float()
 
     def shares(self, keeps: Sequence[Keep]) -> Iterator[list[Keep]]:
@@ -216,28 +217,22 @@ class Repairer:
     def _fit_block(self, block: int, states: list[State], readers: Sequence[int]) -> dict[int, Projection]:
         """Fit the last linear layer of a block to what each reader expects, by ridge regression."""
         linear = self._parts.last_linear(block)
-        n_units, n_clips = linear.in_features, sum(len(state.hidden_states) for state in states)
+        n_clips = sum(len(state.hidden_states) for state in states)
         is_normed = self._parts.output_norm(block) is not None
-        size = {"dtype": torch.float64, "device": linear.weight.device}
-        gram = torch.zeros(n_units + 1, n_units + 1, **size)  # the last row and column are of the bias
-        cross = {reader: torch.zeros(n_units + 1, linear.out_features, **size) for reader in readers}
-        n_done = 0
+        sums, n_done = ridge.Ridge(linear.in_features, linear.weight.device), 0
         for state in states:
             opened = self._parts.open_block(block, state)
             features, residual = (self._rows(part, n_clips) for part in (opened.features, opened.residual))
             rows = slice(n_done, n_done + len(residual))
             n_done = rows.stop
-            mean, scale = 0.0, 1.0
+            wanted = {reader: self._targets[self._places[reader]][rows] for reader in readers}
+            scale = None
             if is_normed:  # the scale that the frame has now; the error behind the norm counts
-                total = residual + nn.functional.linear(features, linear.weight, linear.bias)
+                total = residual + onednn.linear(features, linear.weight, linear.bias)
                 mean, scale = total.mean(1, keepdim=True), total.std(1, keepdim=True, unbiased=False)
-            features = nn.functional.pad(features, (0, 1), value=1.0)
-            weighted = features / scale**2 if is_normed else features
-            gram += (weighted.T @ features).double()
-            for reader in readers:
-                wanted = self._targets[self._places[reader]][rows] * scale + mean
-                cross[reader] += (weighted.T @ (wanted - residual)).double()
-        fitted = solve_ridge(gram, cross, RIDGE, linear.weight.T)
+                wanted = {reader: target * scale + mean for reader, target in wanted.items()}
+            sums.add(features, {reader: target - residual for reader, target in wanted.items()}, scale)
+        fitted = sums.solve(RIDGE, linear.weight.T)
         return {
             reader: Projection(
                 *(solution[:-1].T.float(), solution[-1].float()),
@@ -245,39 +240,6 @@ class Repairer:
             )
             for reader, solution in fitted.items()
         }
-
-
-def solve_ridge(
-    gram: torch.Tensor, cross: dict[int, torch.Tensor], ridge: float, toward: torch.Tensor
-) -> dict[int, torch.Tensor]:
-    """Solve ridge regressions with the same inputs, with a penalty on the distance from given weights.
-
-    Parameters
-    ----------
-    gram : Tensor of float64, shape (n + 1, n + 1)
-        The sum of x xᵀ over the rows, with 1 as the last input.
-    cross : dict of Tensor of float64, shape (n + 1, n_outputs)
-        The sum of x yᵀ for each regression.
-    ridge : float
-        Penalty, relative to the mean variance of an input.
-    toward : Tensor, shape (n, n_outputs)
-        The weights that are the answer of an infinite penalty.
-
-    Returns
-    -------
-    dict of Tensor of float64, shape (n + 1, n_outputs)
-        Weights, and in the last row the intercept, which is not penalised.
-    """
-    n_rows, total = gram[-1, -1], gram[-1, :-1]
-    mean = total / n_rows
-    centred = gram[:-1, :-1] - torch.outer(total, mean)
-    penalty = ridge * centred.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    factor = torch.linalg.cholesky(centred + penalty * torch.eye(len(centred), dtype=gram.dtype, device=gram.device))
-    pull, solved = penalty * toward.double(), {}
-    for name, sums in cross.items():
-        slope = torch.cholesky_solve(sums[:-1] - torch.outer(mean, sums[-1]) + pull, factor)
-        solved[name] = torch.cat([slope, (sums[-1] / n_rows - mean @ slope)[None]])
-    return solved
 
 
 def places(keep: Keep, n_layers: int) -> list[tuple[Keep, int]]:
