@@ -16,10 +16,12 @@ probe               accuracy of a linear classifier on the layer: trained on tra
 cka, cka_biased, cka_rbf, mutual_knn, cosine    similarity of all pairs of layers
 block_influence     how much a block changes a frame; beside it 1 - mutual kNN of its input and output
 angular_distance    angle between the input and the output of each run of blocks
+linear_residual     share of the change by each run of blocks that no linear map predicts, on clips of other groups
 
 Each metric has a null level. Clips of one recordist resemble each other, so graph_convexity permutes labels between
 groups, and mutual_knn shuffles clips only among those of the same recording, of the same group, and of other groups;
-cka and cosine shuffle all clips. That of the probe is the majority level: the share of the most frequent label.
+cka and cosine shuffle all clips, and linear_residual fits on the changes of other clips. That of the probe is the
+majority level: the share of the most frequent label.
 Where clips have several labels, or none, each counts with its first label, and silence is left out: convexity and
 probes need one label a clip, and all metrics are of the same clips.
 --compare_to compares the layers of two models by metrics that do not depend on the axes of a model.
@@ -51,7 +53,7 @@ with lazy.imported_on_first_use():
     import pandas as pd
 
     from utils.data import clips
-    from utils.layers import drawing, euclidean_convexity, hidden_states
+    from utils.layers import drawing, euclidean_convexity, hidden_states, linear_maps
     from utils.models import encoder_parts, encoder_window, encoders, predict, start_line, training_history
     from utils.pruning import layer_selection
     from utils.scores import intervals, looks
@@ -205,7 +207,13 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
         tables.write("block_influence", found["influence"])
     angle = analysis.mean_over_clips(heard.hidden.angle) if "angular_distance" in args.metrics else None
     if angle is not None:
-        tables.write("angular_distance", analysis.angular_distance_table(angle))
+        tables.write("angular_distance", analysis.table_of_runs(angular_distance=angle))
+    linear = None
+    if "linear_residual" in args.metrics:
+        with this_run.timed("linear_residual"):
+            linear = linear_maps.linear_residual(heard.loaded, heard.clips, args.batch_size, args.seed)
+        columns = {"linear_residual": linear.residual, "linear_residual_null": linear.null}
+        tables.write("linear_residual", analysis.table_of_runs(**columns))
 
     def measured(table: str, column: str) -> np.ndarray | None:
         return found[table][column].to_numpy() if column in found.get(table, ()) else None
@@ -214,6 +222,7 @@ def analyse_layers(args: argparse.Namespace, inputs: dict[str, runs.Input], this
         block_influence=measured("influence", "block_influence"),
         knn_block_influence=measured("influence", "knn_block_influence"),
         angular_distance=angle,
+        linear_residual=linear and linear.residual,
         cka=similarities["cka"].matrix if "cka" in similarities else None,
         convexity=measured("convexity", "convexity"),
     )

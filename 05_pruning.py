@@ -15,6 +15,7 @@ forward, backward, middle, single, alternate, simple_deep: by position
 random: five random subsets of each size, the control for every rule
 block_influence, knn_block_influence: least influence first
 angular_block, cka_block: the adjacent blocks that change least
+linear_block: the adjacent blocks whose change a linear map predicts best
 convexity_peak: all blocks after the layer of highest convexity
 greedy, beam, exhaustive: searches for the best accuracy
 

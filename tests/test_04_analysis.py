@@ -13,7 +13,7 @@ from experiments import figures
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import load_stage
 from utils.data import clips
-from utils.layers import analysis, hidden_states, similarity
+from utils.layers import analysis, hidden_states, linear_maps, similarity
 from utils.layers.convexity import graph_convexity, sample_pairs
 from utils.layers.euclidean_convexity import euclidean_convexity
 from utils.layers.probes import fit_and_predict
@@ -23,7 +23,10 @@ from utils.pruning import layer_selection, recommendation
 
 stage = load_stage("04_analysis")
 pytestmark = pytest.mark.usefixtures("blank_figures")
-FIGURES = ("graph_convexity", "cka", "mutual_knn", "cosine", "block_influence", "angular_distance", "probe", "overview")
+FIGURES = (
+    *("graph_convexity", "cka", "mutual_knn", "cosine", "block_influence", "angular_distance", "linear_residual"),
+    *("probe", "overview"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,16 @@ def test_influence_and_angles_agree_with_hidden_states_of_plain_transformers(ana
     assert table[0, 3] == pytest.approx(float(whole), abs=1e-4)
 
 
+def test_the_linear_residual_is_that_of_its_room(analysed, model_dir, data_dir):
+    found = linear_maps.linear_residual(
+        encoders.load_model(model_dir, "cpu"), clips.read_clips(data_dir, "train"), 16, 42
+    )
+    table = pd.read_csv(analysed / "linear_residual.csv").set_index(["first_layer", "n_layers"])
+    assert len(table) == 6
+    assert table.loc[(1, 2), "linear_residual"] == pytest.approx(found.residual[1, 3], abs=1e-6)
+    assert table.loc[(1, 2), "linear_residual_null"] == pytest.approx(found.null[1, 3], abs=1e-6)
+
+
 def test_recommendation_can_be_read_back(analysed, model_dir):
     said = json.loads((analysed / "recommendation.json").read_text())
     assert said["split"] == "train" and said["model_sha256"] == model_folder.model_input(model_dir).sha256
@@ -160,7 +173,7 @@ def test_two_threads_give_the_same_numbers_to_a_millionth(analysed, model_dir, d
         assert run(model_dir, data_dir, tmp_path / "two", "--split", "train", "--num_neighbors", 5) == 0
     finally:
         torch.set_num_threads(before)
-    for name in ("graph_convexity", "cka", "mutual_knn", "cosine", "block_influence", "angular_distance", "probe"):
+    for name in FIGURES[:-1]:
         one, two = (pd.read_csv(folder / f"{name}.csv") for folder in (analysed, tmp_path / "two"))
         pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-6)
 

@@ -8,14 +8,14 @@ from matplotlib.colors import to_rgba
 
 from tests.figures import check_same_bytes, lines, no_overlap
 from utils.figures import analysis_plots
-from utils.figures.analysis_plots import Similarity
+from utils.figures.analysis_plots import Runs, Similarity
 from utils.layers import drawing
-from utils.layers.analysis import angular_distance_table
+from utils.layers.analysis import table_of_runs
 
 
 def distances_by_length(distances):
     """Return distances between layers as the figure takes them, by way of the table that stage 04 writes."""
-    return drawing.by_length(angular_distance_table(distances))
+    return drawing.by_length(table_of_runs(angular_distance=distances), "angular_distance")
 
 
 def convexity(n_blocks):
@@ -78,6 +78,7 @@ def everything(n_blocks):
         "influence": influence(n_blocks),
         "similarity": maps(n_blocks),
         "angular_distance": distances_by_length(0.3 * symmetric(n_blocks + 1)),
+        "linear_residual": Runs(distances_by_length(0.5 * symmetric(n_blocks + 1)), np.array([0.8, 0.95])),
     }
 
 
@@ -337,6 +338,7 @@ def test_overview_holds_everything(drawn, n_blocks):
         "g  mutual kNN",
         "h  cosine",
         "i  angular distance",
+        "j  linear residual",
     ]
     assert [axes.get_ylabel().partition("\n")[0] for axes in drawn[0].axes] == [
         "graph convexity",
@@ -345,7 +347,7 @@ def test_overview_holds_everything(drawn, n_blocks):
         "block influence",
         "kNN block influence",
         *["hidden layer"] * 3,
-        "blocks n in the run",
+        *["blocks n in the run"] * 2,
     ]
     assert no_overlap(drawn[0])
 
@@ -384,6 +386,7 @@ def test_no_number_at_all_is_drawn(drawn):
         tables[table].iloc[:, columns] = np.nan
     tables["similarity"] = {"CKA": Similarity(np.full((4, 4), np.nan), np.nan)}
     tables["angular_distance"] = np.full((3, 3), np.nan)
+    tables["linear_residual"] = Runs(np.full((3, 3), np.nan), np.full(6, np.nan))
     analysis_plots.overview_figure("unused", **tables)
     drawn[0].draw_without_rendering()
     of_title = {axes.get_title(loc="left")[3:]: n_hatched(axes) for axes in drawn[0].axes if axes.get_title(loc="left")}
@@ -395,6 +398,7 @@ def test_no_number_at_all_is_drawn(drawn):
         "kNN block influence": 3,
         "CKA": 16,
         "angular distance": 6,
+        "linear residual": 6,
     }
     table = classes(9)
     for n_classes in (3, 9):

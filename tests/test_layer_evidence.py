@@ -6,7 +6,7 @@ import pytest
 
 from tests.data import small_model, write_processed
 from utils.data.clips import read_clips
-from utils.layers import convexity, hidden_states
+from utils.layers import convexity, hidden_states, linear_maps
 from utils.models import encoders
 from utils.pruning import layer_evidence
 
@@ -73,6 +73,16 @@ def test_a_subset_is_measured_as_the_pruned_model_and_once(clips, tmp_path, monk
     expected = layer_evidence.measure_evidence(states, ["block_influence", "cka"], 10, 100, 3, 0)
     np.testing.assert_allclose(found.block_influence, expected.block_influence)
     np.testing.assert_allclose(found.cka, expected.cka)
+
+
+def test_the_linear_residual_needs_no_hidden_states_of_all_clips(clips, tmp_path, monkeypatch):
+    loaded = small_model("wav2vec2")
+    monkeypatch.setattr(hidden_states, "extract", lambda *_: pytest.fail("not needed"))
+    found = layer_evidence.evidence_of_subset(
+        *(loaded, clips, (0, 1, 2), ["linear_residual"], 10, 100, 7, 4, tmp_path, {})
+    )
+    expected = linear_maps.linear_residual(loaded, clips, 4, seed=7).residual
+    np.testing.assert_array_equal(found.linear_residual, expected)
 
 
 @pytest.mark.parametrize("damage", ["key", "bytes"])

@@ -57,6 +57,7 @@ def full_evidence(n_layers, seed=0):
         block_influence=rng.random(n_layers),
         knn_block_influence=rng.random(n_layers),
         angular_distance=rng.random(square),
+        linear_residual=rng.random(square),
         cka=rng.random(square),
         convexity=rng.random(n_layers + 1),
     )
@@ -96,7 +97,7 @@ def score_table(n_layers, protected, seed):
 def test_rules_are_those_of_the_methods_in_their_order():
     assert list(RULES) == [
         *["forward", "backward", "middle", "single", "alternate", "simple_deep", "random"],
-        *["block_influence", "knn_block_influence", "angular_block", "cka_block", "convexity_peak"],
+        *["block_influence", "knn_block_influence", "angular_block", "linear_block", "cka_block", "convexity_peak"],
     ]
     assert SEARCHES == ("greedy", "beam", "exhaustive")
     assert {need for rule in RULES.values() for need in rule.needs} == set(METRICS)
@@ -242,21 +243,22 @@ def test_angular_block_takes_the_run_with_the_nearest_ends():
     assert len(free) == 5
 
 
-def test_cka_block_is_the_same_rule_on_one_minus_cka():
+def test_cka_block_and_linear_block_are_the_same_rule_on_other_numbers():
     distance = full_evidence(6, seed=5).angular_distance
     by_angle = candidates("angular_block", 6, Evidence(angular_distance=distance))
     by_cka = candidates("cka_block", 6, Evidence(cka=1 - distance))
     assert kept(by_angle) == kept(by_cka)
+    assert kept(by_angle) == kept(candidates("linear_block", 6, Evidence(linear_residual=distance)))
 
 
-@pytest.mark.parametrize("rule", ["angular_block", "cka_block"])
+@pytest.mark.parametrize("rule", ["angular_block", "linear_block", "cka_block"])
 def test_runs_agree_with_brute_force_and_skip_nan(rule):
     for seed in range(10):
         rng = np.random.default_rng(seed)
         matrix = np.where(rng.random((9, 9)) < 0.3, NAN, rng.random((9, 9)))
         evidence = Evidence(**{RULES[rule].needs[0]: matrix})
         found = {c.n_removed: c.keep for c in candidates(rule, 8, evidence, frozenset({0, 5}))}
-        sign = 1 if rule == "angular_block" else -1
+        sign = -1 if rule == "cka_block" else 1
         for n in range(1, 9):
             options = {}
             for start in range(1, 8 - n + 1):

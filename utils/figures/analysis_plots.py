@@ -1,4 +1,5 @@
-"""Figures of 04_analysis.py: convexity, probe, similarity, influence, angular distance, and an overview.
+"""Figures of 04_analysis.py: convexity, probe, similarity, influence, angular distance, linear residual, and an
+overview.
 
 Each ``draw_…`` function fills one pair of axes, and must be called inside `plots.style`. Each ``…_figure``
 function saves a figure as PDF and PNG. The overview uses the same ``draw_…`` functions. A measured value that
@@ -493,6 +494,21 @@ def _bar_below(axes: Axes, image: AxesImage) -> Colorbar:
     return bar
 
 
+class Runs(NamedTuple):
+    """Numbers of all runs of blocks, with their null.
+
+    Attributes
+    ----------
+    values : ndarray of float, shape (n_blocks, n_blocks)
+        As the distances of `angular_distance_figure`.
+    null : ndarray of float
+        Its range is drawn.
+    """
+
+    values: np.ndarray
+    null: np.ndarray
+
+
 def angular_distance_figure(distances: pd.DataFrame | np.ndarray, path: Path, title: str | None = None) -> None:
     """Draw the angular distance across every run of blocks, after fig. 4 of Gromov et al. 2024.
 
@@ -505,9 +521,18 @@ def angular_distance_figure(distances: pd.DataFrame | np.ndarray, path: Path, ti
         Name without suffix.
     title : str or None
     """
+    _map_figure(path, title, partial(draw_angular_distance, distances=distances))
+
+
+def linear_residual_figure(residual: Runs, path: Path, title: str | None = None) -> None:
+    """Draw the linear residual of every run of blocks, like `angular_distance_figure`; see `layers.linear_maps`."""
+    _map_figure(path, title, partial(draw_linear_residual, residual=residual))
+
+
+def _map_figure(path: Path, title: str | None, draw: Callable[[Axes], None]) -> None:
     with style():
         fig, (axes,) = _panels(1, [True], MAP_INCHES)
-        draw_angular_distance(axes, distances)
+        draw(axes)
         if title:
             axes.set_title(title, loc="left")
         save_figure(fig, path)
@@ -515,7 +540,16 @@ def angular_distance_figure(distances: pd.DataFrame | np.ndarray, path: Path, ti
 
 def draw_angular_distance(axes: Axes, distances: pd.DataFrame | np.ndarray) -> None:
     """Draw `angular_distance_figure`: one row per number of blocks; a ring marks its least distance."""
-    values = np.asarray(distances, dtype=float).T  # (n - 1, l)
+    _draw_runs(axes, Runs(distances, np.array([])), "mean angular distance (share of π)")
+
+
+def draw_linear_residual(axes: Axes, residual: Runs) -> None:
+    """Draw `linear_residual_figure`: one row per number of blocks; a ring marks its least residual."""
+    _draw_runs(axes, residual, "share that no linear map predicts")
+
+
+def _draw_runs(axes: Axes, runs: Runs, label: str) -> None:
+    values = np.asarray(runs.values, dtype=float).T  # (n - 1, l)
     n_blocks = len(values)
     axes.set(xlabel="first hidden layer ℓ of the run", ylabel="blocks n in the run")
     axes.set_box_aspect(1)
@@ -528,7 +562,7 @@ def draw_angular_distance(axes: Axes, distances: pd.DataFrame | np.ndarray) -> N
         np.where(exists, values, np.nan),
         cmap=f"{COLOUR_MAP}_r",
         vmin=0,
-        vmax=np.nanmax(values, where=exists, initial=0) or 1,
+        vmax=max(np.nanmax(values, where=exists, initial=0), np.nanmax(runs.null, initial=0)) or 1,
         origin="lower",
         aspect="auto",
         extent=extent,
@@ -551,8 +585,8 @@ def draw_angular_distance(axes: Axes, distances: pd.DataFrame | np.ndarray) -> N
     _finish_map(axes, (0, n_blocks - 1), (1, n_blocks))
     axes.set(xlim=extent[:2], ylim=extent[2:])
     bar = _bar_below(axes, image)
-    notes = ["○ least of n blocks", *_note_missing(values[exists])]
-    bar.set_label(f"mean angular distance (share of π)\n{', '.join(notes)}")
+    notes = ["○ least of n blocks", *_mark_null(bar.ax, runs.null), *_note_missing(values[exists])]
+    bar.set_label(f"{label}\n{', '.join(notes)}")
 
 
 def _say_no_blocks(axes: Axes) -> None:
@@ -637,6 +671,7 @@ def overview_figure(
     influence: pd.DataFrame | None = None,
     similarity: Mapping[str, Similarity] | None = None,
     angular_distance: pd.DataFrame | np.ndarray | None = None,
+    linear_residual: Runs | None = None,
     title: str | None = None,
 ) -> None:
     """Draw all measurements of a model on one page; an argument that is None is left out.
@@ -655,6 +690,8 @@ def overview_figure(
         As for `similarity_figure`.
     angular_distance : DataFrame, ndarray or None
         As for `angular_distance_figure`.
+    linear_residual : Runs or None
+        As for `linear_residual_figure`.
     title : str or None
         Model and clips.
 
@@ -682,6 +719,9 @@ def overview_figure(
     if angular_distance is not None:
         draw = partial(draw_angular_distance, distances=angular_distance)
         panels.append(_Panel("angular distance", draw, with_bar=True))
+    if linear_residual is not None:
+        draw = partial(draw_linear_residual, residual=linear_residual)
+        panels.append(_Panel("linear residual", draw, with_bar=True))
     if not panels:
         raise ValueError("an overview needs at least one panel")
     n_rows = 1 if len(panels) <= 3 else 2 if len(panels) <= 8 else 3

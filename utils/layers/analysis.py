@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 NUM_NEIGHBORS = 10  # of a clip, by default
 NUM_PAIRS = 5000  # of clips of a class, by default
 OF_CLASSES = ("graph_convexity", "euclidean_convexity", "probe")
-OF_FRAMES = ("block_influence", "angular_distance")
+OF_FRAMES = ("block_influence", "angular_distance", "linear_residual")
 
 
 @dataclass(frozen=True)
@@ -302,18 +302,18 @@ def mean_over_clips(values: np.ndarray) -> np.ndarray:
     return values.mean(axis=0, dtype=np.float64)
 
 
-def angular_distance_table(distance: np.ndarray) -> pd.DataFrame:
-    """Return the angular distance across every run of blocks, as ``first_layer, n_layers, angular_distance``.
+def table_of_runs(**columns: np.ndarray) -> pd.DataFrame:
+    """Return numbers of every run of blocks, as ``first_layer, n_layers`` and one column for each argument.
 
     Parameters
     ----------
-    distance : ndarray, shape (n_layers + 1, n_layers + 1)
-        Distance between hidden layers, as a share of pi.
+    columns : ndarray, shape (n_layers + 1, n_layers + 1)
+        Entry [i, j], i < j, is that of the run between hidden layers i and j.
     """
-    n_layers = len(distance) - 1
+    n_layers = len(next(iter(columns.values()))) - 1
     return pd.DataFrame(
         [
-            {"first_layer": first, "n_layers": n, "angular_distance": distance[first, first + n]}
+            {"first_layer": first, "n_layers": n} | {name: values[first, first + n] for name, values in columns.items()}
             for n in range(1, n_layers + 1)
             for first in range(n_layers - n + 1)
         ]

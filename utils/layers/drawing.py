@@ -48,8 +48,12 @@ def draw_analysis(folder: Path, metrics: dict | None = None) -> None:
         found["influence"] = table
         analysis_plots.influence_figure(table, folder / "block_influence", title)
     if (table := _table(folder, "angular_distance")) is not None:
-        found["angular_distance"] = by_length(table)
+        found["angular_distance"] = by_length(table, "angular_distance")
         analysis_plots.angular_distance_figure(found["angular_distance"], folder / "angular_distance", title)
+    if (table := _table(folder, "linear_residual")) is not None:
+        null = table["linear_residual_null"].to_numpy(dtype=float)
+        found["linear_residual"] = analysis_plots.Runs(by_length(table, "linear_residual"), null)
+        analysis_plots.linear_residual_figure(found["linear_residual"], folder / "linear_residual", title)
     if not other:
         similarity = {analysis.SIMILARITIES[name].title: one for name, one in maps.items()}
         analysis_plots.overview_figure(folder / "overview", similarity=similarity, title=title, **found)
@@ -83,17 +87,17 @@ def _similarities(folder: Path) -> dict[str, analysis_plots.Similarity]:
     return maps
 
 
-def by_length(table: pd.DataFrame) -> np.ndarray:
-    """Return a table of angular distances (`analysis.angular_distance_table`) in the shape that the figure reads.
+def by_length(table: pd.DataFrame, column: str) -> np.ndarray:
+    """Return a column of a table of runs (`analysis.table_of_runs`) in the shape that the figure reads.
 
     Returns
     -------
     ndarray of float, shape (n_blocks, n_blocks)
-        Entry [l, n - 1] is the distance across n blocks from hidden layer l, NaN where l + n > n_blocks.
+        Entry [l, n - 1] is that of the n blocks from hidden layer l, NaN where l + n > n_blocks.
     """
     if table.empty:
         return np.empty((0, 0))
     n_blocks = int(table["n_layers"].max())
     distances = np.full((n_blocks, n_blocks), np.nan)
-    distances[table["first_layer"], table["n_layers"] - 1] = table["angular_distance"]
+    distances[table["first_layer"], table["n_layers"] - 1] = table[column]
     return distances

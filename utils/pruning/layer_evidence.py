@@ -10,11 +10,13 @@ import numpy as np
 from utils.core import cli
 from utils.core.files import atomic_path
 from utils.data.clips import Clips
-from utils.layers import analysis, hidden_states, similarity
+from utils.layers import analysis, hidden_states, linear_maps, similarity
 from utils.models import encoders, memory
 from utils.models.loaded_model import LoadedModel
 from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Evidence, Keep
+
+LINEAR = "linear_residual"
 
 
 def measure_evidence(
@@ -32,7 +34,7 @@ def measure_evidence(
     hidden : HiddenStates
         Hidden states of all layers of the model.
     needs : collection of str
-        Names of fields of `Evidence`; the others stay None.
+        Names of fields of `Evidence` but `LINEAR`, which needs single frames; the others stay None.
     num_neighbors : int
         Neighbours of each clip, for ``knn_block_influence`` and ``convexity``.
     num_pairs : int
@@ -104,13 +106,23 @@ def evidence_of_subset(
         if len(keep) < loaded.config.num_hidden_layers:
             loaded = encoders.pruned_copy(loaded, keep)
         whole = [range(len(keep))]
-        hidden = memory.advised(
-            lambda: hidden_states.extract(loaded, clips, batch_size, folder, name, key),
+        of_hidden = [need for need in needs if need != LINEAR]
+
+        def measure() -> dict[str, np.ndarray]:
+            measured = {}
+            if LINEAR in needs:
+                measured[LINEAR] = linear_maps.linear_residual(loaded, clips, batch_size, seed).residual
+            if of_hidden:
+                hidden = hidden_states.extract(loaded, clips, batch_size, folder, name, key)
+                evidence = measure_evidence(hidden, of_hidden, num_neighbors, num_pairs, len(clips.labels), seed)
+                measured |= {need: getattr(evidence, need) for need in of_hidden}
+            return measured
+
+        numbers = memory.advised(
+            measure,
             lambda: layer_sweep.memory_need(loaded, clips, whole, batch_size),
             lambda: memory.used_bytes(loaded.device),
         )
-        evidence = measure_evidence(hidden, needs, num_neighbors, num_pairs, len(clips.labels), seed)
-        numbers = {need: getattr(evidence, need) for need in needs}
         with atomic_path(path) as partial:
             np.savez(partial, key=json.dumps(key), **numbers)
         for file_name in hidden_states.file_names(name):

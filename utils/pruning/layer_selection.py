@@ -32,6 +32,7 @@ METRICS = {
     "block_influence": "block_influence",
     "knn_block_influence": "mutual_knn",
     "angular_distance": "angular_distance",
+    "linear_residual": "linear_residual",
     "cka": "cka",
     "convexity": "graph_convexity",
 }
@@ -47,6 +48,8 @@ class Evidence:
         Influence of every block.
     angular_distance : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
         Entry [i, j], i < j, is the distance between hidden layers i and j; other entries are not read.
+    linear_residual : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
+        Entry [i, j], i < j, is the share of the change between hidden layers i and j that no linear map predicts.
     cka : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
         Similarity of hidden layers; only entries [i, j], i < j, are read.
     convexity : ndarray of float, shape (n_layers + 1,), or None
@@ -56,6 +59,7 @@ class Evidence:
     block_influence: np.ndarray | None = None
     knn_block_influence: np.ndarray | None = None
     angular_distance: np.ndarray | None = None
+    linear_residual: np.ndarray | None = None
     cka: np.ndarray | None = None
     convexity: np.ndarray | None = None
 
@@ -129,9 +133,10 @@ def candidates(
       more than `n_random`.
     - ``block_influence`` (Men et al. 2024, arXiv 2403.03853), ``knn_block_influence`` (Dorszewski et
       al. 2024, arXiv 2409.16302): by ascending influence, measured once on the whole model.
-    - ``angular_block`` (Gromov et al. 2024), ``cka_block``: the n adjacent blocks l … l+n-1 with the
-      least distance between hidden layers l and l+n. The distance is the angular distance or 1 - CKA. Of
-      equal runs the one with the lower l; no list if every such run holds a protected block.
+    - ``angular_block`` (Gromov et al. 2024), ``cka_block``, ``linear_block``: the n adjacent blocks l … l+n-1
+      with the least distance between hidden layers l and l+n. The distance is the angular distance, 1 - CKA,
+      or the share of the change that a linear map does not predict (`layers.linear_maps`). Of equal runs
+      the one with the lower l; no list if every such run holds a protected block.
     - ``convexity_peak`` (Dorszewski et al. 2024, arXiv 2408.11858): one list, blocks 0 … l-1 for the
       first hidden layer l whose convexity is at most `convexity_tolerance` below the best. It may
       remove nothing (the last layer is best) or all blocks that are not protected (l = 0).
@@ -437,6 +442,7 @@ RULES: dict[str, Rule] = {
     "block_influence": Rule(("block_influence",), _least_influence("block_influence")),
     "knn_block_influence": Rule(("knn_block_influence",), _least_influence("knn_block_influence")),
     "angular_block": Rule(("angular_distance",), _nearest_ends(lambda evidence: np.asarray(evidence.angular_distance))),
+    "linear_block": Rule(("linear_residual",), _nearest_ends(lambda evidence: np.asarray(evidence.linear_residual))),
     "cka_block": Rule(("cka",), _nearest_ends(lambda evidence: 1 - np.asarray(evidence.cka))),
     "convexity_peak": Rule(("convexity",), _convexity_peak),
 }
