@@ -8,7 +8,8 @@
     python 03_model_validation.py --compare validation_results/a validation_results/b   # which of them is better?
     python 03_model_validation.py --pool validation_results/birds/w2v/fold-*.seed-42    # all folds as one result
 
-Takes the output of stage 02, 06 or 07, or any folder of an audio-classification model with the labels of the data.
+Takes the output of stage 02, 06 or 07, any folder of an audio-classification model with the labels of the data, or an
+exported file, whose time is that of ONNX Runtime on the CPU.
 
 Scores are for clips, and for recordings (mean logits). A 95 % interval is that of this model on other recordists like
 these: its unit is the group that the split keeps together, not the clip. It does not include the random variation
@@ -104,8 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--model_dir",
         type=Path,
-        help="run folder of 02_finetuning.py or 06_cnn.py, or any model folder with config.json, weights and "
-        "preprocessor_config.json",
+        help="run folder of 02_finetuning.py or 06_cnn.py, any model folder with config.json, weights and "
+        "preprocessor_config.json, or a file of 07_manual_pruning.py --export",
     )
     what.add_argument(
         "--compare",
@@ -267,7 +268,8 @@ def load(
     args: argparse.Namespace, this_run: runs.Run, data: runs.Input
 ) -> tuple[LoadedModel, clips.Clips, dict[str, float]]:
     """Load the model and the clips; return also how many recordings it was trained on, by split."""
-    device, name = this_run.choose_device(args.device), str(args.model_dir)
+    is_file, name = model_folder.is_exported(args.model_dir), str(args.model_dir)
+    device = this_run.choose_device("cpu" if is_file and args.device == "auto" else args.device)
     split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed, args.fold)
     loaded = encoders.load_model(args.model_dir, device)
     encoders.check_matches(loaded, split_clips)
@@ -324,7 +326,7 @@ def score_thresholds(
 def validate(args: argparse.Namespace) -> None:
     """Score the model and write a folder of results."""
     inputs = {
-        "model_dir": model_folder.model_input(args.model_dir),
+        "model_dir": model_folder.scored_input(args.model_dir),
         "data_dir": clips.data_input(args.data_dir, args.fold),
         **fitted_thresholds.as_input(args.model_dir),
     }

@@ -1,4 +1,4 @@
-"""Keep chosen blocks of an encoder and delete the others, without training.
+"""Keep chosen blocks of an encoder and delete the others, without training; or export a model as one file.
 
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --keep_layers 0-3,7 --output_dir runs/wav2vec2-0-3,7
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --drop_layers 4-6 --dry_run        # prints the sizes only
@@ -6,6 +6,7 @@
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --from validation_results/sweep/best.json --n_layers 6
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --ffn_size 0.5 --conv_channels 0.5 --data_dir processed_data
     python 07_manual_pruning.py --model_dir runs/wav2vec2 --keep_layers 0-3 --repair linear --data_dir processed_data
+    python 07_manual_pruning.py --model_dir runs/wav2vec2 --export onnx                      # for 08, a phone, a server
     python 07_manual_pruning.py --model_dir tiny                                             # interactive
 
 Takes a fine-tuned model, whose head is not changed, or a base model, which gets a new random head (--seed). Layers
@@ -19,6 +20,12 @@ AST). The least important units go, measured on the clips of train in --data_dir
 
 --repair linear fits the last linear layer of the kept blocks to the states of the whole model, on some clips of train,
 without labels and without training; see docs/repair.md. With --from it is on if the sweep repaired its subsets.
+
+--export onnx writes <output_dir>/float32.onnx: one file from waveform to scores, which ONNX Runtime runs without
+PyTorch, and which stages 03 and 08 take as their --model_dir. It is of the pruned model; of the given one, with its
+thresholds, if nothing is pruned. --precision float16 is half as large; int8 a quarter, and faster. Each file is loaded
+again and compared with the model, on val if --data_dir is given; export.csv has the figures. A file whose answers are
+not those of the model is refused. See docs/export.md.
 
 Prints blocks, parameters, multiply-accumulates per clip, the share of the front end, and the size of the weights,
 before and after. The front end is everything before the first block; removing blocks does not make it cheaper.
@@ -41,13 +48,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.core import cli, lazy, names, replacing, runs
-from utils.core.errors import AlreadyComplete, UsageError
-from utils.models import model_folder
+from utils.core.errors import AlreadyComplete, InputError, UsageError
+from utils.models import exported, model_folder
 from utils.pruning import best, pruning_plan, width
 
 with lazy.imported_on_first_use():
     from utils.data import clips
-    from utils.models import encoders, model_size, start_line, training_history
+    from utils.models import encoders, export, fitted_thresholds, model_size, start_line, training_history
     from utils.pruning import pruning_session, repair
 
 if TYPE_CHECKING:
@@ -60,7 +67,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "runs/<name of the model's run>.pruned"
-OUTPUTS = ("model/*", "[0-9]*-blocks/model/*")
+OUTPUTS = ("model/*", "[0-9]*-blocks/model/*", "*.onnx", "export.csv")
+EXPORTS = (ONNX,) = ("onnx",)
 SCRATCH = ".importance"
 BATCH_SIZE = 16  # clips at once, for the repair
 # Flags of `architectures.widths_of`.
@@ -129,8 +137,20 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"clips of train on which the repair is fitted (default: {pruning_plan.REPAIR_CLIPS}; with --from, as in "
         "the sweep)",
     )
+    parser.add_argument("--export", choices=EXPORTS, default=None, help="also write the model as one file")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=exported.PRECISIONS,
+        default=None,
+        help=f"of --export: one file for each of {', '.join(exported.PRECISIONS)} (default: {exported.FLOAT32}); "
+        f"{exported.INT8} needs --data_dir",
+    )
+    parser.add_argument(
+        "--allow_loss", action="store_true", help="of --export: keep a file whose answers are not those of the model"
+    )
     cli.add_data_arguments(parser)
-    parser.set_defaults(data_dir=None)  # without a width or a repair, no clip is read
+    parser.set_defaults(data_dir=None)  # without a width, a repair or an export, no clip is read
     parser.add_argument("--dry_run", action="store_true", help="print the sizes; write nothing")
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
     return parser
@@ -138,14 +158,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Print the sizes before and after, and write the pruned models."""
-    if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
-        name = names.variant_of(names.of_model(args.model_dir), names.PRUNED)
-        args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
     best_path = vars(args)["from"]
     asked = args.ladder or best_path is not None or args.keep_layers is not None or args.drop_layers is not None
+    only_exports = args.export is not None and not (asked or is_narrower(args) or is_repaired(args))
+    if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
+        name = names.variant_of(names.of_model(args.model_dir), names.EXPORTED if only_exports else names.PRUNED)
+        args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
     if is_narrower(args) and not asked:
         args.drop_layers, asked = "none", True
-    check_arguments(args, best_path, asked)
+    check_arguments(args, best_path, asked or only_exports)
     inputs = {"model_dir": model_folder.any_model_input(args.model_dir)}
     if best_path is not None:
         inputs["from"] = runs.file_input(best_path)
@@ -159,8 +180,12 @@ def run(args: argparse.Namespace) -> None:
     check_arguments_for_clips(args, best_path)
     if args.data_dir is not None:
         inputs["data_dir"] = clips.data_input(args.data_dir, args.fold)
-        if best_path is not None and chosen_width:
-            best.check_data(best_path, inputs["data_dir"])
+    if only_exports:
+        inputs["model_dir"] = model_folder.model_input(Path(args.model_dir))
+        export_alone(args, inputs | fitted_thresholds.as_input(Path(args.model_dir)))
+        return
+    if args.data_dir is not None and best_path is not None and chosen_width:
+        best.check_data(best_path, inputs["data_dir"])
     source = None
     if not asked:
         source = Source(args)
@@ -215,6 +240,13 @@ def check_arguments(args: argparse.Namespace, best_path: Path | None, asked: boo
     """Check the flags that need no model, before a model is loaded."""
     if args.n_layers is not None and best_path is None:
         raise UsageError("--n_layers chooses among the subsets in a best.json: use it together with --from")
+    for flag in ("precision", "allow_loss"):
+        if vars(args)[flag] and args.export is None:
+            raise UsageError(f"--{flag} is of use only with --export")
+    if args.export is not None and (args.ladder or args.dry_run):
+        raise UsageError("--export writes the file of one model: leave out --ladder and --dry_run")
+    if exported.INT8 in precisions(args) and args.data_dir is None:
+        raise UsageError("--precision int8: give --data_dir, on whose clips of val it is compared with the model")
     if not asked and not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageError(
             "no layers are given: use one of --keep_layers 0-3,7, --drop_layers 4-6, --ladder and --from best.json, "
@@ -239,13 +271,18 @@ def check_arguments_for_clips(args: argparse.Namespace, best_path: Path | None) 
     if args.importance is not None and not is_narrower(args):
         raise UsageError(f"--importance is of use only with one of {wanted}")
     for flag in ("data_dir", "fold", "max_clips_per_class"):
-        if not (is_narrower(args) or is_repaired(args)) and vars(args)[flag] is not None:
-            raise UsageError(f"--{flag} is of use only with one of {wanted}, --repair")
+        if not (is_narrower(args) or is_repaired(args) or args.export) and vars(args)[flag] is not None:
+            raise UsageError(f"--{flag} is of use only with one of {wanted}, --repair, --export")
 
 
 def is_narrower(args: argparse.Namespace) -> bool:
     """Return whether a width is given."""
     return any(vars(args)[name] is not None for name in WIDTHS)
+
+
+def precisions(args: argparse.Namespace) -> list[str]:
+    """Return the precisions of the files to export."""
+    return [] if args.export is None else list(dict.fromkeys(args.precision or [exported.FLOAT32]))
 
 
 def is_repaired(args: argparse.Namespace) -> bool:
@@ -345,7 +382,48 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
                 log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(pruned.config)))
             encoders.log_without_classifier(source.config)
         this_run.metrics["sizes"] = source.sizes(keeps)
+        if args.export is not None:
+            digest = model_folder.digest(model_folder.open_folder(str(folder), folder))
+            export_files(args, this_run, encoders.load_model(folder, "cpu"), digest)
         shutil.rmtree(args.output_dir / SCRATCH, ignore_errors=True)
+
+
+def export_alone(args: argparse.Namespace, inputs: dict[str, runs.Input]) -> None:
+    """Write a model as it is, with its thresholds, as one file for each precision."""
+    with runs.open_run(Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral={"dry_run"}) as this_run:
+        this_run.choose_device("cpu")
+        with this_run.checking():
+            loaded = encoders.load_model(Path(args.model_dir), "cpu")
+        start_line.log_start("cpu", "cpu", {args.model_dir: loaded.model}, {})
+        export_files(args, this_run, loaded, str(inputs["model_dir"].sha256))
+
+
+def export_files(args: argparse.Namespace, this_run: runs.Run, loaded: LoadedModel, model_sha256: str) -> None:
+    """Write a model as one file for each precision, and ``export.csv``, which compares them with the model.
+
+    Raises
+    ------
+    InputError
+        If the model cannot be exported, or the answers of a file are not its own.
+    """
+    val = None
+    if args.data_dir is not None:
+        val = clips.read_clips(args.data_dir, "val", args.max_clips_per_class, args.seed, args.fold)
+        encoders.check_matches(loaded, val)
+        val = (val if loaded.is_multi_label else val.with_one_label()).without_silence()
+    with this_run.timed("export"):
+        network, wanted = export.network_of(loaded), export.logits_of(loaded, val)
+        rows, troubles = [], []
+        for precision in precisions(args):
+            path = args.output_dir / f"{precision}{model_folder.EXPORTED_SUFFIX}"
+            export.write(network, loaded, path, precision, model_sha256)
+            rows.append(export.compare(path, wanted, val))
+            log.info("%s: %s", path, rows[-1])
+            if trouble := rows[-1].trouble():
+                troubles.append(f"{precision}: {trouble}")
+        export.write_table(args.output_dir, rows)
+    if troubles and not args.allow_loss:
+        raise InputError(f"{'; '.join(troubles)}. Leave it out of --precision, or use it all the same by --allow_loss")
 
 
 def clips_of_train(args: argparse.Namespace, source: Source, keep: list[int]) -> Clips:

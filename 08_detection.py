@@ -39,9 +39,10 @@ from utils.core.errors import AlreadyComplete, InputError, UsageError
 from utils.data import annotations, preparation, recordings, shards, spool
 from utils.field import detections, field_model, review, scores_table, scoring
 from utils.figures import review_page
+from utils.models import model_folder
 
 with lazy.imported_on_first_use():
-    from utils.models import encoders, start_line
+    from utils.models import start_line
 
 STAGE = Path(__file__).stem
 OUTPUTS = (
@@ -62,7 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line of this stage."""
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument(
-        "--model_dir", type=Path, required=True, help="run folder of 02_finetuning.py or 06_cnn.py, or a model folder"
+        "--model_dir",
+        type=Path,
+        required=True,
+        help="run folder of 02_finetuning.py or 06_cnn.py, a model folder, or a file of 07_manual_pruning.py --export",
     )
     parser.add_argument("--raw_dir", type=Path, required=True, help="folder of recordings, or one recording")
     parser.add_argument(
@@ -130,6 +134,8 @@ def run(args: argparse.Namespace) -> None:
 def check_arguments(args: argparse.Namespace, model: field_model.FieldModel) -> None:
     """Refuse values that do not go together."""
     model.check_overlap(args.overlap_seconds)
+    if args.device == "cuda" and model_folder.is_exported(args.model_dir):
+        raise UsageError(f"--device cuda: {args.model_dir} is an exported file, which runs on the CPU")
     if args.combined and not args.formats:
         raise UsageError("--combined is for the tables of --formats: name one")
     alone = [name for name in args.formats if not annotations.FORMATS[name].HOLDS_SEVERAL_FILES]
@@ -229,11 +235,16 @@ def listen(
     files: Sequence[spool.Listed],
 ) -> preparation.Decoded:
     """Decode and score recordings, with their results in a folder; return what each gave."""
-    device = this_run.choose_device(args.device)
-    loaded = encoders.load_model(args.model_dir, device)
+    is_file = model_folder.is_exported(args.model_dir)
+    device = this_run.choose_device("cpu" if is_file else args.device)
+    loaded = scoring.load(args.model_dir, device)
+    rate_hz = loaded.sample_rate_hz if is_file else loaded.extractor.sampling_rate
     with this_run.checking():
-        windows = model.windows(loaded.extractor.sampling_rate, args.overlap_seconds)
-    start_line.log_start(args.device, device, {str(args.model_dir): loaded.model}, {})
+        windows = model.windows(rate_hz, args.overlap_seconds)
+    if is_file:
+        log.info("device cpu (%s); model %s: %s", this_run.device, args.model_dir, loaded)
+    else:
+        start_line.log_start(args.device, device, {str(args.model_dir): loaded.model}, {})
     model.log_thresholds()
     log.info(
         "%s: %d files; windows of %g s, one every %g s; %d at once, %d workers",

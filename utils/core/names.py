@@ -14,6 +14,7 @@ thresholds    not a model: the thresholds that stage 03 fits
 pretrained    the downloaded model, without fine-tuning
 all-clips     analysed on the clips of all splits
 frozen        the downloaded model with a new head: only the head is trained
+onnx          exported, as files; float32, float16 and int8 are their results
 
 Results that came with the code stand below ``published`` in these folders. Other folder names are allowed, such as
 ``validation_results/whole``; a name that does not follow the layout is not parsed.
@@ -31,12 +32,12 @@ from utils.core.records import RECORD_NAME
 PUBLISHED = "published"
 DEFAULT_SPLIT = "recordist"
 ALL_FOLDS = "all"
-PRUNED, SWEEP, FROZEN, THRESHOLDS = "pruned", "sweep", "frozen", "thresholds"
+PRUNED, SWEEP, FROZEN, THRESHOLDS, EXPORTED = "pruned", "sweep", "frozen", "thresholds", "onnx"
 # Root folders of the results, and the depth of a result below its root.
 ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
 DEPTH = 3
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
-_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen"
+_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|onnx|float32|float16|int8"
 _NAME = re.compile(
     r"(?P<data_set>[^/.][^/]*?)(?:\.by-(?P<split_by>[a-z_]+))?/"
     rf"(?P<model>[^/.+][^/+]*?)(?P<variants>(?:\.(?:{_VARIANT}))*)/"
@@ -165,8 +166,13 @@ def of_folder(folder: Path) -> str:
 
 
 def of_model(model_dir: str | Path) -> str:
-    """Return the name of the results of a model: the name of its run, or the name of a model folder outside a run."""
+    """Return the name of the results of a model: the name of its run, or the name of a model folder outside a run.
+
+    That of an exported file is the name of its folder with its precision as a variant.
+    """
     folder = Path(model_dir).resolve()
+    if folder.is_file():
+        return variant_of(of_folder(folder.parent), folder.stem)
     if not folder.exists():  # a model on the hub
         return folder.name
     return of_folder(folder.parent if folder.name == "model" else folder)

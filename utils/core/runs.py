@@ -890,9 +890,11 @@ def resolve_device(name: str) -> str:
     InputError
         If a GPU is requested and PyTorch finds none, or the GPU that it finds cannot be used.
     """
+    if name == "cpu":
+        return "cpu"
     import torch
 
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    if name == "auto" and not torch.cuda.is_available():
         return "cpu"
     host, visible = socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES")
     where = f"{host}, CUDA_VISIBLE_DEVICES={visible}" if visible is not None else host

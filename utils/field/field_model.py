@@ -10,7 +10,7 @@ from utils.core import runs
 from utils.core.errors import InputError, UsageError
 from utils.core.text import some
 from utils.field.window_stream import WindowFormat
-from utils.models import decision, model_folder
+from utils.models import decision, exported, model_folder
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,10 @@ class FieldModel:
 
     Attributes
     ----------
-    folder : ModelFolder
+    name : str
+        The user's name for it.
+    config : dict
+        Content of its ``config.json``.
     labels : list of str
         By label id.
     thresholds : dict of str to float or None
@@ -32,7 +35,8 @@ class FieldModel:
         The model and its decision, as inputs of the stage.
     """
 
-    folder: model_folder.ModelFolder
+    name: str
+    config: dict
     labels: list[str]
     thresholds: dict[str, float | None]
     fitted: dict | None
@@ -46,12 +50,12 @@ class FieldModel:
     @property
     def clip_seconds(self) -> float:
         """Length of a window."""
-        return self.folder.config["clip_seconds"]
+        return self.config["clip_seconds"]
 
     @property
     def channel(self) -> str:
         """The channel to use, as for `audio.decode`."""
-        return self.folder.config["clip_channel"]
+        return self.config["clip_channel"]
 
     def thresholds_by_id(self) -> tuple[float, ...]:
         """Return the threshold of each label; infinity for a label without one."""
@@ -60,7 +64,7 @@ class FieldModel:
 
     def windows(self, sample_rate_hz: int, overlap_s: float) -> WindowFormat:
         """Return how recordings are cut for it."""
-        return WindowFormat.of_model(self.folder.config, sample_rate_hz, overlap_s)
+        return WindowFormat.of_model(self.config, sample_rate_hz, overlap_s)
 
     def check_overlap(self, overlap_s: float) -> None:
         """Raise `UsageError` if windows would overlap by their whole length or more."""
@@ -91,12 +95,12 @@ class FieldModel:
 
 
 def read(model_dir: Path, threshold: float | None) -> FieldModel:
-    """Read a model folder without its weights.
+    """Read a model without its weights.
 
     Parameters
     ----------
     model_dir : Path
-        Run folder, or model folder.
+        Run folder, model folder, or exported file.
     threshold : float or None
         Threshold of all labels; None for the fitted ones.
 
@@ -105,21 +109,26 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
     InputError
         If it is not a whole model, does not record how its clips were cut, or no label has a threshold.
     """
-    inputs = {"model_dir": model_folder.model_input(model_dir)}
-    folder = model_folder.open_folder(*model_folder.find(model_dir))
-    config, name = folder.config, folder.name
-    model_folder.check_labels(folder)
+    inputs, is_file = {"model_dir": model_folder.scored_input(model_dir)}, model_folder.is_exported(model_dir)
+    if is_file:
+        config, name = exported.ExportedModel(model_dir).config, str(model_dir)
+    else:
+        folder = model_folder.open_folder(*model_folder.find(model_dir))
+        config, name = folder.config, folder.name
+        model_folder.check_labels(folder)
+        inputs |= decision.as_input(config, folder.path)
     if config.get("clip_fill") is None or config.get("clip_seconds") is None or not config.get("id2label"):
         raise InputError(
             f"{name} does not record how its training clips were cut: it is a base model, or an earlier version of "
             "this program trained it; train it with 02_finetuning.py or 06_cnn.py"
         )
-    inputs |= decision.as_input(config, folder.path)
-    labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+    labels = exported.labels_of(config)
     fitted = decision.read(config, name)
     if threshold is not None:
-        return FieldModel(folder, labels, dict.fromkeys(labels, threshold), fitted, inputs)
+        return FieldModel(name, config, labels, dict.fromkeys(labels, threshold), fitted, inputs)
     fit = f"03_model_validation.py --model_dir {model_dir} --fit_thresholds"
+    if is_file:
+        fit = "03_model_validation.py --fit_thresholds for the folder of the model, then export it again"
     one_for_all = "give one for all labels, such as --threshold 0.9, whose precision is unknown"
     if fitted is None:
         raise InputError(f"{name} has no thresholds: fit them on val ({fit}), or {one_for_all}")
@@ -130,4 +139,4 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
             f"for less ({fit} --target_precision {0.8 * target:.2g} --overwrite), have more recordists in val, or "
             f"{one_for_all}"
         )
-    return FieldModel(folder, labels, fitted["thresholds"], fitted, inputs)
+    return FieldModel(name, config, labels, fitted["thresholds"], fitted, inputs)

@@ -4,6 +4,8 @@ The functions here are the tasks of stage 08's worker processes. Each task can b
 results of a file are valid once its marker exists, and the marker is renamed into place last.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -16,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -27,17 +29,24 @@ from utils.data import audio, clips, preparation, recorders, spool
 from utils.data.recordings import Skipped
 from utils.field import detections, window_stream
 from utils.field.window_stream import WindowFormat, WindowStream
+from utils.models import decision, model_folder
+from utils.models.exported import ExportedModel
 
 with lazy.imported_on_first_use():
     import torch
 
-    from utils.models import decision, encoders, loaded_model, onednn
+    from utils.models import encoders, loaded_model, onednn
+
+if TYPE_CHECKING:
+    from utils.models.loaded_model import LoadedModel
 
 SCORES_SUFFIX, DETECTIONS_SUFFIX = ".scores", ".detections"
 SUFFIXES = (SCORES_SUFFIX, DETECTIONS_SUFFIX, spool.MARKER_SUFFIX)
 # Seconds each, once instead of in every worker.
-PRELOADED = ("torch", "transformers.modeling_utils", "transformers.models.auto.feature_extraction_auto")
-PRELOADED += ("av", "soundfile", "soxr")
+PRELOADED = ("av", "soundfile", "soxr")
+TORCH = ("torch", "transformers.modeling_utils", "transformers.models.auto.feature_extraction_auto")
+ONNX = ("onnxruntime",)
+ENGINES = ("torch", "transformers", "onnxruntime", "numpy")
 MOST_DECODERS = 4  # threads that decode for one GPU
 
 Score = Callable[[np.ndarray], concurrent.futures.Future]
@@ -48,7 +57,10 @@ def scored_by() -> str:
     """Name the versions that score: the last digits may differ between them, so results of others are not reused."""
     modules = Path(__file__), *(Path(module.__file__) for module in (clips, detections, window_stream))
     ours = sha256_of_lines(map(sha256_of_file, modules))[:12]
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "numpy")]
+    versions = []
+    for name in ENGINES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an exported file needs no torch
+            versions.append(f"{name} {importlib.metadata.version(name)}")
     return f"{spool.decoded_by()}; {', '.join(versions)}, our code {ours}"
 
 
@@ -84,7 +96,7 @@ class Scored:
     start: recorders.Start
 
     @classmethod
-    def from_json(cls, value: dict) -> "Scored":
+    def from_json(cls, value: dict) -> Scored:
         """Return a `Scored` from the JSON of `dataclasses.asdict`."""
         return cls(**value | {"warnings": tuple(value["warnings"]), "start": recorders.Start(**value["start"])})
 
@@ -153,7 +165,12 @@ def read_scores(results_dir: Path, scored: Scored) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ the network
 
 
-def logits_of(loaded: "loaded_model.LoadedModel", inputs: dict[str, "torch.Tensor"]) -> np.ndarray:
+def load(model_dir: Path, device: str) -> LoadedModel | ExportedModel:
+    """Load a model, or an exported file without PyTorch."""
+    return ExportedModel(model_dir) if model_folder.is_exported(model_dir) else encoders.load_model(model_dir, device)
+
+
+def logits_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     """Return the logits of prepared windows, float32 of shape (n, n_labels)."""
     with torch.inference_mode():
         inputs = {name: tensor.to(loaded.device) for name, tensor in inputs.items()}
@@ -161,7 +178,26 @@ def logits_of(loaded: "loaded_model.LoadedModel", inputs: dict[str, "torch.Tenso
 
 
 @contextlib.contextmanager
-def scoring(loaded: "loaded_model.LoadedModel", n_threads: int) -> Iterator[Score]:
+def _in_torch(loaded: LoadedModel) -> Iterator[tuple[Callable, Callable]]:
+    """Yield a function from windows to inputs, and one from inputs to logits; PyTorch computes in one thread."""
+    if loaded.device == "cpu":
+        loaded = dataclasses.replace(loaded, model=onednn.with_folded_norms(loaded.model))
+
+    def prepare(windows: np.ndarray) -> dict[str, torch.Tensor]:
+        rate_hz = loaded.extractor.sampling_rate
+        return loaded_model.prepare(loaded.extractor, list(windows), rate_hz, loaded.model.main_input_name)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with onednn.linear_layers(loaded.model, loaded.device):
+            yield prepare, functools.partial(logits_of, loaded)
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def scoring(loaded: LoadedModel | ExportedModel, n_threads: int) -> Iterator[Score]:
     """Yield a function from windows to a future of their scores, float64 of shape (n, n_labels).
 
     A batch is scored by one thread: the order of summation, and so the last digits, do not depend on the number of
@@ -169,45 +205,38 @@ def scoring(loaded: "loaded_model.LoadedModel", n_threads: int) -> Iterator[Scor
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded : LoadedModel or ExportedModel
         In evaluation mode.
     n_threads : int
         Threads that score while the caller decodes; 0 scores in the caller's thread. On a GPU there is one, and the
         caller's thread prepares the input.
     """
-    rate_hz, on_gpu = loaded.extractor.sampling_rate, loaded.device != "cpu"
-    if not on_gpu:
-        loaded = dataclasses.replace(loaded, model=onednn.with_folded_norms(loaded.model))
-
-    def prepare(windows: np.ndarray) -> dict[str, torch.Tensor]:
-        return loaded_model.prepare(loaded.extractor, list(windows), rate_hz, loaded.model.main_input_name)
-
-    def finish(inputs: dict[str, torch.Tensor]) -> np.ndarray:
-        logits = logits_of(loaded, inputs)
-        return decision.scores(logits, loaded.config) if np.isfinite(logits).all() else np.full(logits.shape, np.nan)
-
-    before = torch.get_num_threads()
+    on_gpu = loaded.device != "cpu"
     pool = concurrent.futures.ThreadPoolExecutor(1 if on_gpu else n_threads) if n_threads else None
-
-    def score(windows: np.ndarray) -> concurrent.futures.Future:
-        if pool is None:
-            done: concurrent.futures.Future = concurrent.futures.Future()
-            done.set_result(finish(prepare(windows)))
-            return done
-        if on_gpu:
-            return pool.submit(finish, prepare(windows))
-        return pool.submit(lambda: finish(prepare(windows)))
-
-    torch.set_num_threads(1)
-    try:
-        with onednn.linear_layers(loaded.model, loaded.device):
-            yield score
-            if pool is not None:
-                pool.shutdown()
-    finally:
+    is_file = isinstance(loaded, ExportedModel)
+    engine = contextlib.nullcontext((np.asarray, loaded.logits)) if is_file else _in_torch(loaded)
+    with contextlib.ExitStack() as stack:
+        prepare, give_logits = stack.enter_context(engine)
         if pool is not None:
-            pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
+            stack.callback(pool.shutdown, cancel_futures=True)
+
+        def finish(inputs: object) -> np.ndarray:
+            logits = give_logits(inputs)
+            is_finite = np.isfinite(logits).all()
+            return decision.scores(logits, loaded.config) if is_finite else np.full(logits.shape, np.nan)
+
+        def score(windows: np.ndarray) -> concurrent.futures.Future:
+            if pool is None:
+                done: concurrent.futures.Future = concurrent.futures.Future()
+                done.set_result(finish(prepare(windows)))
+                return done
+            if on_gpu:
+                return pool.submit(finish, prepare(windows))
+            return pool.submit(lambda: finish(prepare(windows)))
+
+        yield score
+        if pool is not None:
+            pool.shutdown()
 
 
 # ------------------------------------------------------------------------------------------------ one recording
@@ -359,8 +388,8 @@ def _read_marker(how: How, marker_path: Path, made_from: dict) -> Scored | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _model_of_worker(model_dir: Path, model_sha256: str) -> "loaded_model.LoadedModel":
-    return encoders.load_model(model_dir, "cpu")
+def _model_of_worker(model_dir: Path, model_sha256: str) -> LoadedModel | ExportedModel:
+    return load(model_dir, "cpu")
 
 
 def score_in_worker(task: tuple[How, tuple[spool.Listed, ...], int]) -> list[Scored | Skipped]:
@@ -376,7 +405,7 @@ def n_ahead(n_threads: int) -> int:
 
 
 def score_all(
-    how: How, files: Sequence[spool.Listed], num_workers: int, loaded: "loaded_model.LoadedModel"
+    how: How, files: Sequence[spool.Listed], num_workers: int, loaded: LoadedModel | ExportedModel
 ) -> Iterator[Scored | Skipped]:
     """Score recordings; yield their results in no fixed order.
 
@@ -389,7 +418,7 @@ def score_all(
     files : sequence of Listed
     num_workers : int
         Cores to use.
-    loaded : LoadedModel
+    loaded : LoadedModel or ExportedModel
         Used in this process; worker processes load their own.
     """
     if loaded.device != "cpu":
@@ -404,13 +433,14 @@ def score_all(
                 yield score_file(how, file, score, n_ahead(n_threads))
         return
     tasks = [(how, tuple(batch), n_threads) for batch in preparation.batches(files, num_workers)]
-    with workers.worker_pool(n_processes, PRELOADED) as pool_map:
+    engine = ONNX if isinstance(loaded, ExportedModel) else TORCH
+    with workers.worker_pool(n_processes, PRELOADED + engine) as pool_map:
         for batch in pool_map(score_in_worker, tasks):
             yield from batch
 
 
 def _score_on_gpu(
-    how: How, files: Sequence[spool.Listed], n_decoders: int, loaded: "loaded_model.LoadedModel"
+    how: How, files: Sequence[spool.Listed], n_decoders: int, loaded: LoadedModel
 ) -> Iterator[Scored | Skipped]:
     stop = threading.Event()
     with (

@@ -217,7 +217,8 @@ class MelspectrogramFeatureExtractor(SequenceFeatureExtractor):
 
 
 @functools.cache
-def _filter_bank(sample_rate_hz: int, n_bins: int, n_mels: int, min_frequency_hz: float) -> torch.Tensor:
+def filter_bank(sample_rate_hz: int, n_bins: int, n_mels: int, min_frequency_hz: float) -> torch.Tensor:
+    """Return the weights of the mel bands, shape (n_bins, n_mels)."""
     bank = mel_filter_bank(n_bins, n_mels, min_frequency_hz, sample_rate_hz / 2, sample_rate_hz, mel_scale="htk")
     return torch.from_numpy(bank).float()
 
@@ -233,7 +234,7 @@ def _mel_energy(audio: torch.Tensor, sample_rate_hz: int, n_mels: int, min_frequ
         pad_mode="constant",  # reflection would need clips longer than half a window
         return_complex=True,
     )
-    bank = _filter_bank(sample_rate_hz, n_fft // 2 + 1, n_mels, min_frequency_hz)
+    bank = filter_bank(sample_rate_hz, n_fft // 2 + 1, n_mels, min_frequency_hz)
     return (spectrum.abs().square().mT @ bank).mT
 
 
@@ -256,7 +257,12 @@ def pcen(energy: torch.Tensor) -> torch.Tensor:
     level = energy.double().movedim(-1, 0).contiguous()  # (n_frames, batch, n_mels)
     for before, now in itertools.pairwise(level):
         now.lerp_(before, 1.0 - PCEN_SMOOTHING)
-    gained = energy / (PCEN_FLOOR + level.movedim(0, -1)) ** PCEN_GAIN
+    return compressed(energy, level.movedim(0, -1))
+
+
+def compressed(energy: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Return spectrograms divided by the level of each band (float64), and compressed; see `pcen`."""
+    gained = energy / (PCEN_FLOOR + level) ** PCEN_GAIN
     return ((gained + PCEN_BIAS) ** PCEN_POWER - PCEN_BIAS**PCEN_POWER).to(energy.dtype)
 
 

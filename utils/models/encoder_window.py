@@ -71,6 +71,8 @@ def warn_of_window(loaded: LoadedModel, clip_seconds: float, name: str) -> None:
     loaded, clip_seconds, name
         As for `fit_window`.
     """
+    if loaded.is_exported:
+        return
     config, can_crop = loaded.config, _can_crop(loaded)
     seconds = shortest_window_seconds(clip_seconds)
     window_s = longest_clip_seconds(loaded.extractor, config)

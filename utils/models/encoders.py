@@ -29,7 +29,7 @@ from utils.core.errors import InputError, UsageError
 from utils.core.files import PARTIAL_SUFFIX
 from utils.core.text import printable
 from utils.data.clips import Clips, label_maps
-from utils.models import bird_cnn, classify, decision, loading, model_folder, training_history
+from utils.models import bird_cnn, classify, decision, exported_network, loading, model_folder, training_history
 from utils.models.architectures import (
     CNN_HEAD,
     architecture_of,
@@ -254,7 +254,7 @@ def load_model(model_dir: Path, device: str) -> LoadedModel:
     Parameters
     ----------
     model_dir : Path
-        Run folder, or model folder.
+        Run folder, model folder, or exported file; `LoadedModel.is_exported` tells.
     device : str
         ``cpu`` or ``cuda``.
 
@@ -263,6 +263,8 @@ def load_model(model_dir: Path, device: str) -> LoadedModel:
     InputError
         If it cannot be loaded, or if a weight is missing, unexpected or of another shape.
     """
+    if model_folder.is_exported(model_dir):
+        return exported_network.load(model_dir, device)
     folder = model_folder.open_folder(*model_folder.find(model_dir))
     model_folder.check_labels(folder)
     loaded, names = loading.load(folder, _plain(loading.read_config(folder)))
@@ -340,7 +342,7 @@ def check_base_matches(loaded: LoadedModel, clips: Clips) -> None:
             f"sample rates differ: the model expects {extractor.sampling_rate} Hz, {clips.data_dir} has "
             f"{clips.sample_rate_hz} Hz; run 01_data_processing.py with --sample_rate {extractor.sampling_rate}"
         )
-    longest_s = longest_clip_seconds(extractor, config)
+    longest_s = float("inf") if loaded.is_exported else longest_clip_seconds(extractor, config)
     if clips.clip_seconds > longest_s:
         raise InputError(
             f"the clips of {clips.data_dir} last {clips.clip_seconds:g} s and the model reads only the first "
@@ -584,5 +586,7 @@ def log_without_classifier(config: PreTrainedConfig) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters of a model."""
+    """Return the number of parameters of a model; of an exported one, as its file records it."""
+    if isinstance(model, exported_network.ExportedNetwork):
+        return model.exported.sizes["n_parameters"]
     return sum(parameter.numel() for parameter in model.parameters())

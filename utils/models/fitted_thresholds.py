@@ -156,7 +156,9 @@ def keep(model_dir: Path, fitted: dict) -> None:
 
 
 def as_input(model_dir: Path) -> dict[str, runs.Input]:
-    """Return the decision of a model as an input of a stage; see `decision.as_input`."""
+    """Return the decision of a model as an input of a stage; see `decision.as_input`. It is inside an exported file."""
+    if model_folder.is_exported(model_dir):
+        return {}
     path = model_folder.resolve_model_dir(model_dir)
     return decision.as_input(model_folder.open_folder(str(path), path).config, path / model_folder.CONFIG_NAME)
 

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from utils.core.workers import available_cpus
 from utils.models.architectures import has_blocks
 from utils.models.encoders import front_end_forward
+from utils.models.exported_network import ExportedNetwork
 from utils.models.loaded_model import LoadedModel
 from utils.scores.summary import NO_DOUBT
 
@@ -55,7 +56,7 @@ def count_macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple
     Parameters
     ----------
     model : PreTrainedModel
-        An audio-classification model.
+        An audio-classification model. The file of an exported one records those of a clip.
     inputs : dict of str to Tensor
         Result of `LoadedModel.prepare`.
 
@@ -64,6 +65,9 @@ def count_macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple
     total, front_end : int
         Sums over all clips in `inputs`.
     """
+    if isinstance(model, ExportedNetwork):
+        sizes = model.exported.sizes
+        return sizes["macs_per_clip"], sizes["macs_front_end"]
     with torch.no_grad(), _eager_attention(model):
         return _macs_of(lambda: model(**inputs)), _macs_of(lambda: front_end_forward(model, inputs))
 
@@ -101,7 +105,7 @@ class Latency:
     latency_ms_p95 : float
         95th percentile of all passes.
     latency_front_end_ms : float
-        The part before the first block (median).
+        The part before the first block (median); NaN for an exported file, which runs in one piece.
     n_repeats : int
         Number of passes in all rounds.
     n_threads : int
@@ -153,12 +157,14 @@ class _Candidate:
         """Time passes of the whole model and of the front end in alternation."""
         for _ in range(n_warm_up):
             self.run()
-            self.run_front_end()
+            if not self.loaded.is_exported:
+                self.run_front_end()
         turn: list[float] = []
         start = time.perf_counter()
         while len(turn) < MAX_PASSES and (len(turn) < MIN_PASSES or time.perf_counter() - start < budget_s):
             turn.append(_seconds(self.run))
-            self.front_end_s.append(_seconds(self.run_front_end))
+            if not self.loaded.is_exported:
+                self.front_end_s.append(_seconds(self.run_front_end))
         self.whole_s.append(turn)
 
     @property
@@ -206,7 +212,8 @@ def _latencies(candidates: Sequence[_Candidate], load: "_Load") -> list[Latency]
     for candidate in candidates:
         of_rounds = [np.median(turn) for turn in candidate.whole_s]
         p95 = np.percentile(np.concatenate(candidate.whole_s), 95)
-        times = [np.median(of_rounds), min(of_rounds), max(of_rounds), p95, np.median(candidate.front_end_s)]
+        front_end_s = np.median(candidate.front_end_s or [np.nan])
+        times = [np.median(of_rounds), min(of_rounds), max(of_rounds), p95, front_end_s]
         found.append([1e3 * float(seconds) for seconds in times])
     contradicted = slower_with_fewer(
         [(c.kind, c.loaded.config.num_hidden_layers, times[0]) for c, times in zip(candidates, found, strict=True)]
@@ -367,8 +374,13 @@ def measure_cost(loaded: LoadedModel, audio: np.ndarray, sample_rate_hz: int, ba
         throughput_clips_per_s=batch_size / float(np.median(batch_s)),
         peak_memory_mb=peak_memory_mb,
         batch_size=batch_size,
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        dtype=dtype_of(loaded),
     )
+
+
+def dtype_of(loaded: LoadedModel) -> str:
+    """Return the type of the weights, such as ``float32``; of an exported file, its precision."""
+    return loaded.model.exported.precision if loaded.is_exported else str(loaded.model.dtype).removeprefix("torch.")
 
 
 def _seconds(call: Callable[[], None]) -> float:

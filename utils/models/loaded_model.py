@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
 
+WAVEFORM = "waveform"  # the input of an exported file
 MULTI_LABEL = "multi_label_classification"  # in config.problem_type; transformers then answers with sigmoids
 
 
@@ -70,6 +71,11 @@ class LoadedModel:
     def labels(self) -> list[str]:
         """The labels, by label id."""
         return [self.config.id2label[i] for i in range(self.config.num_labels)]
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether the network is an exported file, which runs in one piece on the CPU; see `exported_network`."""
+        return self.model.main_input_name == WAVEFORM
 
     @property
     def is_multi_label(self) -> bool:

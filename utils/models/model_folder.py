@@ -1,7 +1,7 @@
-"""Find a model folder, check its files, and compute its digest. This module loads neither PyTorch nor weights.
+"""Find a model, check its files, and compute its digest. This module loads neither PyTorch nor weights.
 
-A model folder can come from anybody. Nothing in it is run: a folder whose files name code is refused. `loading` reads
-the weights.
+A model is a folder, or for the stages that only score clips also an exported file (see `exported`). A model folder can
+come from anybody. Nothing in it is run: a folder whose files name code is refused. `loading` reads the weights.
 """
 
 import json
@@ -36,6 +36,7 @@ WEIGHT_NAMES = (
 )
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 ADAPTER_NAME = "adapter_config.json"
+EXPORTED_SUFFIX = ".onnx"
 
 CODE_KEYS = ("auto_map", "custom_pipelines")
 LARGEST_DEPTH = 1000
@@ -69,6 +70,11 @@ class ModelFolder:
 # ------------------------------------------------------------------------------------------- finding
 
 
+def is_exported(model: str | Path) -> bool:
+    """Return whether a model is an exported file, and not a folder."""
+    return Path(model).suffix == EXPORTED_SUFFIX and Path(model).is_file()
+
+
 def resolve_model_dir(model_dir: Path) -> Path:
     """Return the folder that holds ``config.json``: `model_dir`, or ``model`` in a run folder."""
     model_dir = Path(model_dir)
@@ -93,6 +99,11 @@ def find(model: str | Path) -> tuple[str, Path]:
     if Path(text).is_dir():
         path = resolve_model_dir(Path(text))
         return str(path), path
+    if is_exported(text):
+        raise InputError(
+            f"{text} is an exported file, which only 03_model_validation.py and 08_detection.py take; give the model "
+            "folder that it was made from"
+        )
     if Path(text).is_file():
         raise InputError(f"{text} is a file; expected its model folder: {Path(text).parent}")
     # Without this check, the hub would be asked several times for a text that can only be a path.
@@ -154,7 +165,7 @@ def open_folder(name: str, path: Path) -> ModelFolder:
         )
     for read in (CONFIG_NAME, *found):
         _refuse_code(f"{name}/{read}", _read_json(name, path / read))
-    _check_fields(f"{name}/{CONFIG_NAME}", config)
+    check_fields(f"{name}/{CONFIG_NAME}", config)
     return ModelFolder(name, path, config, _weight_files(name, path))
 
 
@@ -256,7 +267,8 @@ FIELDS = {
 }
 
 
-def _check_fields(where: str, config: dict) -> None:
+def check_fields(where: str, config: dict) -> None:
+    """Check the values of a ``config.json`` that stages read; raise `InputError` for one that cannot be right."""
     for key, (holds, expected) in FIELDS.items():
         value = config.get(key)
         if value is not None and not holds(value):
@@ -396,9 +408,24 @@ def model_input(model_dir: Path) -> runs.Input:
     InputError
         If there is none, or its run is not complete, or a file of it is missing or damaged.
     """
-    if not Path(model_dir).is_dir():
-        raise InputError(f"--model_dir {model_dir}: no such folder; expected the output of 02_finetuning.py")
+    if not Path(model_dir).is_dir() and not is_exported(model_dir):
+        what = "file" if Path(model_dir).suffix == EXPORTED_SUFFIX else "folder"
+        raise InputError(f"--model_dir {model_dir}: no such {what}; expected the output of 02_finetuning.py")
     return any_model_input(model_dir)
+
+
+def scored_input(model_dir: Path) -> runs.Input:
+    """Do the same as `model_input`; accept an exported file, too.
+
+    Raises
+    ------
+    InputError
+        As `model_input`.
+    """
+    if not is_exported(model_dir):
+        return model_input(model_dir)
+    _check_run_of(Path(model_dir).parent)
+    return runs.Input(str(model_dir), sha256_of_file(model_dir))
 
 
 def _check_run_of(model_dir: Path) -> None:

@@ -68,26 +68,45 @@ def read_history(folder: Path) -> History:
     if not path.is_file():
         return History()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); copy the whole model folder again"
+        ) from error
+
+
+def from_json(content: dict) -> History:
+    """Return the history in the content of a file.
+
+    Raises
+    ------
+    ValueError
+        If it is malformed.
+    """
+    try:
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version {content['schema_version']!r}, expected {SCHEMA_VERSION}")
         lists = {name: content[name] for name in ("data_sha256", *ROLES)}
         if not all(isinstance(item, str) for items in lists.values() for item in [*items]):
             raise ValueError("a digest that is not a text")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); copy the whole model folder again"
-        ) from error
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     return History(tuple(lists["data_sha256"]), {role: frozenset(lists[role]) for role in ROLES})
 
 
 def write_history(model: PreTrainedModel, folder: Path) -> None:
     """Write the training history of a model into its folder; write no file if it is empty."""
-    history = history_of(model)
-    if history.data:
-        content = {"schema_version": SCHEMA_VERSION, "data_sha256": list(history.data)}
-        content |= {role: sorted(history.recordings[role]) for role in ROLES}
+    content = as_json(history_of(model))
+    if content is not None:
         write_text(folder / FILE_NAME, json.dumps(content) + "\n")
+
+
+def as_json(history: History) -> dict | None:
+    """Return the content of the file, ready for JSON; None if the history is empty."""
+    if not history.data:
+        return None
+    content = {"schema_version": SCHEMA_VERSION, "data_sha256": list(history.data)}
+    return content | {role: sorted(history.recordings[role]) for role in ROLES}
 
 
 def note_training(model: PreTrainedModel, data_sha256: str, train_clips: Clips, val_clips: Clips) -> None:

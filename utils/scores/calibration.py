@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import pandas as pd
-from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax
 
-from utils.scores import evaluation
+from utils.core import lazy
+
+with lazy.imported_on_first_use():
+    import pandas as pd
+    import scipy.optimize
+
+    from utils.scores import evaluation
 
 TEMPERATURE, PLATT = "temperature", "platt"
 AS_IT_IS = {"kind": TEMPERATURE, "temperature": 1.0}
@@ -87,7 +91,7 @@ def _loss(logits: np.ndarray, truth: np.ndarray, known: np.ndarray, is_multi_lab
 
 
 def _fit_temperature(logits: np.ndarray, truth: np.ndarray, known: np.ndarray, is_multi_label: bool) -> dict:
-    found = minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         lambda log_t: _loss(logits / np.exp(log_t), truth, known, is_multi_label),
         bounds=np.log(TEMPERATURES),
         method="bounded",
@@ -111,7 +115,9 @@ def _fit_platt(logits: np.ndarray, truth: np.ndarray, known: np.ndarray, is_mult
             [(missed * standard).mean(), missed.mean()]
         )
 
-    slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    slope, intercept = scipy.optimize.minimize(
+        loss, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-9}
+    ).x
     if slope <= 0:  # the scores say nothing: no Platt scaling that keeps their order
         return dict(AS_IT_IS)
     return {"kind": PLATT, "slope": float(slope / spread), "intercept": float(intercept - slope * middle / spread)}

@@ -1,0 +1,379 @@
+"""Write a classifier as one ONNX file, from waveform to scores, that needs neither PyTorch nor this project.
+
+The file takes clips of the length of the training at the sample rate of the model, any number at a time. Whatever the
+feature extractor does is inside, as is the calibration of the scores. Its metadata hold all that a program needs
+to use it; `exported` reads them.
+
+Precisions:
+
+float32   the same numbers as the model
+float16   weights stored in 16 bits, computed in float32: half the size, the same speed
+int8      weights of linear layers in 8 bits with a scale for each output, their inputs in 8 bits with a scale for each
+          frame
+
+The weights are unsigned: processors without VNNI add pairs of products of unsigned and signed 8-bit numbers in 16 bits,
+which overflow, and then the answers depend on the processor. A scale for each frame, because ONNX's own dynamic
+quantization has one for all frames, and the activations of one frame are many times those of another: on a Whisper-base
+of six blocks the error was 4 times as large (root mean square of the logits 0.109, here 0.026). Convolutions stay in float32: ONNX Runtime computes int8 ones several times slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch import nn
+
+from utils.core.errors import InputError
+from utils.core.files import atomic_path, write_csv
+from utils.data.clips import Clips
+from utils.models import decision, encoders, exported_network, latency, predict, training_history
+from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCHEMA_VERSION, SCORES, metadata_of
+from utils.models.loaded_model import WAVEFORM, LoadedModel
+from utils.models.waveform_features import features_of
+from utils.scores import intervals
+
+log = logging.getLogger(__name__)
+
+OPSET = 20
+INT8_OPERATIONS = ["MatMul", "Gemm"]
+LEAST_HALVED = 1024  # numbers in a weight that is stored in 16 bits
+MOST_BYTES = 2**31 - 2**20  # a little less than a protobuf message can have
+BATCH_SIZE = 16
+N_NOISE_CLIPS = 8
+# Largest difference of a logit, relative to the largest logit. Float32 differs by rounding, and numbers of 16 bits have
+# three digits; more means that the exporter has changed the network.
+MOST_DIFFERENCE = {FLOAT32: 1e-3, FLOAT16: 5e-2}
+LEAST_AGREEMENT = 0.99
+TABLE_NAME = "export.csv"
+LAST_AXIS, LEAST_SCALE = "last_axis", "least_scale"  # constants of the int8 network
+NOISE, VAL = "noise", "val"
+
+
+class WaveformClassifier(nn.Module):
+    """A classifier from waveform to logits and scores.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        On the CPU, in evaluation mode.
+    n_samples : int
+        Length of every clip.
+    """
+
+    def __init__(self, loaded: LoadedModel, n_samples: int):
+        super().__init__()
+        self.features = features_of(loaded.extractor, n_samples)
+        self.network, self._name = loaded.model, loaded.model.main_input_name
+        self._is_multi_label = loaded.is_multi_label
+        how = (decision.read(loaded.config) or {}).get("calibration", {})
+        self._temperature = how.get("temperature", 1.0)
+        self._slope, self._intercept = how.get("slope", 1.0), how.get("intercept", 0.0)
+
+    def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and scores, each of shape (batch, n_labels), of clips of shape (batch, n_samples)."""
+        logits = self.network(**{self._name: self.features(waveform)}).logits
+        scaled = self._slope * logits / self._temperature + self._intercept
+        return logits, scaled.sigmoid() if self._is_multi_label else scaled.softmax(dim=1)
+
+
+def network_of(loaded: LoadedModel) -> ModelProto:
+    """Return the network of a model, from waveform to logits and scores, in float32 and without metadata.
+
+    Raises
+    ------
+    InputError
+        If the model does not record how its clips were cut, or PyTorch cannot export it.
+    """
+    config = loaded.config
+    if not encoders.can_classify_files(config):
+        raise InputError(
+            f"{config.name_or_path} does not record how files are cut into clips for it: train it with "
+            "02_finetuning.py or 06_cnn.py"
+        )
+    n_samples = round(config.clip_seconds * loaded.extractor.sampling_rate)
+    clips = torch.zeros(2, n_samples)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            WaveformClassifier(loaded, n_samples).eval(),
+            (clips,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[WAVEFORM],
+            output_names=[LOGITS, SCORES],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's remarks about packages and its own code out of the log."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)
+
+
+def write(network: ModelProto, loaded: LoadedModel, path: Path, precision: str, model_sha256: str) -> None:
+    """Write an exported file in a precision, with its metadata.
+
+    Parameters
+    ----------
+    network : ModelProto
+        From `network_of`; it is not changed.
+    loaded : LoadedModel
+        The model it was made from.
+    path : Path
+    precision : {"float32", "float16", "int8"}
+    model_sha256 : str
+        Digest of the model folder.
+
+    Raises
+    ------
+    InputError
+        If the weights do not fit into one file.
+    """
+    network = _CONVERTERS[precision](network) if precision in _CONVERTERS else _copy(network)
+    rate_hz = loaded.extractor.sampling_rate
+    silence = np.zeros(round(loaded.config.clip_seconds * rate_hz), np.float32)
+    macs, macs_front_end = latency.count_macs(loaded.model, loaded.prepare([silence], rate_hz))
+    sizes = {"n_blocks": loaded.config.num_hidden_layers, "n_parameters": encoders.count_parameters(loaded.model)}
+    metadata = metadata_of(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "precision": precision,
+            "sample_rate_hz": rate_hz,
+            "model_sha256": model_sha256,
+            "config": json.loads(loaded.config.to_json_string(use_diff=False)),
+            "training_recordings": training_history.as_json(training_history.history_of(loaded.model)),
+            "sizes": sizes | {"macs_per_clip": macs, "macs_front_end": macs_front_end},
+        }
+    )
+    helper.set_model_props(network, metadata)
+    network.producer_name, network.doc_string = "", f"audio classifier, opset {OPSET}, {precision}"
+    if network.ByteSize() > MOST_BYTES:
+        raise InputError(
+            f"the network has {network.ByteSize() / 1e9:.1f} GB in {precision}, and one ONNX file holds 2 GB; give "
+            f"--precision {FLOAT16}, or a model with fewer blocks"
+        )
+    with atomic_path(path) as partial:
+        partial.write_bytes(network.SerializeToString(deterministic=True))
+
+
+def _copy(network: ModelProto) -> ModelProto:
+    copied = ModelProto()
+    copied.CopyFrom(network)
+    return copied
+
+
+def _is_of_features(name: str) -> bool:
+    """Return whether a weight belongs to the features: a spectrogram needs its 32 bits."""
+    return name.startswith("features.")
+
+
+def _in_float16(network: ModelProto) -> ModelProto:
+    """Store the weights in 16 bits; nodes in front of the network convert them when the file is loaded."""
+    network, casts = _copy(network), []
+    for weight in network.graph.initializer:
+        if weight.data_type != TensorProto.FLOAT or _is_of_features(weight.name):
+            continue
+        values = numpy_helper.to_array(weight)
+        if values.size < LEAST_HALVED or np.abs(values).max() > np.finfo(np.float16).max:
+            continue
+        name, short = weight.name, f"{weight.name}.float16"
+        weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), short))
+        casts.append(helper.make_node("Cast", [short], [name], f"{name}.cast", to=TensorProto.FLOAT))
+    nodes = list(network.graph.node)
+    del network.graph.node[:]
+    network.graph.node.extend(casts + nodes)
+    return network
+
+
+def _in_int8(network: ModelProto) -> ModelProto:
+    """Store the weights of linear layers in 8 bits; see the docstring of this module."""
+    of_features = [node.name for node in network.graph.node if any(map(_is_of_features, node.input))]
+    network = _with_frame_scales(network, of_features)
+    with _quiet_exporter(), tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "int8.onnx"
+        quantize_dynamic(
+            network,
+            path,
+            op_types_to_quantize=INT8_OPERATIONS,
+            per_channel=True,
+            weight_type=QuantType.QUInt8,
+            nodes_to_exclude=of_features,
+        )
+        return onnx.load(path)
+
+
+def _with_frame_scales(network: ModelProto, excluded: Sequence[str]) -> ModelProto:
+    """Divide the input of each linear layer by its largest value in the frame, and multiply the output by it.
+
+    This changes nothing but rounding. All frames then have the same largest value, and so one scale fits all.
+    """
+    network, nodes = _copy(network), []
+    weights = {weight.name for weight in network.graph.initializer}
+    for node in list(network.graph.node):
+        own = _copy_node(node)
+        is_linear = own.op_type == "MatMul" and own.input[1] in weights and own.input[0] not in weights
+        if not is_linear or own.name in excluded:
+            nodes.append(own)
+            continue
+        given, result, name = own.input[0], own.output[0], own.name
+        size, scale, scaled, product = (f"{name}.{part}" for part in ("size", "scale", "scaled", "product"))
+        own.input[0], own.output[0] = scaled, product
+        nodes += [
+            helper.make_node("Abs", [given], [size], f"{size}.node"),
+            helper.make_node("ReduceMax", [size, LAST_AXIS], [f"{scale}.0"], f"{scale}.0.node", keepdims=1),
+            helper.make_node("Max", [f"{scale}.0", LEAST_SCALE], [scale], f"{scale}.node"),
+            helper.make_node("Div", [given, scale], [scaled], f"{scaled}.node"),
+            own,
+            helper.make_node("Mul", [product, scale], [result], f"{product}.node"),
+        ]
+    del network.graph.node[:]
+    network.graph.node.extend(nodes)
+    constants = {LAST_AXIS: np.array([-1], np.int64), LEAST_SCALE: np.array(1e-12, np.float32)}
+    network.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return network
+
+
+def _copy_node(node: NodeProto) -> NodeProto:
+    copied = NodeProto()
+    copied.CopyFrom(node)
+    return copied
+
+
+_CONVERTERS = {FLOAT16: _in_float16, INT8: _in_int8}
+
+
+# ------------------------------------------------------------------------------------------------ checking
+
+
+class Comparison(NamedTuple):
+    """How an exported file answers, beside the model it was made from; a row of ``export.csv``.
+
+    Attributes
+    ----------
+    precision : str
+    megabytes : float
+        Size of the file, in 10^6 bytes.
+    n_clips : int
+    clips : str
+        ``val``, or ``noise`` if no clips were given.
+    largest_logit, largest_logit_difference : float
+        The largest size of a logit of the model, and of a difference from it.
+    top1_agreement : float
+        Share of the clips whose highest score has the same label.
+    accuracy_difference, accuracy_difference_low, accuracy_difference_high : float
+        Accuracy (with several labels a clip, top-1 accuracy) of the file minus that of the model, with the paired 95 %
+        interval; NaN for noise.
+    """
+
+    precision: str
+    megabytes: float
+    n_clips: int
+    clips: str
+    largest_logit: float
+    largest_logit_difference: float
+    top1_agreement: float
+    accuracy_difference: float = float("nan")
+    accuracy_difference_low: float = float("nan")
+    accuracy_difference_high: float = float("nan")
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.precision}, {self.megabytes:.1f} MB: logits differ by up to {self.largest_logit_difference:.2g} "
+            f"(the largest is {self.largest_logit:.3g}), the same label for {self.top1_agreement:.4f} of "
+            f"{self.n_clips} clips of {self.clips}"
+        )
+        if self.clips == NOISE:
+            return text
+        low, high = self.accuracy_difference_low, self.accuracy_difference_high
+        return f"{text}; accuracy {self.accuracy_difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+    def trouble(self) -> str | None:
+        """Return why the file is not a copy of the model that can be used in its place; None if it is."""
+        most = MOST_DIFFERENCE.get(self.precision, float("inf")) * max(1.0, self.largest_logit)
+        if not self.largest_logit_difference <= most:
+            return f"its logits differ by more than {most:.2g}"
+        if self.clips == NOISE:
+            return None
+        if self.top1_agreement < LEAST_AGREEMENT:
+            return f"it agrees with the model on less than {LEAST_AGREEMENT:g} of the clips"
+        if self.accuracy_difference_high < 0:
+            return "its accuracy is lower, beyond chance"
+        return None
+
+
+def logits_of(loaded: LoadedModel, clips: Clips | None) -> np.ndarray:
+    """Return the logits of clips, float32 of shape (n_clips, n_labels); without clips, those of noise."""
+    if clips is not None:
+        return predict.predict(loaded, clips, BATCH_SIZE)
+    rate_hz = loaded.extractor.sampling_rate
+    rng = np.random.default_rng(0)
+    levels = np.geomspace(1e-3, 0.3, N_NOISE_CLIPS)[:, None]
+    noise = levels * rng.standard_normal((N_NOISE_CLIPS, round(loaded.config.clip_seconds * rate_hz)))
+    with torch.inference_mode():
+        return loaded.model(**loaded.prepare(list(noise.clip(-1, 1).astype(np.float32)), rate_hz)).logits.numpy()
+
+
+def compare(path: Path, wanted: np.ndarray, clips: Clips | None) -> Comparison:
+    """Load an exported file again, and compare its answers with those of its model.
+
+    Parameters
+    ----------
+    path : Path
+    wanted : ndarray
+        `logits_of` the model.
+    clips : Clips or None
+        As for `logits_of`.
+    """
+    loaded = exported_network.load(path, "cpu")
+    found = logits_of(loaded, clips)
+    row = Comparison(
+        loaded.model.exported.precision,
+        path.stat().st_size / 1e6,
+        len(found),
+        NOISE if clips is None else VAL,
+        float(np.abs(wanted).max()),
+        float(np.abs(found - wanted).max()),
+        float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
+    )
+    if clips is None:
+        return row
+    rights = [_is_right(clips, logits).astype(int) for logits in (found, wanted)]
+    groups = clips.table["group"].to_numpy()
+    difference = intervals.paired_difference(np.ones(len(clips), int), *rights, groups)["accuracy"]
+    return row._replace(**dict(zip(row._fields[-3:], map(float, difference), strict=True)))
+
+
+def write_table(output_dir: Path, rows: Sequence[Comparison]) -> None:
+    """Write ``export.csv``."""
+    values = [["" if value != value else value for value in row] for row in rows]
+    write_csv(output_dir / TABLE_NAME, Comparison._fields, values)
+
+
+def _is_right(clips: Clips, logits: np.ndarray) -> np.ndarray:
+    """Return for each clip whether the label with the highest score is one of its labels."""
+    best = np.where(clips.is_known, logits, -np.inf).argmax(axis=1)
+    return clips.targets[np.arange(len(clips)), best] > 0
