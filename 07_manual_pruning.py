@@ -421,6 +421,8 @@ def export_files(args: argparse.Namespace, this_run: runs.Run, loaded: LoadedMod
             log.info("%s: %s", path, rows[-1])
             if trouble := rows[-1].trouble():
                 troubles.append(f"{precision}: {trouble}")
+                if not args.allow_loss:
+                    path.unlink()
         export.write_table(args.output_dir, rows)
     if troubles and not args.allow_loss:
         raise InputError(f"{'; '.join(troubles)}. Leave it out of --precision, or use it all the same by --allow_loss")

@@ -14,7 +14,8 @@ int8      weights of linear layers in 8 bits with a scale for each output, their
 The weights are unsigned: processors without VNNI add pairs of products of unsigned and signed 8-bit numbers in 16 bits,
 which overflow, and then the answers depend on the processor. A scale for each frame, because ONNX's own dynamic
 quantization has one for all frames, and the activations of one frame are many times those of another: on a Whisper-base
-of six blocks the error was 4 times as large (root mean square of the logits 0.109, here 0.026). Convolutions stay in float32: ONNX Runtime computes int8 ones several times slower.
+of six blocks the error was 4 times as large (root mean square of the logits 0.109, here 0.026). Convolutions stay in
+float32: ONNX Runtime computes int8 ones several times slower.
 """
 
 from __future__ import annotations

@@ -1,0 +1,395 @@
+"""Exported files: features, logits and scores against the model, and the stages that write and take them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+
+from tests.data import CLIP_SECONDS, LABELS, SAMPLE_RATE_HZ, SMALL_CONFIGS, small_model, write_processed
+from tests.sounds import song, write
+from tests.stages import ROOT, load_stage
+from utils.core.errors import InputError, UsageError
+from utils.data.clips import read_clips
+from utils.models import bird_cnn, cnn, decision, encoders, export, exported, exported_network, waveform_features
+from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCORES, ExportedModel
+from utils.models.loaded_model import MULTI_LABEL, WAVEFORM
+
+stages = {number: load_stage(name) for number, name in ((3, "03_model_validation"), (7, "07_manual_pruning"))}
+stages |= {8: load_stage("08_detection"), 4: load_stage("04_analysis"), 5: load_stage("05_pruning")}
+DECISION = {
+    "target_precision": 0.9,
+    "calibration": {"kind": "temperature", "temperature": 2.5},
+    "thresholds": {label: None if i == 1 else 0.2 + 0.05 * i for i, label in enumerate(LABELS)},
+    "reasons": {},
+    "fitted_on": {"data_sha256": "x", "split": "val"},
+}
+
+
+def run(number, *words):
+    return stages[number].main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return write_processed(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.fixture(scope="module")
+def make(data_dir):
+    """Return a function from the name of an architecture to a small model that knows how its clips were cut."""
+    val = read_clips(data_dir, "val")
+
+    def make_model(name, **options):
+        torch.manual_seed(0)
+        if name in SMALL_CONFIGS:
+            loaded = small_model(name, **options)
+        else:
+            loaded = cnn.build_cnn(name, LABELS, SAMPLE_RATE_HZ, CLIP_SECONDS, **options).ready("cpu")
+        encoders.configure_for_training(loaded.model, val, [], "x" * 64)
+        with torch.no_grad():
+            for parameter in loaded.model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(2.0)  # initial weights hardly change the states, and any error would be small
+        return loaded
+
+    return make_model
+
+
+def clips_of(n_samples, n_clips=4):
+    """Return noise, a tone that comes and goes, quiet noise and clicks."""
+    rng, time_s = np.random.default_rng(0), np.arange(n_samples) / SAMPLE_RATE_HZ
+    clips = [
+        0.1 * rng.standard_normal(n_samples),
+        0.5 * np.sin(2 * np.pi * 3000 * time_s) * (np.sin(40 * time_s) > 0) + 1e-4 * rng.standard_normal(n_samples),
+        1e-3 * rng.standard_normal(n_samples),
+        0.5 * (rng.random(n_samples) < 1e-3),
+    ]
+    return np.stack(clips[:n_clips]).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------ features
+
+
+@pytest.mark.parametrize(
+    ("extractor", "tolerance"),
+    [
+        (Wav2Vec2FeatureExtractor(), 2e-5),
+        (Wav2Vec2FeatureExtractor(do_normalize=False), 0),
+        (WhisperFeatureExtractor(), 1e-4),
+        (WhisperFeatureExtractor(chunk_length=2, feature_size=128), 1e-4),
+        (ASTFeatureExtractor(), 1e-3),  # a tone is far above the other bands, where float32 rounds
+        (ASTFeatureExtractor(max_length=50, num_mel_bins=64, do_normalize=False), 1e-2),
+        (bird_cnn.MelspectrogramFeatureExtractor(), 5e-3),
+        (bird_cnn.MelspectrogramFeatureExtractor(pcen=True, feature_size=40), 1e-4),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_layers_give_what_the_feature_extractor_gives(extractor, tolerance):
+    clips = clips_of(24_000)
+    (wanted,) = extractor(list(clips), sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").values()
+    found = waveform_features.features_of(extractor, clips.shape[1])(torch.from_numpy(clips))
+    assert found.shape == wanted.shape and found.dtype == wanted.dtype
+    difference = (found - wanted).abs()
+    assert difference.max() <= tolerance and difference.mean() <= tolerance / 100
+
+
+def test_a_feature_extractor_that_no_layer_copies_is_refused():
+    class Other(Wav2Vec2FeatureExtractor):
+        pass
+
+    for extractor, words in ((Other(), "Other cannot be exported"), (WhisperFeatureExtractor(dither=0.1), "dither")):
+        with pytest.raises(InputError, match=words):
+            waveform_features.features_of(extractor, 16_000)
+
+
+# ------------------------------------------------------------------------------------------------ every architecture
+
+
+@pytest.mark.parametrize("name", [*SMALL_CONFIGS, "melspectrogram", "waveform"])
+def test_a_file_answers_as_the_model_does(name, make, tmp_path):
+    """In float32 to 1e-5 of the largest logit, whatever the number of clips; pruned to one block or to none."""
+    loaded = make(name)
+    if name in SMALL_CONFIGS:
+        loaded = encoders.pruned_copy(loaded, [] if name == "hubert" else [0])
+    network = export.network_of(loaded)
+    for precision, tolerance in ((FLOAT32, 1e-5), (FLOAT16, 1e-2), (INT8, 5e-2)):
+        path = tmp_path / f"{precision}.onnx"
+        export.write(network, loaded, path, precision, "digest")
+        model = ExportedModel(path)
+        for n_clips in (1, 3):
+            clips = clips_of(model.n_samples, n_clips)
+            with torch.inference_mode():
+                wanted = loaded.model(**loaded.prepare(list(clips), SAMPLE_RATE_HZ)).logits.numpy()
+            found = model.logits(clips)
+            assert found.shape == wanted.shape and found.dtype == np.float32
+            assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+            together = model._session.run([LOGITS], {WAVEFORM: clips})[0]
+            np.testing.assert_allclose(together, found, atol=tolerance * np.abs(wanted).max())
+    sizes = [(tmp_path / f"{precision}.onnx").stat().st_size for precision in (FLOAT32, FLOAT16, INT8)]
+    assert sizes[1] < sizes[0]
+    assert model.sizes["n_parameters"] == encoders.count_parameters(loaded.model)
+
+
+def test_a_scale_for_each_frame_changes_rounding_only(tmp_path):
+    """A quiet frame beside a loud one keeps its digits, which ONNX's own scale for all frames takes from it."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((64, 16)).astype(np.float32)
+    frames = (rng.standard_normal((1, 5, 64)) * np.array([1, 1e-2, 1e-4, 0, 1])[:, None]).astype(np.float32)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 5, 64]), ("y", [1, 5, 16]))
+    ]
+    linear = helper.make_node("MatMul", ["x", "weight"], ["y"], "linear")
+    graph = helper.make_graph([linear], "graph", ends[:1], ends[1:], [numpy_helper.from_array(weight, "weight")])
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", export.OPSET)], ir_version=10)
+
+    def outputs(model):
+        return onnxruntime.InferenceSession(model.SerializeToString()).run(["y"], {"x": frames})[0]
+
+    wanted, size = frames @ weight, np.abs(frames @ weight).max(axis=2) + 1e-12
+    np.testing.assert_allclose(outputs(export._with_frame_scales(network, [])), wanted, rtol=1e-5, atol=1e-9)
+    assert export._with_frame_scales(network, ["linear"]).graph.node[0] == linear
+    error = np.abs(outputs(export._in_int8(network)) - wanted).max(axis=2) / size
+    assert error.max() < 0.02
+    export.quantize_dynamic(network, tmp_path / "plain.onnx", weight_type=export.QuantType.QUInt8)
+    plain = np.abs(outputs(onnx.load(tmp_path / "plain.onnx")) - wanted).max(axis=2) / size
+    assert plain[0, 0] < 0.02 and plain[0, 2] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["temperature", "platt"])
+def test_the_scores_of_a_file_are_calibrated(kind, make, tmp_path):
+    loaded = make("waveform")
+    numbers = {"temperature": 2.5} if kind == "temperature" else {"slope": 0.5, "intercept": -1.0}
+    loaded.config.decision = DECISION | {"calibration": {"kind": kind, **numbers}}
+    loaded.config.problem_type = MULTI_LABEL if kind == "platt" else "single_label_classification"
+    path = tmp_path / "float32.onnx"
+    export.write(export.network_of(loaded), loaded, path, FLOAT32, "digest")
+    session, clips = onnxruntime.InferenceSession(path), clips_of(round(CLIP_SECONDS * SAMPLE_RATE_HZ))
+    logits, scores = session.run([LOGITS, SCORES], {WAVEFORM: clips})
+    np.testing.assert_allclose(scores, decision.scores(logits, loaded.config), atol=1e-6)
+    metadata = session.get_modelmeta().custom_metadata_map
+    values = {name: json.loads(value) for name, value in metadata.items()}
+    assert values["labels"] == LABELS and values["sample_rate_hz"] == SAMPLE_RATE_HZ
+    assert values["clip_seconds"] == CLIP_SECONDS and values["clip_fill"] == "repeat"
+    assert values["thresholds"] == DECISION["thresholds"]
+    assert values["several_labels"] == (kind == "platt") and values["precision"] == FLOAT32
+    assert {opset.domain: opset.version for opset in onnx.load(path).opset_import} == {"": export.OPSET}
+
+
+# ------------------------------------------------------------------------------------------------ stages
+
+
+@pytest.fixture(scope="module")
+def folder(make, tmp_path_factory):
+    """Return the folder of a model with thresholds."""
+    path = tmp_path_factory.mktemp("model") / "model"
+    loaded = make("wav2vec2")
+    loaded.model.classifier.weight.data *= 30
+    loaded.config.clip_least_seconds, loaded.config.clip_least_rest_seconds = 0.1, 0.2
+    encoders.save_model(loaded, path)
+    decision.write(path / "config.json", DECISION)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(folder, data_dir, tmp_path_factory):
+    """Return the folder with the model exported in all precisions."""
+    output_dir = tmp_path_factory.mktemp("exported") / "birds"
+    words = ["--model_dir", folder, "--export", "onnx", "--precision", FLOAT32, FLOAT16, INT8, "--data_dir", data_dir]
+    assert run(7, *words, "--allow_loss", "--output_dir", output_dir) == 0
+    return output_dir
+
+
+def test_07_writes_a_file_for_each_precision_and_compares_them(files, folder):
+    assert {path.name for path in files.glob("*.onnx")} == {"float32.onnx", "float16.onnx", "int8.onnx"}
+    assert not (files / "model").exists()
+    table = pd.read_csv(files / "export.csv", index_col="precision")
+    assert list(table.index) == [FLOAT32, FLOAT16, INT8]
+    assert table.loc[FLOAT32, "top1_agreement"] == 1 and table.loc[FLOAT32, "accuracy_difference"] == 0
+    assert table.loc[FLOAT32, "largest_logit_difference"] < 1e-5 * table.loc[FLOAT32, "largest_logit"]
+    assert (table["clips"] == "val").all() and (table["megabytes"] > 0).all()
+    model = ExportedModel(files / "float32.onnx")
+    assert model.config["decision"] == DECISION and model.labels == LABELS and model.config["kept_layers"] == [0, 1, 2]
+    assert str(model) == f"wav2vec2, 3 blocks, {model.sizes['n_parameters'] / 1e6:.3g} M parameters, ONNX float32"
+
+
+def test_03_scores_a_file_as_it_scores_the_model(files, folder, data_dir, tmp_path):
+    results = {}
+    for name, model in {"folder": folder, "file": files / "float32.onnx"}.items():
+        output_dir = tmp_path / name
+        assert run(3, "--model_dir", model, "--data_dir", data_dir, "--output_dir", output_dir) == 0
+        results[name] = pd.read_csv(output_dir / "metrics.csv").iloc[0]
+    wanted, found = results["folder"], results["file"]
+    for name in ("accuracy", "accuracy_low", "macro_f1", "n_parameters", "gmacs_per_clip", "kept_layers", "kind"):
+        assert found[name] == pytest.approx(wanted[name]) if not isinstance(wanted[name], str) else wanted[name], name
+    assert found["dtype"] == FLOAT32 and np.isnan(found["latency_front_end_ms"]) and found["latency_ms_median"] > 0
+    assert (tmp_path / "file" / "thresholds.csv").is_file()
+    compared = run(3, "--compare", tmp_path / "folder", tmp_path / "file", "--output_dir", tmp_path / "both")
+    assert compared == 0 and pd.read_csv(tmp_path / "both" / "comparison.csv")["accuracy_difference"].item() == 0
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    raw_dir = tmp_path_factory.mktemp("night")
+    for i, seconds in enumerate((3.2, 0.7, 2.0)):
+        write(raw_dir / f"{i}.wav", song(seconds, SAMPLE_RATE_HZ, 1, i), SAMPLE_RATE_HZ)
+    return raw_dir
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "torchaudio"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refused())
+sys.path.insert(0, ".")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_08_finds_the_same_with_a_file_and_without_pytorch(workers, files, folder, night, tmp_path):
+    words = ["--raw_dir", night, "--overlap_seconds", "0.25", "--save_scores"]
+    assert run(8, "--model_dir", folder, *words, "--num_workers", 1, "--output_dir", tmp_path / "wanted") == 0
+    words += ["--model_dir", files / "float32.onnx", "--num_workers", workers, "--output_dir", tmp_path / "found"]
+    command = [sys.executable, "-c", WITHOUT_TORCH, "08_detection.py", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "ONNX float32" in done.stderr
+    wanted, found = (pd.read_csv(tmp_path / name / "detections.csv") for name in ("wanted", "found"))
+    assert len(wanted)
+    pd.testing.assert_frame_equal(wanted, found, rtol=1e-3)
+    wanted, found = (pd.read_parquet(tmp_path / name / "scores.parquet") for name in ("wanted", "found"))
+    pd.testing.assert_frame_equal(wanted, found, atol=2e-3)
+
+
+def test_a_pruned_model_is_exported_beside_its_folder(folder, tmp_path):
+    output_dir = tmp_path / "out"
+    words = ["--model_dir", folder, "--keep_layers", "0,2", "--export", "onnx", "--output_dir", output_dir]
+    assert run(7, *words) == 0
+    model, own = ExportedModel(output_dir / "float32.onnx"), encoders.load_model(output_dir / "model", "cpu")
+    assert model.config["kept_layers"] == [0, 2] and model.config.get("decision") is None
+    clips = clips_of(model.n_samples)
+    with torch.inference_mode():
+        wanted = own.model(**own.prepare(list(clips), SAMPLE_RATE_HZ)).logits.numpy()
+    np.testing.assert_allclose(model.logits(clips), wanted, atol=1e-5 * np.abs(wanted).max())
+    row = pd.read_csv(output_dir / "export.csv").iloc[0]
+    assert row["clips"] == "noise" and np.isnan(row["accuracy_difference"])
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_a_file_with_other_answers_is_refused_unless_asked_for(folder, files, data_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(export, "LEAST_AGREEMENT", 1.01)
+    network = onnx.load(files / "float32.onnx")
+    monkeypatch.setattr(export, "network_of", lambda loaded: network)
+    words = ["--model_dir", folder, "--export", "onnx", "--data_dir", data_dir, "--output_dir", tmp_path / "out"]
+    assert run(7, *words) == 3
+    assert "float32: it agrees with the model on less than 1.01 of the clips" in caplog.text
+    assert "--allow_loss" in caplog.text and not (tmp_path / "out" / "float32.onnx").exists()
+    assert run(7, *words, "--allow_loss", "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "trouble"),
+    [
+        ({}, None),
+        ({"clips": "noise", "top1_agreement": 0.5}, None),
+        ({"largest_logit_difference": 0.02}, "differ by more than 0.01"),
+        ({"largest_logit_difference": float("nan")}, "differ by more than 0.01"),
+        ({"precision": INT8, "largest_logit_difference": 1.0, "top1_agreement": 0.98}, "less than 0.99"),
+        ({"accuracy_difference_high": -0.001}, "lower, beyond chance"),
+    ],
+)
+def test_when_a_file_is_no_copy(values, trouble):
+    row = export.Comparison(FLOAT32, 1.0, 100, "val", 10.0, 0.001, 1.0, -0.1, -0.2, 0.0)._replace(**values)
+    assert row.trouble() is None if trouble is None else trouble in row.trouble()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--precision", "int8"], "of use only with --export"),
+        (["--allow_loss"], "of use only with --export"),
+        (["--export", "onnx", "--precision", "int8"], "give --data_dir"),
+        (["--export", "onnx", "--ladder"], "one model"),
+        (["--export", "onnx", "--dry_run"], "one model"),
+    ],
+)
+def test_flags_that_do_not_go_together(words, message, folder, tmp_path, caplog):
+    words = words if "--ladder" in words else ["--drop_layers", "1", *words]
+    assert run(7, "--model_dir", folder, "--output_dir", tmp_path / "out", *words) == 2
+    assert message in caplog.text
+
+
+def test_a_base_model_is_not_exported(tmp_path, caplog):
+    encoders.save_model(small_model("wav2vec2"), tmp_path / "model")
+    words = ["--model_dir", tmp_path / "model", "--export", "onnx", "--output_dir", tmp_path / "out"]
+    assert run(7, *words) == 3
+    assert "does not record how files are cut" in caplog.text
+
+
+def test_stages_that_need_the_model_say_so(files, data_dir, tmp_path, caplog):
+    path = files / "float32.onnx"
+    for number, words in ((4, []), (5, []), (3, ["--fit_thresholds"])):
+        words = ["--model_dir", path, "--data_dir", data_dir, "--output_dir", tmp_path / str(number), *words]
+        assert run(number, *words) == 3
+        assert "is an exported file, which only 03_model_validation.py and 08_detection.py take" in caplog.text
+        caplog.clear()
+
+
+def test_what_is_no_exported_file(files, night, tmp_path, caplog):
+    damaged, foreign = tmp_path / "damaged.onnx", tmp_path / "foreign.onnx"
+    damaged.write_bytes((files / "float32.onnx").read_bytes()[:5000])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "graph", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), foreign)
+    for path, message in (
+        (damaged, "cannot be read as ONNX"),
+        (foreign, "was not written by this program"),
+        (tmp_path / "none.onnx", "no such file"),
+    ):
+        assert run(8, "--model_dir", path, "--raw_dir", night, "--output_dir", tmp_path / "out") == 3
+        assert message in caplog.text
+        caplog.clear()
+    words = ["--model_dir", files / "float32.onnx", "--raw_dir", night, "--output_dir", tmp_path / "out"]
+    assert run(8, *words, "--device", "cuda") == 2
+    assert "runs on the CPU" in caplog.text
+    with pytest.raises(UsageError, match="runs on the CPU"):
+        exported_network.load(files / "float32.onnx", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": "2"}, "has the version 2"),
+        ({"sizes": "{"}, "no schema_version"),
+        ({"sample_rate_hz": "8000"}, "its metadata say"),
+        ({"config": "{}"}, "not that of a trained model"),
+        ({"training_recordings": '{"schema_version": 1}'}, "training_recordings in its metadata is damaged"),
+    ],
+)
+def test_metadata_that_cannot_be_right(changes, message, files, tmp_path):
+    network = onnx.load(files / "float32.onnx")
+    values = {prop.key: prop.value for prop in network.metadata_props}
+    helper.set_model_props(network, values | changes)
+    path = tmp_path / "changed.onnx"
+    onnx.save(network, path)
+    with pytest.raises(InputError, match=message):
+        exported_network.load(path, "cpu")
+
+
+def test_labels_come_in_the_order_of_their_ids():
+    assert exported.labels_of({"id2label": {"10": "k", **{str(i): "abcdefghij"[i] for i in range(10)}}})[-1] == "k"
