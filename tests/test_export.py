@@ -249,7 +249,7 @@ WITHOUT_TORCH = """
 import runpy, sys
 class Refused:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "transformers", "torchaudio"):
+        if name.split(".")[0] in ("torch", "transformers", "torchaudio", "pandas", "sklearn", "matplotlib", "datasets"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refused())
 sys.path.insert(0, ".")
@@ -393,3 +393,14 @@ def test_metadata_that_cannot_be_right(changes, message, files, tmp_path):
 
 def test_labels_come_in_the_order_of_their_ids():
     assert exported.labels_of({"id2label": {"10": "k", **{str(i): "abcdefghij"[i] for i in range(10)}}})[-1] == "k"
+
+
+def test_the_lines_of_the_documentation_run(files, tmp_path):
+    code = (ROOT / "docs" / "export.md").read_text().split("```python\n")[1].split("```")[0]
+    write(tmp_path / "song.wav", song(1.3, SAMPLE_RATE_HZ, 1, 0), SAMPLE_RATE_HZ)
+    (tmp_path / "int8.onnx").write_bytes((files / "int8.onnx").read_bytes())
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == [f"{i * CLIP_SECONDS:.1f} s" for i in range(round(1.3 // CLIP_SECONDS) + 1)]
+    assert all(label in LABELS and 0 < float(score) <= 1 for _, label, score in lines)
