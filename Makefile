@@ -133,6 +133,7 @@ bench: venv
 	$(PY) -m benchmarks.bench_layer_sweep
 	$(PY) -m benchmarks.bench_repair
 	$(PY) -m benchmarks.bench_width
+	$(PY) -m benchmarks.bench_export
 	$(PY) -m benchmarks.latency_under_load
 
 # How often each interval holds the true value; every fault that the pipeline has to survive, and rubbish for all that

@@ -23,13 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from transformers import (
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperForAudioClassification,
-)
 
-from benchmarks.noise import N_LABELS, SAMPLE_RATE_HZ, new_model
+from benchmarks.noise import SAMPLE_RATE_HZ, new_model, new_whisper
 from utils.core import runs
 from utils.models import architectures, encoders, latency, loading
 from utils.models.loaded_model import LoadedModel
@@ -45,17 +40,6 @@ CASES = {
     ],
     "whisper": [(1, 1, 1), (1 / 2, 1, 1), (1 / 2, 1 / 2, 1), (1 / 6, 1, 1), (1 / 3, 1 / 4, 1), (1 / 2, 1 / 32, 1)],
 }
-
-
-def new_whisper(seconds: float) -> LoadedModel:
-    """Return the encoder of a Whisper-base with a window of whole seconds and random weights."""
-    window_s = -int(-seconds // 1)
-    torch.manual_seed(0)
-    config = WhisperConfig(
-        num_labels=N_LABELS, d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048
-    )
-    config.max_source_positions = 50 * window_s
-    return LoadedModel(WhisperForAudioClassification(config).eval(), WhisperFeatureExtractor(chunk_length=window_s))
 
 
 def smaller(whole: LoadedModel, shares: tuple[float, float, float], audio: np.ndarray, folder: Path) -> LoadedModel:

@@ -178,7 +178,7 @@ def logits_of(loaded: LoadedModel, inputs: dict[str, torch.Tensor]) -> np.ndarra
 
 
 @contextlib.contextmanager
-def _in_torch(loaded: LoadedModel) -> Iterator[tuple[Callable, Callable]]:
+def in_torch(loaded: LoadedModel) -> Iterator[tuple[Callable, Callable]]:
     """Yield a function from windows to inputs, and one from inputs to logits; PyTorch computes in one thread."""
     if loaded.device == "cpu":
         loaded = dataclasses.replace(loaded, model=onednn.with_folded_norms(loaded.model))
@@ -214,7 +214,7 @@ def scoring(loaded: LoadedModel | ExportedModel, n_threads: int) -> Iterator[Sco
     on_gpu = loaded.device != "cpu"
     pool = concurrent.futures.ThreadPoolExecutor(1 if on_gpu else n_threads) if n_threads else None
     is_file = isinstance(loaded, ExportedModel)
-    engine = contextlib.nullcontext((np.asarray, loaded.logits)) if is_file else _in_torch(loaded)
+    engine = contextlib.nullcontext((np.asarray, loaded.logits)) if is_file else in_torch(loaded)
     with contextlib.ExitStack() as stack:
         prepare, give_logits = stack.enter_context(engine)
         if pool is not None:
