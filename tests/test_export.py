@@ -377,7 +377,12 @@ def test_what_is_no_exported_file(files, night, tmp_path, caplog):
         ({"schema_version": "2"}, "has the version 2"),
         ({"sizes": "{"}, "no schema_version"),
         ({"sample_rate_hz": "8000"}, "its metadata say"),
+        ({"sample_rate_hz": "null"}, "sample_rate_hz in its metadata is not a number of Hz"),
+        ({"sizes": "{}"}, "sizes in its metadata is not the numbers n_blocks"),
         ({"config": "{}"}, "not that of a trained model"),
+        ({"config": "[]"}, "not that of a trained model"),
+        ({"labels": '["another"]'}, "labels and config in its metadata contradict each other"),
+        ({"thresholds": "{"}, "thresholds and config in its metadata contradict each other"),
         ({"training_recordings": '{"schema_version": 1}'}, "training_recordings in its metadata is damaged"),
     ],
 )
@@ -389,6 +394,17 @@ def test_metadata_that_cannot_be_right(changes, message, files, tmp_path):
     onnx.save(network, path)
     with pytest.raises(InputError, match=message):
         exported_network.load(path, "cpu")
+
+
+@pytest.mark.parametrize("change", [{"model_type": "unknown"}, {"num_hidden_layers": "two"}])
+def test_a_config_that_transformers_refuses(change, files, tmp_path):
+    network = onnx.load(files / "float32.onnx")
+    values = {prop.key: prop.value for prop in network.metadata_props}
+    values["config"] = json.dumps(json.loads(values["config"]) | change)
+    helper.set_model_props(network, values)
+    onnx.save(network, tmp_path / "changed.onnx")
+    with pytest.raises(InputError, match="config in its metadata is damaged"):
+        exported_network.load(tmp_path / "changed.onnx", "cpu")
 
 
 def test_labels_come_in_the_order_of_their_ids():

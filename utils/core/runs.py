@@ -62,7 +62,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 # LSF signals every process of a job, and jobs/launch.py forwards its signals: several signals are then one request.
 REPEAT_S = 2.0
 PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "pyarrow", "numpy", "pandas")
-PACKAGES += ("scikit-learn", "matplotlib", "soundfile", "av", "soxr")
+PACKAGES += ("scikit-learn", "matplotlib", "soundfile", "av", "soxr", "onnx", "onnxruntime")
 PROGRESS_EVERY_S = 30.0
 NOT_OURS = "%s: not listed in %s, because this stage does not write such files: %s"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ ONLY_ERRORS = 3  # of the levels of ONNX Runtime's log
 # What the metadata hold for this project, each as JSON; programs that use the file alone need no more than `labels`,
 # `sample_rate_hz`, `clip_seconds` and `thresholds`.
 KEYS = ("schema_version", "precision", "sample_rate_hz", "model_sha256", "config", "training_recordings", "sizes")
+SIZES = ("n_blocks", "n_parameters", "macs_per_clip", "macs_front_end")
 
 
 def metadata_of(content: Mapping[str, Any]) -> dict[str, str]:
@@ -58,6 +59,31 @@ def labels_of(config: Mapping) -> list[str]:
     """Return the labels of the content of a ``config.json``, by label id."""
     named = config["id2label"]
     return [named[str(i)] for i in range(len(named))]
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "precision": (lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "sample_rate_hz": (lambda value: type(value) is int and value > 0, "a number of Hz"),
+    "model_sha256": (lambda value: isinstance(value, str), "a text"),
+    "sizes": (
+        lambda value: isinstance(value, dict) and all(model_folder.is_count(value.get(name)) for name in SIZES),
+        f"the numbers {', '.join(SIZES)}",
+    ),
+    "config": (
+        lambda value: (
+            isinstance(value, dict)
+            and all(value.get(name) for name in ("model_type", "id2label", "clip_seconds", "clip_fill"))
+        ),
+        "that of a trained model",
+    ),
+}
+
+
+def _parsed(text: str) -> Any:
+    """Return the value of a text in JSON; the text itself if it is not JSON."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return text
 
 
 class ExportedModel:
@@ -116,13 +142,17 @@ class ExportedModel:
             raise InputError(f"{path} was not written by this program: its metadata have no {missing[0]}; {ADVICE}")
         if content["schema_version"] != SCHEMA_VERSION:
             raise InputError(f"{path} has the version {content['schema_version']!r}, not {SCHEMA_VERSION}; {ADVICE}")
+        for name, (holds, expected) in _FIELDS.items():
+            if not holds(content[name]):
+                raise InputError(f"{path}: {name} in its metadata is not {expected}; {ADVICE}")
         self.precision, self.model_sha256, self.sizes = (content[k] for k in ("precision", "model_sha256", "sizes"))
         self.config, self.sample_rate_hz = content["config"], content["sample_rate_hz"]
-        if not all(self.config.get(name) for name in ("model_type", "id2label", "clip_seconds")):
-            raise InputError(f"{path}: config in its metadata is not that of a trained model; {ADVICE}")
         self.training_recordings = content["training_recordings"]
         model_folder.check_fields(str(path), self.config)
         model_folder.check_labels(model_folder.ModelFolder(str(path), self.path.parent, self.config, (self.path,)))
+        for name, text in metadata_of(content).items():
+            if json.loads(text) != _parsed(found.get(name, "null")):
+                raise InputError(f"{path}: {name} and config in its metadata contradict each other; {ADVICE}")
         self.labels = labels_of(self.config)
         self.n_samples = round(self.config["clip_seconds"] * self.sample_rate_hz)
         shapes = {each.name: each.shape for each in (*self._session.get_inputs(), *self._session.get_outputs())}

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 import utils.models.bird_cnn  # noqa: F401 (registers the configs of its networks)
 from utils.core.errors import InputError, UsageError
-from utils.models import training_history
+from utils.models import model_folder, training_history
 from utils.models.exported import ADVICE, ExportedModel
 from utils.models.loaded_model import WAVEFORM, LoadedModel
 
@@ -29,7 +29,11 @@ class ExportedNetwork(nn.Module):
     def __init__(self, exported: ExportedModel):
         super().__init__()
         self.exported = exported
-        self.config = CONFIG_MAPPING[exported.config["model_type"]].from_dict(exported.config)
+        try:
+            self.config = CONFIG_MAPPING[exported.config["model_type"]].from_dict(exported.config)
+        except Exception as error:  # KeyError, TypeError, a type of transformers for each kind of field
+            problem = model_folder.one_line(error)
+            raise InputError(f"{exported.path}: config in its metadata is damaged ({problem}); {ADVICE}") from error
         self.config.name_or_path = str(exported.path)
 
     def forward(self, waveform: torch.Tensor) -> SequenceClassifierOutput:
