@@ -3,6 +3,7 @@
     python 05_pruning.py --model_dir runs/wav2vec2 --data_dir processed_data
     python 05_pruning.py --model_dir runs/wav2vec2 --analysis_dir analysis_results/wav2vec2-train   # measured in 04
     python 05_pruning.py --model_dir runs/wav2vec2 --strategies exhaustive --sizes 6-8
+    python 05_pruning.py --model_dir runs/wav2vec2 --strategies race                  # the same subsets, sooner
     python 05_pruning.py --model_dir runs/wav2vec2 --repair linear                         # the kept blocks adapt
     python 05_pruning.py --model_dir runs/wav2vec2 --max_latency_ms 200                 # the best of this speed
     python 05_pruning.py --model_dir runs/tiny --heal 5                                 # in a minute on a CPU
@@ -18,6 +19,7 @@ angular_block, cka_block: the adjacent blocks that change least
 linear_block: the adjacent blocks whose change a linear map predicts best
 convexity_peak: all blocks after the layer of highest convexity
 greedy, beam, exhaustive: searches for the best accuracy
+race: finds the same best subset of each size as exhaustive, and drops the others once they surely lose
 
 Of a model with several labels a clip, accuracy is BirdSet's top-1 accuracy, without the clips of silence: is the label
 with the highest output one of the clip's? It counts no false alarms: compare the pruned model by 03, too.
@@ -70,6 +72,7 @@ with lazy.imported_on_first_use():
         layer_evidence,
         layer_selection,
         pruning_table,
+        race,
         repair,
         subset_scores,
     )
@@ -107,10 +110,10 @@ def build_parser() -> argparse.ArgumentParser:
         choices=pruning_plan.STRATEGIES,
         default=None,
         metavar="STRATEGY",
-        help=f"one or more of {', '.join(pruning_plan.STRATEGIES)} (default: all; exhaustive only up to "
-        f"{pruning_plan.MOST_SUBSETS} subsets)",
+        help=f"one or more of {', '.join(pruning_plan.STRATEGIES)} (default: all; exhaustive up to "
+        f"{pruning_plan.MOST_BY_DEFAULT} subsets, race above them up to {pruning_plan.MOST_RACED})",
     )
-    add("--sizes", default=None, help="numbers of layers that exhaustive keeps, such as 3-6,9 (default: all)")
+    add("--sizes", default=None, help="numbers of layers that exhaustive or race keeps, such as 3-6,9 (default: all)")
     add("--beam_width", type=cli.positive_int, default=4, help="subsets that beam follows at each size")
     add(
         "--iterative",
@@ -325,19 +328,24 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
         args.output_dir / pruning_table.CSV_NAME, loaded, on_search, on_report, unrepaired
     )
 
-    # One walk scores the candidates of the rules, and all subsets if the search is exhaustive.
+    # One walk scores the candidates of the rules, and all subsets if the search is exhaustive. In a race these
+    # candidates are the first leaders.
     with this_run.timed("rules"):
         proposed = [
             layer_selection.Candidate(pruning_table.FULL, plan.whole, 0),
             *plan.by_rules(asked.evidence, measure),
         ]
     with this_run.timed("search"):
-        on_search.run(candidate.keep for candidate in [*proposed, *plan.all_subsets()])
-        finalists = {candidate.keep for candidate in proposed}
+        finalists, every = ({candidate.keep for candidate in some} for some in (proposed, plan.all_subsets()))
+        if pruning_plan.RACE in plan.searches:
+            race.run(on_search, every, finalists, args.seed)
+        else:
+            on_search.run(finalists | every)
         table.add(proposed)
         for strategy in plan.searches:
-            found = plan.by_search(strategy, on_search.ranks)
-            table.add(plan.all_subsets() if strategy == pruning_plan.EXHAUSTIVE else found)
+            found = plan.by_search(strategy, on_search.ranks, on_search.has)
+            runs_all = strategy in (pruning_plan.EXHAUSTIVE, pruning_plan.RACE)
+            table.add(plan.all_subsets() if runs_all else found)
             finalists |= {candidate.keep for candidate in found}
 
     # Every choice is made before any clip of the report split is scored.

@@ -131,6 +131,7 @@ bench: venv
 	$(PY) -m benchmarks.bench_convexity
 	$(PY) -m benchmarks.bench_similarity
 	$(PY) -m benchmarks.bench_layer_sweep
+	$(PY) -m benchmarks.bench_race
 	$(PY) -m benchmarks.bench_repair
 	$(PY) -m benchmarks.bench_width
 	$(PY) -m benchmarks.bench_export
@@ -141,6 +142,7 @@ bench: venv
 drills: venv
 	OMP_NUM_THREADS=1 $(PY) -m drills.coverage
 	OMP_NUM_THREADS=1 $(PY) -m drills.thresholds
+	OMP_NUM_THREADS=1 $(PY) -m drills.race
 	$(PY) -m drills.faults --tries $(TRIES)
 	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.formats --raw_dir "$(SHARED)/data/birds20"
 	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.near_copies --raw_dirs "$(SHARED)"/data/birds*

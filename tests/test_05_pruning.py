@@ -125,7 +125,7 @@ def test_rows_are_those_of_all_strategies(result):
     assert list(table.columns) == list(COLUMNS)
     iterative = ["block_influence_iterative", "knn_block_influence_iterative"]
     assert list(table["strategy"].unique()) == [
-        *("full", *layer_selection.RULES, *iterative, *layer_selection.SEARCHES),
+        *("full", *layer_selection.RULES, *iterative, "greedy", "beam", "exhaustive"),
     ]
     full = table.iloc[0]
     assert (full["n_removed"], full["kept_layers"], full["relative_accuracy"]) == (0, "0-3", 1)
@@ -794,7 +794,8 @@ def refused(capfd, message, output_dir):
         (("--sizes", "0-2"), "--sizes 0-2: expected numbers of layers to keep, from 1 to 3"),
         (("--sizes", "none"), "--sizes none: expected numbers of layers to keep, from 1 to 3"),
         (("--sizes", "a"), "'a' is not a layer or range"),
-        (("--sizes", "2", "--strategies", "forward"), "--sizes needs the strategy exhaustive"),
+        (("--sizes", "2", "--strategies", "forward"), "--sizes needs the strategy exhaustive or race"),
+        (("--strategies", "exhaustive", "race"), "both find the same subsets; give one of them"),
         (("--beam_width", "0"), "'0' is not an integer of at least 1"),
         (("--margin", "2"), "'2' is not a number of at least 0 and below 1"),
         (("--iterative", "--strategies", "forward"), "--iterative needs one of --strategies block_influence"),
@@ -817,6 +818,12 @@ def test_too_many_subsets_are_refused_if_asked_for_and_left_out_if_not(data_dir,
     model = encoders.load_model(run_dir, "cpu").model
     plan = pruning_plan.make_plan(model, None, None, 4, False, False, 0)
     assert plan.searches == ["greedy", "beam"] and plan.all_subsets() == []
+    monkeypatch.setattr(pruning_plan, "MOST_BY_DEFAULT", 6)  # the race takes its place
+    plan = pruning_plan.make_plan(model, None, None, 4, False, False, 0)
+    assert plan.searches == ["greedy", "beam", "race"]
+    assert [candidate.rule for candidate in plan.all_subsets()] == ["race"] * 7
+    monkeypatch.setattr(pruning_plan, "MOST_RACED", 6)
+    assert pruning_plan.make_plan(model, None, None, 4, False, False, 0).searches == ["greedy", "beam"]
     assert main(run_dir, data_dir, tmp_path / "out", "--strategies", "exhaustive", "--sizes", "1,3") == 0
     assert sorted(table_of(tmp_path / "out")["n_layers"].unique()) == [1, 3, 4]
 

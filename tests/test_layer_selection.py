@@ -99,7 +99,7 @@ def test_rules_are_those_of_the_methods_in_their_order():
         *["forward", "backward", "middle", "single", "alternate", "simple_deep", "random"],
         *["block_influence", "knn_block_influence", "angular_block", "linear_block", "cka_block", "convexity_peak"],
     ]
-    assert SEARCHES == ("greedy", "beam", "exhaustive")
+    assert SEARCHES == ("greedy", "beam", "exhaustive", "race")
     assert {need for rule in RULES.values() for need in rule.needs} == set(METRICS)
 
 

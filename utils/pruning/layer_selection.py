@@ -26,7 +26,7 @@ Keep = tuple[int, ...]
 Evaluate = Callable[[list[Keep]], Sequence[float]]
 
 FIRST_BLOCK = frozenset({0})
-SEARCHES = ("greedy", "beam", "exhaustive")
+SEARCHES = ("greedy", "beam", "exhaustive", "race")
 # The --metrics of 04_analysis.py that measure each kind of evidence.
 METRICS = {
     "block_influence": "block_influence",
@@ -313,11 +313,15 @@ def exhaustive(
         return []
     if sizes is None:
         sizes = range(max(1, len(protected)), n_layers)
-    scores = _evaluate(evaluate, list(all_subsets(n_layers, protected, sizes)))
+    return best_of_sizes("exhaustive", n_layers, evaluate, list(all_subsets(n_layers, protected, sizes)))
+
+
+def best_of_sizes(rule: str, n_layers: int, evaluate: Evaluate, keeps: list[Keep]) -> list[Candidate]:
+    """Return the best of some kept lists for each size, as `exhaustive` does for all."""
     best: dict[int, Keep] = {}
-    for keep in _best_first(scores):
+    for keep in _best_first(_evaluate(evaluate, keeps)):
         best.setdefault(n_layers - len(keep), keep)
-    return [Candidate("exhaustive", best[n_removed], n_removed) for n_removed in sorted(best)]
+    return [Candidate(rule, best[n_removed], n_removed) for n_removed in sorted(best)]
 
 
 def all_subsets(

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXHAUSTIVE = "exhaustive"
+EXHAUSTIVE, RACE = "exhaustive", "race"
 STRATEGIES = (*layer_selection.RULES, *layer_selection.SEARCHES)
-MOST_SUBSETS = 4096
+# Subsets that the search runs at most: of the full search, of it if it is not asked for, and of the race.
+MOST_SUBSETS, MOST_BY_DEFAULT, MOST_RACED = 4096, 256, 16_384
 # The parts that healing can train: the head, the head and the last block, or all.
 HEAL_PARTS = ("head", "last", "all")
 # Repair without training, see `repair`; and the clips of train on which it is fitted.
@@ -46,7 +47,7 @@ class Plan:
     rules, iterative, searches : list of str
         Strategies; the iterative ones are rules whose influence is measured again after each removal.
     sizes : sequence of int
-        Numbers of blocks that the exhaustive search keeps.
+        Numbers of blocks that the exhaustive search, or the race, keeps.
     beam_width : int
     seed : int
         Seed of the random subsets.
@@ -68,11 +69,12 @@ class Plan:
         return tuple(range(self.n_layers))
 
     def all_subsets(self) -> list[Candidate]:
-        """Return every subset that the exhaustive search scores; none if it was not asked for."""
-        if EXHAUSTIVE not in self.searches:
+        """Return every subset of the exhaustive search, or of the race; none if neither was asked for."""
+        asked = [strategy for strategy in (EXHAUSTIVE, RACE) if strategy in self.searches]
+        if not asked:
             return []
         keeps = layer_selection.all_subsets(self.n_layers, self.protected, self.sizes)
-        return [Candidate(EXHAUSTIVE, keep, self.n_layers - len(keep)) for keep in keeps]
+        return [Candidate(asked[0], keep, self.n_layers - len(keep)) for keep in keeps]
 
     def by_rules(self, evidence: Evidence, measure: Callable[[Keep, Sequence[str]], Evidence]) -> list[Candidate]:
         """Return the candidates of the rules.
@@ -98,8 +100,14 @@ class Plan:
             )
         return [candidate for candidate in proposed if len(candidate.keep) >= self.fewest]
 
-    def by_search(self, strategy: str, evaluate: Evaluate) -> list[Candidate]:
-        """Return the best subset of each size that a search finds; see `layer_selection`."""
+    def by_search(self, strategy: str, evaluate: Evaluate, is_scored: Callable[[Keep], bool]) -> list[Candidate]:
+        """Return the best subset of each size that a search finds; see `layer_selection`.
+
+        Of a race, this is the best among those for which `is_scored` holds: those that are not out.
+        """
+        if strategy == RACE:
+            scored = [candidate.keep for candidate in self.all_subsets() if is_scored(candidate.keep)]
+            return layer_selection.best_of_sizes(RACE, self.n_layers, evaluate, scored)
         if strategy == EXHAUSTIVE:
             return layer_selection.exhaustive(self.n_layers, evaluate, self.protected, self.sizes)
         if strategy == "beam":
@@ -122,9 +130,10 @@ def make_plan(
     ----------
     model : PreTrainedModel
     strategies : sequence of str or None
-        Names in `STRATEGIES`. None uses all, but the exhaustive search only up to `MOST_SUBSETS` subsets.
+        Names in `STRATEGIES`. None uses all: the exhaustive search up to `MOST_BY_DEFAULT` subsets, and above them
+        the race, up to `MOST_RACED`. Both find the same best subset of each size.
     sizes : str or None
-        Numbers of blocks that the exhaustive search keeps, in the syntax of layer lists; None uses all.
+        Numbers of blocks that these two keep, in the syntax of layer lists; None uses all.
     beam_width : int
     iterative : bool
         Add the iterative form of the rules that have one.
@@ -153,16 +162,22 @@ def make_plan(
     with_iterative = [rule for rule in rules if rule in layer_selection.ITERATIVE] if iterative else []
     if iterative and not with_iterative:
         raise UsageError(f"--iterative needs one of --strategies {', '.join(layer_selection.ITERATIVE)}")
-    if sizes is not None and EXHAUSTIVE not in searches:
-        raise UsageError(f"--sizes needs the strategy {EXHAUSTIVE}, which is not among --strategies")
+    both = [name for name in (EXHAUSTIVE, RACE) if name in searches]
+    if sizes is not None and not both:
+        raise UsageError(f"--sizes needs the strategy {EXHAUSTIVE} or {RACE}, and neither is among --strategies")
     numbers = _sizes(sizes, n_layers, fewest=max(1, len(protected)))
     n_subsets = layer_selection.n_subsets(n_layers, protected, numbers)
-    if EXHAUSTIVE in searches and n_subsets > MOST_SUBSETS:
-        too_many = f"{EXHAUSTIVE} would score {n_subsets:,} subsets of {n_layers} layers (limit {MOST_SUBSETS:,})"
+    if len(both) == 2 and strategies is not None:
+        raise UsageError(f"--strategies {EXHAUSTIVE} {RACE}: both find the same subsets; give one of them")
+    if len(both) == 2:
+        searches.remove(both.pop(n_subsets <= MOST_BY_DEFAULT))
+    most = {EXHAUSTIVE: MOST_SUBSETS, RACE: MOST_RACED}
+    if both and n_subsets > most[both[0]]:
+        too_many = f"{both[0]} would score {n_subsets:,} subsets of {n_layers} layers (limit {most[both[0]]:,})"
         if strategies is not None or sizes is not None:
             raise UsageError(f"{too_many}: give fewer numbers of layers to keep with --sizes, such as 3-4")
         log.info("%s: it is left out; choose numbers of layers to keep with --sizes", too_many)
-        searches.remove(EXHAUSTIVE)
+        searches.remove(both[0])
     fewest = int(getattr(model.config, "use_weighted_layer_sum", False))
     return Plan(n_layers, fewest, protected, rules, with_iterative, searches, numbers, beam_width, seed)
 

@@ -67,6 +67,7 @@ COLUMNS = (
     "repair_difference",
     "repair_difference_low",
     "repair_difference_high",
+    "search_clips",
 )
 LATENCY_BUDGET_S = 2.0
 # Two differences of accuracies that are equal in exact arithmetic differ by less than this.
@@ -85,7 +86,8 @@ class PruningTable:
     loaded : LoadedModel
         The whole model.
     on_search, on_report : SubsetScores
-        Candidates must have been run on the search split before they are added; the report split is optional.
+        Candidates must have been run on the search split before they are added, those that a race has dropped on a
+        part of it; the report split is optional.
     unrepaired : SubsetScores, optional
         Of a sweep with repair: the scores of the same subsets without it, on the report split.
 
@@ -124,7 +126,9 @@ class PruningTable:
             is divided evenly over its subsets. A subset that several strategies propose is run once, and every row has
             the same time. ``relative_accuracy`` is the accuracy divided by that of the whole model.
             ``report_difference`` is the accuracy minus that of the whole model, with a paired 95 % interval;
-            ``repair_difference`` is the accuracy minus that of the same subset without repair.
+            ``repair_difference`` is the accuracy minus that of the same subset without repair. ``search_clips`` is the
+            number of clips of the search split on which the subset was run. If these are not all, a race has dropped
+            it, and it has no score.
         """
         keeps = {candidate.keep for candidate in self.candidates}
         n_parameters = count_parameters(self._loaded.model, keeps)
@@ -143,7 +147,9 @@ class PruningTable:
                 "seconds": self._on_search.seconds(keep) + self._on_report.seconds(keep),
                 "kept_layers_base": cli.format_layer_list([base_numbers[block] for block in keep]),
             }
-            row["search_accuracy"], row["search_macro_f1"] = self._on_search.score(keep)
+            row["search_clips"] = self._on_search.n_seen(keep)
+            if self._on_search.has(keep):
+                row["search_accuracy"], row["search_macro_f1"] = self._on_search.score(keep)
             rows.append(row | self._costs.get(len(keep), {}) | reported.get(keep, {}))
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         write_rows(self._path, table)
@@ -245,9 +251,12 @@ class Choices:
     within_by_interval : Candidate or None
         The smallest for which that is shown: the lower end of its simultaneous interval is no worse than the margin.
     n_pruned : int
-        Number of pruned subsets among which the choice was made; the simultaneous intervals are of all of them.
+        Number of pruned subsets among which the choice was made, with those that a race has dropped; the simultaneous
+        intervals are of all of them.
     verdicts : dict of tuple of int to Verdict
-        Of each pruned subset: whether it is shown to be within the margin.
+        Of each pruned subset that has a score: whether it is shown to be within the margin.
+    n_dropped : int
+        Number of those of `n_pruned` that have no score.
     """
 
     whole: Keep
@@ -256,6 +265,7 @@ class Choices:
     within_by_interval: Candidate | None
     n_pruned: int
     verdicts: dict[Keep, verdicts.Verdict]
+    n_dropped: int = 0
 
     def keeps(self) -> set[Keep]:
         """Return all chosen subsets."""
@@ -308,6 +318,7 @@ class Choices:
             "smallest_within_margin": describe(self.within),
             "smallest_within_margin_by_interval": describe(self.within_by_interval),
             "n_pruned": self.n_pruned,
+            **({"n_dropped": self.n_dropped} if self.n_dropped else {}),
             "by_depth": {str(depth): describe(candidate) for depth, candidate in self.by_depth.items()},
         }
 
@@ -320,11 +331,12 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
     candidates : sequence of Candidate
         The first is the whole model.
     on_search : SubsetScores
-        All candidates must have been run.
+        All candidates must have been run; those that a race has dropped are not chosen.
     margin : float
         Accuracy that may be lost.
     """
-    whole = candidates[0].keep
+    whole, all_pruned = candidates[0].keep, {candidate.keep for candidate in candidates if candidate.n_removed}
+    candidates = [candidate for candidate in candidates if on_search.has(candidate.keep)]
     least = on_search.score(whole)[0] - margin - ROUNDING
     best_first = sorted(candidates, key=lambda c: [-score for score in on_search.score(c.keep)])  # a stable sort
     by_depth: dict[int, Candidate] = {}
@@ -334,15 +346,17 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
         if candidate.n_removed and on_search.score(candidate.keep)[0] >= least:
             possible.setdefault(candidate.keep, candidate)
     pruned = list(dict.fromkeys(candidate.keep for candidate in candidates if candidate.n_removed))
-    found = on_search.within_margin(pruned, whole, margin)
+    n_dropped = len(all_pruned) - len(pruned)
+    found = on_search.within_margin(pruned, whole, margin, n_dropped)
     shown = (candidate for keep, candidate in possible.items() if found[keep].answer == verdicts.SHOWN)
     return Choices(
         whole,
         by_depth={depth: by_depth[depth] for depth in sorted(by_depth, reverse=True)},
         within=next(iter(possible.values()), None),
         within_by_interval=next(shown, None),
-        n_pruned=len(pruned),
+        n_pruned=len(all_pruned),
         verdicts=found,
+        n_dropped=n_dropped,
     )
 
 

@@ -31,7 +31,8 @@ class SubsetScores:
     of silence. So a prediction is one number there too, and many subsets need little memory.
 
     Subsets are run together in walks (see `layer_sweep`). The predictions of a walk are stored in a folder,
-    also those of an unfinished walk. The next object with the same key continues from them.
+    also those of an unfinished walk. The next object with the same key continues from them. A subset that was run on
+    some of the clips only, as in a race, has no score.
 
     Parameters
     ----------
@@ -45,6 +46,15 @@ class SubsetScores:
         Digests of model and data, on which the predictions depend besides the clips; ready for JSON.
     repairer : Repairer, optional
         Repairs every pruned subset before it is run. Default: the blocks stay as they are.
+
+    Attributes
+    ----------
+    split, n_clips, n_groups, kept_together
+        Of the clips.
+    n_repair_clips : int
+        Clips on which every walk fits the repair; 0 without repair.
+    n_passes : int
+        Block passes of all walks, without those of the repair; a pass is one block on one clip.
     """
 
     def __init__(
@@ -61,6 +71,7 @@ class SubsetScores:
         self.split = split
         self.n_clips, self.n_groups = len(clips), clips.table["group"].nunique()
         self.kept_together = clips.kept_together
+        self.n_repair_clips, self.n_passes = len(repairer.clips) if repairer else 0, 0
         self._loaded, self._clips, self._batch_size = loaded, clips, batch_size
         self._folder, self._key, self._repairer = folder, key, repairer
         self._label_ids, self._groups = (clips.table[name].to_numpy() for name in ("label_id", "group"))
@@ -71,11 +82,12 @@ class SubsetScores:
         stamp = {**key, "batch_size": batch_size, "device": loaded.device, "clip_ids": clip_ids}
         self._stamp = json.dumps(stamp | ({"repair": repairer.settings} if repairer else {}))
         self._predicted: dict[Keep, np.ndarray] = {}
+        self._begun: dict[Keep, np.ndarray] = {}  # -1 for clips that were not run
         self._seconds: dict[Keep, float] = {}
         self._scores: dict[Keep, tuple[float, float]] = {}
         for path in sorted(folder.glob(f"{split}-*.npz")):
             walk = _read(path, self._stamp)
-            if walk is not None and walk.predicted.shape[1] == self.n_clips:
+            if walk is not None and walk.n_done == len(walk.clips):
                 self._take(walk)
 
     def of_other_model(self, loaded: LoadedModel, digest: str) -> "SubsetScores":
@@ -83,8 +95,16 @@ class SubsetScores:
         key = {**self._key, "model": digest}
         return SubsetScores(loaded, self._clips, self.split, self._batch_size, self._folder, key)
 
-    def run(self, keeps: Iterable[Keep]) -> None:
+    def run(self, keeps: Iterable[Keep], clips: np.ndarray | None = None) -> None:
         """Run the subsets that have not been run yet, in one walk, or in as many as there are shares of repairs.
+
+        Subsets that have been run on different clips before are run in one walk each.
+
+        Parameters
+        ----------
+        keeps : iterable of tuple of int
+        clips : ndarray of int, optional
+            Numbers of the clips. Default: all.
 
         Raises
         ------
@@ -93,41 +113,73 @@ class SubsetScores:
         InputError
             If a logit is not finite.
         """
-        new = sorted(set(keeps) - set(self._predicted))
-        for share in [new] if self._repairer is None else self._repairer.shares(new):
-            if share:
-                self._run(share)
+        asked = np.ones(self.n_clips, bool)
+        if clips is not None:
+            asked[:] = False
+            asked[clips] = True
+        new: dict[bytes, list[Keep]] = {}
+        for keep in sorted(set(keeps) - set(self._predicted)):
+            missing = asked & (self._begun[keep] < 0) if keep in self._begun else asked
+            if missing.any():
+                new.setdefault(missing.tobytes(), []).append(keep)
+        for missing, walked in new.items():
+            for share in [walked] if self._repairer is None else self._repairer.shares(walked):
+                if share:
+                    self._run(share, np.flatnonzero(np.frombuffer(missing, bool)))
 
-    def _run(self, new: list[Keep]) -> None:
+    def _run(self, new: list[Keep], clips: np.ndarray) -> None:
         repairs = None if self._repairer is None else self._repairer.fit(new)
-        name = sha256_of_lines([self._stamp, *(format_layer_list(keep) for keep in new)])
+        name = sha256_of_lines([self._stamp, str(clips.tolist()), *(format_layer_list(keep) for keep in new)])
         path = self._folder / f"{self.split}-{name[:16]}.npz"
-        walk = _read(path, self._stamp) or _Walk(new, np.empty((len(new), 0), np.int16), 0.0)
-        before = walk.predicted.shape[1]
-        log.info("%s: subsets to score: %d; clips: %d, done before: %d", self.split, len(new), self.n_clips, before)
+        walk = _read(path, self._stamp) or _Walk(new, clips, np.empty((len(new), 0), np.int16), 0.0)
+        n_clips = len(clips)
+        log.info("%s: subsets to score: %d; clips: %d, done before: %d", self.split, len(new), n_clips, walk.n_done)
         n_at_once = self._batch_size
-        while (n_done := walk.predicted.shape[1]) < self.n_clips:
+        while (n_done := walk.n_done) < n_clips:
             start = time.monotonic()
-            some = replace(self._clips, table=self._clips.table[n_done : n_done + n_at_once])
-            among = (n_done, self.n_clips)
+            some = replace(self._clips, table=self._clips.table.iloc[clips[n_done : n_done + n_at_once]])
+            among = (n_done, n_clips)
             predicted = layer_sweep.predict_subsets(self._loaded, some, new, self._batch_size, among, repairs)
             seconds = time.monotonic() - start
-            walk = _Walk(new, np.concatenate([walk.predicted, predicted], axis=1), walk.seconds + seconds)
+            predicted = np.concatenate([walk.predicted, predicted], axis=1)
+            walk = replace(walk, predicted=predicted, seconds=walk.seconds + seconds)
             _write(path, self._stamp, walk, self._loaded.config.num_hidden_layers)
             # Whole batches, so that the clips of a batch do not depend on where a walk was stopped.
             n_at_once = self._batch_size * max(1, int(n_at_once / self._batch_size * SAVE_EVERY_S / max(seconds, 1e-3)))
         self._take(walk)
 
     def _take(self, walk: "_Walk") -> None:
-        self._predicted.update(zip(walk.keeps, walk.predicted, strict=True))
-        self._seconds.update(dict.fromkeys(walk.keeps, walk.seconds / len(walk.keeps)))
+        self.n_passes += layer_sweep.trie_cost(walk.keeps)[0] * len(walk.clips)
+        for keep, predicted in zip(walk.keeps, walk.predicted, strict=True):
+            self._seconds[keep] = self._seconds.get(keep, 0.0) + walk.seconds / len(walk.keeps)
+            if len(walk.clips) < self.n_clips:
+                known = self._begun.pop(keep, np.full(self.n_clips, -1, predicted.dtype))
+                known[walk.clips] = predicted
+                predicted = known
+            (self._begun if predicted.min() < 0 else self._predicted)[keep] = predicted
 
     def has(self, keep: Keep) -> bool:
-        """Return whether a subset has been run."""
+        """Return whether a subset has been run on all clips."""
         return keep in self._predicted
 
+    def n_seen(self, keep: Keep) -> int:
+        """Return on how many clips a subset has been run."""
+        return self.n_clips if keep in self._predicted else int((self._begun.get(keep, np.empty(0)) >= 0).sum())
+
+    def is_right(self, keeps: Sequence[Keep], clips: np.ndarray) -> np.ndarray:
+        """Return which of some clips subsets classify correctly, bool of shape (n_subsets, n_clips).
+
+        Parameters
+        ----------
+        keeps : sequence of tuple of int
+        clips : ndarray of int
+            Numbers of clips on which they have been run.
+        """
+        known = np.stack([self._predicted.get(keep, self._begun.get(keep)) for keep in keeps])
+        return (self._judged(known) == self._label_ids)[:, clips]
+
     def seconds(self, keep: Keep) -> float:
-        """Return an equal share of the time of the walk that ran a subset; 0 if it was not run."""
+        """Return an equal share of the time of the walks that ran a subset; 0 if it was not run."""
         return self._seconds.get(keep, 0.0)
 
     def predicted(self, keep: Keep) -> np.ndarray:
@@ -148,7 +200,7 @@ class SubsetScores:
         """
         if self._targets is None:
             return predicted
-        return np.take_along_axis(self._targets, predicted[..., None].astype(int), axis=-1)[..., 0].astype(int)
+        return self._targets[np.arange(self.n_clips), predicted].astype(int)
 
     def _macro_f1(self, predicted: np.ndarray) -> float:
         """Return the macro F1; with several labels a clip, that of an answer of one label for each clip."""
@@ -169,17 +221,20 @@ class SubsetScores:
         judged = self._judged(self._predicted[keep])
         return intervals.score_intervals(self._label_ids, judged, self._groups)["accuracy"]
 
-    def within_margin(self, keeps: Sequence[Keep], whole: Keep, margin: float) -> dict[Keep, verdicts.Verdict]:
+    def within_margin(
+        self, keeps: Sequence[Keep], whole: Keep, margin: float, n_others: int = 0
+    ) -> dict[Keep, verdicts.Verdict]:
         """Return of each subset whether it is no worse than the whole model by more than a margin.
 
         The intervals are simultaneous: all of them hold their true difference with a probability of 95 %, so that the
-        choice among the subsets does not matter. See `verdicts.within_margin`.
+        choice among the subsets does not matter. `n_others` more subsets, among which it was made, have no score.
+        See `verdicts.within_margin`.
         """
         if not keeps:
             return {}
         judged = np.stack([self._judged(self._predicted[keep]) for keep in keeps])
         of_whole = self._judged(self._predicted[whole])
-        found = intervals.accuracy_differences(self._label_ids, judged, of_whole, self._groups)
+        found = intervals.accuracy_differences(self._label_ids, judged, of_whole, self._groups, n_others)
         return {keep: verdicts.of_pair(found, number, margin) for number, keep in enumerate(keeps)}
 
     def difference(self, keep: Keep, other_predicted: np.ndarray) -> tuple[float, float, float]:
@@ -190,17 +245,22 @@ class SubsetScores:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Subsets, their predictions for the clips done so far, shape (n_subsets, n_done), and the time taken."""
+    """Subsets, the clips to run, the predictions so far, shape (n_subsets, n_done), and the time taken."""
 
     keeps: list[Keep]
+    clips: np.ndarray
     predicted: np.ndarray
     seconds: float
+
+    @property
+    def n_done(self) -> int:
+        return self.predicted.shape[1]
 
 
 def _write(path: Path, stamp: str, walk: _Walk, n_layers: int) -> None:
     keeps = np.array([np.isin(range(n_layers), keep) for keep in walk.keeps])
     with atomic_path(path) as partial:
-        np.savez(partial, stamp=stamp, keeps=keeps, predicted=walk.predicted, seconds=walk.seconds)
+        np.savez(partial, stamp=stamp, keeps=keeps, clips=walk.clips, predicted=walk.predicted, seconds=walk.seconds)
 
 
 def _read(path: Path, stamp: str) -> _Walk | None:
@@ -209,6 +269,6 @@ def _read(path: Path, stamp: str) -> _Walk | None:
             if file["stamp"] != stamp:
                 return None
             keeps = [tuple(np.flatnonzero(mask).tolist()) for mask in file["keeps"]]
-            return _Walk(keeps, file["predicted"], float(file["seconds"]))
+            return _Walk(keeps, file["clips"], file["predicted"], float(file["seconds"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

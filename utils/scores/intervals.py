@@ -338,7 +338,7 @@ def p_of_t(difference: float, error: float, n_groups: int) -> float:
 
 
 def accuracy_differences(
-    label_ids: np.ndarray, predicted_ids: np.ndarray, reference_ids: np.ndarray, groups: np.ndarray
+    label_ids: np.ndarray, predicted_ids: np.ndarray, reference_ids: np.ndarray, groups: np.ndarray, n_others: int = 0
 ) -> Differences:
     """Return the differences in accuracy of many models to one, each by itself and all together.
 
@@ -346,6 +346,8 @@ def accuracy_differences(
     ----------
     label_ids, reference_ids, groups : ndarray, shape (n_clips,)
     predicted_ids : ndarray of int, shape (n_models, n_clips)
+    n_others : int
+        As for `simultaneous_critical_value`.
     """
     names, group_index = np.unique(groups, return_inverse=True)
     n_clips = np.bincount(group_index)
@@ -354,12 +356,12 @@ def accuracy_differences(
     total = gain.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):  # without the only group
         left_out = (total - gain) / (n_clips.sum() - n_clips)
-    return _differences(total[:, 0] / n_clips.sum(), left_out)
+    return _differences(total[:, 0] / n_clips.sum(), left_out, n_others)
 
 
-def _differences(estimate: np.ndarray, left_out: np.ndarray) -> Differences:
+def _differences(estimate: np.ndarray, left_out: np.ndarray, n_others: int = 0) -> Differences:
     n_groups = left_out.shape[-1]
-    error, critical = standard_error(left_out), simultaneous_critical_value(left_out)
+    error, critical = standard_error(left_out), simultaneous_critical_value(left_out, n_others=n_others)
     return Differences(
         *(estimate, error),
         *difference_interval(estimate, error, n_groups, critical_value(n_groups)),
@@ -369,7 +371,9 @@ def _differences(estimate: np.ndarray, left_out: np.ndarray) -> Differences:
     )
 
 
-def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0, n_draws: int | None = None) -> float:
+def simultaneous_critical_value(
+    left_out: np.ndarray, seed: int = 0, n_draws: int | None = None, n_others: int = 0
+) -> float:
     """Return the critical value of all comparisons together: the 95 % point of the largest ``|t|`` among them (max-t).
 
     The joint distribution of the t values is a multivariate t with the correlations from the jackknife: the limit of a
@@ -384,14 +388,19 @@ def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0, n_draws: in
     left_out : ndarray, shape (n_comparisons, n_groups)
         Statistics that were computed without each group.
     seed, n_draws : int
+    n_others : int
+        Comparisons whose statistics are not known, among which the choice was made, too. Each counts with its whole
+        probability of being beyond the critical value (Bonferroni), so it is too high rather than too low.
     """
     n_groups = left_out.shape[-1]
     deviations = left_out - left_out.mean(axis=-1, keepdims=True)
     lengths = np.linalg.norm(deviations, axis=-1, keepdims=True)
     differs = lengths[:, 0] > ROUNDING
     directions = np.unique((deviations[differs] / lengths[differs]).round(9), axis=0)
-    if n_groups < 2 or len(directions) < 2:
+    if n_groups < 2 or len(directions) + n_others < 2:
         return critical_value(n_groups)
+    if len(directions) < 2:
+        return float(stats.t.isf((1 - LEVEL) / 2 / (len(directions) + n_others), n_groups - 1))
     if len(directions) < n_groups:  # a root of the correlations needs fewer draws
         values, vectors = np.linalg.eigh(directions @ directions.T)
         directions = vectors * np.sqrt(np.maximum(values, 0))
@@ -403,7 +412,13 @@ def simultaneous_critical_value(left_out: np.ndarray, seed: int = 0, n_draws: in
         drawn = rng.standard_normal((min(at_once, n_draws - start), directions.shape[1]))
         largest.append(np.abs(drawn @ directions.T).max(axis=1))
     scales = np.sqrt(rng.chisquare(n_groups - 1, n_draws) / (n_groups - 1))
-    return float(np.quantile(np.concatenate(largest) / scales, LEVEL))
+    largest = np.concatenate(largest) / scales
+    if not n_others:
+        return float(np.quantile(largest, LEVEL))
+    largest.sort()
+    of_others = 2 * n_others * stats.t.sf(largest, n_groups - 1)
+    possible = largest[1 - np.arange(1, n_draws + 1) / n_draws + of_others <= 1 - LEVEL]
+    return float(possible[0]) if len(possible) else float(stats.t.isf((1 - LEVEL) / 2 / n_others, n_groups - 1))
 
 
 # ------------------------------------------------------------------------------------ a training recipe
