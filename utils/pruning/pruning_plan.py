@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 EXHAUSTIVE, RACE = "exhaustive", "race"
 STRATEGIES = (*layer_selection.RULES, *layer_selection.SEARCHES)
 # Subsets that the search runs at most: of the full search, of it if it is not asked for, and of the race.
-MOST_SUBSETS, MOST_BY_DEFAULT, MOST_RACED = 4096, 256, 16_384
+MOST_SUBSETS, MOST_BY_DEFAULT, MOST_RACED = 4096, 256, 8192
 # The parts that healing can train: the head, the head and the last block, or all.
 HEAL_PARTS = ("head", "last", "all")
 # Repair without training, see `repair`; and the clips of train on which it is fitted.

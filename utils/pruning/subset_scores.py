@@ -175,8 +175,8 @@ class SubsetScores:
         clips : ndarray of int
             Numbers of clips on which they have been run.
         """
-        known = np.stack([self._predicted.get(keep, self._begun.get(keep)) for keep in keeps])
-        return (self._judged(known) == self._label_ids)[:, clips]
+        known = np.stack([(self._predicted if keep in self._predicted else self._begun)[keep][clips] for keep in keeps])
+        return self._judged(known, clips) == self._label_ids[clips]
 
     def seconds(self, keep: Keep) -> float:
         """Return an equal share of the time of the walks that ran a subset; 0 if it was not run."""
@@ -193,14 +193,15 @@ class SubsetScores:
             self._scores[keep] = accuracy, self._macro_f1(self._predicted[keep])
         return self._scores[keep]
 
-    def _judged(self, predicted: np.ndarray) -> np.ndarray:
+    def _judged(self, predicted: np.ndarray, clips: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return predicted label ids; with several labels a clip, 1 where the label is one of the clip's, else 0.
 
         Then all true label ids are 1, so that accuracy is the top-1 accuracy, as are its intervals.
         """
         if self._targets is None:
             return predicted
-        return self._targets[np.arange(self.n_clips), predicted].astype(int)
+        targets = self._targets[clips]
+        return targets[np.arange(len(targets)), predicted].astype(int)
 
     def _macro_f1(self, predicted: np.ndarray) -> float:
         """Return the macro F1; with several labels a clip, that of an answer of one label for each clip."""
