@@ -19,8 +19,9 @@ from tests.sounds import song, write
 from tests.stages import ROOT, load_stage
 from utils.core.errors import InputError, UsageError
 from utils.data.clips import read_clips
+from utils.field import field_model
 from utils.models import bird_cnn, cnn, decision, encoders, export, exported, exported_network, waveform_features
-from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCORES, ExportedModel
+from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCORES, ExportedModel, metadata_of
 from utils.models.loaded_model import MULTI_LABEL, WAVEFORM
 
 stages = {number: load_stage(name) for number, name in ((3, "03_model_validation"), (7, "07_manual_pruning"))}
@@ -222,6 +223,13 @@ def test_07_writes_a_file_for_each_precision_and_compares_them(files, folder):
     assert str(model) == f"wav2vec2, 3 blocks, {model.sizes['n_parameters'] / 1e6:.3g} M parameters, ONNX float32"
 
 
+def test_a_file_says_nothing_about_the_machine(files, folder):
+    """Two folders of one model give the same bytes, and nobody gets a path with the name of a user."""
+    for path in files.glob("*.onnx"):
+        content = path.read_bytes()
+        assert not [words for words in (b"site-packages", b"export.py", str(folder).encode()) if words in content]
+
+
 def test_03_scores_a_file_as_it_scores_the_model(files, folder, data_dir, tmp_path):
     results = {}
     for name, model in {"folder": folder, "file": files / "float32.onnx"}.items():
@@ -405,6 +413,23 @@ def test_a_config_that_transformers_refuses(change, files, tmp_path):
     onnx.save(network, tmp_path / "changed.onnx")
     with pytest.raises(InputError, match="config in its metadata is damaged"):
         exported_network.load(tmp_path / "changed.onnx", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("fitted", "advice"),
+    [
+        (None, r"\(03_model_validation.py --model_dir <folder of the model> --fit_thresholds, then export it again\)"),
+        ({**DECISION, "thresholds": dict.fromkeys(LABELS)}, "--target_precision 0.72 --overwrite, then export it"),
+    ],
+)
+def test_08_says_how_a_file_gets_thresholds(fitted, advice, files, tmp_path):
+    network = onnx.load(files / "float32.onnx")
+    values = {prop.key: json.loads(prop.value) for prop in network.metadata_props}
+    values["config"]["decision"] = fitted
+    helper.set_model_props(network, metadata_of({name: values[name] for name in exported.KEYS}))
+    onnx.save(network, tmp_path / "changed.onnx")
+    with pytest.raises(InputError, match=advice):
+        field_model.read(tmp_path / "changed.onnx", None)
 
 
 def test_labels_come_in_the_order_of_their_ids():

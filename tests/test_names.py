@@ -91,6 +91,19 @@ def test_the_name_of_a_folder_is_its_path_below_all_results(tmp_path):
     assert names.of_data(tmp_path / "processed_data") == "processed_data"
 
 
+def test_an_exported_file_is_named_after_its_folder_also_if_it_was_renamed(tmp_path):
+    for path, name in {
+        "runs/birds/w2v.onnx/seed-1/int8.onnx": "birds/w2v.onnx.int8/seed-1",
+        "runs/birds/w2v.onnx/seed-1/my best.onnx": "birds/w2v.onnx/seed-1.my best",
+        "runs/birds/w2v.onnx/seed-1/sweep.onnx": "birds/w2v.onnx/seed-1.sweep",  # not the results of a sweep
+        "runs/whole.onnx/float32.onnx": "whole.onnx.float32",
+        "downloads/birds.v2.onnx": "downloads.birds.v2",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+        assert names.of_model(tmp_path / path) == name
+
+
 def test_results_are_found_at_any_depth_but_not_those_that_came_with_the_code(tmp_path):
     for path in ("whole", "birds/w2v/seed-1", "published/birds/w2v/seed-1", "a/b/c/d", "whole/healed", ".x/y"):
         (tmp_path / path).mkdir(parents=True)

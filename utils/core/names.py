@@ -36,8 +36,10 @@ PRUNED, SWEEP, FROZEN, THRESHOLDS, EXPORTED = "pruned", "sweep", "frozen", "thre
 # Root folders of the results, and the depth of a result below its root.
 ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
 DEPTH = 3
+PRECISIONS = ("float32", "float16", "int8")  # of exported files
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
-_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|onnx|float32|float16|int8"
+_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|"
+_VARIANT += "|".join((EXPORTED, *PRECISIONS))
 _NAME = re.compile(
     r"(?P<data_set>[^/.][^/]*?)(?:\.by-(?P<split_by>[a-z_]+))?/"
     rf"(?P<model>[^/.+][^/+]*?)(?P<variants>(?:\.(?:{_VARIANT}))*)/"
@@ -168,11 +170,13 @@ def of_folder(folder: Path) -> str:
 def of_model(model_dir: str | Path) -> str:
     """Return the name of the results of a model: the name of its run, or the name of a model folder outside a run.
 
-    That of an exported file is the name of its folder with its precision as a variant.
+    That of an exported file is the name of its folder with its precision as a variant; of a renamed one, the name of
+    its folder and its own.
     """
     folder = Path(model_dir).resolve()
     if folder.is_file():
-        return variant_of(of_folder(folder.parent), folder.stem)
+        name = of_folder(folder.parent)
+        return variant_of(name, folder.stem) if folder.stem in PRECISIONS else f"{name}.{folder.stem}"
     if not folder.exists():  # a model on the hub
         return folder.name
     return of_folder(folder.parent if folder.name == "model" else folder)

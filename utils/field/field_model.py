@@ -130,17 +130,16 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
     fitted = decision.read(config, name)
     if threshold is not None:
         return FieldModel(name, config, labels, dict.fromkeys(labels, threshold), fitted, inputs, of_file)
-    fit = f"03_model_validation.py --model_dir {model_dir} --fit_thresholds"
-    if of_file is not None:
-        fit = "03_model_validation.py --fit_thresholds for the folder of the model, then export it again"
+    fitted_dir, then = (model_dir, "") if of_file is None else ("<folder of the model>", ", then export it again")
+    fit = f"03_model_validation.py --model_dir {fitted_dir} --fit_thresholds"
     one_for_all = "give one for all labels, such as --threshold 0.9, whose precision is unknown"
     if fitted is None:
-        raise InputError(f"{name} has no thresholds: fit them on val ({fit}), or {one_for_all}")
+        raise InputError(f"{name} has no thresholds: fit them on val ({fit}{then}), or {one_for_all}")
     if all(each is None for each in fitted["thresholds"].values()):
         target = fitted["target_precision"]
         raise InputError(
             f"{name}: val can't tell a threshold for any of its {len(labels)} labels at a precision of {target:g}: ask "
-            f"for less ({fit} --target_precision {0.8 * target:.2g} --overwrite), have more recordists in val, or "
-            f"{one_for_all}"
+            f"for less ({fit} --target_precision {0.8 * target:.2g} --overwrite{then}), have more recordists in val, "
+            f"or {one_for_all}"
         )
     return FieldModel(name, config, labels, fitted["thresholds"], fitted, inputs, of_file)

@@ -116,7 +116,11 @@ def network_of(loaded: LoadedModel) -> ModelProto:
             opset_version=OPSET,
             verbose=False,
         )
-    return program.model_proto
+    network = program.model_proto
+    graph = network.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]  # lines and paths of the code on this machine, more than the weights of a small model
+    return network
 
 
 @contextlib.contextmanager
@@ -158,6 +162,7 @@ def write(network: ModelProto, loaded: LoadedModel, path: Path, precision: str, 
     rate_hz = loaded.extractor.sampling_rate
     silence = np.zeros(round(loaded.config.clip_seconds * rate_hz), np.float32)
     macs, macs_front_end = latency.count_macs(loaded.model, loaded.prepare([silence], rate_hz))
+    config = json.loads(loaded.config.to_json_string(use_diff=False))
     sizes = {"n_blocks": loaded.config.num_hidden_layers, "n_parameters": encoders.count_parameters(loaded.model)}
     metadata = metadata_of(
         {
@@ -165,7 +170,7 @@ def write(network: ModelProto, loaded: LoadedModel, path: Path, precision: str, 
             "precision": precision,
             "sample_rate_hz": rate_hz,
             "model_sha256": model_sha256,
-            "config": json.loads(loaded.config.to_json_string(use_diff=False)),
+            "config": {name: value for name, value in config.items() if name != "_name_or_path"},
             "training_recordings": training_history.as_json(training_history.history_of(loaded.model)),
             "sizes": sizes | {"macs_per_clip": macs, "macs_front_end": macs_front_end},
         }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.core import lazy
 from utils.core.errors import InputError, is_machine_limit
+from utils.core.names import PRECISIONS
 from utils.models import model_folder
 from utils.models.loaded_model import MULTI_LABEL, WAVEFORM
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 SCHEMA_VERSION = 1
-FLOAT32, FLOAT16, INT8 = PRECISIONS = ("float32", "float16", "int8")
+FLOAT32, FLOAT16, INT8 = PRECISIONS
 LOGITS, SCORES = "logits", "scores"
 ADVICE = "export it again: 07_manual_pruning.py --export onnx"
 ONLY_ERRORS = 3  # of the levels of ONNX Runtime's log
