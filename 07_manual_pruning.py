@@ -273,6 +273,8 @@ def check_arguments_for_clips(args: argparse.Namespace, best_path: Path | None) 
     for flag in ("data_dir", "fold", "max_clips_per_class"):
         if not (is_narrower(args) or is_repaired(args) or args.export) and vars(args)[flag] is not None:
             raise UsageError(f"--{flag} is of use only with one of {wanted}, --repair, --export")
+        if args.export and args.data_dir is None and vars(args)[flag] is not None:
+            raise UsageError(f"--{flag} chooses among clips: give --data_dir")
 
 
 def is_narrower(args: argparse.Namespace) -> bool:
@@ -379,7 +381,8 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
                 pruned = repair.repaired_copy(made, tuple(own), repairer).ready("cpu")
                 folder.parent.mkdir(exist_ok=True)
                 encoders.save_model(pruned, folder)
-                log.info("%s: layers %s", folder, cli.format_layer_list(encoders.kept_layers(pruned.config)))
+                fitted = "" if repairer is None else f", repaired on {len(some)} clips of train"
+                log.info("%s: layers %s%s", folder, cli.format_layer_list(encoders.kept_layers(pruned.config)), fitted)
             encoders.log_without_classifier(source.config)
         this_run.metrics["sizes"] = source.sizes(keeps)
         if args.export is not None:

@@ -966,6 +966,7 @@ def test_a_best_json_of_repaired_subsets_repairs(rough_dir, data_dir, tmp_path, 
         in capfd.readouterr().err
     )
     assert main(*asked, "--data_dir", data_dir, "--output_dir", tmp_path / "out") == 0
+    assert ", repaired on 7 clips of train" in capfd.readouterr().err
     assert config_of(tmp_path / "out" / "model")["repair"]["n_clips"] == 7
     assert main(*asked, "--repair", "none", "--output_dir", tmp_path / "plain") == 0
     assert "repair" not in config_of(tmp_path / "plain" / "model")

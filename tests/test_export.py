@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -20,7 +21,17 @@ from tests.stages import ROOT, load_stage
 from utils.core.errors import InputError, UsageError
 from utils.data.clips import read_clips
 from utils.field import field_model
-from utils.models import bird_cnn, cnn, decision, encoders, export, exported, exported_network, waveform_features
+from utils.models import (
+    bird_cnn,
+    cnn,
+    decision,
+    encoders,
+    export,
+    exported,
+    exported_network,
+    model_folder,
+    waveform_features,
+)
 from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCORES, ExportedModel, metadata_of
 from utils.models.loaded_model import MULTI_LABEL, WAVEFORM
 
@@ -332,6 +343,7 @@ def test_when_a_file_is_no_copy(values, trouble):
         (["--precision", "int8"], "of use only with --export"),
         (["--allow_loss"], "of use only with --export"),
         (["--export", "onnx", "--precision", "int8"], "give --data_dir"),
+        (["--export", "onnx", "--fold", "1"], "--fold chooses among clips: give --data_dir"),
         (["--export", "onnx", "--ladder"], "one model"),
         (["--export", "onnx", "--dry_run"], "one model"),
     ],
@@ -359,7 +371,8 @@ def test_stages_that_need_the_model_say_so(files, data_dir, tmp_path, caplog):
 
 
 def test_what_is_no_exported_file(files, night, tmp_path, caplog):
-    damaged, foreign = tmp_path / "damaged.onnx", tmp_path / "foreign.onnx"
+    damaged, foreign, renamed = (tmp_path / name for name in ("damaged.onnx", "foreign.onnx", "renamed.ONNX"))
+    renamed.write_bytes((files / "float32.onnx").read_bytes())
     damaged.write_bytes((files / "float32.onnx").read_bytes()[:5000])
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "graph", ends[:1], ends[1:])
@@ -367,7 +380,9 @@ def test_what_is_no_exported_file(files, night, tmp_path, caplog):
     for path, message in (
         (damaged, "cannot be read as ONNX"),
         (foreign, "was not written by this program"),
-        (tmp_path / "none.onnx", "no such file"),
+        (tmp_path / "none.onnx", "no such file; expected the output of 07_manual_pruning.py --export"),
+        (renamed, "renamed.ONNX is a file; the name of an exported model ends in .onnx"),
+        (files, "is a folder of exported files; 03_model_validation.py and 08_detection.py take one of them, such as"),
     ):
         assert run(8, "--model_dir", path, "--raw_dir", night, "--output_dir", tmp_path / "out") == 3
         assert message in caplog.text
@@ -377,6 +392,17 @@ def test_what_is_no_exported_file(files, night, tmp_path, caplog):
     assert "runs on the CPU" in caplog.text
     with pytest.raises(UsageError, match="runs on the CPU"):
         exported_network.load(files / "float32.onnx", "cuda")
+
+
+def test_a_file_of_an_unfinished_run_is_refused_also_through_a_link(files, tmp_path):
+    unfinished, link = tmp_path / "run" / "float32.onnx", tmp_path / "link.onnx"
+    shutil.copytree(files, unfinished.parent)
+    link.symlink_to(unfinished)
+    record_path = unfinished.parent / "run.json"
+    record_path.write_text(record_path.read_text().replace('"status": "complete"', '"status": "running"'))
+    for path in (unfinished, link):
+        with pytest.raises(InputError, match="is not complete"):
+            model_folder.scored_input(path)
 
 
 @pytest.mark.parametrize(

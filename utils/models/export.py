@@ -119,7 +119,9 @@ def network_of(loaded: LoadedModel) -> ModelProto:
     network = program.model_proto
     graph = network.graph
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
-        del part.metadata_props[:]  # lines and paths of the code on this machine, more than the weights of a small model
+        del part.metadata_props[
+            :
+        ]  # lines and paths of the code on this machine, more than the weights of a small model
     return network
 
 

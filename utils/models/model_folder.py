@@ -37,6 +37,7 @@ WEIGHT_NAMES = (
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 ADAPTER_NAME = "adapter_config.json"
 EXPORTED_SUFFIX = ".onnx"
+TAKERS = "03_model_validation.py and 08_detection.py"  # of exported files
 
 CODE_KEYS = ("auto_map", "custom_pipelines")
 LARGEST_DEPTH = 1000
@@ -101,8 +102,7 @@ def find(model: str | Path) -> tuple[str, Path]:
         return str(path), path
     if is_exported(text):
         raise InputError(
-            f"{text} is an exported file, which only 03_model_validation.py and 08_detection.py take; give the model "
-            "folder that it was made from"
+            f"{text} is an exported file, which only {TAKERS} take; give the model folder that it was made from"
         )
     if Path(text).is_file():
         raise InputError(f"{text} is a file; expected its model folder: {Path(text).parent}")
@@ -148,6 +148,8 @@ def open_folder(name: str, path: Path) -> ModelFolder:
         does not fit the weights.
     """
     if not (path / CONFIG_NAME).is_file():
+        if files := sorted(path.glob(f"*{EXPORTED_SUFFIX}")):
+            raise InputError(f"{name} is a folder of exported files; {TAKERS} take one of them, such as {files[0]}")
         raise InputError(f"{name} has no {CONFIG_NAME}, so it is not a whole model folder; {WANTED}")
     config = _read_json(name, path / CONFIG_NAME)
     if config.get("model_type") is None:
@@ -409,8 +411,13 @@ def model_input(model_dir: Path) -> runs.Input:
         If there is none, or its run is not complete, or a file of it is missing or damaged.
     """
     if not Path(model_dir).is_dir() and not is_exported(model_dir):
-        what = "file" if Path(model_dir).suffix == EXPORTED_SUFFIX else "folder"
-        raise InputError(f"--model_dir {model_dir}: no such {what}; expected the output of 02_finetuning.py")
+        if Path(model_dir).is_file():
+            raise InputError(
+                f"--model_dir {model_dir} is a file; the name of an exported one ends in {EXPORTED_SUFFIX}"
+            )
+        is_of_export = Path(model_dir).suffix == EXPORTED_SUFFIX
+        what, maker = ("file", "07_manual_pruning.py --export") if is_of_export else ("folder", "02_finetuning.py")
+        raise InputError(f"--model_dir {model_dir}: no such {what}; expected the output of {maker}")
     return any_model_input(model_dir)
 
 
@@ -424,7 +431,7 @@ def scored_input(model_dir: Path) -> runs.Input:
     """
     if not is_exported(model_dir):
         return model_input(model_dir)
-    _check_run_of(Path(model_dir).parent)
+    _check_run_of(Path(model_dir).resolve().parent)  # of the file itself, if the path is a link
     return runs.Input(str(model_dir), sha256_of_file(model_dir))
 
 

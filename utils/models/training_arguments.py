@@ -160,7 +160,7 @@ def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
             )
     inputs = {}
     for number, folder in enumerate(args.teacher_dir, start=1):
-        if not folder.is_dir():
+        if not (folder.is_dir() or folder.is_file()):
             raise InputError(
                 f"--teacher_dir {folder}: no such folder; expected the output of 02_finetuning.py or 06_cnn.py"
             )
