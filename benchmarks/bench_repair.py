@@ -1,12 +1,14 @@
 """Cost of a sweep in which every subset is repaired, compared with the plain sweep, in one run.
 
     python -m benchmarks.bench_repair
-    python -m benchmarks.bench_repair --clips 400 --repair_clips 128 --rounds 3
+    python -m benchmarks.bench_repair --model wav2vec2 --repair_clips 64 --swept_clips 1000 --rounds 3
 
-The first six blocks of a full-size wav2vec2-base with random weights; all 32 subsets that keep block 0. Round by
-round, in turn: the plain sweep of the clips, the fits of the repair on some of the clips, and the sweep of the
-repaired subsets. The cost of the fits does not grow with the clips that are scored, so the ratio falls with their
-number. Peak memory is that of the process, and includes PyTorch.
+A full-size Whisper-base encoder, or the first six blocks of a wav2vec2-base, with random weights; all 32 subsets that
+keep block 0. Round by round, in turn: the plain sweep of some clips, the fits of the repair, and the sweep of the
+repaired subsets. Times are those of the processor, so that other processes disturb them little. A sweep takes the same
+time for each batch, so it is measured on few clips, and counted for as many as --swept_clips. The cost of the fits does
+not grow with these clips, so the ratio falls with their number. Peak memory is that of the process, and includes
+PyTorch.
 """
 
 import argparse
@@ -21,9 +23,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.noise import new_model, noise_clips
+from benchmarks.noise import new_model, new_whisper, noise_clips
 from utils.pruning.layer_selection import all_subsets
 from utils.pruning.layer_sweep import predict_subsets
+from utils.pruning.pruning_plan import REPAIR_CLIPS
 from utils.pruning.repair import Repairer, draw_clips
 
 GOAL = 1.5
@@ -35,8 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--clips", type=int, default=64, help="clips to classify (default: 64)")
-    parser.add_argument("--repair_clips", type=int, default=16, help="clips to fit the repair on (default: 16)")
+    parser.add_argument("--model", choices=["whisper", "wav2vec2"], default="whisper", help="encoder")
+    parser.add_argument("--clips", type=int, default=16, help="clips that are swept (default: 16)")
+    parser.add_argument("--swept_clips", type=int, default=437, help="clips of the whole sweep (default: 437)")
+    parser.add_argument(
+        "--repair_clips", type=int, default=REPAIR_CLIPS, help=f"clips to fit on (default: {REPAIR_CLIPS})"
+    )
     parser.add_argument("--seconds", type=float, default=5, help="length of a clip, in seconds (default: 5)")
     parser.add_argument("--batch_size", type=int, default=16, help="clips per batch (default: 16)")
     parser.add_argument("--rounds", type=int, default=1, help="rounds (default: 1)")
@@ -46,18 +53,20 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the seconds of each part, and the ratio."""
     args = build_parser().parse_args(argv)
-    loaded, keeps = new_model(N_BLOCKS), list(all_subsets(N_BLOCKS))
+    loaded = new_model(N_BLOCKS) if args.model == "wav2vec2" else new_whisper(args.seconds)
+    keeps = list(all_subsets(N_BLOCKS))
     seconds: dict[str, list[float]] = {"plain": [], "fits": [], "repaired": []}
 
     def timed(what: str, call: Callable[[], object]) -> object:
-        start = time.perf_counter()
+        start = time.process_time()
         result = call()
-        seconds[what].append(time.perf_counter() - start)
+        factor = 1 if what == "fits" else args.swept_clips / args.clips
+        seconds[what].append(factor * (time.process_time() - start))
         return result
 
     with tempfile.TemporaryDirectory() as name:
-        clips = noise_clips(Path(name) / "clips", args.clips, args.seconds)
-        some = draw_clips(clips, args.repair_clips, seed=0)
+        drawn = noise_clips(Path(name) / "clips", max(args.clips, args.repair_clips), args.seconds)
+        clips, some = (draw_clips(drawn, n, seed=0) for n in (args.clips, args.repair_clips))
         predict_subsets(loaded, some, keeps[:1], args.batch_size)  # warms up
         for _ in range(args.rounds):
             timed("plain", lambda: predict_subsets(loaded, clips, keeps, args.batch_size))
@@ -65,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             timed("repaired", partial(predict_subsets, loaded, clips, keeps, args.batch_size, repairs=repairs))
     of_round = [(fits + repaired) / plain for plain, fits, repaired in zip(*seconds.values(), strict=True)]
     print(
-        f"{len(keeps)} subsets of {N_BLOCKS} blocks, {args.clips} clips of {args.seconds:g} s, repair on "
-        f"{args.repair_clips}, {torch.get_num_threads()} threads"
+        f"{args.model}: {len(keeps)} subsets of {N_BLOCKS} blocks, {args.swept_clips} clips of {args.seconds:g} s, "
+        f"repair on {args.repair_clips}, {torch.get_num_threads()} threads"
     )
     for what, values in seconds.items():
         print(f"{what:<10}{statistics.median(values):>9.1f} s")

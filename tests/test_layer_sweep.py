@@ -280,6 +280,12 @@ def test_linear_layers_by_onednn_give_the_same(bias, shape):
         torch.testing.assert_close(y, layer(view), rtol=1e-5, atol=1e-6)
 
 
+def test_on_a_processor_without_onednn_products_are_those_of_pytorch(monkeypatch):
+    monkeypatch.setattr(onednn.platform, "machine", lambda: "arm64")
+    x, weight, bias = torch.randn(5, 8), torch.randn(4, 8), torch.randn(4)
+    torch.testing.assert_close(onednn.linear(x, weight, bias), x @ weight.T + bias, rtol=0, atol=1e-5)
+
+
 def test_linear_layers_are_themselves_again_after_an_error():
     layer = torch.nn.Linear(8, 4)
     with pytest.raises(KeyError), onednn.linear_layers(layer, "cpu"):

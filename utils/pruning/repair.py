@@ -42,9 +42,10 @@ from utils.pruning.layer_selection import Keep
 from utils.pruning.pruning_plan import LINEAR
 
 # Penalty on the change of a weight, relative to the mean variance of an activation.
-RIDGE = 1e-2
-MOST_ROWS = 32_768  # frames in the regressions; of more, evenly spaced ones are taken
+RIDGE = 0.1
+MOST_ROWS = 8_192  # frames in the regressions; of more, evenly spaced ones are taken
 MOST_BYTES = 500e6  # of repaired layers at once
+MOST_STATE_BYTES = 1e9  # of states of pruned models at once
 
 
 class Projection(NamedTuple):
@@ -200,29 +201,40 @@ class Repairer:
         return repairs
 
     def _descend(
-        self, node: Keep, states: list[State], readers: dict[Keep, set[int]], repairs: Repairs
+        self, node: Keep, states: list[State], readers: dict[Keep, set[int]], repairs: Repairs, n_held: int = 0
     ) -> Iterator[None]:
-        """Fit the last block of `node` on the states that it reads, then those after it; yield after each block."""
+        """Fit the last block of `node` on the states that it reads, then those after it; yield after each block.
+
+        A block runs once for as many readers as `MOST_STATE_BYTES` allows; the states of `n_held` others wait.
+        """
         block, is_exact = node[-1], self._is_whole and node == tuple(range(len(node)))
+        opened = [self._parts.open_block(block, state) for state in states]
         changed = sorted(reader for reader in readers[node] if not (is_exact and reader == block + 1))
         if changed:
-            fitted = self._fit_block(block, states, changed)
+            fitted = self._fit_block(block, opened, changed)
             repairs.update({(node, reader): projection for reader, projection in fitted.items()})
         yield
-        for reader in sorted(readers[node] - {self._parts.n_layers}):
-            opened = (self._parts.open_block(block, state) for state in states)
-            after = [closed(self._parts, block, one, repairs.get((node, reader))) for one in opened]
-            yield from self._descend((*node, reader), after, readers, repairs)
+        inner = sorted(readers[node] - {self._parts.n_layers})
+        room = max(1, int(MOST_STATE_BYTES / sum(state.hidden_states.nbytes for state in states)) - n_held)
+        for first in range(0, len(inner), room):
+            some = inner[first : first + room]
+            opened = opened or [self._parts.open_block(block, state) for state in states]
+            after = {
+                reader: [closed(self._parts, block, one, repairs.get((node, reader))) for one in opened]
+                for reader in some
+            }
+            opened = []
+            for reader in some:
+                yield from self._descend((*node, reader), after.pop(reader), readers, repairs, n_held + len(after))
 
-    def _fit_block(self, block: int, states: list[State], readers: Sequence[int]) -> dict[int, Projection]:
+    def _fit_block(self, block: int, opened: list[OpenBlock], readers: Sequence[int]) -> dict[int, Projection]:
         """Fit the last linear layer of a block to what each reader expects, by ridge regression."""
         linear = self._parts.last_linear(block)
-        n_clips = sum(len(state.hidden_states) for state in states)
+        n_clips = sum(len(one.features) for one in opened)
         is_normed = self._parts.output_norm(block) is not None
         sums, n_done = ridge.Ridge(linear.in_features, linear.weight.device), 0
-        for state in states:
-            opened = self._parts.open_block(block, state)
-            features, residual = (self._rows(part, n_clips) for part in (opened.features, opened.residual))
+        for one in opened:
+            features, residual = (self._rows(part, n_clips) for part in (one.features, one.residual))
             rows = slice(n_done, n_done + len(residual))
             n_done = rows.stop
             wanted = {reader: self._targets[self._places[reader]][rows] for reader in readers}
