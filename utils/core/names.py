@@ -13,6 +13,8 @@ sweep         not a model: the results of a pruning search of stage 05
 thresholds    not a model: the thresholds that stage 03 fits
 pretrained    the downloaded model, without fine-tuning
 all-clips     analysed on the clips of all splits
+repaired      its kept blocks are fitted to the states of the whole model
+taught        it has learned from a teacher
 frozen        the downloaded model with a new head: only the head is trained
 onnx          exported, as files; float32, float16 and int8 are their results
 
@@ -33,12 +35,13 @@ PUBLISHED = "published"
 DEFAULT_SPLIT = "recordist"
 ALL_FOLDS = "all"
 PRUNED, SWEEP, FROZEN, THRESHOLDS, EXPORTED = "pruned", "sweep", "frozen", "thresholds", "onnx"
+REPAIRED, TAUGHT = "repaired", "taught"
 # Root folders of the results, and the depth of a result below its root.
 ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
 DEPTH = 3
 PRECISIONS = ("float32", "float16", "int8")  # of exported files
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
-_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|"
+_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|repaired|taught|"
 _VARIANT += "|".join((EXPORTED, *PRECISIONS))
 _NAME = re.compile(
     r"(?P<data_set>[^/.][^/]*?)(?:\.by-(?P<split_by>[a-z_]+))?/"

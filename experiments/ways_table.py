@@ -1,0 +1,182 @@
+"""Compare the ways to make a model smaller: accuracy against measured latency, as a table in Markdown and a figure.
+
+    python -m experiments.ways_table --name birds34 --model whisper-base --part fold-1.seed-1
+
+Takes the results <name>/<model>…/<part> of stage 03, and <name>/latency.csv, which experiments.latencies measured side
+by side. The way of a model follows from its name: the whole model; .blocks-0-3, pruned before fine-tuning; .after-3,
+blocks removed after fine-tuning; .repaired, their kept blocks repaired; .taught, with a teacher; and other networks. A
+difference is the accuracy minus that of the whole model, clip by clip, with intervals that are simultaneous for all
+models. The last column says whether a model is shown to be no worse by 0.02.
+
+Writes <results_dir>/<name>/ways.csv, .pdf and .png.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments import study_table
+from utils.core import cli, names
+from utils.core.errors import InputError
+from utils.core.files import write_text
+from utils.figures import plots
+from utils.scores import comparison, intervals, summary, verdicts
+
+TABLE_NAME = "ways"
+WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
+NARROWED, CNN, CNN_TAUGHT, TAUGHT = "repaired, narrower", "CNN", "CNN, taught", "taught"
+# In the order of the legend; the sizes of one way are joined by a line.
+WAYS = (WHOLE, REPAIRED, NARROWED, TAUGHT, REMOVED, BEFORE, CNN_TAUGHT, CNN)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script."""
+    parser = cli.build_stage_parser(__doc__)
+    parser.add_argument("--name", required=True, help="data set")
+    parser.add_argument("--model", required=True, help="short name of the whole model")
+    parser.add_argument("--part", required=True, help="the last part of the names, such as fold-all.seed-1")
+    study_table.add_arguments(parser)
+    return parser
+
+
+def way_of(name: names.Name, model: str) -> str:
+    """Return how a model was made smaller, one of `WAYS`."""
+    kinds = {variant.partition("-")[0] for variant in name.variants}
+    if name.model.startswith("cnn"):
+        return CNN_TAUGHT if names.TAUGHT in kinds else CNN
+    if names.TAUGHT in kinds:
+        return TAUGHT
+    if names.REPAIRED in kinds:
+        return REPAIRED if name.model == model else NARROWED
+    return BEFORE if "blocks" in kinds else REMOVED if "after" in kinds else WHOLE
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table; write it, and draw the figure."""
+    table = compare(args.results_dir, args.name, args.model, args.part)
+    folder = args.results_dir / args.name
+    write_text(folder / f"{TABLE_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
+    draw(table, folder / TABLE_NAME, args.name)
+    print("\n".join(markdown(table)))
+
+
+def compare(results_dir: Path, name: str, model: str, part: str) -> pd.DataFrame:
+    """Return a row for each model: its way, size, latency, accuracy, and the difference to the whole model.
+
+    Raises
+    ------
+    InputError
+        If the whole model is missing, or models were scored on different clips.
+    """
+    folders = sorted(path for path in (results_dir / name).glob(f"*/{part}") if (path / summary.METRICS_NAME).is_file())
+    parsed = [names.parse(names.of_folder(folder)) for folder in folders]
+    found = [(one, comparison.read_scored(folder)) for one, folder in zip(parsed, folders, strict=True) if one]
+    whole = next((scored for one, scored in found if one.full_model == model), None)
+    if whole is None:
+        raise InputError(f"{results_dir} has no result {name}/{model}/{part}: score the whole model by stage 03")
+    for _, scored in found:
+        comparison.check_same_clips(whole, scored)
+    rows = pd.DataFrame(
+        [
+            {
+                "model": one.full_model,
+                "way": way_of(one, model),
+                "n_layers": scored.metrics["n_layers"],
+                **scored.metrics[["n_parameters", "gmacs_per_clip", "accuracy", "accuracy_low", "accuracy_high"]],
+            }
+            for one, scored in found
+        ]
+    )
+    latencies = results_dir / name / study_table.LATENCIES_NAME
+    measured = study_table.side_by_side(latencies, rows["model"])
+    for column in ("latency_ms", "latency_doubt"):
+        rows[column] = rows["model"].map(measured[column])
+    clips = whole.predictions
+    others = [number for number, (_, scored) in enumerate(found) if scored is not whole]
+    differences = intervals.accuracy_differences(
+        *(clips["label_id"].to_numpy(), np.stack([found[number][1].predictions["predicted_id"] for number in others])),
+        *(clips["predicted_id"].to_numpy(), clips["group"].to_numpy()),
+    )
+    for number, row in enumerate(others):
+        found_here = {f"difference_{key}": value for key, value in differences.of_pair(number).items()}
+        found_here["difference"] = found_here.pop("difference_difference")
+        found_here["within_margin"] = str(verdicts.of_pair(differences, number, study_table.MARGIN))
+        rows.loc[row, list(found_here)] = list(found_here.values())
+    order = rows["way"].map(WAYS.index)
+    return (
+        rows.assign(order=order).sort_values(["order", "n_parameters"], ascending=[True, False]).drop(columns="order")
+    )
+
+
+def markdown(table: pd.DataFrame) -> list[str]:
+    """Return the lines of the table in Markdown."""
+    head = (
+        "way",
+        "model",
+        "blocks",
+        "parameters (millions)",
+        "latency (ms)",
+        "accuracy",
+        "minus the whole",
+        "within 0.02",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for _, row in table.iterrows():
+        cells = [row["way"], row["model"], str(row["n_layers"] or ""), f"{row['n_parameters'] / 1e6:.1f}"]
+        cells += [f"{row['latency_ms']:.0f}" + "?" * study_table.is_doubtful(row), study_table.score(row, "accuracy")]
+        is_whole = np.isnan(row["difference"])
+        cells += ["", ""] if is_whole else [study_table.difference(row), row["within_margin"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def draw(table: pd.DataFrame, path: Path, name: str) -> None:
+    """Draw accuracy against latency: a line for each way, through its sizes."""
+    with plots.style():
+        fig = Figure(figsize=(6.2, 4.0), layout="constrained")
+        axes = fig.subplots()
+        whole = table[table["way"] == WHOLE].iloc[0]
+        axes.axhline(whole["accuracy"], color="black", linewidth=0.8, linestyle=(0, (1, 3)))
+        for number, way in enumerate(way for way in WAYS if (table["way"] == way).any()):
+            own = table[table["way"] == way].sort_values("latency_ms")
+            look = {
+                "color": plots.COLOURS[number % len(plots.COLOURS)],
+                "marker": plots.MARKERS[number % len(plots.MARKERS)],
+            }
+            look |= {"linestyle": "-" if number < len(plots.COLOURS) else "--"}
+            errors = np.abs(own[["accuracy_low", "accuracy_high"]].to_numpy().T - own["accuracy"].to_numpy())
+            axes.errorbar(
+                *(own["latency_ms"], own["accuracy"], errors),
+                **look,
+                label=way,
+                markersize=5,
+                linewidth=1.2,
+                elinewidth=0.6,
+            )
+            for _, row in own[own["n_layers"] > 0].iterrows():
+                axes.annotate(
+                    *(str(row["n_layers"]), (row["latency_ms"], row["accuracy"])),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=look["color"],
+                )
+        axes.set(xlabel="latency of one clip (ms)", ylabel="accuracy, with its 95 % interval", ylim=(0, None))
+        plots.set_log_axis(axes, table["latency_ms"], 1.0)
+        axes.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=4)
+        fig.suptitle(plots.drawable(f"{name}; numbers: blocks"), x=0.01, ha="left", fontsize=9)
+        plots.save_figure(fig, path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit code."""
+    return cli.run_stage(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The table and the figure of the ways to make a model smaller, on results written by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import ways_table
+from tests.results import write_result
+from utils.core import names
+from utils.scores import intervals
+
+N_CLIPS, PART = 60, "fold-1.seed-1"
+MODELS = {
+    "base": ("whole", 6, 48, 100.0),
+    "base.after-4.repaired": ("repaired", 4, 45, 70.0),
+    "base.after-4": ("removed", 4, 20, 70.0),
+    "base.blocks-0-3": ("pruned before", 4, 35, 70.0),
+    "base-ffn-half.after-4.repaired": ("repaired, narrower", 4, 40, 50.0),
+    "base.blocks-0-2.taught": ("taught", 3, 44, 55.0),
+    "cnn-melspectrogram": ("CNN", 0, 30, 20.0),
+    "cnn-melspectrogram.taught": ("CNN, taught", 0, 40, 20.0),
+}
+
+
+@pytest.fixture
+def results_dir(tmp_path):
+    results_dir = tmp_path / "validation_results"
+    label_ids, groups = np.arange(N_CLIPS) % 5, [f"g{i // 3}" for i in range(N_CLIPS)]
+    for model, (_, n_layers, n_right, _) in MODELS.items():
+        predicted = np.where(np.arange(N_CLIPS) % 59 < n_right, label_ids, (label_ids + 1) % 5)
+        write_result(results_dir, f"birds/{model}/{PART}", predicted, label_ids, groups, n_layers=n_layers)
+    rows = [{"model": model, "latency_ms": ms, "latency_doubt": "no"} for model, (_, _, _, ms) in MODELS.items()]
+    pd.DataFrame(rows).to_csv(results_dir / "birds" / "latency.csv", index=False)
+    return results_dir
+
+
+def run(results_dir, *words):
+    return ways_table.main(["--results_dir", str(results_dir), "--name", "birds", "--part", PART, *words])
+
+
+def test_every_model_has_its_way_and_its_difference_to_the_whole(results_dir, capsys):
+    assert run(results_dir, "--model", "base") == 0
+    table = pd.read_csv(results_dir / "birds" / "ways.csv", index_col="model")
+    assert {model: row["way"] for model, row in table.iterrows()} == {name: way for name, (way, *_) in MODELS.items()}
+    assert table.loc["base.after-4", "latency_ms"] == 70 and np.isnan(table.loc["base", "difference"])
+    # The intervals are those of all differences together.
+    scored = {name: pd.read_parquet(results_dir / "birds" / name / PART / "predictions.parquet") for name in MODELS}
+    others = [name for name in table.index if name != "base"]
+    whole = scored["base"]
+    found = intervals.accuracy_differences(
+        *(whole["label_id"].to_numpy(), np.stack([scored[name]["predicted_id"] for name in others])),
+        *(whole["predicted_id"].to_numpy(), whole["group"].to_numpy()),
+    )
+    np.testing.assert_allclose(table.loc[others, "difference"], found.estimate, atol=1e-6)
+    np.testing.assert_allclose(table.loc[others, "difference_low_of_all"], found.low_of_all, rtol=1e-4, atol=1e-6)
+    printed = capsys.readouterr().out
+    assert printed.count("\n| ") == len(MODELS) and "| removed | base.after-4 | 4 |" in printed
+    assert all((results_dir / "birds" / f"ways.{suffix}").stat().st_size > 1000 for suffix in ("png", "pdf"))
+
+
+def test_names_of_ways_are_names_of_runs():
+    for model in MODELS:
+        parsed = names.parse(f"birds/{model}/{PART}")
+        assert parsed is not None and parsed.full_model == model
+
+
+def test_a_missing_model_is_named(results_dir, caplog):
+    assert run(results_dir, "--model", "other") == 3
+    assert "no result birds/other/fold-1.seed-1" in caplog.text
+    (results_dir / "birds" / "latency.csv").write_text("model,latency_ms,latency_doubt\nbase,1,no\n")
+    assert run(results_dir, "--model", "base") == 3
+    assert "has no latency of" in caplog.text
