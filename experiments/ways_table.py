@@ -28,6 +28,7 @@ from utils.figures import plots
 from utils.scores import comparison, intervals, summary, verdicts
 
 TABLE_NAME = "ways"
+DODGE = 1.012  # between two ways, so that intervals at one latency do not hide each other
 WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
 NARROWED, CNN, CNN_TAUGHT, TAUGHT = "repaired, narrower", "CNN", "CNN, taught", "taught"
 # In the order of the legend; the sizes of one way are joined by a line.
@@ -149,18 +150,19 @@ def draw(table: pd.DataFrame, path: Path, name: str) -> None:
                 "marker": plots.MARKERS[number % len(plots.MARKERS)],
             }
             look |= {"linestyle": "-" if number < len(plots.COLOURS) else "--"}
+            beside = own["latency_ms"] * DODGE ** (number - len(WAYS) / 2)
             errors = np.abs(own[["accuracy_low", "accuracy_high"]].to_numpy().T - own["accuracy"].to_numpy())
             axes.errorbar(
-                *(own["latency_ms"], own["accuracy"], errors),
+                *(beside, own["accuracy"], errors),
                 **look,
                 label=way,
                 markersize=5,
                 linewidth=1.2,
                 elinewidth=0.6,
             )
-            for _, row in own[own["n_layers"] > 0].iterrows():
+            for index, row in own[own["n_layers"] > 0].iterrows():
                 axes.annotate(
-                    *(str(row["n_layers"]), (row["latency_ms"], row["accuracy"])),
+                    *(str(row["n_layers"]), (beside[index], row["accuracy"])),
                     xytext=(4, 4),
                     textcoords="offset points",
                     fontsize=7,
