@@ -412,9 +412,7 @@ def model_input(model_dir: Path) -> runs.Input:
     """
     if not Path(model_dir).is_dir() and not is_exported(model_dir):
         if Path(model_dir).is_file():
-            raise InputError(
-                f"--model_dir {model_dir} is a file; the name of an exported one ends in {EXPORTED_SUFFIX}"
-            )
+            raise InputError(f"--model_dir {model_dir} is a file; the name of an exported model ends in .onnx")
         is_of_export = Path(model_dir).suffix == EXPORTED_SUFFIX
         what, maker = ("file", "07_manual_pruning.py --export") if is_of_export else ("folder", "02_finetuning.py")
         raise InputError(f"--model_dir {model_dir}: no such {what}; expected the output of {maker}")

@@ -118,7 +118,8 @@ class MelspectrogramFeatures(nn.Module):
         self._has_pcen = extractor.pcen
         if extractor.pcen:
             # The level of a frame is a weighted sum of the energies up to it: the recursion, written out.
-            age = torch.arange(1 + n_samples // hop, dtype=torch.float64)
+            n_frames = 1 + (n_samples + 2 * self._n_around - n_fft) // hop
+            age = torch.arange(n_frames, dtype=torch.float64)
             age = age[:, None] - age
             weights = bird_cnn.PCEN_SMOOTHING * (1 - bird_cnn.PCEN_SMOOTHING) ** age
             weights[:, 0] /= bird_cnn.PCEN_SMOOTHING  # the level starts as the energy of the first frame
