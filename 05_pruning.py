@@ -151,8 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--repair_clips",
         type=cli.positive_int,
-        default=pruning_plan.REPAIR_CLIPS,
-        help="clips of train on which the repair is fitted",
+        default=None,
+        help=f"of --repair: clips of train on which it is fitted (default: {pruning_plan.REPAIR_CLIPS})",
     )
     add("--heal", type=cli.non_negative_int, default=0, help="epochs of fine-tuning for the chosen subset")
     add(
@@ -201,6 +201,9 @@ def run(args: argparse.Namespace) -> None:
             f"--search_split and --report_split are both {args.report_split}: the score of a subset is too high on the "
             "clips on which it was chosen; choose on val, report on test"
         )
+    if args.repair_clips is not None and args.repair == pruning_plan.NO_REPAIR:
+        raise UsageError("--repair_clips is of use only with --repair linear")
+    args.repair_clips = args.repair_clips or pruning_plan.REPAIR_CLIPS  # run.json has the number
     inputs = {
         "model_dir": model_folder.model_input(args.model_dir),
         "data_dir": clips.data_input(args.data_dir, args.fold),
@@ -284,6 +287,7 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
     if args.repair == pruning_plan.LINEAR:
         some = repair.draw_clips(train_clips, args.repair_clips, args.seed)
         repairer = repair.Repairer(loaded, some, args.batch_size)
+        log.info("every subset is repaired on %d clips of train", len(some))
     return Sweep(args, inputs, loaded, train_clips, search_clips, report_clips, plan, evidence, heal_keep, repairer)
 
 

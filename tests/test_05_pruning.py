@@ -573,6 +573,7 @@ def test_a_repaired_sweep_scores_what_the_repaired_models_score_alone(repaired, 
     train, test = (clips.read_clips(data_dir, split) for split in ("train", "test"))
     repairer = repair.Repairer(loaded, repair.draw_clips(train, 9, seed=42), 4)
     table = table_of(repaired)
+    assert "every subset is repaired on 9 clips of train" in (repaired / "log.txt").read_text()
     assert set(table["repair"]) == {"linear"}
     reported = table.dropna(subset="report_accuracy")
     assert len(reported) >= 4
@@ -801,6 +802,7 @@ def refused(capfd, message, output_dir):
         (("--iterative", "--strategies", "forward"), "--iterative needs one of --strategies block_influence"),
         (("--heal_keep", "0"), "give the number of epochs with --heal"),
         (("--heal_teacher",), "give the number of epochs with --heal"),
+        (("--repair_clips", "4"), "--repair_clips is of use only with --repair linear"),
         (("--heal", "1", "--heal_keep", "7"), "there is no layer 7; this model has layers 0-3"),
         (("--heal", "1", "--heal_keep", "none"), "there is no encoder to heal"),
     ],
