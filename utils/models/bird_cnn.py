@@ -254,14 +254,13 @@ def pcen(energy: torch.Tensor) -> torch.Tensor:
     Tensor
         Of the same shape and dtype.
     """
-    level = energy.double().movedim(-1, 0).contiguous()  # (n_frames, batch, n_mels)
-    for before, now in itertools.pairwise(level):
-        now.lerp_(before, 1.0 - PCEN_SMOOTHING)
-    return compressed(energy, level.movedim(0, -1))
-
-
-def compressed(energy: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    """Return spectrograms divided by the level of each band (float64), and compressed; see `pcen`."""
+    keep, level = 1.0 - PCEN_SMOOTHING, energy.double()
+    # The level is keep · (that before) + (1 − keep) · energy: a sum over all earlier frames, whose length doubles here.
+    level = torch.cat([level[..., :1], PCEN_SMOOTHING * level[..., 1:]], dim=-1)
+    n_summed, n_frames = 1, energy.shape[-1]
+    while n_summed < n_frames:
+        level = level + keep**n_summed * nn.functional.pad(level[..., :-n_summed], (n_summed, 0))
+        n_summed *= 2
     gained = energy / (PCEN_FLOOR + level) ** PCEN_GAIN
     return ((gained + PCEN_BIAS) ** PCEN_POWER - PCEN_BIAS**PCEN_POWER).to(energy.dtype)
 

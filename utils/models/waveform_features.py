@@ -116,22 +116,12 @@ class MelspectrogramFeatures(nn.Module):
         self.normalised, self._n_around = Normalised(), n_fft // 2
         self.energy = MelEnergy(np.diag(hann(n_fft)), n_fft, hop, bank.double().numpy())
         self._has_pcen = extractor.pcen
-        if extractor.pcen:
-            # The level of a frame is a weighted sum of the energies up to it: the recursion, written out.
-            n_frames = 1 + (n_samples + 2 * self._n_around - n_fft) // hop
-            age = torch.arange(n_frames, dtype=torch.float64)
-            age = age[:, None] - age
-            weights = bird_cnn.PCEN_SMOOTHING * (1 - bird_cnn.PCEN_SMOOTHING) ** age
-            weights[:, 0] /= bird_cnn.PCEN_SMOOTHING  # the level starts as the energy of the first frame
-            self.register_buffer("levels", torch.where(age < 0, 0.0, weights))
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
         """Return features, shape (batch, n_mels, n_frames)."""
         padded = nn.functional.pad(self.normalised(waveform), (self._n_around, self._n_around))
         energy = self.energy(padded)
-        if not self._has_pcen:
-            return (energy + bird_cnn.LOG_FLOOR).log()
-        return bird_cnn.compressed(energy, energy.double() @ self.levels.mT)
+        return bird_cnn.pcen(energy) if self._has_pcen else (energy + bird_cnn.LOG_FLOOR).log()
 
 
 def hann(n_samples: int) -> np.ndarray:
