@@ -128,7 +128,7 @@ def markdown(table: pd.DataFrame) -> list[str]:
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for _, row in table.iterrows():
-        cells = [row["way"], row["model"], str(row["n_layers"] or ""), f"{row['n_parameters'] / 1e6:.1f}"]
+        cells = [row["way"], row["model"], str(row["n_layers"] or ""), f"{row['n_parameters'] / 1e6:.3g}"]
         cells += [f"{row['latency_ms']:.0f}" + "?" * study_table.is_doubtful(row), study_table.score(row, "accuracy")]
         is_whole = np.isnan(row["difference"])
         cells += ["", ""] if is_whole else [study_table.difference(row), row["within_margin"]]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
+from tests.data import small_model
 from tests.stages import ROOT
 from utils.models import encoders, latency
 
@@ -212,6 +213,14 @@ def test_models_of_another_kind_or_length_have_no_order():
     )
     assert latency.slower_with_fewer([(short, 2, 30.0), (short, 4, 30.0), (short, 4, 31.0)]) == set()
     assert latency.slower_with_fewer([(short, 6, 30.0), (long, 6, 30.0), (short, 4, 31.0)]) == {0, 2}
+
+
+def test_a_narrower_model_is_of_another_kind():
+    """Four narrow blocks may be faster than three wide ones."""
+    clip = np.zeros(16_000, np.float32)
+    models = [small_model("wav2vec2"), small_model("wav2vec2"), small_model("wav2vec2", intermediate_size=16)]
+    same, again, narrow = (latency._Candidate(loaded, clip, 16_000).kind for loaded in models)
+    assert same == again != narrow
 
 
 def test_cpus_are_busy_where_they_are():

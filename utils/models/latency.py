@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from utils.core.workers import available_cpus
-from utils.models.architectures import has_blocks
+from utils.models.architectures import has_blocks, widths_of
 from utils.models.encoders import front_end_forward
 from utils.models.exported_network import ExportedNetwork
 from utils.models.loaded_model import LoadedModel
@@ -173,7 +173,8 @@ class _Candidate:
         config = self.loaded.config
         if not has_blocks(config):
             return self
-        return config.model_type, config.hidden_size, self.inputs()[self.loaded.model.main_input_name].shape
+        widths = tuple(widths_of(config).items())
+        return config.model_type, config.hidden_size, widths, self.inputs()[self.loaded.model.main_input_name].shape
 
 
 def measure_in_turn(
