@@ -25,7 +25,7 @@ from transformers import logging as transformers_logging
 
 from experiments.stage_processes import start_stage
 from tests.data import CLIP_SECONDS, LABELS, SMALL_CONFIGS, small_extractor, small_model, write_processed
-from tests.stages import launch_together, load_stage, run_apart
+from tests.stages import launch_together, load_stage, run_apart, stopped_at_loss
 from utils.data.clips import read_clips
 from utils.models import architectures, encoders, predict, training
 
@@ -230,18 +230,7 @@ def test_denormal_numbers_are_zero_while_a_model_is_trained_and_not_after(data_d
 def test_interrupted_and_resumed_weights_are_bit_equal(at_step, undisturbed, data_dir, base_dir, tmp_path, monkeypatch):
     """SIGUSR2 during a step of a 3-epoch run of 5 steps each; the same command finishes it."""
     args = words(data_dir, tmp_path / "run", epochs=3, base_model=base_dir)
-    real, n_losses = training.Loss.__call__, 0
-
-    def loss(self, outputs, labels, num_items_in_batch=None):
-        nonlocal n_losses
-        if outputs["logits"].requires_grad:
-            n_losses += 1
-            if n_losses == at_step:
-                os.kill(os.getpid(), signal.SIGUSR2)
-        return real(self, outputs, labels, num_items_in_batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Loss, "__call__", loss)
+    with stopped_at_loss(monkeypatch, at_step):
         assert stage.main(args) == 75
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["status"], record["exit_code"]) == ("interrupted", 75)
