@@ -285,7 +285,7 @@ def check(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: run
         budget.check(loaded, limit, tuple(range(fewest)), search_clips.clip_seconds)
     repairer = None
     if args.repair == pruning_plan.LINEAR:
-        some = repair.draw_clips(train_clips, args.repair_clips, args.seed)
+        some = train_clips.drawn(args.repair_clips, args.seed)
         repairer = repair.Repairer(loaded, some, args.batch_size)
         log.info("every subset is repaired on %d clips of train", len(some))
     return Sweep(args, inputs, loaded, train_clips, search_clips, report_clips, plan, evidence, heal_keep, repairer)

@@ -167,7 +167,8 @@ def run(args: argparse.Namespace) -> None:
     if is_narrower(args) and not asked:
         args.drop_layers, asked = "none", True
     check_arguments(args, best_path, asked or only_exports)
-    inputs = {"model_dir": model_folder.any_model_input(args.model_dir)}
+    given = model_folder.model_input(Path(args.model_dir)) if only_exports else None
+    inputs = {"model_dir": given or model_folder.any_model_input(args.model_dir)}
     if best_path is not None:
         inputs["from"] = runs.file_input(best_path)
         chosen_width = {}
@@ -181,7 +182,6 @@ def run(args: argparse.Namespace) -> None:
     if args.data_dir is not None:
         inputs["data_dir"] = clips.data_input(args.data_dir, args.fold)
     if only_exports:
-        inputs["model_dir"] = model_folder.model_input(Path(args.model_dir))
         export_alone(args, inputs | fitted_thresholds.as_input(Path(args.model_dir)))
         return
     if args.data_dir is not None and best_path is not None and chosen_width:
@@ -368,7 +368,7 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
                 made = narrowed(args, inputs, source, largest, train)
         repairer = None
         if is_repaired(args):
-            some = repair.draw_clips(train, args.repair_clips or pruning_plan.REPAIR_CLIPS, args.seed)
+            some = train.drawn(args.repair_clips or pruning_plan.REPAIR_CLIPS, args.seed)
             targets = (whole, largest) if is_narrower(args) else ()
             repairer = repair.Repairer(made, some, BATCH_SIZE, *targets)
         with this_run.timed("writing"):
@@ -413,13 +413,13 @@ def export_files(args: argparse.Namespace, this_run: runs.Run, loaded: LoadedMod
     if args.data_dir is not None:
         val = clips.read_clips(args.data_dir, "val", args.max_clips_per_class, args.seed, args.fold)
         encoders.check_matches(loaded, val)
-        val = (val if loaded.is_multi_label else val.with_one_label()).without_silence()
+        val = val.without_silence() if loaded.is_multi_label else val.with_one_label()
     with this_run.timed("export"):
-        network, wanted = export.network_of(loaded), export.logits_of(loaded, val)
+        network, wanted = export.network_of(loaded, model_sha256), export.logits_of(loaded, val)
         rows, troubles = [], []
         for precision in precisions(args):
             path = args.output_dir / f"{precision}{model_folder.EXPORTED_SUFFIX}"
-            export.write(network, loaded, path, precision, model_sha256)
+            export.write(network, path, precision)
             rows.append(export.compare(path, wanted, val))
             log.info("%s: %s", path, rows[-1])
             if trouble := rows[-1].trouble():

@@ -236,9 +236,8 @@ def listen(
     """Decode and score recordings, with their results in a folder; return what each gave."""
     device = this_run.choose_device("cpu" if model.exported else args.device)
     loaded = model.exported or scoring.load(args.model_dir, device)
-    rate_hz = loaded.sample_rate_hz if model.exported else loaded.extractor.sampling_rate
     with this_run.checking():
-        windows = model.windows(rate_hz, args.overlap_seconds)
+        windows = model.windows(loaded.sample_rate_hz, args.overlap_seconds)
     if model.exported:
         log.info("device cpu (%s); model %s: %s", this_run.device, args.model_dir, loaded)
     else:

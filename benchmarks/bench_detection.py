@@ -70,10 +70,10 @@ def new_models(folder: Path) -> dict[str, Path]:
         loaded.config.clip_channel = "mean"
         folders[name] = folder / f"model{i}"
         encoders.save_model(loaded, folders[name])
-        network = export.network_of(loaded.ready("cpu"))
+        network = export.network_of(loaded.ready("cpu"), "")
         for precision in (FLOAT32, INT8):
             folders[f"{name}, {precision} file"] = folder / f"model{i}.{precision}.onnx"
-            export.write(network, loaded, folders[f"{name}, {precision} file"], precision, "")
+            export.write(network, folders[f"{name}, {precision} file"], precision)
     return folders
 
 

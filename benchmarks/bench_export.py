@@ -88,11 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         for number, (name, loaded) in enumerate(models.items()):
-            network, wanted = export.network_of(loaded), export.logits_of(loaded, val)
+            network, wanted = export.network_of(loaded, ""), export.logits_of(loaded, val)
             ways, found = {}, {}
             for precision in PRECISIONS:
                 path = Path(scratch) / f"{number}.{precision}.onnx"
-                export.write(network, loaded, path, precision, "")
+                export.write(network, path, precision)
                 ways[precision], found[precision] = (
                     exported.ExportedModel(path).logits,
                     export.compare(path, wanted, val),

@@ -27,7 +27,7 @@ from benchmarks.noise import new_model, new_whisper, noise_clips
 from utils.pruning.layer_selection import all_subsets
 from utils.pruning.layer_sweep import predict_subsets
 from utils.pruning.pruning_plan import REPAIR_CLIPS
-from utils.pruning.repair import Repairer, draw_clips
+from utils.pruning.repair import Repairer
 
 GOAL = 1.5
 N_BLOCKS = 6
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as name:
         drawn = noise_clips(Path(name) / "clips", max(args.clips, args.repair_clips), args.seconds)
-        clips, some = (draw_clips(drawn, n, seed=0) for n in (args.clips, args.repair_clips))
+        clips, some = (drawn.drawn(n, seed=0) for n in (args.clips, args.repair_clips))
         predict_subsets(loaded, some, keeps[:1], args.batch_size)  # warms up
         for _ in range(args.rounds):
             timed("plain", lambda: predict_subsets(loaded, clips, keeps, args.batch_size))

@@ -571,7 +571,7 @@ def repaired(tmp_path_factory, data_dir, run_dir):
 def test_a_repaired_sweep_scores_what_the_repaired_models_score_alone(repaired, run_dir, data_dir):
     loaded = encoders.load_model(run_dir, "cpu")
     train, test = (clips.read_clips(data_dir, split) for split in ("train", "test"))
-    repairer = repair.Repairer(loaded, repair.draw_clips(train, 9, seed=42), 4)
+    repairer = repair.Repairer(loaded, train.drawn(9, seed=42), 4)
     table = table_of(repaired)
     assert "every subset is repaired on 9 clips of train" in (repaired / "log.txt").read_text()
     assert set(table["repair"]) == {"linear"}

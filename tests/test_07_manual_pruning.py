@@ -920,7 +920,7 @@ def test_a_repaired_model_is_the_one_of_the_library_and_knows_its_clips(rough_di
     words = ("--model_dir", rough_dir, "--keep_layers", "0,3", "--data_dir", data_dir, "--output_dir", tmp_path / "out")
     assert main(*words, "--repair", "linear", "--repair_clips", 9) == 0
     loaded, train = encoders.load_model(rough_dir, "cpu"), clips.read_clips(data_dir, "train").with_one_label()
-    repairer = repair.Repairer(loaded, repair.draw_clips(train, 9, seed=42), stage.BATCH_SIZE)
+    repairer = repair.Repairer(loaded, train.drawn(9, seed=42), stage.BATCH_SIZE)
     wanted = repair.repaired_copy(loaded, (0, 3), repairer).model.state_dict()
     saved = tmp_path / "out" / "model"
     assert same(weights(saved), wanted)

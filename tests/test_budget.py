@@ -143,7 +143,7 @@ def test_a_repaired_sweep_repairs_the_narrower_models_too(run_dir, data_dir, tmp
     changes = width.changes_of(narrow.config, {"ffn_size": chosen["ffn_size"]})
     measured = width.measure(narrow, train, width.ACTIVATION, list(changes), tmp_path / "sums.npz", {})
     width.narrow(narrow.model, measured, changes, width.ACTIVATION)
-    repairer = repair.Repairer(narrow, repair.draw_clips(train, 20, 42), 4, whole, chosen["keep"])
+    repairer = repair.Repairer(narrow, train.drawn(20, 42), 4, whole, chosen["keep"])
     repaired = repair.repaired_copy(narrow, tuple(range(len(chosen["keep"]))), repairer)
     for split, name in (("val", "search"), ("test", "report")):
         of_split = clips.read_clips(data_dir, split)

@@ -133,10 +133,10 @@ def test_a_file_answers_as_the_model_does(name, make, tmp_path):
     loaded = make(name, pcen=True) if name == "melspectrogram" else make(name)
     if name in SMALL_CONFIGS:
         loaded = encoders.pruned_copy(loaded, [] if name == "hubert" else [0])
-    network = export.network_of(loaded)
+    network = export.network_of(loaded, "digest")
     for precision, tolerance in ((FLOAT32, 1e-5), (FLOAT16, 1e-2), (INT8, 5e-2)):
         path = tmp_path / f"{precision}.onnx"
-        export.write(network, loaded, path, precision, "digest")
+        export.write(network, path, precision)
         model = ExportedModel(path)
         for n_clips in (1, 3):
             clips = clips_of(model.n_samples, n_clips)
@@ -185,7 +185,7 @@ def test_the_scores_of_a_file_are_calibrated(kind, make, tmp_path):
     loaded.config.decision = DECISION | {"calibration": {"kind": kind, **numbers}}
     loaded.config.problem_type = MULTI_LABEL if kind == "platt" else "single_label_classification"
     path = tmp_path / "float32.onnx"
-    export.write(export.network_of(loaded), loaded, path, FLOAT32, "digest")
+    export.write(export.network_of(loaded, "digest"), path, FLOAT32)
     session, clips = onnxruntime.InferenceSession(path), clips_of(round(CLIP_SECONDS * SAMPLE_RATE_HZ))
     logits, scores = session.run([LOGITS, SCORES], {WAVEFORM: clips})
     np.testing.assert_allclose(scores, decision.scores(logits, loaded.config), atol=1e-6)
@@ -314,7 +314,7 @@ def test_a_pruned_model_is_exported_beside_its_folder(folder, tmp_path):
 def test_a_file_with_other_answers_is_refused_unless_asked_for(folder, files, data_dir, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(export, "LEAST_AGREEMENT", 1.01)
     network = onnx.load(files / "float32.onnx")
-    monkeypatch.setattr(export, "network_of", lambda loaded: network)
+    monkeypatch.setattr(export, "network_of", lambda loaded, model_sha256: network)
     words = ["--model_dir", folder, "--export", "onnx", "--data_dir", data_dir, "--output_dir", tmp_path / "out"]
     assert run(7, *words) == 3
     assert "float32: it agrees with the model on less than 1.01 of the clips" in caplog.text
@@ -460,7 +460,7 @@ def test_08_says_how_a_file_gets_thresholds(fitted, advice, files, tmp_path):
 
 
 def test_labels_come_in_the_order_of_their_ids():
-    assert exported.labels_of({"id2label": {"10": "k", **{str(i): "abcdefghij"[i] for i in range(10)}}})[-1] == "k"
+    assert decision.labels_of({"id2label": {"10": "k", **{str(i): "abcdefghij"[i] for i in range(10)}}})[-1] == "k"
 
 
 def test_the_lines_of_the_documentation_run(files, tmp_path):

@@ -133,11 +133,11 @@ def test_only_some_frames_enter_the_regression_where_there_are_many(train, monke
 
 
 def test_clips_are_drawn_without_their_labels_and_the_same_again(train):
-    drawn = repair.draw_clips(train, 7, seed=3)
+    drawn = train.drawn(7, seed=3)
     assert len(drawn) == 7
-    assert drawn.table["clip_id"].tolist() == repair.draw_clips(train, 7, seed=3).table["clip_id"].tolist()
+    assert drawn.table["clip_id"].tolist() == train.drawn(7, seed=3).table["clip_id"].tolist()
     assert drawn.table.index.is_monotonic_increasing
-    assert repair.draw_clips(train, 10_000, seed=3) is train
+    assert train.drawn(10_000, seed=3) is train
 
 
 @pytest.mark.parametrize(

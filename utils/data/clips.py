@@ -323,6 +323,13 @@ class Clips:
         labelled = self.without_silence()
         return replace(labelled, table=labelled.table.drop(columns=LABEL_COLUMNS, errors="ignore"))
 
+    def drawn(self, n_clips: int, seed: int | np.random.Generator) -> Clips:
+        """Return some of the clips, drawn without their labels, in their order; all if there are no more."""
+        if len(self) <= n_clips:
+            return self
+        chosen = np.random.default_rng(seed).choice(len(self), n_clips, replace=False)
+        return replace(self, table=self.table.iloc[np.sort(chosen)])
+
     def only(self, indices: range) -> Clips:
         """Return some of the clips, in their order."""
         return replace(self, table=self.table.iloc[indices.start : indices.stop])

@@ -126,7 +126,7 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
             f"{name} does not record how its training clips were cut: it is a base model, or an earlier version of "
             "this program trained it; train it with 02_finetuning.py or 06_cnn.py"
         )
-    labels = exported.labels_of(config)
+    labels = decision.labels_of(config)
     fitted = decision.read(config, name)
     if threshold is not None:
         return FieldModel(name, config, labels, dict.fromkeys(labels, threshold), fitted, inputs, of_file)

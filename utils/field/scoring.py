@@ -184,8 +184,9 @@ def in_torch(loaded: LoadedModel) -> Iterator[tuple[Callable, Callable]]:
         loaded = dataclasses.replace(loaded, model=onednn.with_folded_norms(loaded.model))
 
     def prepare(windows: np.ndarray) -> dict[str, torch.Tensor]:
-        rate_hz = loaded.extractor.sampling_rate
-        return loaded_model.prepare(loaded.extractor, list(windows), rate_hz, loaded.model.main_input_name)
+        return loaded_model.prepare(
+            loaded.extractor, list(windows), loaded.sample_rate_hz, loaded.model.main_input_name
+        )
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ alike, because a map has an intercept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from utils.core import lazy
@@ -68,9 +68,7 @@ def linear_residual(loaded: LoadedModel, clips: Clips, batch_size: int, seed: in
         If all clips are of one recording, or a hidden state is not finite.
     """
     rng = np.random.default_rng(seed)
-    if len(clips) > MOST_CLIPS:
-        drawn = np.sort(rng.choice(len(clips), MOST_CLIPS, replace=False))
-        clips = replace(clips, table=clips.table.iloc[drawn])
+    clips = clips.drawn(MOST_CLIPS, rng)
     in_first = first_half(clips.table, rng)
     return residual_of_states(_frames(loaded, clips, batch_size), in_first)
 

@@ -59,7 +59,7 @@ def read(config: PreTrainedConfig | Mapping, name: str = "the model") -> dict | 
     InputError
         If it is malformed, or is that of other labels.
     """
-    decision, labels = _of(config, FIELD), _labels(config)
+    decision, labels = _of(config, FIELD), labels_of(config)
     if decision is None:
         return None
     trouble = _trouble(decision, _of(config, "problem_type") == MULTI_LABEL)
@@ -85,10 +85,11 @@ def thresholds(config: PreTrainedConfig | Mapping) -> dict[str, float | None]:
     fitted = read(config)
     if fitted is not None:
         return fitted["thresholds"]
-    return dict.fromkeys(_labels(config), UNFITTED if _of(config, "problem_type") == MULTI_LABEL else None)
+    return dict.fromkeys(labels_of(config), UNFITTED if _of(config, "problem_type") == MULTI_LABEL else None)
 
 
-def _labels(config: PreTrainedConfig | Mapping) -> list[str]:
+def labels_of(config: PreTrainedConfig | Mapping) -> list[str]:
+    """Return the labels in a model's config, by label id."""
     return [label for _, label in sorted((int(i), label) for i, label in (_of(config, "id2label") or {}).items())]
 
 

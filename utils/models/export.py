@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
@@ -43,7 +43,7 @@ from utils.models import decision, encoders, exported_network, latency, predict,
 from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCHEMA_VERSION, SCORES, metadata_of
 from utils.models.loaded_model import WAVEFORM, LoadedModel
 from utils.models.waveform_features import features_of
-from utils.scores import intervals
+from utils.scores import intervals, multi_label
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,14 @@ class WaveformClassifier(nn.Module):
         return logits, scaled.sigmoid() if self._is_multi_label else scaled.softmax(dim=1)
 
 
-def network_of(loaded: LoadedModel) -> ModelProto:
-    """Return the network of a model, from waveform to logits and scores, in float32 and without metadata.
+def network_of(loaded: LoadedModel, model_sha256: str) -> ModelProto:
+    """Return the network of a model, from waveform to logits and scores, in float32, with its metadata.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    model_sha256 : str
+        Digest of the model folder.
 
     Raises
     ------
@@ -118,11 +124,30 @@ def network_of(loaded: LoadedModel) -> ModelProto:
         )
     network = program.model_proto
     graph = network.graph
+    # The exporter notes lines and paths of the code on this machine, more than the weights of a small model.
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
-        del part.metadata_props[
-            :
-        ]  # lines and paths of the code on this machine, more than the weights of a small model
+        del part.metadata_props[:]
+    helper.set_model_props(network, _metadata(loaded, model_sha256))
     return network
+
+
+def _metadata(loaded: LoadedModel, model_sha256: str) -> dict[str, str]:
+    """Return the metadata of the files of a model, but for their precision."""
+    rate_hz = loaded.sample_rate_hz
+    silence = np.zeros(round(loaded.config.clip_seconds * rate_hz), np.float32)
+    macs, macs_front_end = latency.count_macs(loaded.model, loaded.prepare([silence], rate_hz))
+    config = json.loads(loaded.config.to_json_string(use_diff=False))
+    sizes = {"n_blocks": loaded.config.num_hidden_layers, "n_parameters": encoders.count_parameters(loaded.model)}
+    return metadata_of(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "sample_rate_hz": rate_hz,
+            "model_sha256": model_sha256,
+            "config": {name: value for name, value in config.items() if name != "_name_or_path"},
+            "training_recordings": training_history.as_json(training_history.history_of(loaded.model)),
+            "sizes": sizes | {"macs_per_clip": macs, "macs_front_end": macs_front_end},
+        }
+    )
 
 
 @contextlib.contextmanager
@@ -141,43 +166,24 @@ def _quiet_exporter() -> Iterator[None]:
             each.setLevel(level)
 
 
-def write(network: ModelProto, loaded: LoadedModel, path: Path, precision: str, model_sha256: str) -> None:
-    """Write an exported file in a precision, with its metadata.
+def write(network: ModelProto, path: Path, precision: str) -> None:
+    """Write an exported file in a precision.
 
     Parameters
     ----------
     network : ModelProto
         From `network_of`; it is not changed.
-    loaded : LoadedModel
-        The model it was made from.
     path : Path
     precision : {"float32", "float16", "int8"}
-    model_sha256 : str
-        Digest of the model folder.
 
     Raises
     ------
     InputError
         If the weights do not fit into one file.
     """
-    network = _CONVERTERS[precision](network) if precision in _CONVERTERS else _copy(network)
-    rate_hz = loaded.extractor.sampling_rate
-    silence = np.zeros(round(loaded.config.clip_seconds * rate_hz), np.float32)
-    macs, macs_front_end = latency.count_macs(loaded.model, loaded.prepare([silence], rate_hz))
-    config = json.loads(loaded.config.to_json_string(use_diff=False))
-    sizes = {"n_blocks": loaded.config.num_hidden_layers, "n_parameters": encoders.count_parameters(loaded.model)}
-    metadata = metadata_of(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "precision": precision,
-            "sample_rate_hz": rate_hz,
-            "model_sha256": model_sha256,
-            "config": {name: value for name, value in config.items() if name != "_name_or_path"},
-            "training_recordings": training_history.as_json(training_history.history_of(loaded.model)),
-            "sizes": sizes | {"macs_per_clip": macs, "macs_front_end": macs_front_end},
-        }
-    )
-    helper.set_model_props(network, metadata)
+    metadata = {each.key: each.value for each in network.metadata_props}
+    network = _CONVERTERS[precision](network)
+    helper.set_model_props(network, metadata | {"precision": json.dumps(precision)})
     network.producer_name, network.doc_string = "", f"audio classifier, opset {OPSET}, {precision}"
     if network.ByteSize() > MOST_BYTES:
         raise InputError(
@@ -242,20 +248,19 @@ def _with_frame_scales(network: ModelProto, excluded: Sequence[str]) -> ModelPro
     network, nodes = _copy(network), []
     weights = {weight.name for weight in network.graph.initializer}
     for node in list(network.graph.node):
-        own = _copy_node(node)
-        is_linear = own.op_type == "MatMul" and own.input[1] in weights and own.input[0] not in weights
-        if not is_linear or own.name in excluded:
-            nodes.append(own)
+        is_linear = node.op_type == "MatMul" and node.input[1] in weights and node.input[0] not in weights
+        if not is_linear or node.name in excluded:
+            nodes.append(node)
             continue
-        given, result, name = own.input[0], own.output[0], own.name
+        given, result, name = node.input[0], node.output[0], node.name
         size, scale, scaled, product = (f"{name}.{part}" for part in ("size", "scale", "scaled", "product"))
-        own.input[0], own.output[0] = scaled, product
+        node.input[0], node.output[0] = scaled, product
         nodes += [
             helper.make_node("Abs", [given], [size], f"{size}.node"),
             helper.make_node("ReduceMax", [size, LAST_AXIS], [f"{scale}.0"], f"{scale}.0.node", keepdims=1),
             helper.make_node("Max", [f"{scale}.0", LEAST_SCALE], [scale], f"{scale}.node"),
             helper.make_node("Div", [given, scale], [scaled], f"{scaled}.node"),
-            own,
+            node,
             helper.make_node("Mul", [product, scale], [result], f"{product}.node"),
         ]
     del network.graph.node[:]
@@ -265,13 +270,7 @@ def _with_frame_scales(network: ModelProto, excluded: Sequence[str]) -> ModelPro
     return network
 
 
-def _copy_node(node: NodeProto) -> NodeProto:
-    copied = NodeProto()
-    copied.CopyFrom(node)
-    return copied
-
-
-_CONVERTERS = {FLOAT16: _in_float16, INT8: _in_int8}
+_CONVERTERS = {FLOAT32: _copy, FLOAT16: _in_float16, INT8: _in_int8}
 
 
 # ------------------------------------------------------------------------------------------------ checking
@@ -369,7 +368,8 @@ def compare(path: Path, wanted: np.ndarray, clips: Clips | None) -> Comparison:
     )
     if clips is None:
         return row
-    rights = [_is_right(clips, logits).astype(int) for logits in (found, wanted)]
+    targets = clips.targets > 0
+    rights = [multi_label.top_accuracy(targets, clips.is_known, logits).astype(int) for logits in (found, wanted)]
     groups = clips.table["group"].to_numpy()
     difference = intervals.paired_difference(np.ones(len(clips), int), *rights, groups)["accuracy"]
     return row._replace(**dict(zip(row._fields[-3:], map(float, difference), strict=True)))
@@ -379,9 +379,3 @@ def write_table(output_dir: Path, rows: Sequence[Comparison]) -> None:
     """Write ``export.csv``."""
     values = [["" if value != value else value for value in row] for row in rows]
     write_csv(output_dir / TABLE_NAME, Comparison._fields, values)
-
-
-def _is_right(clips: Clips, logits: np.ndarray) -> np.ndarray:
-    """Return for each clip whether the label with the highest score is one of its labels."""
-    best = np.where(clips.is_known, logits, -np.inf).argmax(axis=1)
-    return clips.targets[np.arange(len(clips)), best] > 0

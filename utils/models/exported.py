@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from utils.core import lazy
 from utils.core.errors import InputError, is_machine_limit
 from utils.core.names import PRECISIONS
-from utils.models import model_folder
+from utils.models import decision, model_folder
 from utils.models.loaded_model import MULTI_LABEL, WAVEFORM
 
 with lazy.imported_on_first_use():
@@ -44,22 +44,16 @@ def metadata_of(content: Mapping[str, Any]) -> dict[str, str]:
         Values by `KEYS`.
     """
     config = content["config"]
-    decision = config.get("decision") or {}
+    fitted = config.get(decision.FIELD) or {}
     alone = {
-        "labels": labels_of(config),
+        "labels": decision.labels_of(config),
         "clip_seconds": config["clip_seconds"],
         "clip_fill": config["clip_fill"],
         "kept_layers": config.get("kept_layers"),
-        "thresholds": decision.get("thresholds"),
+        "thresholds": fitted.get("thresholds"),
         "several_labels": config.get("problem_type") == MULTI_LABEL,
     }
     return {name: json.dumps(value) for name, value in {**alone, **content}.items()}
-
-
-def labels_of(config: Mapping) -> list[str]:
-    """Return the labels of the content of a ``config.json``, by label id."""
-    named = config["id2label"]
-    return [named[str(i)] for i in range(len(named))]
 
 
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -154,7 +148,7 @@ class ExportedModel:
         for name, text in metadata_of(content).items():
             if json.loads(text) != _parsed(found.get(name, "null")):
                 raise InputError(f"{path}: {name} and config in its metadata contradict each other; {ADVICE}")
-        self.labels = labels_of(self.config)
+        self.labels = decision.labels_of(self.config)
         self.n_samples = round(self.config["clip_seconds"] * self.sample_rate_hz)
         shapes = {each.name: each.shape for each in (*self._session.get_inputs(), *self._session.get_outputs())}
         wanted = {WAVEFORM: self.n_samples, LOGITS: len(self.labels), SCORES: len(self.labels)}

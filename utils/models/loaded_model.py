@@ -73,6 +73,11 @@ class LoadedModel:
         return [self.config.id2label[i] for i in range(self.config.num_labels)]
 
     @property
+    def sample_rate_hz(self) -> int:
+        """Sample rate of the clips that it takes."""
+        return self.extractor.sampling_rate
+
+    @property
     def is_exported(self) -> bool:
         """Whether the network is an exported file, which runs in one piece on the CPU; see `exported_network`."""
         return self.model.main_input_name == WAVEFORM

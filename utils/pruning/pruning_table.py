@@ -255,8 +255,6 @@ class Choices:
         intervals are of all of them.
     verdicts : dict of tuple of int to Verdict
         Of each pruned subset that has a score: whether it is shown to be within the margin.
-    n_dropped : int
-        Number of those of `n_pruned` that have no score.
     """
 
     whole: Keep
@@ -265,7 +263,11 @@ class Choices:
     within_by_interval: Candidate | None
     n_pruned: int
     verdicts: dict[Keep, verdicts.Verdict]
-    n_dropped: int = 0
+
+    @property
+    def n_dropped(self) -> int:
+        """Number of those of `n_pruned` that have no score."""
+        return self.n_pruned - len(self.verdicts)
 
     def keeps(self) -> set[Keep]:
         """Return all chosen subsets."""
@@ -346,8 +348,7 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
         if candidate.n_removed and on_search.score(candidate.keep)[0] >= least:
             possible.setdefault(candidate.keep, candidate)
     pruned = list(dict.fromkeys(candidate.keep for candidate in candidates if candidate.n_removed))
-    n_dropped = len(all_pruned) - len(pruned)
-    found = on_search.within_margin(pruned, whole, margin, n_dropped)
+    found = on_search.within_margin(pruned, whole, margin, len(all_pruned) - len(pruned))
     shown = (candidate for keep, candidate in possible.items() if found[keep].answer == verdicts.SHOWN)
     return Choices(
         whole,
@@ -356,7 +357,6 @@ def choose(candidates: Sequence[Candidate], on_search: SubsetScores, margin: flo
         within_by_interval=next(shown, None),
         n_pruned=len(all_pruned),
         verdicts=found,
-        n_dropped=n_dropped,
     )
 
 

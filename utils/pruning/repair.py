@@ -23,10 +23,8 @@ the target gets the scale that the pruned model has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -80,14 +78,6 @@ def check_possible(config: PreTrainedConfig) -> None:
         raise UsageError("--repair linear: a model with use_weighted_layer_sum reads all its layers, not only the last")
     if getattr(config, "adapter_attn_dim", None) is not None:
         raise UsageError("--repair linear: the blocks of this model end with adapters (adapter_attn_dim)")
-
-
-def draw_clips(clips: Clips, n_clips: int, seed: int) -> Clips:
-    """Return some of the clips, drawn without their labels, in their order; all if there are no more."""
-    if len(clips) <= n_clips:
-        return clips
-    drawn = np.random.default_rng(seed).choice(len(clips), n_clips, replace=False)
-    return replace(clips, table=clips.table.iloc[np.sort(drawn)])
 
 
 class Repairer:
