@@ -20,6 +20,11 @@ Every step is a stage with its command. --jobs steps run at a time, each with it
 kill the same command continues: a finished step has nothing to do, an unfinished one resumes. If a step fails, the
 running steps end, and no other step starts.
 
+A study can go on from results alone, on another machine: a model whose run folder is gone is not trained again if its
+results are complete. To go on from the results that came with the code, copy them first:
+
+    mkdir -p study && cp -r validation_results/published study/validation_results
+
 Writes <output_dir>/processed_data/<name>/folds, runs/<name>/<model>/fold-<k>.seed-<n> and
 validation_results/<name>/<model>/fold-<k>.seed-<n> and fold-all.seed-<n> (see utils/core/names.py), logs/ with the
 output of the steps, and the tables of experiments.leak_table, ladder_table, latencies and study_table.
@@ -54,6 +59,7 @@ log = logging.getLogger(__name__)
 
 PREPARE, TRAIN, VALIDATE = "01_data_processing.py", "02_finetuning.py", "03_model_validation.py"
 SWEEP, TRAIN_CNN, PRUNE = "05_pruning.py", "06_cnn.py", "07_manual_pruning.py"
+RESULTS_OF = (VALIDATE, SWEEP)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,22 @@ class Job:
 
     name: str
     steps: tuple[tuple[str, ...], ...]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the results of a model are complete although its run folder is gone, such as on a new machine."""
+        folders = [Path(step[-1]) for step in self.steps]  # each step ends with its output folder
+        made = {script for script, *_ in self.steps}
+        if not made & {TRAIN, TRAIN_CNN} or folders[0].exists():
+            return False
+        results = [folder for (script, *_), folder in zip(self.steps, folders, strict=True) if script in RESULTS_OF]
+        try:
+            for folder in results:
+                runs.folder_input(folder)
+        except InputError as error:
+            log.debug("%s is trained: %s", self.name, error)
+            return False
+        return True
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -128,8 +150,10 @@ def run(args: argparse.Namespace) -> None:
     logs_dir = args.output_dir / "logs"
     logs_dir.mkdir(parents=True, exist_ok=True)
     for number, jobs in enumerate(rounds, start=1):
-        log.info("round %d of %d: %d jobs", number, len(rounds), len(jobs))
-        run_jobs(jobs, args.jobs, logs_dir)
+        to_do = [job for job in jobs if not job.is_known]
+        known = f"; {len(jobs) - len(to_do)} more have results, without their models" if len(to_do) < len(jobs) else ""
+        log.info("round %d of %d: %d jobs%s", number, len(rounds), len(to_do), known)
+        run_jobs(to_do, args.jobs, logs_dir)
     make_tables(args, claim_layers)
 
 
@@ -178,41 +202,43 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
     def rung(of_base: Name, keep: str) -> Job:
         return fine_tuned(of_base.variant(names.blocks(keep)), base_model, "--keep_layers", keep)
 
-    def pruned(of_base: Name) -> Job:
-        whole = of_base.variant(names.blocks(rungs[-1]))
+    def whole_and_pruned(of_base: Name) -> Job:
+        whole, tuned = of_base.variant(names.blocks(rungs[-1])), rung(of_base, rungs[-1])
         swept, words = whole.variant(names.SWEEP), ("--model_dir", path("runs", whole))
         sweep_dir = path("validation_results", swept)
-        steps = [(SWEEP, *words, *on_data_of(whole), "--output_dir", sweep_dir)]
+        steps = [*tuned.steps, (SWEEP, *words, *on_data_of(whole), "--output_dir", sweep_dir)]
         for n in range(1, len(rungs) - 1):
             name = of_base.variant(names.after(n))
             choice = ("--from", f"{sweep_dir}/best.json", "--n_layers", str(n))
             steps.append((PRUNE, *words, *choice, "--output_dir", path("runs", name)))
             steps.append(validation(name))
-        return Job(str(swept), tuple(steps))
+        return Job(tuned.name, tuple(steps))
 
     def pooled(name: Name) -> Job:
         folds = [path("validation_results", replace(name, fold=fold)) for fold in folds_of[name.seed]]
         name = replace(name, fold=names.ALL_FOLDS)
-        return Job(str(name), ((VALIDATE, "--pool", *folds, "--output_dir", path("validation_results", name)),))
+        # It is replaced if the result of a fold is another one by now.
+        words = ("--pool", *folds, "--overwrite", "--output_dir", path("validation_results", name))
+        return Job(str(name), ((VALIDATE, *words),))
 
     folds = [str(number) for number in range(1, args.folds + 1)]
     folds_of = {**dict.fromkeys(args.seeds, folds), **dict.fromkeys(args.seeds_of_first_fold, folds[:1])}
     preparing = [prepared(Name(args.name, base, 0, fold="1", split_by=way)) for way in (DEFAULT_SPLIT, *args.splits)]
-    training, pruning = [], []
+    training = []
     for seed, fold in ((seed, fold) for seed, own in folds_of.items() for fold in own):
         of_base = Name(args.name, base, seed, fold=fold)
-        training += [rung(of_base, keep) for keep in rungs]
+        training += [rung(of_base, keep) for keep in rungs[:-1]]
+        training.append(whole_and_pruned(of_base))
         training.append(fine_tuned(of_base.variant(names.FROZEN), base_model, *frozen))
         for name, model in args.other_models:
             training.append(fine_tuned(replace(of_base, model=name), model))
         for architecture in args.architectures:
             words = ("--architecture", architecture, *args.cnn_args)
             training.append(trained(replace(of_base, model=f"cnn-{architecture}"), TRAIN_CNN, *words))
-        pruning.append(pruned(of_base))
         if seed == args.seeds[0]:
             training += [rung(replace(of_base, split_by=way), claim_layers) for way in args.splits]
     pooling = [pooled(name) for name in scored if name.fold == "1" and name.seed in args.seeds]
-    return [preparing, training, pruning, pooling]
+    return [preparing, training, pooling]
 
 
 # ------------------------------------------------------------------------------------------- doing it

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForAudioClassification
 
-from experiments import study
+from experiments import publish, study
 from experiments.stage_processes import CONTEXT
 from tests.data import SMALL_CONFIGS, small_extractor, write_processed
 from tests.stages import load_stage, without_figures
@@ -111,6 +112,20 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
     assert study.main(command) == 0, "done already"
     assert records(tmp_path / "study") == after
 
+    # On another machine, with the published results alone: only the model whose result is not whole is trained again.
+    published, moved = tmp_path / "published", tmp_path / "moved"
+    where = ("--results_dir", str(tmp_path / "study" / "validation_results"), "--published_dir", str(published))
+    assert publish.main(["--name", "birds", *where]) == 0
+    shutil.copytree(published, moved / "validation_results")
+    (moved / "validation_results" / "birds" / "small.frozen" / "fold-2.seed-1" / "metrics.csv").write_text("damaged")
+    assert study.main([*words, "--output_dir", str(moved)]) == 3, "the damaged result is refused where it lies"
+    shutil.rmtree(moved / "validation_results" / "birds" / "small.frozen" / "fold-2.seed-1")
+    assert study.main([*words, "--output_dir", str(moved)]) == 0
+    trained = [path.parent.relative_to(moved / "runs").as_posix() for path in (moved / "runs").rglob("run.json")]
+    assert trained == ["birds/small.frozen/fold-2.seed-1"]
+    table_again = pd.read_csv(moved / "validation_results" / "birds" / "study.csv").set_index("model")
+    pd.testing.assert_series_equal(table_again["accuracy"], table["accuracy"])
+
 
 def test_killed_it_leaves_no_step_behind_that_nobody_waits_for(tmp_path):
     data_dir, run_dir = write_processed(tmp_path / "data"), tmp_path / "run"
@@ -190,3 +205,8 @@ def test_wrong_arguments(words, more, text, tmp_path, caplog, capsys):
 def test_base_model_that_is_missing(words, tmp_path, caplog):
     assert study.main([*words, "--base_model", f"gone={tmp_path / 'gone'}", "--output_dir", str(tmp_path / "out")]) == 3
     assert "gone cannot be loaded: no such folder" in caplog.text and not (tmp_path / "out").exists()
+
+
+def test_nothing_to_publish(tmp_path, caplog):
+    assert publish.main(["--name", "birds", "--results_dir", str(tmp_path)]) == 3
+    assert "has no result of birds: run experiments.study first" in caplog.text
