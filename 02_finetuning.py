@@ -2,6 +2,7 @@
 
     python 02_finetuning.py --data_dir processed_data --base_model facebook/wav2vec2-base --output_dir runs/wav2vec2
     python 02_finetuning.py --base_model facebook/wav2vec2-base --keep_layers 0-5 --output_dir runs/wav2vec2-0-5
+    python 02_finetuning.py --base_model birdaves-biox-base.torchaudio.pt --output_dir runs/birdaves
     python 02_finetuning.py --base_model runs/wav2vec2 --keep_layers 0-5 --teacher_dir runs/wav2vec2 --output_dir runs/a
     python 02_finetuning.py --base_model tiny --num_train_epochs 5 --output_dir runs/tiny     # in a minute on a CPU
     torchrun --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2                   # on four GPUs
@@ -44,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base_model",
         default="facebook/wav2vec2-base",
-        help=f"pre-trained encoder ({architectures.NAMES}): name on the hub, folder, or 'tiny' (small, built in, "
-        "random weights)",
+        help=f"pre-trained encoder ({architectures.NAMES}): name on the hub, folder, a checkpoint of AVES or BirdAVES "
+        "(aves.pt, with its aves.model_config.json beside it), or 'tiny' (small, built in, random weights)",
     )
     parser.add_argument(
         "--keep_layers", default=None, help="prune first: layers to keep, such as 0-3,7, or none (default: all)"

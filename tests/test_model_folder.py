@@ -148,8 +148,8 @@ def test_one_function_calls_from_pretrained():
     }
     assert callers == {
         "utils/models/loading.py:return auto_class.from_pretrained("
-        "folder.path, trust_remote_code=False, local_files_only=True, **options)",
-        'utils/models/loading.py:weights = torch.load(path, map_location="meta", weights_only=True)',
+        "place, trust_remote_code=False, local_files_only=True, **options)",
+        "utils/models/loading.py:weights = torch.load(path, map_location=device, weights_only=True)",
     }
 
 
@@ -160,7 +160,7 @@ def test_a_pickle_is_read_as_weights_only(model_dir, tmp_path):
 
     torch.save({"weight": Foreign()}, model_dir / "pytorch_model.bin")
     (model_dir / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"pytorch_model\.bin is damaged, or holds more than weights") as refusal:
+    with pytest.raises(InputError, match=r"pytorch_model\.bin holds more than weights: .*class io\.open") as refusal:
         load(model_dir)
     assert "\x1b" not in str(refusal.value) and "\n" not in str(refusal.value)
     assert not (tmp_path / "marker").exists()

@@ -39,6 +39,7 @@ REPAIRED, TAUGHT = "repaired", "taught"
 # Root folders of the results, and the depth of a result below its root.
 ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
 DEPTH = 3
+CHECKPOINT_SUFFIXES = (".pt", ".pth")  # of other programs
 PRECISIONS = ("float32", "float16", "int8")  # of exported files
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
 _VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|repaired|taught|"
@@ -173,10 +174,12 @@ def of_folder(folder: Path) -> str:
 def of_model(model_dir: str | Path) -> str:
     """Return the name of the results of a model: the name of its run, or the name of a model folder outside a run.
 
-    That of an exported file is the name of its folder with its precision as a variant; of a renamed one, the name of
-    its folder and its own.
+    That of a checkpoint of another program is its name without the suffix. That of an exported file is the name of its
+    folder with its precision as a variant; of a renamed one, the name of its folder and its own.
     """
     folder = Path(model_dir).resolve()
+    if folder.is_file() and folder.suffix in CHECKPOINT_SUFFIXES:
+        return folder.stem
     if folder.is_file():
         name = of_folder(folder.parent)
         return variant_of(name, folder.stem) if folder.stem in PRECISIONS else f"{name}.{folder.stem}"

@@ -11,6 +11,12 @@ def some(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
+def short(value: object, most: int = 80) -> str:
+    """Return a value of a JSON file as text for a message."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def printable(text: str, keep: str = "") -> str:
     r"""Return `text` with each unprintable character written as an escape, such as ``\x1b`` or ``\u202e``.
 

@@ -1,17 +1,20 @@
-"""Load a model folder: the only module that reads weights.
+"""Load a model folder, or a checkpoint of another program: the only module that reads weights.
 
 Weights are read as numbers, in float32. Folders that cannot be right are refused before memory is allocated for them.
 """
 
+import contextlib
 import logging
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
@@ -23,17 +26,16 @@ from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_M
 
 import utils.models.bird_cnn  # noqa: F401 (registers its networks with the Auto classes)
 from utils.core.errors import InputError, is_machine_limit
-from utils.models import memory, training_history
+from utils.core.text import printable, short
+from utils.models import memory, torchaudio_checkpoint, training_history
 from utils.models.loaded_model import LoadedModel
 from utils.models.model_folder import (
     ADVICE,
-    CONFIG_NAME,
     EXTRACTOR_NAMES,
     WEIGHT_NAMES,
     ModelFolder,
     is_count,
     one_line,
-    short,
 )
 
 log = logging.getLogger(__name__)
@@ -57,11 +59,15 @@ def read_config(folder: ModelFolder, **changes) -> PreTrainedConfig:
     InputError
         If transformers does not support the architecture or refuses a value, or there is no such number of layers.
     """
-    config = _from_pretrained(AutoConfig, folder, **changes)
+    if folder.is_checkpoint:
+        with _as_input_error(folder):
+            config = AutoConfig.for_model(**folder.config, **changes)
+    else:
+        config = _from_pretrained(AutoConfig, folder, **changes)
     kept = getattr(config, "kept_layers", None)
     if kept is not None and len(kept) != config.num_hidden_layers:
         raise InputError(
-            f"{folder.name}/{CONFIG_NAME}: kept_layers has {len(kept)} numbers, num_hidden_layers is "
+            f"{folder.config_name}: kept_layers has {len(kept)} numbers, num_hidden_layers is "
             f"{config.num_hidden_layers}; {ADVICE}"
         )
     config.name_or_path = folder.name  # not the path in the hub's cache
@@ -89,23 +95,37 @@ def load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, We
 
 
 def _load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, WeightNames]:
-    extractor = _from_pretrained(AutoFeatureExtractor, folder)
+    if folder.extractor is None:
+        extractor = _from_pretrained(AutoFeatureExtractor, folder)
+    else:
+        extractor = FEATURE_EXTRACTOR_MAPPING[type(config)](**folder.extractor)
     _check_extractor(folder, extractor, config)
     _check_size(folder, config)
     if len([name for name in WEIGHT_NAMES if (folder.path / name).is_file()]) > 1:
         log.info("%s holds several sets of weights: %s is read", folder.name, folder.weights[0].name)
+    auto_class, weights = AutoModelForAudioClassification, {}
+    if folder.is_checkpoint:
+        auto_class, weights = MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING[type(config)], {"state_dict": _renamed(folder)}
     model, report = _from_pretrained(
-        AutoModelForAudioClassification,
+        auto_class,
         folder,
         config=config,
         dtype=torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # transformers would not name them
+        **weights,
     )
-    names = ({key[0] if isinstance(key, tuple) else str(key) for key in report[kind]} for kind in _REPORTED)
+    names = WeightNames(
+        *({key[0] if isinstance(key, tuple) else str(key) for key in report[kind]} for kind in _REPORTED)
+    )
+    if folder.is_checkpoint and names.unexpected:
+        raise InputError(
+            f"{folder.name} holds weights that {folder.config_name} does not describe, such as "
+            f"{printable(min(names.unexpected))}: it is the config of another model; {torchaudio_checkpoint.ADVICE}"
+        )
     model.config.name_or_path = folder.name
     model.training_history = training_history.read_history(folder.path)
-    return LoadedModel(model, extractor), WeightNames(*names)
+    return LoadedModel(model, extractor), names
 
 
 _REPORTED = ("missing_keys", "mismatched_keys", "unexpected_keys")
@@ -120,12 +140,34 @@ def quiet_transformers() -> None:
 def _from_pretrained(auto_class: type, folder: ModelFolder, **options) -> object:
     """Call the only ``from_pretrained``: it runs no code of the folder, never asks, and stays off the network."""
     quiet_transformers()
+    place = None if "state_dict" in options else folder.path
+    with _as_input_error(folder):
+        return auto_class.from_pretrained(place, trust_remote_code=False, local_files_only=True, **options)
+
+
+@contextlib.contextmanager
+def _as_input_error(folder: ModelFolder) -> Iterator[None]:
+    """Raise `InputError` for any error within the block that is not a fault of the machine."""
     try:
-        return auto_class.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True, **options)
+        yield
     except Exception as error:  # OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError …
-        if is_machine_limit(error):
+        if is_machine_limit(error) or isinstance(error, InputError):
             raise
         raise InputError(f"{folder.name} cannot be loaded: {one_line(error)}") from error
+
+
+def _renamed(folder: ModelFolder) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint by their names in transformers, in float32."""
+    given = _read_pickle(folder, folder.path, "cpu")
+    stored = ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in given.values()}))
+    if not all(value.is_floating_point() for value in given.values()):
+        raise InputError(
+            f"{folder.name} stores weights in {stored}; expected float32 or float16: choose a file without quantization"
+        )
+    if stored != "float32":
+        log.info("%s stores weights in %s; here they are float32", folder.name, stored)
+    names = {torchaudio_checkpoint.weight_name(name): value for name, value in given.items()}
+    return {name: value.float() for name, value in names.items() if name is not None}
 
 
 def _check_extractor(folder: ModelFolder, extractor: object, config: PreTrainedConfig) -> None:
@@ -164,25 +206,18 @@ def _check_size(folder: ModelFolder, config: PreTrainedConfig) -> None:
         n_values += math.prod(shape)
     if config.num_hidden_layers > max(numbers) + 1:
         raise InputError(
-            f"{folder.name}/{CONFIG_NAME}: num_hidden_layers is {config.num_hidden_layers}, the weights have no layer "
+            f"{folder.config_name}: num_hidden_layers is {config.num_hidden_layers}, the weights have no layer "
             f"beyond {max(numbers)}; {ADVICE}"
         )
     hidden_size = getattr(config, "hidden_size", None)
     if hidden_size is not None and hidden_size not in sizes:
-        raise InputError(
-            f"{folder.name}/{CONFIG_NAME}: the hidden size is {hidden_size}, no weight has this size; {ADVICE}"
-        )
-    try:
-        with torch.device("meta"):
-            skeleton = AutoModelForAudioClassification.from_config(config, trust_remote_code=False)
-    except Exception as error:
-        if is_machine_limit(error):
-            raise
-        raise InputError(f"{folder.name} cannot be loaded: {one_line(error)}") from error
+        raise InputError(f"{folder.config_name}: the hidden size is {hidden_size}, no weight has this size; {ADVICE}")
+    with _as_input_error(folder), torch.device("meta"):
+        skeleton = AutoModelForAudioClassification.from_config(config, trust_remote_code=False)
     n_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     if n_parameters > 2 * n_values + LARGEST_HEAD:
         raise InputError(
-            f"{folder.name}/{CONFIG_NAME} describes a model of {n_parameters:.3g} parameters, the weights hold "
+            f"{folder.config_name} describes a model of {n_parameters:.3g} parameters, the weights hold "
             f"{n_values:.3g} numbers; {ADVICE}"
         )
 
@@ -190,20 +225,52 @@ def _check_size(folder: ModelFolder, config: PreTrainedConfig) -> None:
 def _shapes(folder: ModelFolder) -> Iterator[tuple[str, list[int]]]:
     """Yield the name and the shape of every weight; no weight is read."""
     for path in folder.weights:
+        if path.suffix != ".safetensors":
+            yield from ((name, list(value.shape)) for name, value in _read_pickle(folder, path, "meta").items())
+            continue
         try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118
-                        yield name, file.get_slice(name).get_shape()
-            else:
-                weights = torch.load(path, map_location="meta", weights_only=True)
-                yield from ((name, value.shape) for name, value in weights.items())
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_slice(name).get_shape()
         except SafetensorError as error:
-            raise InputError(f"{folder.name}/{path.name} is damaged ({one_line(error)}); {ADVICE}") from error
-        except Exception as error:  # UnpicklingError, RuntimeError, AttributeError, OSError …
-            if is_machine_limit(error):
-                raise
+            raise InputError(f"{_file_name(folder, path)} is damaged ({one_line(error)}); {ADVICE}") from error
+
+
+def _read_pickle(folder: ModelFolder, path: Path, device: str) -> dict[str, torch.Tensor]:
+    """Read a file of PyTorch as weights by name; nothing else in it is loaded.
+
+    Raises
+    ------
+    InputError
+        If it holds anything else, or is damaged.
+    """
+    where = _file_name(folder, path)
+    try:
+        weights = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError …
+        if is_machine_limit(error):
+            raise
+        foreign = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        if foreign is not None:
             raise InputError(
-                f"{folder.name}/{path.name} is damaged, or holds more than weights, which is never run "
-                f"({one_line(error)}); {ADVICE}, or choose one with model.safetensors"
+                f"{where} holds more than weights: objects of the class {printable(foreign[1])}, whose code is never "
+                "run; choose a file that holds only weights, best model.safetensors"
             ) from error
+        raise InputError(
+            f"{where} is damaged, or holds more than weights, which is never run ({one_line(error)}); {ADVICE}, or "
+            "choose one with model.safetensors"
+        ) from error
+    if not isinstance(weights, dict):
+        raise InputError(f"{where} holds {short(type(weights).__name__)}; expected weights by name; {ADVICE}")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{where} holds more than weights: {short(name)} is {type(value).__name__}; expected a tensor for each "
+                f"name; {ADVICE}"
+            )
+    return weights
+
+
+def _file_name(folder: ModelFolder, path: Path) -> str:
+    """Return the user's name for a file of weights."""
+    return folder.name if folder.is_checkpoint else f"{folder.name}/{path.name}"

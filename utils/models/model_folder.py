@@ -1,7 +1,8 @@
 """Find a model, check its files, and compute its digest. This module loads neither PyTorch nor weights.
 
-A model is a folder, or for the stages that only score clips also an exported file (see `exported`). A model folder can
-come from anybody. Nothing in it is run: a folder whose files name code is refused. `loading` reads the weights.
+A model is a folder, a checkpoint of another program (see `torchaudio_checkpoint`), or for the stages that only score
+clips an exported file (see `exported`). A model can come from anybody. Nothing in it is run: a folder whose files name
+code is refused. `loading` reads the weights.
 """
 
 import json
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from utils.core import runs
+from utils.core import names, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import sha256_of_file, sha256_of_lines
-from utils.core.text import printable, some
-from utils.models import architectures, decision, training_history
+from utils.core.text import printable, short, some
+from utils.models import architectures, decision, torchaudio_checkpoint, training_history
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +49,37 @@ WANTED = "expected a run folder of 02_finetuning.py, or the folder of a model fo
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that `open_folder` has checked.
+    """A folder, or a checkpoint of another program, that `open_folder` has checked.
 
     Attributes
     ----------
     name : str
-        The user's name for it: a folder, or a name on the hub.
+        The user's name for it: a folder, a file, or a name on the hub.
     path : Path
-        The folder that holds ``config.json``.
+        The folder that holds ``config.json``, or the checkpoint.
     config : dict
-        Content of ``config.json``.
+        Content of ``config.json``; of a checkpoint, what it would be.
     weights : tuple of Path
         The files that hold the weights.
+    extractor : dict, optional
+        Settings of the feature extractor. Default: a file of the folder has them.
     """
 
     name: str
     path: Path
     config: dict
     weights: tuple[Path, ...]
+    extractor: dict | None = None
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it is one file, with other names for the weights."""
+        return is_checkpoint(self.path)
+
+    @property
+    def config_name(self) -> str:
+        """The user's name for the file with the config."""
+        return str(torchaudio_checkpoint.config_path(self.path)) if self.is_checkpoint else f"{self.name}/{CONFIG_NAME}"
 
 
 # ------------------------------------------------------------------------------------------- finding
@@ -76,6 +90,11 @@ def is_exported(model: str | Path) -> bool:
     return Path(model).suffix == EXPORTED_SUFFIX and Path(model).is_file()
 
 
+def is_checkpoint(model: str | Path) -> bool:
+    """Return whether a model is a checkpoint of another program, and not a folder."""
+    return Path(model).suffix in names.CHECKPOINT_SUFFIXES and Path(model).is_file()
+
+
 def resolve_model_dir(model_dir: Path) -> Path:
     """Return the folder that holds ``config.json``: `model_dir`, or ``model`` in a run folder."""
     model_dir = Path(model_dir)
@@ -84,12 +103,12 @@ def resolve_model_dir(model_dir: Path) -> Path:
 
 
 def find(model: str | Path) -> tuple[str, Path]:
-    """Return the name and the folder of a model; a model on the hub is downloaded if it is not in the cache.
+    """Return the name and the place of a model; a model on the hub is downloaded if it is not in the cache.
 
     Parameters
     ----------
     model : str or Path
-        Run folder, model folder, or name on the hub.
+        Run folder, model folder, checkpoint, or name on the hub.
 
     Raises
     ------
@@ -104,6 +123,8 @@ def find(model: str | Path) -> tuple[str, Path]:
         raise InputError(
             f"{text} is an exported file, which only {TAKERS} take; give the model folder that it was made from"
         )
+    if is_checkpoint(text):
+        return text, Path(text)
     if Path(text).is_file():
         raise InputError(f"{text} is a file; expected its model folder: {Path(text).parent}")
     # Without this check, the hub would be asked several times for a text that can only be a path.
@@ -134,7 +155,7 @@ def _hub_snapshot(name: str) -> Path:
 
 
 def open_folder(name: str, path: Path) -> ModelFolder:
-    """Read the files of a model folder except its weights, and check them.
+    """Read the files of a model folder, or of a checkpoint, except its weights, and check them.
 
     Parameters
     ----------
@@ -147,6 +168,8 @@ def open_folder(name: str, path: Path) -> ModelFolder:
         If a file is missing or breaks its contract, names code or weights in other places, or describes a model that
         does not fit the weights.
     """
+    if is_checkpoint(path):
+        return _open_checkpoint(name, path)
     if not (path / CONFIG_NAME).is_file():
         if files := sorted(path.glob(f"*{EXPORTED_SUFFIX}")):
             raise InputError(f"{name} is a folder of exported files; {TAKERS} take one of them, such as {files[0]}")
@@ -169,6 +192,18 @@ def open_folder(name: str, path: Path) -> ModelFolder:
         _refuse_code(f"{name}/{read}", _read_json(name, path / read))
     check_fields(f"{name}/{CONFIG_NAME}", config)
     return ModelFolder(name, path, config, _weight_files(name, path))
+
+
+def _open_checkpoint(name: str, path: Path) -> ModelFolder:
+    beside = torchaudio_checkpoint.config_path(path)
+    if not beside.is_file():
+        raise InputError(
+            f"{name} has no {beside.name} beside it, which describes the network; expected {beside}. AVES and BirdAVES "
+            "are published as such pairs of files; the folder of another model needs a config.json"
+        )
+    config = torchaudio_checkpoint.config_of(str(beside), _read_json(str(beside.parent), beside))
+    check_fields(str(beside), config)
+    return ModelFolder(name, path, config, (path,), torchaudio_checkpoint.EXTRACTOR)
 
 
 def _extractor_advice(name: str, path: Path, config: dict) -> str:
@@ -338,8 +373,12 @@ def digest(folder: ModelFolder) -> str:
     """Return the SHA-256 of all that is loaded from a folder, independent of the name of the folder.
 
     It includes files that transformers might also read: all JSON files and all weights at the top of the folder. It
-    leaves out the decision in ``config.json``: with thresholds, a model is still the same model.
+    leaves out the decision in ``config.json``: with thresholds, a model is still the same model. Of a checkpoint, it
+    includes both files, whatever their names.
     """
+    if folder.is_checkpoint:
+        files = {"weights": folder.path, "config": torchaudio_checkpoint.config_path(folder.path)}
+        return sha256_of_lines(f"{sha256_of_file(path)}  {kind}" for kind, path in files.items())
     beside = [path for path in folder.path.iterdir() if path.suffix in {*WEIGHT_SUFFIXES, ".json"} and path.is_file()]
     files = {path.relative_to(folder.path).as_posix(): path for path in (*beside, *folder.weights)}
     digests = {name: sha256_of_file(path) for name, path in files.items() if name != CONFIG_NAME}
@@ -411,6 +450,11 @@ def model_input(model_dir: Path) -> runs.Input:
         If there is none, or its run is not complete, or a file of it is missing or damaged.
     """
     if not Path(model_dir).is_dir() and not is_exported(model_dir):
+        if is_checkpoint(model_dir):
+            raise InputError(
+                f"--model_dir {model_dir} is a checkpoint without a classification head; fine-tune it first: "
+                f"02_finetuning.py --base_model {model_dir}"
+            )
         if Path(model_dir).is_file():
             raise InputError(f"--model_dir {model_dir} is a file; the name of an exported model ends in .onnx")
         is_of_export = Path(model_dir).suffix == EXPORTED_SUFFIX
@@ -446,9 +490,3 @@ def one_line(error: Exception, most: int = 200) -> str:
     words = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()  # PyTorch's messages have colours
     text = printable(" ".join(words)) or "no message"
     return f"{type(error).__name__}: {text if len(text) <= most else text[: most - 1] + '…'}"
-
-
-def short(value: object, most: int = 80) -> str:
-    """Return a value of a JSON file as text for a message."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
