@@ -4,6 +4,7 @@
     python 02_finetuning.py --base_model facebook/wav2vec2-base --keep_layers 0-5 --output_dir runs/wav2vec2-0-5
     python 02_finetuning.py --base_model birdaves-biox-base.torchaudio.pt --output_dir runs/birdaves
     python 02_finetuning.py --base_model runs/wav2vec2 --keep_layers 0-5 --teacher_dir runs/wav2vec2 --output_dir runs/a
+    python 02_finetuning.py --base_model facebook/wav2vec2-base --freeze_encoder --output_dir runs/head
     python 02_finetuning.py --base_model tiny --num_train_epochs 5 --output_dir runs/tiny     # in a minute on a CPU
     torchrun --nproc_per_node 4 02_finetuning.py --output_dir runs/wav2vec2                   # on four GPUs
 
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.core import cli, lazy
+from utils.core.errors import UsageError
 from utils.models import architectures, training_arguments
 
 with lazy.imported_on_first_use():
@@ -56,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--freeze_layers", default="none", help="layers not to train, such as 0-3,7, counted after pruning, or none"
     )
     parser.add_argument(
+        "--freeze_encoder",
+        action="store_true",
+        default=None,
+        help="train only the head: the encoder hears each clip once, as it is, and its features are kept on disk",
+    )
+    parser.add_argument(
         "--encoder_window",
         choices=architectures.WINDOWS,
         default=architectures.CLIP_WINDOW,
@@ -75,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Fine-tune and write a run folder."""
-    args.augment = training_arguments.augmentations(args.augment)
+    if args.freeze_encoder:
+        training_arguments.check_frozen(args)
+    args.augment = training_arguments.augmentations(args.augment, args.freeze_encoder)
     if vars(args).pop("check"):
         model_folder.any_model_input(args.base_model, "--base_model")
         loaded = load(args, labels=["a", "b"])
@@ -106,6 +116,8 @@ def load(args: argparse.Namespace, labels: list[str], train_clips: clips.Clips |
         encoders.prune_model(model, keep)
     frozen = cli.parse_layer_list(args.freeze_layers, model.config.num_hidden_layers)
     encoders.freeze(model, args.freeze_feature_encoder, frozen)
+    if args.freeze_encoder and not model.config.num_hidden_layers:
+        raise UsageError("--freeze_encoder needs a block: with --keep_layers none, give --freeze_feature_encoder")
     return loaded
 
 

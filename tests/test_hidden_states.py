@@ -9,6 +9,7 @@ import torch
 
 from tests.data import small_model, write_processed
 from utils.core.errors import InputError
+from utils.data import clip_arrays
 from utils.data.clips import read_clips
 from utils.layers import hidden_states
 from utils.models import architectures, predict
@@ -78,7 +79,7 @@ def test_interrupted_and_resumed_states_are_the_same_bytes(clips, tmp_path, monk
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     extract(loaded, clips, tmp_path / "whole")
-    monkeypatch.setattr(hidden_states, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(clip_arrays, "SAVE_EVERY_S", 0.0)
     batches, n_batches = predict.input_batches, []
 
     def dying(*args, **kwargs):
@@ -112,7 +113,7 @@ def test_a_full_disk_shows_before_the_first_pass(clips, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hidden_states.os, "posix_fallocate", full)
+    monkeypatch.setattr(clip_arrays.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
         extract(loaded, clips, tmp_path)
     assert not (tmp_path / "states.json").exists()

@@ -224,13 +224,16 @@ class Clips:
         return len(self._locations)
 
     def __getitem__(self, index: int) -> dict:
-        """Return ``audio`` (float32 (n_samples,) in [-1, 1)), ``label_id``, ``split`` and ``index`` of a clip.
+        """Return ``audio`` (float32 (n_samples,) in [-1, 1)) of a clip, and what `without_audio` returns."""
+        return {"audio": self.audio(index), **self.without_audio(index)}
+
+    def without_audio(self, index: int) -> dict:
+        """Return ``label_id``, ``split`` and ``index`` of a clip.
 
         In an annotated data set also its rows of `targets` and `is_known`: ``target`` and ``is_known``.
         """
         own = {"target": self.targets[index], "is_known": self.is_known[index]} if self.is_annotated else {}
         return {
-            "audio": self.audio(index),
             "label_id": int(self._label_ids[index]),
             "split": self._splits[index],
             "index": int(index),

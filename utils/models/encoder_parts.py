@@ -5,7 +5,7 @@ Blocks can be left out or get other hidden states, so this also gives the logits
 it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -200,22 +200,53 @@ class EncoderParts:
         Tensor
             Shape (batch, hidden_size): the mean over all frames; for AST, over its two class tokens.
         """
-        hidden_states = path[-1].hidden_states
-        if self._final_norm is not None:
-            hidden_states = self._final_norm(hidden_states)
-        pooled = self._architecture.pooled(hidden_states)
+        return self.weighted(self.features(path), keep)
+
+    def features(self, path: Iterable[State]) -> torch.Tensor:
+        """Return what the parts that fine-tuning adds to a base model read: no weight of theirs has been used.
+
+        Parameters
+        ----------
+        path : iterable of State
+            As for `pool`; one state after another is used.
+
+        Returns
+        -------
+        Tensor
+            As from `pool`; if the model sums its layers, all of them: shape (batch, len(keep) + 1, hidden_size).
+        """
+        layers, last = [], None
+        for state in path:
+            if last is not None and self._weighted:
+                layers.append(self._architecture.pooled(last))
+            last = state.hidden_states
+        pooled = self._architecture.pooled(last if self._final_norm is None else self._final_norm(last))
+        return torch.stack([*layers, pooled], dim=1) if self._weighted else pooled
+
+    def weighted(self, features: torch.Tensor, keep: Sequence[int]) -> torch.Tensor:
+        """Return the input of `head` from `features`: their weighted sum, if the model sums its layers.
+
+        The layers of removed blocks have no part in it: the weights of the others keep their ratios, and sum to 1.
+        """
         if not self._weighted:
-            return pooled
-        before = (self._architecture.pooled(state.hidden_states) for state in path[:-1])
-        layers = torch.stack([*before, pooled], dim=1)
-        weights = self.model.layer_weights[[0, *(layer + 1 for layer in keep)]].softmax(dim=-1)
-        return (layers * weights.view(-1, 1)).sum(dim=1)
+            return features
+        return weighted_sum(features, self.model.layer_weights[[0, *(layer + 1 for layer in keep)]])
 
     def head(self, pooled: torch.Tensor) -> torch.Tensor:
         """Turn pooled states, shape (batch, hidden_size), into logits, shape (batch, n_classes)."""
-        for name in self._architecture.head:
-            pooled = self.model.get_submodule(name)(pooled)
-        return pooled
+        return through_head(self.model, self._architecture.head, pooled)
+
+
+def weighted_sum(layers: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the sum of layers, shape (batch, n, hidden_size), with the softmax of `weights`, shape (n,)."""
+    return (layers * weights.softmax(dim=-1).view(-1, 1)).sum(dim=1)
+
+
+def through_head(owner: torch.nn.Module, names: Iterable[str], pooled: torch.Tensor) -> torch.Tensor:
+    """Return what the modules of a head, by their names in `owner`, make of pooled states: logits."""
+    for name in names:
+        pooled = owner.get_submodule(name)(pooled)
+    return pooled
 
 
 @torch.inference_mode()

@@ -190,7 +190,7 @@ def load_base_model(base_model: str, labels: list[str], flag: str = "--base_mode
 
 def _base(loaded: LoadedModel, names: loading.WeightNames, what: str) -> LoadedModel:
     """Check that only the head is newly initialised, record that a clip has one label, and forget any thresholds."""
-    head = _head_prefixes(loaded.model)
+    head = head_prefixes(loaded.model)
     fresh = sorted(name for name in names.missing | names.mismatched if not name.startswith(head))
     if fresh:
         raise InputError(
@@ -237,14 +237,15 @@ def _sum_as_when_made(config: PreTrainedConfig) -> None:
             )
 
 
-def _head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+def head_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the beginnings of the names of all weights that fine-tuning adds to a base model."""
     head = architecture_of(model.config).head if has_blocks(model.config) else CNN_HEAD
     return (*(f"{name}." for name in head), "layer_weights")
 
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     """Return the parameters of the head: those that fine-tuning adds to a base model."""
-    head = _head_prefixes(model)
+    head = head_prefixes(model)
     return [parameter for name, parameter in model.named_parameters() if name.startswith(head)]
 
 
@@ -313,7 +314,7 @@ def load_any_model(model: str | Path, device: str) -> LoadedModel:
         loaded, names = loading.load(folder, config)
     except InputError as error:
         raise InputError(f"--model_dir {error}") from error
-    head = {name for name in loaded.model.state_dict() if name.startswith(_head_prefixes(loaded.model))}
+    head = {name for name in loaded.model.state_dict() if name.startswith(head_prefixes(loaded.model))}
     if head <= names.missing:
         return _base(loaded, names, f"--model_dir {model}").ready(device)
     model_folder.check_labels(folder)

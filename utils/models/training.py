@@ -32,7 +32,7 @@ from utils.core.workers import available_cpus
 from utils.data import recordings_table, unlabelled
 from utils.data.clips import Clips, read_clips
 from utils.figures import plots
-from utils.models import distillation, encoders, loading, memory, training_history
+from utils.models import distillation, encoders, frozen_encoder, loading, memory, training_history
 from utils.models.augmentation import UNKNOWN, augment_audio, batch_generator, mask_spectrogram
 from utils.models.loaded_model import MULTI_LABEL, LoadedModel, prepare
 from utils.models.start_line import log_start
@@ -152,10 +152,18 @@ def train_in_run_folder(
     settings = TrainingSettings(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingSettings)}
     )
+    # The Trainer moves the network: each process has its own device.
+    loaded, frozen = dataclasses.replace(loaded, device=device), None
+    if getattr(args, "freeze_encoder", None):
+        with run.timed("features"):
+            digests = {"model": inputs["base_model"].sha256, "data": data.sha256}
+            bf16 = uses_bf16(settings.mixed_precision, device)
+            frozen = frozen_encoder.compute(
+                *(loaded.ready(device), {"train": train_clips, "val": val_clips}, settings.per_device_eval_batch_size),
+                *(run, digests, bf16),
+            )
     with run.timed("training"):
-        # The Trainer moves the network: each process has its own device.
-        loaded = dataclasses.replace(loaded, device=device)
-        train(loaded, train_clips, val_clips, settings, run, args.resume == "auto", teachers, dataset)
+        train(loaded, train_clips, val_clips, settings, run, args.resume == "auto", teachers, dataset, frozen)
 
 
 def clips_to_train_on(problem_type: str | None, train_clips: Clips, val_clips: Clips) -> tuple[Clips, Clips]:
@@ -186,6 +194,7 @@ def train(
     resume: bool,
     teachers: distillation.Teachers | None = None,
     dataset: unlabelled.WithUnlabelled | Clips | None = None,
+    frozen: frozen_encoder.FrozenEncoder | None = None,
 ) -> None:
     """Train a classifier and save the best checkpoint in ``model/`` of the run folder.
 
@@ -207,6 +216,9 @@ def train(
         Models from which it learns too.
     dataset : WithUnlabelled, optional
         The training clips, with others that only the teachers tell the student about. Default: the training clips.
+    frozen : FrozenEncoder, optional
+        Train only its head, on its features, with the head's learning rate; teachers then hear the clips once, as they
+        are.
 
     Raises
     ------
@@ -231,6 +243,9 @@ def train(
     if last is not None:
         log.info("continuing from %s", last)
     several = loaded.is_multi_label
+    if frozen is not None:
+        rate = settings.head_learning_rate or settings.learning_rate
+        settings = dataclasses.replace(settings, learning_rate=rate, head_learning_rate=None)
     arguments = _trainer_arguments(settings, checkpoints, loaded.device, several)
     dataset = train_clips if dataset is None else dataset
     if teachers is not None:
@@ -243,18 +258,23 @@ def train(
         how = {"weight": teachers.weight, "temperature": teachers.temperature, "n_views": teachers.n_views}
         how["hidden_weight"] = teachers.hidden_weight
         run.metrics["distillation"] = {"n_teachers": len(teachers.models), **how}
-    collator = Collator(
-        *(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed, several),
-        *((teachers.hearings, teachers.views) if teachers else ()),
-    )
+    if frozen is not None:
+        answers = teachers and teachers.answers(train_clips, settings.per_device_eval_batch_size).cpu()
+        collator = FeatureCollator(len(train_clips.labels), several, answers)
+    else:
+        collator = Collator(
+            *(loaded.extractor, model.main_input_name, train_clips, settings.augment, settings.seed, several),
+            *((teachers.hearings, teachers.views) if teachers else ()),
+        )
+    network, train_dataset, eval_dataset = frozen or (model, dataset, val_clips)
     trainer = ClassifierTrainer(
-        model=model,
+        model=network,
         head_learning_rate=settings.head_learning_rate,
         teachers=teachers,
         args=arguments,
         data_collator=collator,
-        train_dataset=dataset,
-        eval_dataset=val_clips,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         compute_loss_func=loss_of(loaded, train_clips, settings, skips_unknown=dataset is not train_clips),
         compute_metrics=lambda found: val_scores(found.label_ids, found.predictions, several),
         callbacks=[Steering(run, collator, settings.early_stopping_patience)],
@@ -334,8 +354,7 @@ def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.
         title = plots.caption(names.of_folder(run.output_dir), val_clips.data_dir, of_val)
         plots.training_curves(curves, run.output_dir / "training_curves", title)
         shutil.rmtree(run.output_dir / MODEL_NAME, ignore_errors=True)
-        trained = dataclasses.replace(loaded, model=trainer.accelerator.unwrap_model(trainer.model))
-        encoders.save_model(trained, run.output_dir / MODEL_NAME)
+        encoders.save_model(loaded, run.output_dir / MODEL_NAME)  # the Trainer has trained it in place
         # Optimizer states are three times as large as the model, and a finished run does not need them.
         shutil.rmtree(run.output_dir / CHECKPOINTS_NAME)
 
@@ -519,7 +538,7 @@ class Collator:
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         """Return the model's input and ``labels``, float32 of shape (batch, n_classes); `UNKNOWN` at unknown labels."""
         audio = np.stack([item["audio"] for item in items])
-        targets = np.stack([self._target(item) for item in items])
+        targets = np.stack([target_of(item, self.n_classes, self.several) for item in items])
         is_train = all(item["split"] == "train" for item in items)
         augments, indices = self.augment and is_train, [item["index"] for item in items]
         epoch = self.epoch if self.views is None else self.views.view
@@ -537,12 +556,42 @@ class Collator:
             batch[self.main_input_name] = mask_spectrogram(features, n_mels, rng)
         return {**batch, "labels": torch.from_numpy(targets)}
 
-    def _target(self, item: dict) -> np.ndarray:
-        if item.get("is_unlabelled"):
-            return np.full(self.n_classes, UNKNOWN, dtype=np.float32)
-        if self.several and "target" in item:
-            return np.where(item["is_known"], item["target"], np.float32(UNKNOWN))
-        return np.eye(self.n_classes, dtype=np.float32)[item["label_id"]]
+
+class FeatureCollator:
+    """Turn items of `frozen_encoder.FeatureClips` into a batch.
+
+    Parameters
+    ----------
+    n_classes : int
+    several : bool
+        As for `Collator`.
+    answers : Tensor of shape (n_clips, n_classes), optional
+        The teachers' probabilities for the training clips.
+    """
+
+    views, epoch = None, 0  # every epoch is the same
+
+    def __init__(self, n_classes: int, several: bool, answers: torch.Tensor | None):
+        self.n_classes, self.several, self.answers = n_classes, several, answers
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        """Return ``features`` and ``labels`` of clips, and the teachers' answers for training clips."""
+        batch = {
+            frozen_encoder.FEATURES: torch.from_numpy(np.stack([item[frozen_encoder.FEATURES] for item in items])),
+            "labels": torch.from_numpy(np.stack([target_of(item, self.n_classes, self.several) for item in items])),
+        }
+        if self.answers is not None and all(item["split"] == "train" for item in items):
+            batch[distillation.KEPT] = self.answers[[item["index"] for item in items]]
+        return batch
+
+
+def target_of(item: dict, n_classes: int, several: bool) -> np.ndarray:
+    """Return the target of a clip, float32 of shape (n_classes,): one-hot or multi-hot; `UNKNOWN` at unknown labels."""
+    if item.get("is_unlabelled"):
+        return np.full(n_classes, UNKNOWN, dtype=np.float32)
+    if several and "target" in item:
+        return np.where(item["is_known"], item["target"], np.float32(UNKNOWN))
+    return np.eye(n_classes, dtype=np.float32)[item["label_id"]]
 
 
 def class_weights(clips: Clips, kind: str) -> torch.Tensor | None:

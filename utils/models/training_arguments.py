@@ -11,6 +11,7 @@ from utils.models import model_folder
 
 CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
+FEATURES_NAME = "features"
 MODEL_NAME = "model"
 ONE_LABEL, SEVERAL_LABELS = "single_label", "multi_label"
 # Of --teacher_dir, where the flags are not given.
@@ -52,8 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--augment",
         nargs="+",
         choices=[*AUGMENTATIONS, "none"],
-        default=list(AUGMENTATIONS),
-        help="random changes to training clips; specaugment needs a model with a spectrogram as input",
+        default=None,
+        help="random changes to training clips; specaugment needs a model with a spectrogram as input (default: "
+        "all; for a head on a frozen encoder, none)",
     )
     add(
         "--early_stopping_patience",
@@ -80,6 +82,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto continues from the last checkpoint of a stopped run",
     )
+
+
+def check_frozen(args: argparse.Namespace) -> None:
+    """Check the flags of a training with ``--freeze_encoder``, for which the encoder hears each clip once.
+
+    Raises
+    ------
+    UsageError
+        If a flag needs the sound of the clips in each epoch, or the encoder's gradients.
+    """
+    reasons = {
+        "freeze_feature_encoder": "the whole encoder is frozen",
+        "freeze_layers": "the whole encoder is frozen",
+        "gradient_checkpointing": "the encoder has no gradients",
+        "teacher_views": "the teacher hears each clip once, too",
+        "hidden_weight": "the hidden states of a frozen encoder cannot come closer to the teacher's",
+        "unlabelled_dir": "only the clips of train and val are kept as features",
+    }
+    for name, reason in reasons.items():
+        if getattr(args, name) not in (None, False, "none"):
+            raise UsageError(f"--freeze_encoder cannot be combined with --{name}: {reason}; leave one out")
+    if augmentations(args.augment, is_frozen=True):
+        raise UsageError(
+            f"--freeze_encoder cannot be combined with --augment {' '.join(args.augment)}: the encoder hears each clip "
+            "once, as it is; leave --augment out, or train with --freeze_feature_encoder and --freeze_layers"
+        )
 
 
 def add_teacher_arguments(parser: argparse.ArgumentParser, has_blocks: bool) -> None:
@@ -181,19 +209,22 @@ def open_run_folder(
         inputs,
         outputs=(f"{MODEL_NAME}/*", "metrics.csv", "training_curves.*"),
         result_neutral={"dataloader_num_workers", "resume"},
-        scratch=(CHECKPOINTS_NAME, TENSORBOARD_NAME),
+        scratch=(CHECKPOINTS_NAME, TENSORBOARD_NAME, FEATURES_NAME),
+        reusable=(FEATURES_NAME,),
         defer_signals=True,
     )
 
 
-def augmentations(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the augmentations of ``--augment``.
+def augmentations(names: Sequence[str] | None, is_frozen: bool = False) -> tuple[str, ...]:
+    """Return the augmentations of ``--augment``; by default all, and none for a head on a frozen encoder.
 
     Raises
     ------
     UsageError
         If ``none`` is combined with others.
     """
+    if names is None:
+        return () if is_frozen else AUGMENTATIONS
     if "none" in names and len(names) > 1:
         raise UsageError(f"--augment none cannot be combined with others, got {' '.join(names)}")
     return tuple(name for name in AUGMENTATIONS if name in names)
