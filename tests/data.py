@@ -21,6 +21,7 @@ from transformers import (
 from utils.core import runs
 from utils.core.files import sha256_of_lines, write_csv
 from utils.data import clips, recordings_table, splits
+from utils.models.beats_encoder import BeatsConfig, BeatsFeatureExtractor
 from utils.models.loaded_model import LoadedModel
 
 LABELS = ["Blackbird", "Crow", "Great Tit"]
@@ -78,6 +79,22 @@ SMALL_CONFIGS = {
             **more,
         }
     ),
+    "beats": lambda **more: BeatsConfig(
+        **{
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "embed_size": 16,
+            "num_mel_bins": 32,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 2,
+            "num_buckets": 32,
+            "max_bucket_distance": 64,
+            "deep_norm_depth": 3,
+            **more,
+        }
+    ),
 }
 
 
@@ -87,6 +104,8 @@ def small_extractor(name: str):
         return WhisperFeatureExtractor(chunk_length=1, feature_size=80)
     if name == "ast":
         return ASTFeatureExtractor(max_length=128, num_mel_bins=32)
+    if name == "beats":
+        return BeatsFeatureExtractor(feature_size=32)
     return Wav2Vec2FeatureExtractor(return_attention_mask=False)
 
 

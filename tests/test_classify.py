@@ -22,11 +22,11 @@ from tests.sounds import song, write
 from tests.stages import ROOT, load_stage
 from utils.data import audio
 from utils.data.clips import read_clips
-from utils.models import classify, cnn, encoders, latency, predict
+from utils.models import architectures, classify, cnn, encoders, latency, predict
 
 RATE_HZ = 16_000
 LABELS = ["robin", "wren"]
-MODELS = ("tiny", "whisper", "melspectrogram", "waveform")
+MODELS = ("tiny", "whisper", "beats", "melspectrogram", "waveform")
 # More than a clip with a rest, whole clips, less than a clip, a rest that is too short, stereo, another sample rate.
 RECORDINGS = {
     "robin/long.wav": (600.3, RATE_HZ, 1),
@@ -75,8 +75,8 @@ def model_dirs(data):
     torch.manual_seed(0)
     models = {
         "tiny": encoders.tiny_model(LABELS),
-        "whisper": small_model("whisper", LABELS),
-        **{name: cnn.build_cnn(name, LABELS, RATE_HZ, 1.0, width=0.25) for name in MODELS[2:]},
+        **{name: small_model(name, LABELS) for name in ("whisper", "beats")},
+        **{name: cnn.build_cnn(name, LABELS, RATE_HZ, 1.0, width=0.25) for name in architectures.CNNS},
     }
     for name, loaded in models.items():
         encoders.configure_for_training(loaded.model, clips, [], "0" * 64)
@@ -113,7 +113,7 @@ def heard(data, model_dirs):
                     sys.path[:] = path
                     found[os.path.basename(folder), os.path.relpath(song, raw)] = tuple(
                         scope[key] for key in ("starts_s", "labels", "logits"))
-            for module in ("classify", "bird_cnn"):
+            for module in ("classify", "bird_cnn", "beats_encoder"):
                 sys.modules.pop(module, None)
             sys.path_importer_cache.clear()  # of a relative name
         pickle.dump(found, open(out, "wb"))

@@ -71,7 +71,11 @@ def with_options(name, **options):
 @torch.inference_mode()
 def assert_parts_are_the_model(model, n_clips):
     config = model.config
-    shape = {"whisper": (config.to_dict().get("num_mel_bins"), 100), "audio-spectrogram-transformer": (128, 32)}
+    shape = {
+        "whisper": (config.to_dict().get("num_mel_bins"), 100),
+        "audio-spectrogram-transformer": (128, 32),
+        "beats": (100, 32),
+    }
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(n_clips, *shape.get(config.model_type, (4000,)), generator=generator, dtype=torch.float64)
     inputs = {model.main_input_name: inputs}
@@ -131,6 +135,8 @@ def test_parts_are_the_model_for_every_whisper(options):
         ("wav2vec2", {"output_hidden_states": True, "output_attentions": True, "hidden_act": "relu"}),
         ("wavlm", {"num_buckets": 8, "max_bucket_distance": 16, "do_stable_layer_norm": True}),
         ("data2vec-audio", {"conv_pos_kernel_size": 19, "num_conv_pos_embeddings": 3}),
+        ("beats", {}),
+        ("beats", {"deep_norm_depth": 0, "conv_bias": True, "embed_size": 32, "hidden_act": "relu"}),
     ],
     ids=str,
 )

@@ -22,6 +22,7 @@ from utils.core.errors import InputError, UsageError
 from utils.data.clips import read_clips
 from utils.field import field_model
 from utils.models import (
+    beats_encoder,
     bird_cnn,
     cnn,
     decision,
@@ -100,6 +101,8 @@ def clips_of(n_samples, n_clips=4):
         (WhisperFeatureExtractor(chunk_length=2, feature_size=128), 1e-4),
         (ASTFeatureExtractor(), 1e-3),  # a tone is far above the other bands, where float32 rounds
         (ASTFeatureExtractor(max_length=50, num_mel_bins=64, do_normalize=False), 1e-2),
+        (beats_encoder.BeatsFeatureExtractor(), 1e-2),
+        (beats_encoder.BeatsFeatureExtractor(feature_size=40, sampling_rate=44_100, mean=0.0, std=0.5), 5e-2),
         (bird_cnn.MelspectrogramFeatureExtractor(), 5e-3),
         (bird_cnn.MelspectrogramFeatureExtractor(pcen=True, feature_size=40), 1e-4),
         (bird_cnn.MelspectrogramFeatureExtractor(pcen=True, sampling_rate=44_100), 1e-3),  # windows of an odd length

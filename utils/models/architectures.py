@@ -22,6 +22,8 @@ WINDOWS = CLIP_WINDOW, FULL_WINDOW = ("clip", "full")
 # The networks of `bird_cnn`, which have no blocks: the names in stage 06, and their model types.
 CNNS = {"melspectrogram": "melspectrogram_cnn", "waveform": "waveform_cnn"}
 CNN_HEAD = ("classifier",)
+# Kaldi's filter bank, at 16 kHz.
+FRAME_S, SHIFT_S, RATE_HZ = 0.025, 0.010, 16_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Architecture:
     attention : tuple of str, optional
         The linear layers that write queries, keys and values, and the one that reads the heads, as paths from a block;
         only if a config can hold fewer heads of the same size, by ``head_dim``. Default: it cannot.
+    read_by_blocks : tuple of str
+        The modules before the blocks that only the blocks read.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Architecture:
     convolutions: str | None = None
     feature_projection: str | None = None
     attention: tuple[str, ...] | None = None
+    read_by_blocks: tuple[str, ...] = ()
 
     can_crop_window = False
 
@@ -156,15 +161,14 @@ class SpectrogramTransformer(Architecture):
     """AST: patches of a spectrogram of fixed length with learned positions, after two class tokens."""
 
     n_tokens = 2
-    frame_s, shift_s = 0.025, 0.010  # of the Kaldi filter bank in its feature extractor
 
     def longest_clip_seconds(self, extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
         """Return the length of the spectrogram."""
-        return (config.max_length - 1) * self.shift_s + self.frame_s
+        return (config.max_length - 1) * SHIFT_S + FRAME_S
 
     def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
-        """Return one frame of its filter bank, at 16 kHz."""
-        return round(self.frame_s * 16_000)
+        """Return one frame of its filter bank."""
+        return round(FRAME_S * RATE_HZ)
 
     def pooled(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the mean of the class tokens, shape (batch, hidden_size)."""
@@ -175,7 +179,7 @@ class SpectrogramTransformer(Architecture):
     ) -> list[bool]:
         """Return for each token whether it is a patch that begins within the clip; patches overlap."""
         config, rate = model.config, extractor.sampling_rate
-        n_mel_frames = 1 + max(0, n_samples - round(self.frame_s * rate)) // round(self.shift_s * rate)
+        n_mel_frames = 1 + max(0, n_samples - round(FRAME_S * rate)) // round(SHIFT_S * rate)
         starts = range(0, config.max_length - config.patch_size + 1, config.time_stride)
         n_bands = (n_frames - self.n_tokens) // len(starts)  # tokens run through time first, then to the next band
         return [False] * self.n_tokens + [start < n_mel_frames for start in starts] * n_bands
@@ -183,6 +187,14 @@ class SpectrogramTransformer(Architecture):
     def extractor_settings(self, config: dict[str, Any]) -> str:
         """Return the number of bands and of frames."""
         return f"num_mel_bins={config.get('num_mel_bins', 128)}, max_length={config.get('max_length', 1024)}"
+
+
+class Beats(Architecture):
+    """BEATs of `beats_encoder`: patches of a spectrogram of any length; the frames that fill no patch are left out."""
+
+    def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
+        """Return the samples of one patch."""
+        return round((FRAME_S + (config.patch_size - 1) * SHIFT_S) * RATE_HZ)
 
 
 def _like_wav2vec2(name: str, prefix: str, **differences: Any) -> Architecture:
@@ -219,6 +231,16 @@ ARCHITECTURES = {
         can_sum_layers=False,
         feed_forward=("mlp.fc1", "mlp.fc2"),
         attention=("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+    ),
+    "beats": Beats(
+        "BEATs",
+        "beats.encoder.layers",
+        ("beats.patch_embedding",),
+        head=("classifier",),
+        can_sum_layers=False,
+        feed_forward=("fc1", "fc2"),
+        has_output_norm=True,
+        read_by_blocks=("beats.encoder.relative_attention_bias",),
     ),
 }
 # The list in help texts and messages.

@@ -25,6 +25,8 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 from transformers import logging as transformers_logging
 
 FOLDER = Path(__file__).resolve().parent
+# By model type, the file beside this one with a network that transformers does not include.
+NETWORKS = {"beats": "beats_encoder", "melspectrogram_cnn": "bird_cnn", "waveform_cnn": "bird_cnn"}
 CLIPS_AT_ONCE = 8
 FULL_SCALE = 32768  # of 16-bit samples, in which the training clips are stored
 # The rest makes the same decisions as 01_data_processing.py.
@@ -37,9 +39,10 @@ SILENT_BESIDE = 1e-4  # power of a channel, relative to the loudest
 @functools.cache
 def load_model(folder: Path = FOLDER) -> tuple:
     """Return the model of a folder, in evaluation mode, and its feature extractor."""
-    if json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"].endswith("_cnn"):
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if model_type in NETWORKS:
         sys.path.append(str(FOLDER))
-        importlib.import_module("bird_cnn")  # it is beside this file: transformers does not include the network
+        importlib.import_module(NETWORKS[model_type])
     extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     if getattr(model.config, "clip_fill", None) is None:

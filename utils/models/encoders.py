@@ -29,7 +29,7 @@ from utils.core.errors import InputError, UsageError
 from utils.core.files import PARTIAL_SUFFIX
 from utils.core.text import printable
 from utils.data.clips import Clips, label_maps
-from utils.models import bird_cnn, classify, decision, exported_network, loading, model_folder, training_history
+from utils.models import classify, decision, exported_network, loading, model_folder, own_networks, training_history
 from utils.models.architectures import (
     CNN_HEAD,
     architecture_of,
@@ -524,6 +524,9 @@ def configure_for_training(
         for name, parameter in model.named_parameters():
             if name.endswith("masked_spec_embed"):  # without masking it has no gradient; DDP would wait
                 parameter.requires_grad_(config.apply_spec_augment and config.mask_time_prob > 0)
+    if has_blocks(config) and not config.num_hidden_layers:
+        for name in architecture_of(config).read_by_blocks:  # without blocks it has no gradient, either
+            model.get_submodule(name).requires_grad_(False)
     if has_blocks(config) and sums_layers(config) and final_norm_of(model) is None:
         norm = architecture_of(config).final_norm
         if norm is not None and getattr(config, "do_stable_layer_norm", True):  # the sum uses the layers before it
@@ -534,8 +537,8 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Save a model so that plain ``from_pretrained`` loads it; reload it and compare every weight.
 
     The folder also gets `classify`, which needs nothing of this project, if the model records how its training clips
-    were cut; and the network of a CNN. The folder appears whole or not at all. The model loses its decision: what a
-    stage saves is another model than the one with which the thresholds were fitted.
+    were cut; and a network that transformers lacks. The folder appears whole or not at all. The model loses its
+    decision: what a stage saves is another model than the one with which the thresholds were fitted.
 
     Parameters
     ----------
@@ -559,9 +562,11 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     model.save_pretrained(partial)
     loaded.extractor.save_pretrained(partial)
     # For people who receive only this folder; no stage runs code from a model folder.
-    for module, is_of_use in ((classify, can_classify_files(model.config)), (bird_cnn, not has_blocks(model.config))):
-        if is_of_use:
-            shutil.copyfile(module.__file__, partial / Path(module.__file__).name)
+    network = own_networks.file_of(model.config.model_type)
+    for path in ([Path(classify.__file__)] if can_classify_files(model.config) else []) + (
+        [network] if network else []
+    ):
+        shutil.copyfile(path, partial / path.name)
     training_history.write_history(model, partial)
     for path in partial.iterdir():  # safetensors creates files that only their owner can read
         path.chmod((partial / "config.json").stat().st_mode)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-import utils.models.bird_cnn  # noqa: F401 (registers the configs of its networks)
+import utils.models.own_networks  # noqa: F401 (registers their configs)
 from utils.core.errors import InputError, UsageError
 from utils.models import model_folder, training_history
 from utils.models.exported import ADVICE, ExportedModel

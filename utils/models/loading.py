@@ -24,7 +24,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
-import utils.models.bird_cnn  # noqa: F401 (registers its networks with the Auto classes)
+import utils.models.own_networks  # noqa: F401 (registers them with the Auto classes)
 from utils.core.errors import InputError, is_machine_limit
 from utils.core.text import printable, short
 from utils.models import memory, torchaudio_checkpoint, training_history

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from utils.core.errors import InputError
-from utils.models import bird_cnn
+from utils.models import architectures, beats_encoder, bird_cnn
 
 VARIANCE_FLOOR = 1e-7  # of Wav2Vec2FeatureExtractor and of the CNNs
 
@@ -81,28 +81,60 @@ class WhisperFeatures(nn.Module):
         return (torch.maximum(spectrogram, spectrogram.amax(dim=(1, 2), keepdim=True) - 8) + 4) / 4
 
 
-class AstFeatures(nn.Module):
-    """The log-mel filter bank of Kaldi, padded or cut to the frames of the network."""
+class KaldiFeatures(nn.Module):
+    """The log-mel filter bank of Kaldi.
 
-    def __init__(self, extractor: ASTFeatureExtractor, n_samples: int):
+    Parameters
+    ----------
+    rate_hz, n_mels : int
+    window : ndarray, shape (frame_length,)
+        With which a frame is multiplied; a frame lasts 25 ms.
+    mean, scale : float
+        Taken from the logarithms, and by which they are then divided.
+    """
+
+    def __init__(self, rate_hz: int, n_mels: int, window: np.ndarray, mean: float, scale: float):
         super().__init__()
-        rate_hz, n_mels = extractor.sampling_rate, extractor.num_mel_bins
-        length, hop = round(0.025 * rate_hz), round(0.010 * rate_hz)
-        n_fft = 2 ** math.ceil(math.log2(length))
-        frames = np.eye(length) - 1 / length  # removes the mean
-        frames = frames - 0.97 * frames[[0, *range(length - 1)]]  # pre-emphasis
-        frames = np.hanning(length)[:, None] * frames
+        self.length, self.hop = len(window), round(architectures.SHIFT_S * rate_hz)
+        n_fft = 2 ** math.ceil(math.log2(self.length))
+        frames = np.eye(self.length) - 1 / self.length  # removes the mean
+        frames = frames - 0.97 * frames[[0, *range(self.length - 1)]]  # pre-emphasis
         bank, _ = torchaudio.compliance.kaldi.get_mel_banks(n_mels, n_fft, rate_hz, 20.0, 0.0, 100.0, -500.0, 1.0)
-        self.energy = MelEnergy(frames, n_fft, hop, np.pad(bank.numpy().T.astype(np.float64), ((0, 1), (0, 0))))
-        n_frames = 1 + (n_samples - length) // hop
-        self._n_frames, self._n_missing = extractor.max_length, max(0, extractor.max_length - n_frames)
-        self._mean, self._scale = (extractor.mean, 2 * extractor.std) if extractor.do_normalize else (0.0, 1.0)
+        bank = np.pad(bank.numpy().T.astype(np.float64), ((0, 1), (0, 0)))
+        self.energy = MelEnergy(window[:, None] * frames, n_fft, self.hop, bank)
+        self._mean, self._scale = mean, scale
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
         """Return features, shape (batch, n_frames, n_mels)."""
         energy = self.energy(waveform).clamp(min=torch.finfo(torch.float32).eps).log().mT
-        padded = nn.functional.pad(energy[:, : self._n_frames], (0, 0, 0, self._n_missing))
-        return (padded - self._mean) / self._scale
+        return (energy - self._mean) / self._scale
+
+
+class AstFeatures(KaldiFeatures):
+    """The filter bank of AST, padded or cut to the frames of the network."""
+
+    def __init__(self, extractor: ASTFeatureExtractor, n_samples: int):
+        rate_hz = extractor.sampling_rate
+        mean, scale = (extractor.mean, 2 * extractor.std) if extractor.do_normalize else (0.0, 1.0)
+        window = np.hanning(round(architectures.FRAME_S * rate_hz))
+        super().__init__(rate_hz, extractor.num_mel_bins, window, mean, scale)
+        n_frames = 1 + (n_samples - self.length) // self.hop
+        self._n_frames, self._n_missing = extractor.max_length, max(0, extractor.max_length - n_frames)
+        self._padding = -mean / scale
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Return features, shape (batch, n_frames, n_mels)."""
+        features = super().forward(waveform)[:, : self._n_frames]
+        return nn.functional.pad(features, (0, 0, 0, self._n_missing), value=self._padding)
+
+
+class BeatsFeatures(KaldiFeatures):
+    """The filter bank of `beats_encoder`, of the samples as 16-bit numbers."""
+
+    def __init__(self, extractor: beats_encoder.BeatsFeatureExtractor, n_samples: int):
+        rate_hz = extractor.sampling_rate
+        window = beats_encoder.povey(round(architectures.FRAME_S * rate_hz)).double().numpy() * beats_encoder.FULL_SCALE
+        super().__init__(rate_hz, extractor.feature_size, window, extractor.mean, 2 * extractor.std)
 
 
 class MelspectrogramFeatures(nn.Module):
@@ -138,6 +170,7 @@ _MAKERS: dict[type, Callable[[SequenceFeatureExtractor, int], nn.Module]] = {
     Wav2Vec2FeatureExtractor: _of_wav2vec2,
     WhisperFeatureExtractor: WhisperFeatures,
     ASTFeatureExtractor: AstFeatures,
+    beats_encoder.BeatsFeatureExtractor: BeatsFeatures,
     bird_cnn.MelspectrogramFeatureExtractor: MelspectrogramFeatures,
 }
 

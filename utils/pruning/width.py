@@ -143,7 +143,7 @@ def changes_of(config: PreTrainedConfig, asked: dict[str, int | float | None]) -
 _KEYS = {"heads": "num_attention_heads"}
 _WHY_NOT = {
     "conv_channels": "{} has no convolutions whose numbers of channels stand in a config",
-    "heads": "the attention of {} in transformers has as many heads as fit the hidden size, so no config holds fewer",
+    "heads": "the attention of {} has as many heads as fit the hidden size, so no config holds fewer",
 }
 
 
