@@ -48,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--base_model",
         default="facebook/wav2vec2-base",
         help=f"pre-trained encoder ({architectures.NAMES}): name on the hub, folder, a checkpoint of AVES or BirdAVES "
-        "(aves.pt, with its aves.model_config.json beside it), or 'tiny' (small, built in, random weights)",
+        "(aves.pt, with its aves.model_config.json beside it) or of BEATs (.pt or .safetensors), or 'tiny' (small, "
+        "built in, random weights)",
     )
     parser.add_argument(
         "--keep_layers", default=None, help="prune first: layers to keep, such as 0-3,7, or none (default: all)"

@@ -81,8 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model_dir",
         required=True,
-        help="run folder of 02_finetuning.py, model folder, name of an encoder on the hub, checkpoint of AVES (.pt), "
-        "or 'tiny' (small, built in, random weights)",
+        help="run folder of 02_finetuning.py, model folder, name of an encoder on the hub, checkpoint of AVES or "
+        "BEATs, or 'tiny' (small, built in, random weights)",
     )
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--keep_layers", default=None, help="layers to keep, such as 0-3,7, or none")

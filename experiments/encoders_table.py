@@ -26,6 +26,8 @@ _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 1
 PUBLISHED = {
     "AVES, BirdAVES-base": ("hubert", {}),
     "BirdAVES-large": ("hubert", _LARGE),
+    "sl-beats-bio, sl-beats-all, NatureLM-BEATs": ("beats", {}),
+    "BEATs iter3+": ("beats", {}),
     "wav2vec2-base": ("wav2vec2", {}),
     "HuBERT-base": ("hubert", {}),
     "WavLM-base": ("wavlm", {}),

@@ -39,7 +39,7 @@ REPAIRED, TAUGHT = "repaired", "taught"
 # Root folders of the results, and the depth of a result below its root.
 ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
 DEPTH = 3
-CHECKPOINT_SUFFIXES = (".pt", ".pth")  # of other programs
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".safetensors")  # of other programs
 PRECISIONS = ("float32", "float16", "int8")  # of exported files
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
 _VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|repaired|taught|"

@@ -27,13 +27,14 @@ from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_M
 import utils.models.own_networks  # noqa: F401 (registers them with the Auto classes)
 from utils.core.errors import InputError, is_machine_limit
 from utils.core.text import printable, short
-from utils.models import memory, torchaudio_checkpoint, training_history
+from utils.models import memory, training_history
 from utils.models.loaded_model import LoadedModel
 from utils.models.model_folder import (
     ADVICE,
     EXTRACTOR_NAMES,
     WEIGHT_NAMES,
     ModelFolder,
+    check_fields,
     is_count,
     one_line,
 )
@@ -59,9 +60,9 @@ def read_config(folder: ModelFolder, **changes) -> PreTrainedConfig:
     InputError
         If transformers does not support the architecture or refuses a value, or there is no such number of layers.
     """
-    if folder.is_checkpoint:
+    if folder.format is not None:
         with _as_input_error(folder):
-            config = AutoConfig.for_model(**folder.config, **changes)
+            config = AutoConfig.for_model(**_config_of_checkpoint(folder), **changes)
     else:
         config = _from_pretrained(AutoConfig, folder, **changes)
     kept = getattr(config, "kept_layers", None)
@@ -71,6 +72,15 @@ def read_config(folder: ModelFolder, **changes) -> PreTrainedConfig:
             f"{config.num_hidden_layers}; {ADVICE}"
         )
     config.name_or_path = folder.name  # not the path in the hub's cache
+    return config
+
+
+def _config_of_checkpoint(folder: ModelFolder) -> dict:
+    if folder.format.config_path(folder.path) is not None:
+        return folder.config
+    content = _content_of(folder, folder.path, "meta")
+    config = folder.format.config_in(folder.name, content, _weights_in(folder, folder.path, content))
+    check_fields(folder.config_name, config)
     return config
 
 
@@ -104,7 +114,7 @@ def _load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, W
     if len([name for name in WEIGHT_NAMES if (folder.path / name).is_file()]) > 1:
         log.info("%s holds several sets of weights: %s is read", folder.name, folder.weights[0].name)
     auto_class, weights = AutoModelForAudioClassification, {}
-    if folder.is_checkpoint:
+    if folder.format is not None:
         auto_class, weights = MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING[type(config)], {"state_dict": _renamed(folder)}
     model, report = _from_pretrained(
         auto_class,
@@ -118,10 +128,10 @@ def _load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, W
     names = WeightNames(
         *({key[0] if isinstance(key, tuple) else str(key) for key in report[kind]} for kind in _REPORTED)
     )
-    if folder.is_checkpoint and names.unexpected:
+    if folder.format is not None and names.unexpected:
         raise InputError(
             f"{folder.name} holds weights that {folder.config_name} does not describe, such as "
-            f"{printable(min(names.unexpected))}: it is the config of another model; {torchaudio_checkpoint.ADVICE}"
+            f"{printable(min(names.unexpected))}: it is the config of another model; {folder.format.ADVICE}"
         )
     model.config.name_or_path = folder.name
     model.training_history = training_history.read_history(folder.path)
@@ -158,7 +168,7 @@ def _as_input_error(folder: ModelFolder) -> Iterator[None]:
 
 def _renamed(folder: ModelFolder) -> dict[str, torch.Tensor]:
     """Return the weights of a checkpoint by their names in transformers, in float32."""
-    given = _read_pickle(folder, folder.path, "cpu")
+    given = _weights_in(folder, folder.path, _content_of(folder, folder.path, "cpu"))
     stored = ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in given.values()}))
     if not all(value.is_floating_point() for value in given.values()):
         raise InputError(
@@ -166,8 +176,17 @@ def _renamed(folder: ModelFolder) -> dict[str, torch.Tensor]:
         )
     if stored != "float32":
         log.info("%s stores weights in %s; here they are float32", folder.name, stored)
-    names = {torchaudio_checkpoint.weight_name(name): value for name, value in given.items()}
-    return {name: value.float() for name, value in names.items() if name is not None}
+    renamed: dict[str, torch.Tensor] = {}
+    for theirs, value in given.items():
+        name = folder.format.weight_name(theirs)
+        if name is None:
+            continue
+        if renamed.setdefault(name, value) is not value and not torch.equal(renamed[name], value):
+            raise InputError(
+                f"{folder.name}: {printable(theirs)} differs from the same weight under another name, and the network "
+                f"has it only once; {folder.format.ADVICE}"
+            )
+    return {name: value.float() for name, value in renamed.items()}
 
 
 def _check_extractor(folder: ModelFolder, extractor: object, config: PreTrainedConfig) -> None:
@@ -225,26 +244,41 @@ def _check_size(folder: ModelFolder, config: PreTrainedConfig) -> None:
 def _shapes(folder: ModelFolder) -> Iterator[tuple[str, list[int]]]:
     """Yield the name and the shape of every weight; no weight is read."""
     for path in folder.weights:
-        if path.suffix != ".safetensors":
-            yield from ((name, list(value.shape)) for name, value in _read_pickle(folder, path, "meta").items())
-            continue
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    yield name, file.get_slice(name).get_shape()
-        except SafetensorError as error:
-            raise InputError(f"{_file_name(folder, path)} is damaged ({one_line(error)}); {ADVICE}") from error
+        weights = _weights_in(folder, path, _content_of(folder, path, "meta"))
+        yield from ((name, list(value.shape)) for name, value in weights.items())
 
 
-def _read_pickle(folder: ModelFolder, path: Path, device: str) -> dict[str, torch.Tensor]:
-    """Read a file of PyTorch as weights by name; nothing else in it is loaded.
+def _weights_in(folder: ModelFolder, path: Path, content: dict) -> dict[str, torch.Tensor]:
+    """Return the weights in the content of a file, by name; raise `InputError` if they are not only tensors."""
+    where = _file_name(folder, path)
+    weights = content if folder.format is None else folder.format.weights_in(where, content)
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{where} holds more than weights: {short(name)} is {type(value).__name__}; expected a tensor for each "
+                f"name; {ADVICE}"
+            )
+    return weights
+
+
+def _content_of(folder: ModelFolder, path: Path, device: str) -> dict:
+    """Return the content of a file of weights; on ``meta`` no number is read. No code in it is run.
 
     Raises
     ------
     InputError
-        If it holds anything else, or is damaged.
+        If it is damaged, or holds objects of other classes.
     """
     where = _file_name(folder, path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                if device != "meta":
+                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise InputError(f"{where} is damaged ({one_line(error)}); {ADVICE}") from error
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
         weights = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError …
@@ -262,15 +296,9 @@ def _read_pickle(folder: ModelFolder, path: Path, device: str) -> dict[str, torc
         ) from error
     if not isinstance(weights, dict):
         raise InputError(f"{where} holds {short(type(weights).__name__)}; expected weights by name; {ADVICE}")
-    for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise InputError(
-                f"{where} holds more than weights: {short(name)} is {type(value).__name__}; expected a tensor for each "
-                f"name; {ADVICE}"
-            )
     return weights
 
 
 def _file_name(folder: ModelFolder, path: Path) -> str:
     """Return the user's name for a file of weights."""
-    return folder.name if folder.is_checkpoint else f"{folder.name}/{path.name}"
+    return folder.name if folder.format is not None else f"{folder.name}/{path.name}"

@@ -1,7 +1,7 @@
 """Find a model, check its files, and compute its digest. This module loads neither PyTorch nor weights.
 
-A model is a folder, a checkpoint of another program (see `torchaudio_checkpoint`), or for the stages that only score
-clips an exported file (see `exported`). A model can come from anybody. Nothing in it is run: a folder whose files name
+A model is a folder, a checkpoint of another program (see `format_of`), or for the stages that only score clips an
+exported file (see `exported`). A model can come from anybody. Nothing in it is run: a folder whose files name
 code is refused. `loading` reads the weights.
 """
 
@@ -13,12 +13,13 @@ import shlex
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 from utils.core import names, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import sha256_of_file, sha256_of_lines
 from utils.core.text import printable, short, some
-from utils.models import architectures, decision, torchaudio_checkpoint, training_history
+from utils.models import architectures, beats_checkpoint, decision, torchaudio_checkpoint, training_history
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class ModelFolder:
     path : Path
         The folder that holds ``config.json``, or the checkpoint.
     config : dict
-        Content of ``config.json``; of a checkpoint, what it would be.
+        Content of ``config.json``; of a checkpoint, what it would be, or only its ``model_type`` if the file with the
+        weights has the rest.
     weights : tuple of Path
         The files that hold the weights.
     extractor : dict, optional
@@ -72,14 +74,16 @@ class ModelFolder:
     extractor: dict | None = None
 
     @property
-    def is_checkpoint(self) -> bool:
-        """Whether it is one file, with other names for the weights."""
-        return is_checkpoint(self.path)
+    def format(self) -> ModuleType | None:
+        """The room that translates it if it is a checkpoint, one file with other names for the weights; or None."""
+        return format_of(self.path) if is_checkpoint(self.path) else None
 
     @property
     def config_name(self) -> str:
         """The user's name for the file with the config."""
-        return str(torchaudio_checkpoint.config_path(self.path)) if self.is_checkpoint else f"{self.name}/{CONFIG_NAME}"
+        if self.format is None:
+            return f"{self.name}/{CONFIG_NAME}"
+        return str(self.format.config_path(self.path) or f"the config in {self.name}")
 
 
 # ------------------------------------------------------------------------------------------- finding
@@ -92,7 +96,15 @@ def is_exported(model: str | Path) -> bool:
 
 def is_checkpoint(model: str | Path) -> bool:
     """Return whether a model is a checkpoint of another program, and not a folder."""
-    return Path(model).suffix in names.CHECKPOINT_SUFFIXES and Path(model).is_file()
+    path = Path(model)
+    is_of_folder = path.suffix in WEIGHT_SUFFIXES and path.name.startswith("model")
+    return path.suffix in names.CHECKPOINT_SUFFIXES and path.is_file() and not is_of_folder
+
+
+def format_of(checkpoint: Path) -> ModuleType:
+    """Return the room that translates a checkpoint: the first whose config is beside it, or one that needs none."""
+    beside = torchaudio_checkpoint.config_path(checkpoint)
+    return torchaudio_checkpoint if beside.is_file() else beats_checkpoint
 
 
 def resolve_model_dir(model_dir: Path) -> Path:
@@ -195,15 +207,12 @@ def open_folder(name: str, path: Path) -> ModelFolder:
 
 
 def _open_checkpoint(name: str, path: Path) -> ModelFolder:
-    beside = torchaudio_checkpoint.config_path(path)
-    if not beside.is_file():
-        raise InputError(
-            f"{name} has no {beside.name} beside it, which describes the network; expected {beside}. AVES and BirdAVES "
-            "are published as such pairs of files; the folder of another model needs a config.json"
-        )
-    config = torchaudio_checkpoint.config_of(str(beside), _read_json(str(beside.parent), beside))
-    check_fields(str(beside), config)
-    return ModelFolder(name, path, config, (path,), torchaudio_checkpoint.EXTRACTOR)
+    form, config = format_of(path), {"model_type": format_of(path).MODEL_TYPE}
+    beside = form.config_path(path)
+    if beside is not None:
+        config = form.config_of(str(beside), _read_json(str(beside.parent), beside))
+        check_fields(str(beside), config)
+    return ModelFolder(name, path, config, (path,), form.EXTRACTOR)
 
 
 def _extractor_advice(name: str, path: Path, config: dict) -> str:
@@ -374,11 +383,11 @@ def digest(folder: ModelFolder) -> str:
 
     It includes files that transformers might also read: all JSON files and all weights at the top of the folder. It
     leaves out the decision in ``config.json``: with thresholds, a model is still the same model. Of a checkpoint, it
-    includes both files, whatever their names.
+    includes the weights and the config beside them, whatever their names.
     """
-    if folder.is_checkpoint:
-        files = {"weights": folder.path, "config": torchaudio_checkpoint.config_path(folder.path)}
-        return sha256_of_lines(f"{sha256_of_file(path)}  {kind}" for kind, path in files.items())
+    if folder.format is not None:
+        files = {"weights": folder.path, "config": folder.format.config_path(folder.path)}
+        return sha256_of_lines(f"{sha256_of_file(path)}  {kind}" for kind, path in files.items() if path is not None)
     beside = [path for path in folder.path.iterdir() if path.suffix in {*WEIGHT_SUFFIXES, ".json"} and path.is_file()]
     files = {path.relative_to(folder.path).as_posix(): path for path in (*beside, *folder.weights)}
     digests = {name: sha256_of_file(path) for name, path in files.items() if name != CONFIG_NAME}

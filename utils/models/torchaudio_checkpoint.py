@@ -10,6 +10,7 @@ from pathlib import Path
 from utils.core.errors import InputError
 from utils.core.text import short, some
 
+MODEL_TYPE = "hubert"
 CONFIG_SUFFIX = ".model_config.json"
 # Settings of the feature extractor: 16 kHz, and the samples as they are.
 EXTRACTOR = {"feature_size": 1, "sampling_rate": 16_000, "do_normalize": False, "return_attention_mask": False}
@@ -63,6 +64,11 @@ def config_path(weights: Path) -> Path:
     return weights.with_suffix(CONFIG_SUFFIX)
 
 
+def weights_in(where: str, content: dict) -> dict:
+    """Return the weights in the content of a file, which holds nothing else."""
+    return content
+
+
 def config_of(where: str, given: dict) -> dict:
     """Translate the config beside a checkpoint.
 
@@ -95,7 +101,7 @@ def config_of(where: str, given: dict) -> dict:
     convolutions = given["extractor_conv_layer_config"]
     names = ("conv_dim", "conv_kernel", "conv_stride")
     return {
-        "model_type": "hubert",
+        "model_type": MODEL_TYPE,
         **{theirs: given[key] for key, (theirs, _) in _KEYS.items() if theirs is not None},
         "feat_extract_norm": _NORMS[given["extractor_mode"]],
         **dict(zip(names, map(list, zip(*convolutions, strict=True)), strict=True)),
