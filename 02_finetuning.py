@@ -65,6 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="train only the head: the encoder hears each clip once, as it is, and its features are kept on disk",
     )
     parser.add_argument(
+        "--pooling",
+        choices=architectures.POOLINGS,
+        default=None,
+        help="how the frames of a clip become one vector: their mean; weighted means with learned weights (attention "
+        "over frames); or the mean of a weighted sum of all layers (default: as in the base model, usually mean)",
+    )
+    parser.add_argument(
         "--encoder_window",
         choices=architectures.WINDOWS,
         default=architectures.CLIP_WINDOW,
@@ -107,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace, labels: list[str], train_clips: clips.Clips | None = None) -> LoadedModel:
     """Return the model to train, after checking that any clips suit it."""
-    loaded = encoders.load_base_model(args.base_model, labels)
+    loaded = encoders.load_base_model(args.base_model, labels, pooling=args.pooling)
     model = loaded.model
     if train_clips is not None:
         encoders.check_base_matches(loaded, train_clips)

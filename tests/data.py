@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
@@ -21,6 +22,7 @@ from transformers import (
 from utils.core import runs
 from utils.core.files import sha256_of_lines, write_csv
 from utils.data import clips, recordings_table, splits
+from utils.models import architectures, attention_head
 from utils.models.beats_encoder import BeatsConfig, BeatsFeatureExtractor
 from utils.models.loaded_model import LoadedModel
 
@@ -54,6 +56,9 @@ SMALL_CONFIGS = {
         do_stable_layer_norm=True, feat_extract_norm="layer"
     ),
     "wav2vec2-weighted-layer-sum": lambda: SMALL_WAVEFORM_CONFIGS["wav2vec2"](use_weighted_layer_sum=True),
+    "wav2vec2-attention": lambda **more: attention_head.register("wav2vec2_attention")(
+        **{**_WAVEFORM, **_POSITIONS, **more}
+    ),
     "whisper": lambda **more: WhisperConfig(
         **{
             "d_model": 32,
@@ -115,7 +120,10 @@ def small_model(name: str, labels: list[str] | None = None, **options) -> Loaded
     labels = labels or LABELS
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    return LoadedModel(AutoModelForAudioClassification.from_config(config).eval(), small_extractor(name))
+    model = AutoModelForAudioClassification.from_config(config).eval()
+    if architectures.attends(config.model_type):
+        torch.nn.init.normal_(model.projector.queries)  # at first they are zero: the mean
+    return LoadedModel(model, small_extractor(name))
 
 
 def tone_clip(class_id: int, rng: np.random.Generator, n_samples: int, sample_rate_hz: int) -> np.ndarray:

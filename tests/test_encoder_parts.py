@@ -129,6 +129,8 @@ def test_parts_are_the_model_for_every_whisper(options):
         ("ast", {"qkv_bias": False, "frequency_stride": 16, "time_stride": 16}),
         ("ast", {"use_weighted_layer_sum": True}),  # which AST does not read
         ("hubert", {"conv_pos_batch_norm": True}),
+        ("wav2vec2-attention", {"do_stable_layer_norm": True}),
+        ("wav2vec2-attention", {"pooling_queries": 1, "use_weighted_layer_sum": True}),
         ("hubert", {"feat_proj_layer_norm": False}),
         ("hubert", {"do_stable_layer_norm": True, "adapter_attn_dim": 8}),
         ("wav2vec2", {"do_stable_layer_norm": True, "adapter_attn_dim": 8, "use_weighted_layer_sum": True}),

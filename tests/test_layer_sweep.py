@@ -149,8 +149,6 @@ def test_broken_weights_are_named_with_subset_and_clip(clips):
     first = clips.table["clip_id"].iloc[0]
     with pytest.raises(InputError, match=rf"blocks \[0, 1\] .* clip {first};"):
         sweep(loaded, clips, [(0, 2), (0, 1, 2), (0, 1)])
-    with pytest.raises(InputError, match=rf"blocks \[1\] .* pooled states .* clip {first};"):
-        layer_sweep.pooled_states(loaded, clips, (1,), batch_size=4)
 
 
 def test_a_broken_clip_of_a_later_batch_is_named(clips, monkeypatch):
@@ -171,8 +169,6 @@ def test_impossible_lists_are_refused(keep, clips):
     loaded = distinct_model("wav2vec2")
     with pytest.raises(UsageError, match="ascending and from 0 to 2"):
         sweep(loaded, clips, [(0,), keep])
-    with pytest.raises(UsageError, match="ascending and from 0 to 2"):
-        layer_sweep.pooled_states(loaded, clips, keep, batch_size=4)
 
 
 def test_wavlm_keeps_the_block_that_the_others_need(clips):
@@ -222,28 +218,6 @@ def test_live_bytes_are_those_of_storages():
         assert live.now == live.highest == 12_000
         del y, z
     assert live.now == 0 and live.highest == 12_000
-
-
-# -------------------------------------------------------------------------------------- pooled states
-
-
-@pytest.mark.parametrize("name", SMALL_CONFIGS)
-def test_the_head_turns_pooled_states_into_the_pruned_models_logits(name, clips, tmp_path):
-    loaded = distinct_model(name)
-    for keep in ((0, 2), (0, 1, 2)):
-        pooled = layer_sweep.pooled_states(loaded, clips, keep, batch_size=4)
-        assert pooled.shape == (N_CLIPS, 32) and pooled.dtype == np.float32
-        logits = EncoderParts(loaded.model).head(torch.from_numpy(pooled))
-        assert logits.requires_grad  # a head can be trained on them
-        expected = reloaded_logits(loaded, clips, keep, tmp_path)
-        np.testing.assert_allclose(logits.detach().numpy(), expected, **TOLERANCE)
-
-
-def test_pooled_states_of_the_front_end_alone(clips, tmp_path):
-    loaded = distinct_model("wav2vec2")
-    pooled = layer_sweep.pooled_states(loaded, clips, (), batch_size=4)
-    logits = EncoderParts(loaded.model).head(torch.from_numpy(pooled)).detach().numpy()
-    np.testing.assert_allclose(logits, reloaded_logits(loaded, clips, (), tmp_path), **TOLERANCE)
 
 
 # ------------------------------------------------------------------------------------------- precision

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # Options for Whisper's window: crop it to the clips, or compute it in full.
 WINDOWS = CLIP_WINDOW, FULL_WINDOW = ("clip", "full")
+# Options for how the frames of a clip become one vector. The type of a model with attention over frames has a suffix.
+POOLINGS = MEAN, ATTENTION, LAYERS = ("mean", "attention", "layers")
+ATTENTION_SUFFIX = "_attention"
 # The networks of `bird_cnn`, which have no blocks: the names in stage 06, and their model types.
 CNNS = {"melspectrogram": "melspectrogram_cnn", "waveform": "waveform_cnn"}
 CNN_HEAD = ("classifier",)
@@ -88,6 +91,11 @@ class Architecture:
     read_by_blocks: tuple[str, ...] = ()
 
     can_crop_window = False
+
+    @property
+    def can_attend(self) -> bool:
+        """Whether the model projects its frames and takes their mean, so that attention can take its place."""
+        return self.head == ("projector", "classifier")
 
     def longest_clip_seconds(self, extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
         """Return the longest clip, in seconds, that a model reads in full; infinite if it has no window."""
@@ -254,8 +262,8 @@ def check_known(model_type: str) -> None:
     ------
     InputError
     """
-    if model_type not in ARCHITECTURES and model_type not in CNNS.values():
-        raise _unknown(model_type)
+    if model_type not in CNNS.values():
+        _entry(model_type)
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
@@ -266,16 +274,26 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     InputError
         If it is not a transformer encoder that this project supports.
     """
-    try:
-        return ARCHITECTURES[config.model_type]
-    except KeyError:
-        raise _unknown(config.model_type) from None
+    return _entry(config.model_type)
 
 
-def _unknown(model_type: str) -> InputError:
-    return InputError(
-        f"a {model_type!r} model has no transformer blocks that this project supports; it supports {NAMES}"
-    )
+def _entry(model_type: str) -> Architecture:
+    found = ARCHITECTURES.get(plain_type(model_type))
+    if found is None or (attends(model_type) and not found.can_attend):
+        raise InputError(
+            f"a {model_type!r} model has no transformer blocks that this project supports; it supports {NAMES}"
+        )
+    return found
+
+
+def plain_type(model_type: str) -> str:
+    """Return the type of a model with the same encoder and the pooling of transformers."""
+    return model_type.removesuffix(ATTENTION_SUFFIX)
+
+
+def attends(model_type: str) -> bool:
+    """Return whether models of a type pool their frames by attention; see `attention_head`."""
+    return model_type.endswith(ATTENTION_SUFFIX)
 
 
 def has_blocks(config: PreTrainedConfig) -> bool:
@@ -287,12 +305,17 @@ def has_blocks(config: PreTrainedConfig) -> bool:
         If this project does not support the model type.
     """
     check_known(config.model_type)
-    return config.model_type in ARCHITECTURES
+    return config.model_type not in CNNS.values()
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return the transformer blocks of a model, first to last."""
     return model.get_submodule(architecture_of(model.config).blocks)
+
+
+def pooling_of(config: PreTrainedConfig) -> str:
+    """Return how a model pools its frames: one of `POOLINGS`."""
+    return ATTENTION if attends(config.model_type) else LAYERS if sums_layers(config) else MEAN
 
 
 def sums_layers(config: PreTrainedConfig) -> bool:

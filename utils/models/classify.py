@@ -36,13 +36,18 @@ CANCELLED = 0.5  # lowest power of the mean of all channels, relative to that of
 SILENT_BESIDE = 1e-4  # power of a channel, relative to the loudest
 
 
+def network_of(model_type: str) -> str | None:
+    """Return the name of the file with a network that transformers does not include; None if it does."""
+    return "attention_head" if model_type.endswith("_attention") else NETWORKS.get(model_type)
+
+
 @functools.cache
 def load_model(folder: Path = FOLDER) -> tuple:
     """Return the model of a folder, in evaluation mode, and its feature extractor."""
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    if model_type in NETWORKS:
+    if module := network_of(model_type):
         sys.path.append(str(FOLDER))
-        importlib.import_module(NETWORKS[model_type])
+        importlib.import_module(module)
     extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     if getattr(model.config, "clip_fill", None) is None:

@@ -29,7 +29,7 @@ from utils.core import runs
 from utils.core.errors import InputError
 from utils.data.clips import Clips
 from utils.models import encoders, predict, training_history
-from utils.models.architectures import blocks_of, has_blocks
+from utils.models.architectures import blocks_of, has_blocks, plain_type
 from utils.models.loaded_model import LoadedModel
 from utils.models.training_arguments import DISTILLATION_WEIGHT, TEMPERATURE
 
@@ -138,7 +138,7 @@ def matched_blocks(student: PreTrainedConfig, teacher: PreTrainedConfig) -> list
     block then reads what it read in the teacher. For another student, the blocks are spread evenly.
     """
     own, whole = encoders.kept_layers(student), encoders.kept_layers(teacher)
-    if student.model_type == teacher.model_type and {*own} <= {*whole}:
+    if plain_type(student.model_type) == plain_type(teacher.model_type) and {*own} <= {*whole}:
         return [whole.index(layer) - 1 for layer in own[1:]] + [len(whole) - 1]
     return [round((block + 1) * len(whole) / len(own)) - 1 for block in range(len(own))]
 

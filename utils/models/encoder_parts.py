@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from utils.core.errors import InputError
 from utils.data.clips import Clips
 from utils.models import onednn
-from utils.models.architectures import architecture_of, blocks_of, final_norm_of, output_norm_of, sums_layers
+from utils.models.architectures import architecture_of, attends, blocks_of, final_norm_of, output_norm_of, sums_layers
 from utils.models.encoders import front_end_call
 from utils.models.loaded_model import LoadedModel
 
@@ -95,6 +95,8 @@ class EncoderParts:
         self._blocks = blocks_of(model)
         self._final_norm = final_norm_of(model)
         self._weighted = sums_layers(model.config)
+        # With attention over frames, the head itself pools them.
+        self._pooled = torch.nn.Identity() if attends(model.config.model_type) else self._architecture.pooled
         self.n_layers = len(self._blocks)
         if not self.n_layers:
             raise InputError(
@@ -198,7 +200,8 @@ class EncoderParts:
         Returns
         -------
         Tensor
-            Shape (batch, hidden_size): the mean over all frames; for AST, over its two class tokens.
+            Shape (batch, hidden_size): the mean over all frames; for AST, over its two class tokens. If the head pools
+            the frames by attention, all of them: shape (batch, frames, hidden_size).
         """
         return self.weighted(self.features(path), keep)
 
@@ -218,9 +221,9 @@ class EncoderParts:
         layers, last = [], None
         for state in path:
             if last is not None and self._weighted:
-                layers.append(self._architecture.pooled(last))
+                layers.append(self._pooled(last))
             last = state.hidden_states
-        pooled = self._architecture.pooled(last if self._final_norm is None else self._final_norm(last))
+        pooled = self._pooled(last if self._final_norm is None else self._final_norm(last))
         return torch.stack([*layers, pooled], dim=1) if self._weighted else pooled
 
     def weighted(self, features: torch.Tensor, keep: Sequence[int]) -> torch.Tensor:
@@ -233,20 +236,20 @@ class EncoderParts:
         return weighted_sum(features, self.model.layer_weights[[0, *(layer + 1 for layer in keep)]])
 
     def head(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Turn pooled states, shape (batch, hidden_size), into logits, shape (batch, n_classes)."""
+        """Turn what `pool` returns into logits, shape (batch, n_classes)."""
         return through_head(self.model, self._architecture.head, pooled)
 
 
 def weighted_sum(layers: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the sum of layers, shape (batch, n, hidden_size), with the softmax of `weights`, shape (n,)."""
-    return (layers * weights.softmax(dim=-1).view(-1, 1)).sum(dim=1)
+    """Return the sum of layers, shape (batch, n, …, hidden_size), with the softmax of `weights`, shape (n,)."""
+    return torch.einsum("bn...,n->b...", layers, weights.softmax(dim=-1))
 
 
 def through_head(owner: torch.nn.Module, names: Iterable[str], pooled: torch.Tensor) -> torch.Tensor:
     """Return what the modules of a head, by their names in `owner`, make of pooled states: logits."""
     for name in names:
         pooled = owner.get_submodule(name)(pooled)
-    return pooled
+    return pooled[:, 0] if pooled.ndim == 3 else pooled  # attention over frames leaves one of them
 
 
 @torch.inference_mode()

@@ -18,11 +18,11 @@ import torch
 from packaging.version import InvalidVersion, Version
 from torch import nn
 from transformers import (
+    AutoModelForAudioClassification,
     PreTrainedConfig,
     PreTrainedModel,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForSequenceClassification,
 )
 
 from utils.core.errors import InputError, UsageError
@@ -31,12 +31,19 @@ from utils.core.text import printable
 from utils.data.clips import Clips, label_maps
 from utils.models import classify, decision, exported_network, loading, model_folder, own_networks, training_history
 from utils.models.architectures import (
+    ATTENTION,
+    ATTENTION_SUFFIX,
     CNN_HEAD,
+    LAYERS,
+    MEAN,
     architecture_of,
+    attends,
     blocks_of,
     final_norm_of,
     has_blocks,
     longest_clip_seconds,
+    plain_type,
+    pooling_of,
     shortest_clip_samples,
     sums_layers,
 )
@@ -128,7 +135,7 @@ def front_end_call(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> t
 # ------------------------------------------------------------------------------------------- loading
 
 
-def tiny_model(labels: list[str], sample_rate_hz: int = 16_000) -> LoadedModel:
+def tiny_model(labels: list[str], sample_rate_hz: int = 16_000, pooling: str | None = None) -> LoadedModel:
     """Return a small wav2vec2 with random weights, for demonstrations and tests.
 
     It has all parts of a real model, with four blocks, so that all stages run in seconds on a CPU.
@@ -157,10 +164,13 @@ def tiny_model(labels: list[str], sample_rate_hz: int = 16_000) -> LoadedModel:
         **label_maps(labels),
     )
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=sample_rate_hz, do_normalize=True, return_attention_mask=False)
-    return LoadedModel(Wav2Vec2ForSequenceClassification(config), extractor, has_head=False)
+    model = AutoModelForAudioClassification.from_config(with_pooling(config, pooling))
+    return LoadedModel(model, extractor, has_head=False)
 
 
-def load_base_model(base_model: str, labels: list[str], flag: str = "--base_model") -> LoadedModel:
+def load_base_model(
+    base_model: str, labels: list[str], flag: str = "--base_model", pooling: str | None = None
+) -> LoadedModel:
     """Load a pre-trained encoder, in float32 on the CPU, with a new classification head for `labels`.
 
     Parameters
@@ -171,17 +181,21 @@ def load_base_model(base_model: str, labels: list[str], flag: str = "--base_mode
         Labels by label id.
     flag : str
         The user's flag for the model, for messages.
+    pooling : str, optional
+        How the frames of a clip become one vector, one of `architectures.POOLINGS`. Default: as in the base model.
 
     Raises
     ------
     InputError
         If it cannot be loaded, or if weights other than the head would be newly initialised.
+    UsageError
+        If the architecture cannot pool in this way.
     """
     if model_folder.is_tiny(base_model):
-        return tiny_model(labels)
+        return tiny_model(labels, pooling=pooling)
     try:
         folder = model_folder.open_folder(*model_folder.find(base_model))
-        config = _plain(loading.read_config(folder, **label_maps(labels)))
+        config = _plain(with_pooling(loading.read_config(folder, **label_maps(labels)), pooling))
         loaded, names = loading.load(folder, config)
     except InputError as error:
         raise InputError(f"{flag} {error}") from error
@@ -218,6 +232,36 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
             setattr(config, name, value)
     _sum_as_when_made(config)
     return config
+
+
+def with_pooling(config: PreTrainedConfig, pooling: str | None) -> PreTrainedConfig:
+    """Return the config of a model that pools its frames in a way of `architectures.POOLINGS`; None changes nothing.
+
+    Raises
+    ------
+    UsageError
+        If the architecture cannot pool in this way.
+    """
+    if pooling is None or pooling == pooling_of(config):
+        return config
+    architecture = architecture_of(config)
+    if not {LAYERS: architecture.can_sum_layers, ATTENTION: architecture.can_attend}.get(pooling, True):
+        raise UsageError(
+            f"--pooling {pooling}: {architecture.name} has a pooling of its own; give --pooling {MEAN}, or leave it out"
+        )
+    if architecture.can_sum_layers:
+        config.use_weighted_layer_sum = pooling == LAYERS
+    if attends(config.model_type) == (pooling == ATTENTION):
+        return config
+    model_type = plain_type(config.model_type) + (ATTENTION_SUFFIX if pooling == ATTENTION else "")
+    content = {name: value for name, value in config.to_dict().items() if name not in _OF_TYPE}
+    changed = own_networks.config_class(model_type).from_dict(content)
+    changed.name_or_path = config.name_or_path
+    return changed
+
+
+# Keys of a config that belong to its type.
+_OF_TYPE = ("model_type", "architectures", "pooling_queries")
 
 
 def _sum_as_when_made(config: PreTrainedConfig) -> None:

@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-import utils.models.own_networks  # noqa: F401 (registers their configs)
 from utils.core.errors import InputError, UsageError
-from utils.models import model_folder, training_history
+from utils.models import model_folder, own_networks, training_history
 from utils.models.exported import ADVICE, ExportedModel
 from utils.models.loaded_model import WAVEFORM, LoadedModel
 
@@ -30,7 +28,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.exported = exported
         try:
-            self.config = CONFIG_MAPPING[exported.config["model_type"]].from_dict(exported.config)
+            self.config = own_networks.config_class(exported.config["model_type"]).from_dict(exported.config)
         except Exception as error:  # KeyError, TypeError, a type of transformers for each kind of field
             problem = model_folder.one_line(error)
             raise InputError(f"{exported.path}: config in its metadata is damaged ({problem}); {ADVICE}") from error

@@ -2,8 +2,8 @@
 
 A head costs next to nothing, and an encoder that does not change gives the same features in each epoch. So the features
 of all clips are computed before the training. They are what the head reads: with the mean over frames one vector a
-clip, with a weighted sum of layers one vector for each layer. Only clips as they are can be kept: augmentation would
-change them in each epoch, and dropout in the encoder is off.
+clip, with a weighted sum of layers one vector for each layer, with attention all frames. Only clips as they are can be
+kept: augmentation would change them in each epoch. Dropout in the encoder is off.
 
 The files are reused if model, data and settings are the same, also by a run that ``--overwrite`` starts with other
 learning rates or another seed.

@@ -24,10 +24,9 @@ from transformers import (
 from transformers import logging as transformers_logging
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
-import utils.models.own_networks  # noqa: F401 (registers them with the Auto classes)
 from utils.core.errors import InputError, is_machine_limit
 from utils.core.text import printable, short
-from utils.models import memory, training_history
+from utils.models import architectures, memory, own_networks, training_history
 from utils.models.loaded_model import LoadedModel
 from utils.models.model_folder import (
     ADVICE,
@@ -60,6 +59,10 @@ def read_config(folder: ModelFolder, **changes) -> PreTrainedConfig:
     InputError
         If transformers does not support the architecture or refuses a value, or there is no such number of layers.
     """
+    model_type = folder.config.get("model_type", "")
+    if architectures.attends(model_type):
+        architectures.check_known(model_type)
+        own_networks.config_class(model_type)  # which registers it
     if folder.format is not None:
         with _as_input_error(folder):
             config = AutoConfig.for_model(**_config_of_checkpoint(folder), **changes)

@@ -6,19 +6,13 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from utils.core import cli, runs
-from utils.core.errors import InputError
 from utils.core.files import sha256_of_file
 from utils.data.clips import Clips
-from utils.models import architectures, distillation, encoders, training, training_arguments
-from utils.models.augmentation import UNKNOWN
-from utils.models.encoder_parts import EncoderParts
+from utils.models import architectures, distillation, encoders, frozen_encoder, training, training_arguments
 from utils.models.loaded_model import LoadedModel
-from utils.pruning import layer_sweep
 from utils.pruning.layer_selection import Keep
 from utils.pruning.repair import Repairer, repaired_copy
 from utils.pruning.subset_scores import SubsetScores
@@ -138,8 +132,9 @@ def heal(
     loaded : LoadedModel
         In evaluation mode, before and after.
     part : {"head", "last", "all"}
-        The part to train. ``head``: the modules after the pooling, on pooled states that are computed once, with no
-        augmentation. ``last``: these, the last block and a norm between the two. ``all``: everything.
+        The part to train. ``head``: what fine-tuning adds to a base model, on features that are computed once, with no
+        augmentation (see `frozen_encoder`). ``last``: these, the last block and a norm between the two. ``all``:
+        everything.
     train_clips, val_clips : Clips
         Clips to train on, and clips to choose the epoch.
     settings : TrainingSettings
@@ -147,7 +142,7 @@ def heal(
     work_dir : Path
         Folder for checkpoints; after a stop the next call continues from them.
     batch_size : int
-        Clips per batch when the pooled states are computed.
+        Clips per batch when the features are computed.
     teachers : Teachers, optional
         Models from which it learns too.
 
@@ -156,109 +151,30 @@ def heal(
     InputError
         If the loss becomes NaN or infinite.
     """
-    model = loaded.model
-    if part == "head":
-        blocks = range(model.config.num_hidden_layers)
-        pooled = (layer_sweep.pooled_states(loaded, clips, blocks, batch_size) for clips in (train_clips, val_clips))
-        targets = (np.where(clips.is_known, clips.targets, UNKNOWN) for clips in (train_clips, val_clips))
-        answers = None
-        if teachers is not None:  # they hear what the pooled states are of: the clips without augmentation
-            answers = teachers.answers(train_clips, batch_size)
-        loss_of = training.loss_of(loaded, train_clips, settings)
-        fit_head(model, *pooled, *targets, loss_of, settings, teachers, answers)
-        return
-    encoders.configure_for_training(model, train_clips, settings.augment)
-    if part == "last":
-        freeze_all_but_last(model)
+    model, frozen = loaded.model, None
     work_dir.mkdir(exist_ok=True)
     work = runs.Run(output_dir=work_dir, attempts=1)
-    training.train(loaded, train_clips, val_clips, settings, work, resume=True, teachers=teachers)
+    if part == "head":
+        rate = settings.learning_rate * HEAD_RATE_FACTOR
+        settings = dataclasses.replace(settings, augment=(), head_learning_rate=rate)
+        clips, bf16 = (
+            {"train": train_clips, "val": val_clips},
+            training.uses_bf16(settings.mixed_precision, loaded.device),
+        )
+        frozen = frozen_encoder.compute(loaded, clips, batch_size, work, {}, bf16)
+    else:
+        encoders.configure_for_training(model, train_clips, settings.augment)
+        if part == "last":
+            freeze_all_but_last(model)
+    training.train(loaded, train_clips, val_clips, settings, work, resume=True, teachers=teachers, frozen=frozen)
     model.requires_grad_(True).to(loaded.device).eval()
 
 
 def freeze_all_but_last(model: PreTrainedModel) -> None:
     """Make only the head, the last block and a norm between the two trainable."""
-    architecture = architectures.architecture_of(model.config)
     blocks = architectures.blocks_of(model)
     encoders.freeze(model, feature_encoder=True, layers=list(range(len(blocks) - 1)))
     model.requires_grad_(False)
-    learning = [model.get_submodule(name) for name in architecture.head] + list(blocks[-1:])
-    norm = architectures.final_norm_of(model)
-    if norm is not None:
-        learning.append(norm)
-    for module in learning:
-        module.requires_grad_(True)
-
-
-def fit_head(
-    model: PreTrainedModel,
-    train_pooled: np.ndarray,
-    val_pooled: np.ndarray,
-    train_targets: np.ndarray,
-    val_targets: np.ndarray,
-    loss_of: training.Loss,
-    settings: training.TrainingSettings,
-    teachers: distillation.Teachers | None = None,
-    answers: torch.Tensor | None = None,
-) -> None:
-    """Fit the head to pooled states by AdamW, in place; keep the epoch with the best score on `val_pooled`.
-
-    The score is macro F1; with several labels a clip, macro average precision.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        Audio-classification model.
-    train_pooled, val_pooled : ndarray of float32, shape (n_clips, hidden_size)
-        From `layer_sweep.pooled_states`.
-    train_targets, val_targets : ndarray of float32, shape (n_clips, n_classes)
-        As from `training.Collator`.
-    loss_of : Loss
-    settings : TrainingSettings
-        Augmentation, warm-up, early stopping and precision are not used.
-    teachers : Teachers, optional
-    answers : Tensor, shape (n_clips, n_classes), optional
-        Their softened probabilities for the training clips.
-
-    Raises
-    ------
-    InputError
-        If the loss becomes NaN or infinite.
-    """
-    head = EncoderParts(model).head
-    modules = [model.get_submodule(name) for name in architectures.architecture_of(model.config).head]
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    learning_rate = settings.learning_rate * HEAD_RATE_FACTOR
-    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=settings.weight_decay)
-    train_x, val_x = (torch.from_numpy(states).to(model.device) for states in (train_pooled, val_pooled))
-    targets = torch.from_numpy(train_targets).to(model.device)
-    rng = np.random.default_rng(settings.seed)
-    best, best_weights, best_epoch = -1.0, [], 0
-    for epoch in range(1, settings.num_train_epochs + 1):
-        order = torch.as_tensor(rng.permutation(len(train_x)))
-        for rows in order.split(settings.per_device_train_batch_size):
-            optimizer.zero_grad()
-            logits = head(train_x[rows])
-            if teachers is None:
-                loss = loss_of({"logits": logits}, targets[rows])
-            else:
-                n_items = torch.tensor(logits.numel(), device=logits.device)
-                loss = loss_of({"logits": logits}, targets[rows], n_items)
-                loss = teachers.loss(loss, logits, answers[rows], n_items)
-            if not torch.isfinite(loss):
-                raise InputError(f"healing: the loss became {loss.item()} in epoch {epoch}; the weights are broken")
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            logits = head(val_x).cpu().numpy()
-        *_, (name, score) = training.val_scores(val_targets, logits, loss_of.several).items()
-        if score > best:
-            best, best_epoch = score, epoch
-            best_weights = [parameter.detach().clone() for parameter in parameters]
-    with torch.no_grad():
-        for parameter, weight in zip(parameters, best_weights, strict=True):
-            parameter.copy_(weight)
-    log.info(
-        "healing the head: best epoch %d of %d, %s %.3f",
-        *(best_epoch, settings.num_train_epochs, training.CHOOSING[f"eval_{name}"], best),
-    )
+    learning = [*blocks[-1:], architectures.final_norm_of(model)]
+    for part in (*encoders.head_parameters(model), *(module for module in learning if module is not None)):
+        part.requires_grad_(True)

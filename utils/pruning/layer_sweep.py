@@ -150,42 +150,6 @@ def logits_by_batch(
         start += logits.shape[1]
 
 
-def pooled_states(loaded: LoadedModel, clips: Clips, keep: Sequence[int], batch_size: int) -> np.ndarray:
-    """Return the input of the head of a pruned model for every clip; always in float32.
-
-    With these a head can be trained without running the encoder again: `encoder_parts.EncoderParts.head`
-    computes the logits from them, with gradients.
-
-    Parameters
-    ----------
-    loaded, clips, batch_size
-        As for `logits_by_batch`.
-    keep : sequence of int
-        Blocks that are kept, ascending, in the numbering of the model.
-
-    Returns
-    -------
-    ndarray of float32, shape (n_clips, hidden_size)
-        See `encoder_parts.EncoderParts.pool`.
-
-    Raises
-    ------
-    UsageError
-        If the list is not possible for this model.
-    InputError
-        If the model has no blocks, or a state is not finite.
-    """
-    parts = EncoderParts(loaded.model)
-    ordered = _checked(loaded.model, [keep])
-    pooled = []
-    for inputs in predict.input_batches(loaded, clips, batch_size, desc="pooling"):
-        with torch.inference_mode(), onednn.linear_layers(loaded.model, loaded.device):
-            pooled += [parts.pool(path, keep).cpu().numpy() for keep, path in _walk(parts, inputs, ordered)]
-    states = np.concatenate(pooled)
-    _check_finite(states[None], ordered, clips, 0, "pooled states")
-    return states
-
-
 def _ordered(keeps: Sequence[Sequence[int]]) -> list[Keep]:
     return sorted({tuple(keep) for keep in keeps})
 
