@@ -31,3 +31,20 @@ def test_the_regression_is_that_of_scikit_learn(scaled, toward, monkeypatch):
         change = Ridge(alpha=PENALTY * variance * weights.sum()).fit(x, values - x @ before, sample_weight=weights)
         np.testing.assert_allclose(found[name][:-1], before + change.coef_.T, atol=1e-4)
         np.testing.assert_allclose(found[name][-1], change.intercept_, atol=1e-4)
+
+
+def test_rows_that_hardly_differ():
+    """Their variance is a ten-millionth of their square, as in a network that gives the same for every frame."""
+    rng = np.random.default_rng(0)
+    x = (3 + 1e-3 * rng.normal(size=(8_000, 16))).astype(np.float32)
+    y = (x.astype(np.float64) @ rng.normal(size=(16, 2)) + 1).astype(np.float32)
+    sums = ridge.Ridge(16, "cpu")
+    for rows in (slice(0, 1_000), slice(1_000, 8_000)):
+        sums.add(torch.from_numpy(x[rows]), {"y": torch.from_numpy(y[rows])})
+    found = sums.solve(PENALTY)["y"].numpy()
+    wanted = Ridge(alpha=PENALTY * x.astype(np.float64).var(axis=0).mean() * len(x)).fit(x.astype(np.float64), y)
+    np.testing.assert_allclose(found[:-1], wanted.coef_.T, atol=1e-3)
+    np.testing.assert_allclose(x.astype(np.float64) @ found[:-1] + found[-1], wanted.predict(x), atol=1e-5)
+    same = ridge.Ridge(3, "cpu")
+    same.add(torch.full((50, 3), 0.1), {"y": torch.full((50, 1), 2.0)})
+    np.testing.assert_allclose(same.solve(PENALTY)["y"], [[0], [0], [0], [2]], atol=1e-6)

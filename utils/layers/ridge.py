@@ -14,7 +14,9 @@ BLOCK = 256  # columns of the products of inputs that are computed at once
 class Ridge:
     """Sums over rows, and the regressions that follow from them.
 
-    Products of a batch are computed in float32 and added up in float64. Memory does not grow with the rows.
+    Products of a batch are computed in float32 and added up in float64. Memory does not grow with the rows. The inputs
+    are taken from the mean of the first batch: where all rows are nearly the same, rounding would else hide how they
+    vary.
 
     Parameters
     ----------
@@ -26,6 +28,7 @@ class Ridge:
         # The last row is of the intercept. Entries above the diagonal have no meaning.
         self._gram = torch.zeros(n_inputs + 1, n_inputs + 1, dtype=torch.float64, device=device)
         self._cross: dict[Hashable, torch.Tensor] = {}
+        self._middle: torch.Tensor | None = None
 
     def add(
         self, inputs: torch.Tensor, outputs: Mapping[Hashable, torch.Tensor], scale: torch.Tensor | None = None
@@ -41,7 +44,8 @@ class Ridge:
             The error of a row counts in units of its scale. Default: 1.
         """
         scale = inputs.new_ones(len(inputs), 1) if scale is None else scale
-        columns = torch.cat([inputs / scale, 1 / scale], dim=1).T.contiguous()
+        self._middle = inputs.mean(dim=0) if self._middle is None else self._middle
+        columns = torch.cat([(inputs - self._middle) / scale, 1 / scale], dim=1).T.contiguous()
         for start in range(0, len(columns), BLOCK):
             block = slice(start, start + BLOCK)
             self._gram[start:, block] += onednn.linear(columns[start:], columns[block]).double()
@@ -77,5 +81,5 @@ class Ridge:
             if toward is not None:
                 wanted += weight * toward.double()
             slope = torch.cholesky_solve(wanted, factor)
-            solved[name] = torch.cat([slope, (sums[-1] / n_rows - mean @ slope)[None]])
+            solved[name] = torch.cat([slope, (sums[-1] / n_rows - (self._middle + mean) @ slope)[None]])
         return solved
