@@ -72,7 +72,7 @@ def test_attention_is_that_of_the_formula():
     rng = np.random.default_rng(0)
     frames, queries = rng.standard_normal((2, 7, 5)), rng.standard_normal((3, 5))
     weight, bias = rng.standard_normal((4, 15)), rng.standard_normal(4)
-    pooling = attention_head.AttentionPooling(5, 3, 4).double()
+    pooling = attention_head.QueryPooling(5, 3, 4).double()
     pooling.load_state_dict(
         {
             name: torch.from_numpy(value)
@@ -88,7 +88,7 @@ def test_attention_is_that_of_the_formula():
 
 
 def test_new_queries_give_the_mean():
-    pooling = attention_head.AttentionPooling(6, 1, 4)
+    pooling = attention_head.QueryPooling(6, 1, 4)
     frames = torch.randn(2, 9, 6)
     torch.testing.assert_close(pooling(frames)[:, 0], pooling.projection(frames).mean(dim=1))
 
@@ -273,3 +273,10 @@ def test_a_head_that_reads_all_layers_cannot_be_repaired():
     repair.check_possible(small_model("wav2vec2-attention").config)
     with pytest.raises(UsageError, match="reads all its layers"):
         repair.check_possible(small_model("wav2vec2-weighted-layer-sum").config)
+
+
+def test_the_attention_of_its_blocks_can_be_switched():
+    """So that the multiply-accumulates are all counted: the counter does not see the fused kernel."""
+    model = small_model("wav2vec2-attention").model
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"

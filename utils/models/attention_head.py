@@ -27,7 +27,9 @@ SUFFIX = "_attention"  # of a model type
 N_QUERIES = 4
 
 
-class AttentionPooling(nn.Module):
+# Not named attention: transformers 5.23.0 reads the file of a model, and where the name of a module in it says so, it
+# keeps the encoder's own attention as it is (`PreTrainedModel.set_attn_implementation`).
+class QueryPooling(nn.Module):
     """Weighted means of frames, and a linear layer of all of them.
 
     For query q the weight of frame h_t is the softmax over t of h_t · q / √hidden_size. At first the queries are zero:
@@ -59,11 +61,11 @@ class Attending(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        self.projector = AttentionPooling(config.hidden_size, config.pooling_queries, config.classifier_proj_size)
+        self.projector = QueryPooling(config.hidden_size, config.pooling_queries, config.classifier_proj_size)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, AttentionPooling):
+        if isinstance(module, QueryPooling):
             nn.init.zeros_(module.queries)
         else:
             super()._init_weights(module)
