@@ -409,17 +409,18 @@ def export_files(args: argparse.Namespace, this_run: runs.Run, loaded: LoadedMod
     InputError
         If the model cannot be exported, or the answers of a file are not its own.
     """
-    val = None
+    val = train = None
     if args.data_dir is not None:
         val = clips.read_clips(args.data_dir, "val", args.max_clips_per_class, args.seed, args.fold)
         encoders.check_matches(loaded, val)
         val = val.without_silence() if loaded.is_multi_label else val.with_one_label()
+        train = clips.read_clips(args.data_dir, "train", args.max_clips_per_class, args.seed, args.fold)
     with this_run.timed("export"):
         network, wanted = export.network_of(loaded, model_sha256), export.logits_of(loaded, val)
         rows, troubles = [], []
         for precision in precisions(args):
             path = args.output_dir / f"{precision}{model_folder.EXPORTED_SUFFIX}"
-            export.write(network, path, precision)
+            export.write(network, path, precision, train)
             rows.append(export.compare(path, wanted, val))
             log.info("%s: %s", path, rows[-1])
             if trouble := rows[-1].trouble():

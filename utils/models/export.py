@@ -8,14 +8,19 @@ Precisions:
 
 float32   the same numbers as the model
 float16   weights stored in 16 bits, computed in float32: half the size, the same speed
-int8      weights of linear layers in 8 bits with a scale for each output, their inputs in 8 bits with a scale for each
-          frame
+int8      weights of linear layers, and of convolutions over time, in 8 bits with a scale for each output; their inputs
+          in 8 bits with a scale for each frame
 
-The weights are unsigned: processors without VNNI add pairs of products of unsigned and signed 8-bit numbers in 16 bits,
-which overflow, and then the answers depend on the processor. A scale for each frame, because ONNX's own dynamic
-quantization has one for all frames, and the activations of one frame are many times those of another: on a Whisper-base
-of six blocks the error was 4 times as large (root mean square of the logits 0.109, here 0.026). Convolutions stay in
-float32: ONNX Runtime computes int8 ones several times slower.
+A scale for each frame, because ONNX's own dynamic quantization has one for all frames, and the activations of one frame
+are many times those of another: on a Whisper-base of six blocks the error was 4 times as large (root mean square of the
+logits 0.109, here 0.026). A convolution over time becomes a product of a matrix with the frames under its kernel: ONNX
+Runtime computes int8 convolutions several times slower than float32 ones. Convolutions over time and frequency, those
+of the log-mel CNN, have one scale for each tensor. It is found beforehand on some clips of train; without clips they
+stay in float32.
+
+The weights are signed: processors with VNNI multiply unsigned inputs by signed weights, but not by unsigned ones.
+Processors without it add pairs of these products in 16 bits, which could overflow, and then the answers would depend on
+the processor. So the scale of an output is the smallest one with which no pair can overflow.
 """
 
 from __future__ import annotations
@@ -32,15 +37,14 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from torch import nn
 
 from utils.core.errors import InputError
 from utils.core.files import atomic_path, write_csv
 from utils.data.clips import Clips
 from utils.models import decision, encoders, exported_network, latency, predict, training_history
-from utils.models.architectures import architecture_of, has_blocks
 from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCHEMA_VERSION, SCORES, metadata_of
 from utils.models.loaded_model import WAVEFORM, LoadedModel
 from utils.models.waveform_features import features_of
@@ -49,11 +53,13 @@ from utils.scores import intervals, multi_label
 log = logging.getLogger(__name__)
 
 OPSET = 20
-INT8_OPERATIONS = ["MatMul", "Gemm"]
+MOST_WHOLE = 127
+LEAST_UNDER_KERNEL = 128  # numbers that make a product faster than a convolution
 LEAST_HALVED = 1024  # numbers in a weight that is stored in 16 bits
 MOST_BYTES = 2**31 - 2**20  # a little less than a protobuf message can have
 BATCH_SIZE = 16
 N_NOISE_CLIPS = 8
+N_SCALE_CLIPS = 64
 # Largest difference of a logit, relative to the largest logit. Float32 differs by rounding, and numbers of 16 bits have
 # three digits; more means that the exporter has changed the network.
 MOST_DIFFERENCE = {FLOAT32: 1e-3, FLOAT16: 5e-2}
@@ -112,8 +118,7 @@ def network_of(loaded: LoadedModel, model_sha256: str) -> ModelProto:
         )
     n_samples = round(config.clip_seconds * loaded.extractor.sampling_rate)
     clips = torch.zeros(2, n_samples)
-    plain = has_blocks(config) and architecture_of(config).exports_plain_attention
-    with _quiet_exporter(), latency.eager_attention(loaded.model) if plain else contextlib.nullcontext():
+    with _quiet_exporter():
         program = torch.onnx.export(
             WaveformClassifier(loaded, n_samples).eval(),
             (clips,),
@@ -168,7 +173,7 @@ def _quiet_exporter() -> Iterator[None]:
             each.setLevel(level)
 
 
-def write(network: ModelProto, path: Path, precision: str) -> None:
+def write(network: ModelProto, path: Path, precision: str, clips: Clips | None = None) -> None:
     """Write an exported file in a precision.
 
     Parameters
@@ -177,6 +182,9 @@ def write(network: ModelProto, path: Path, precision: str) -> None:
         From `network_of`; it is not changed.
     path : Path
     precision : {"float32", "float16", "int8"}
+    clips : Clips, optional
+        Clips of train, of which some give the scales of convolutions over time and frequency in int8. None leaves these
+        in float32.
 
     Raises
     ------
@@ -185,6 +193,8 @@ def write(network: ModelProto, path: Path, precision: str) -> None:
     """
     metadata = {each.key: each.value for each in network.metadata_props}
     network = _CONVERTERS[precision](network)
+    if precision == INT8 and clips is not None:
+        network = _with_scales_of_clips(network, clips)
     helper.set_model_props(network, metadata | {"precision": json.dumps(precision)})
     network.producer_name, network.doc_string = "", f"audio classifier, opset {OPSET}, {precision}"
     if network.ByteSize() > MOST_BYTES:
@@ -228,46 +238,183 @@ def _in_float16(network: ModelProto) -> ModelProto:
 def _in_int8(network: ModelProto) -> ModelProto:
     """Store the weights of linear layers in 8 bits; see the docstring of this module."""
     of_features = [node.name for node in network.graph.node if any(map(_is_of_features, node.input))]
-    network = _with_frame_scales(network, of_features)
-    with _quiet_exporter(), tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "int8.onnx"
-        quantize_dynamic(
-            network,
-            path,
-            op_types_to_quantize=INT8_OPERATIONS,
-            per_channel=True,
-            weight_type=QuantType.QUInt8,
-            nodes_to_exclude=of_features,
+    return _with_linear_layers_in_int8(*_with_frames_under_kernels(network, of_features), of_features)
+
+
+def _with_frames_under_kernels(network: ModelProto, excluded: Sequence[str]) -> tuple[ModelProto, dict[str, str]]:
+    """Turn each convolution over time into a linear layer on the frames under its kernel; this changes only rounding.
+
+    Those with groups (the positional convolutions of wav2vec2) or with few numbers under the kernel (the first one, on
+    the waveform) stay as they are.
+
+    Returns
+    -------
+    network : ModelProto
+    largest : dict of str to str
+        For the input of each new linear layer, the tensor of the largest value under the kernel: found before the
+        frames are copied, which is cheaper.
+    """
+    network, nodes, constants, largest = _copy(network), [], {LAST_AXIS: np.array([-1], np.int64)}, {}
+    weights = {weight.name: weight for weight in network.graph.initializer}
+
+    def add(operation: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(operation, inputs, [output], f"{output}.node", **attributes))
+        return output
+
+    def constant(name: str, *values: int) -> str:
+        constants[name] = np.array(values, np.int64)
+        return name
+
+    for node in list(network.graph.node):
+        kernel = _kernel_over_time(node, weights) if node.name not in excluded else None
+        if kernel is None:
+            nodes.append(node)
+            continue
+        settings, name, size = _settings(node), node.name, kernel.shape[-1]
+        frames = add("Transpose", [node.input[0]], f"{name}.frames", perm=[0, 2, 1])
+        if any(settings.get("pads", ())):
+            before, after = settings["pads"]
+            frames = add("Pad", [frames, constant(f"{name}.pads", 0, before, 0, 0, after, 0)], f"{name}.padded")
+        axis, step = constant(f"{name}.axis", 1), constant(f"{name}.step", *settings.get("strides", [1]))
+        sizes = add(
+            "ReduceMax", [add("Abs", [frames], f"{name}.sizes"), LAST_AXIS], f"{name}.sizes.of_frames", keepdims=1
         )
-        return onnx.load(path)
+        under, sizes_under = [], []
+        for number in range(size):
+            start = constant(f"{name}.start.{number}", number)
+            end = constant(f"{name}.end.{number}", number + 1 - size if number + 1 < size else np.iinfo(np.int64).max)
+            under.append(add("Slice", [frames, start, end, axis, step], f"{name}.under.{number}"))
+            sizes_under.append(add("Slice", [sizes, start, end, axis, step], f"{name}.sizes.{number}"))
+        joined = add("Concat", under, f"{name}.joined", axis=2)
+        largest[joined] = add("Max", sizes_under, f"{name}.largest")
+        constants[f"{name}.weight"] = np.ascontiguousarray(kernel.transpose(2, 1, 0).reshape(-1, len(kernel)))
+        found = add("MatMul", [joined, f"{name}.weight"], f"{name}.product")
+        if len(node.input) > 2:
+            found = add("Add", [found, node.input[2]], f"{name}.sum")
+        add("Transpose", [found], node.output[0], perm=[0, 2, 1])
+    return _rebuilt(network, nodes, constants), largest
 
 
-def _with_frame_scales(network: ModelProto, excluded: Sequence[str]) -> ModelProto:
-    """Divide the input of each linear layer by its largest value in the frame, and multiply the output by it.
+def _settings(node: NodeProto) -> dict[str, object]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
-    This changes nothing but rounding. All frames then have the same largest value, and so one scale fits all.
+
+def _kernel_over_time(node: NodeProto, weights: dict[str, TensorProto]) -> np.ndarray | None:
+    """Return the weights, of shape (outputs, channels, size), of a convolution that is worth being a product."""
+    if node.op_type != "Conv" or node.input[1] not in weights:
+        return None
+    kernel, settings = numpy_helper.to_array(weights[node.input[1]]), _settings(node)
+    is_plain = settings.get("group", 1) == 1 and set(settings.get("dilations", [1])) == {1}
+    is_worth_it = kernel.ndim == 3 and kernel[0].size >= LEAST_UNDER_KERNEL
+    return kernel if is_plain and is_worth_it and settings.get("auto_pad", b"NOTSET") == b"NOTSET" else None
+
+
+def _with_linear_layers_in_int8(network: ModelProto, largest: dict[str, str], excluded: Sequence[str]) -> ModelProto:
+    """Divide the input of each linear layer by its largest value in the frame, round it, and multiply whole numbers.
+
+    Where `largest` has a tensor of the largest values of an input, they are not searched for again.
     """
     network, nodes = _copy(network), []
-    weights = {weight.name for weight in network.graph.initializer}
+    constants = {LAST_AXIS: np.array([-1], np.int64), LEAST_SCALE: np.array(1e-12, np.float32)}
+    weights = {weight.name: weight for weight in network.graph.initializer}
+
+    def add(operation: str, inputs: Sequence[str], *outputs: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(operation, inputs, outputs, f"{outputs[0]}.node", **attributes))
+        return outputs[0]
+
     for node in list(network.graph.node):
         is_linear = node.op_type == "MatMul" and node.input[1] in weights and node.input[0] not in weights
         if not is_linear or node.name in excluded:
             nodes.append(node)
             continue
-        given, result, name = node.input[0], node.output[0], node.name
-        size, scale, scaled, product = (f"{name}.{part}" for part in ("size", "scale", "scaled", "product"))
-        node.input[0], node.output[0] = scaled, product
-        nodes += [
-            helper.make_node("Abs", [given], [size], f"{size}.node"),
-            helper.make_node("ReduceMax", [size, LAST_AXIS], [f"{scale}.0"], f"{scale}.0.node", keepdims=1),
-            helper.make_node("Max", [f"{scale}.0", LEAST_SCALE], [scale], f"{scale}.node"),
-            helper.make_node("Div", [given, scale], [scaled], f"{scaled}.node"),
-            node,
-            helper.make_node("Mul", [product, scale], [result], f"{product}.node"),
-        ]
-    del network.graph.node[:]
+        given, name = node.input[0], node.name
+        size = largest.get(given) or add(
+            "ReduceMax", [add("Abs", [given], f"{name}.sizes"), LAST_AXIS], f"{name}.largest", keepdims=1
+        )
+        scale = add("Max", [size, LEAST_SCALE], f"{name}.scale")
+        scaled = add("Div", [given, scale], f"{name}.scaled")
+        rounded, step, zero = (f"{name}.{part}" for part in ("rounded", "step", "zero"))
+        add("DynamicQuantizeLinear", [scaled], rounded, step, zero)
+        whole, steps = (f"{name}.weight.{part}" for part in ("rounded", "steps"))
+        constants[whole], constants[steps] = _rounded(numpy_helper.to_array(weights[node.input[1]]))
+        product = add("Cast", [add("MatMulInteger", [rounded, whole, zero], f"{name}.whole")], f"{name}.cast", to=1)
+        product = add("Mul", [product, add("Mul", [step, steps], f"{name}.unit")], f"{name}.product")
+        add("Mul", [product, scale], node.output[0])
+    return _rebuilt(network, nodes, constants)
+
+
+def _rounded(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights as whole numbers, and the size of one.
+
+    Without VNNI, x86 processors multiply unsigned inputs u, v (at most 255) by weights a, b of two neighbouring inputs,
+    and add the two products in 16 bits (VPMADDUBSW). The sum holds up to 32,767 if |a + b| <= 128 where the signs are
+    equal; with unequal signs, |a| <= 128 is enough.
+
+    Parameters
+    ----------
+    weight : ndarray
+        Of shape (n_inputs, n_outputs).
+
+    Returns
+    -------
+    whole : ndarray
+        int8 of the same shape.
+    steps : ndarray
+        float32 of shape (n_outputs,): the weight is about ``steps * whole``.
+    """
+    pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
+    sums = np.abs(pairs.sum(axis=1)) * (pairs.prod(axis=1) > 0)
+    # Rounding adds up to one half to each of a pair.
+    steps = np.maximum(np.abs(weight).max(axis=0) / MOST_WHOLE, sums.max(axis=0) / (MOST_WHOLE - 1))
+    steps = np.where(steps == 0, 1, steps).astype(np.float32)
+    return np.round(weight / steps).astype(np.int8), steps
+
+
+class _Waveforms(CalibrationDataReader):
+    """Clips one by one, as the quantizer reads them."""
+
+    def __init__(self, clips: Clips):
+        self._inputs = ({WAVEFORM: clips.audio(number)[None]} for number in range(len(clips)))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._inputs, None)
+
+
+def _with_scales_of_clips(network: ModelProto, clips: Clips) -> ModelProto:
+    """Store convolutions over time and frequency in 8 bits; their inputs have the range that they have on the clips."""
+    weights = {weight.name: weight for weight in network.graph.initializer}
+    names, made = [], set()
+    for node in network.graph.node:
+        given = [name for name in node.input if name not in weights]
+        is_image = node.op_type == "Conv" and node.input[1] in weights and len(weights[node.input[1]].dims) == 4
+        follows = node.op_type in ("Relu", "Add") and given and made.issuperset(given)
+        if follows or (is_image and not _is_of_features(node.input[1])):
+            names.append(node.name)
+            made.update(node.output)
+    if not names:
+        return network
+    with _quiet_exporter(), tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "int8.onnx"
+        quantize_static(
+            network,
+            path,
+            _Waveforms(clips.drawn(N_SCALE_CLIPS, seed=0)),
+            nodes_to_quantize=names,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(path)
+
+
+def _rebuilt(network: ModelProto, nodes: Sequence[NodeProto], constants: dict[str, np.ndarray]) -> ModelProto:
+    """Give a network other nodes and more constants, and take out the weights that no node reads any more."""
+    read = {name for node in nodes for name in node.input}
+    kept = [weight for weight in network.graph.initializer if weight.name in read and weight.name not in constants]
+    del network.graph.node[:], network.graph.initializer[:]
     network.graph.node.extend(nodes)
-    constants = {LAST_AXIS: np.array([-1], np.int64), LEAST_SCALE: np.array(1e-12, np.float32)}
+    network.graph.initializer.extend(kept)
     network.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     return network
 
