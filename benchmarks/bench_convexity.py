@@ -6,8 +6,7 @@
 The features are Gaussian clusters in place of the hidden states of one layer, with 50 classes that overlap. Three ways
 compute the convexity of the same features, all with exact neighbours, that is, with equal recall:
 
-- ours: utils.layers.convexity.graph_convexity, with its null level and its bootstrap interval over groups; it runs
-  before, between and after the others, and the median is reported;
+- ours: utils.layers.convexity.graph_convexity, with its null level and its bootstrap interval over groups;
 - nnconvexity: the package's own functions, with a shortest path of igraph for every pair;
 - published way: scikit-learn's neighbours, a networkx graph, and nx.shortest_path for every pair. (The published script
   found its neighbours with pynndescent, which misses many; that is not timed here.)
@@ -22,7 +21,6 @@ import argparse
 import itertools
 import multiprocessing
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -39,6 +37,7 @@ from nnconvexity.graph import compute_paths, get_nearest_neighbors
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
+from benchmarks import results
 from utils.core.workers import available_cpus
 from utils.layers.convexity import GraphConvexity, graph_convexity
 
@@ -155,6 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--num_large_clips", type=int, default=20000, help="clips in the large layer; 0 skips it (default: 20000)"
     )
     parser.add_argument("--seed", type=int, default=42, help="seed of the features (default: 42)")
+    results.add_arguments(parser)
     return parser
 
 
@@ -168,20 +168,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     np.random.seed(args.seed)  # noqa: NPY002 (nnconvexity draws its pairs from the global generator)
     ways = {"nnconvexity": (nnconvexity_graph, compute_paths), "published way": (published_graph, published_paths)}
-    rounds = [time_ours(features, labels, groups)]
-    measured = {}
-    for way, (make_graph, score_paths) in ways.items():
-        measured[way] = time_by_paths(make_graph, score_paths, features, labels, args.num_paths)
-        rounds.append(time_ours(features, labels, groups))
-    ours, result = statistics.median(seconds for seconds, _ in rounds), rounds[0][1]
-    print(f"\n{'way':<16}{'seconds':>9}{'speed-up':>10}{'goal':>6}{'score':>9}{'of pairs':>10}")
-    print(f"{'ours':<16}{ours:>9.2f}{'':>16}{result.pooled:>9.4f}{result.classes.n_pairs.sum():>10}")
-    for (way, (seconds, n_timed, _, score)), goal in zip(measured.items(), (20, 5), strict=True):
-        print(f"{way:<16}{seconds:>9.1f}{seconds / ours:>10.0f}{goal:>6}{score:>9.4f}{n_timed:>10}")
-    n_pairs = measured["nnconvexity"][2]
-    print(f"seconds of the two others: their graph, plus paths timed on these pairs and scaled to {n_pairs}")
-    if args.num_large_clips:
-        report_large_layer(args.num_large_clips, args.num_features, args.seed)
+    taken: dict[str, list[float]] = {way: [] for way in ("ours", *ways)}
+    with results.Table(__file__, args.results) as table:
+        for _ in range(args.rounds):
+            seconds, result = time_ours(features, labels, groups)
+            taken["ours"].append(seconds)
+            scores = {"ours": result.pooled}
+            for way, (make_graph, score_paths) in ways.items():
+                seconds, n_timed, n_pairs, scores[way] = time_by_paths(
+                    make_graph, score_paths, features, labels, args.num_paths
+                )
+                taken[way].append(seconds)
+        claim = f"graph convexity of {args.num_clips:,} clips in {args.num_features} dimensions, {n_pairs:,} pairs"
+        for way, goal in zip(ways, (20, 5), strict=True):
+            table.add(claim, f"{way}, scaled from {n_timed:,} pairs", taken["ours"], taken[way], "s", goal)
+        print("scores: " + ", ".join(f"{way} {score:.4f}" for way, score in scores.items()))
+        if args.num_large_clips:
+            report_large_layer(args.num_large_clips, args.num_features, args.seed)
     return 0
 
 

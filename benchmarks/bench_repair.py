@@ -21,15 +21,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
+from benchmarks import results
 from benchmarks.noise import new_model, new_whisper, noise_clips
 from utils.pruning.layer_selection import all_subsets
 from utils.pruning.layer_sweep import predict_subsets
 from utils.pruning.pruning_plan import REPAIR_CLIPS
 from utils.pruning.repair import Repairer
 
-GOAL = 1.5
+GOAL = 1 / 1.5
 N_BLOCKS = 6
 
 
@@ -46,12 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seconds", type=float, default=5, help="length of a clip, in seconds (default: 5)")
     parser.add_argument("--batch_size", type=int, default=16, help="clips per batch (default: 16)")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds (default: 1)")
+    results.add_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the seconds of each part, and the ratio."""
+    """Print the seconds of each part, the ratio, and the peak memory."""
     args = build_parser().parse_args(argv)
     loaded = new_model(N_BLOCKS) if args.model == "wav2vec2" else new_whisper(args.seconds)
     keeps = list(all_subsets(N_BLOCKS))
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds[what].append(factor * (time.process_time() - start))
         return result
 
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, results.Table(__file__, args.results) as table:
         drawn = noise_clips(Path(name) / "clips", max(args.clips, args.repair_clips), args.seconds)
         clips, some = (drawn.drawn(n, seed=0) for n in (args.clips, args.repair_clips))
         predict_subsets(loaded, some, keeps[:1], args.batch_size)  # warms up
@@ -72,18 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             timed("plain", lambda: predict_subsets(loaded, clips, keeps, args.batch_size))
             repairs = timed("fits", lambda: Repairer(loaded, some, args.batch_size).fit(keeps))
             timed("repaired", partial(predict_subsets, loaded, clips, keeps, args.batch_size, repairs=repairs))
-    of_round = [(fits + repaired) / plain for plain, fits, repaired in zip(*seconds.values(), strict=True)]
-    print(
-        f"{args.model}: {len(keeps)} subsets of {N_BLOCKS} blocks, {args.swept_clips} clips of {args.seconds:g} s, "
-        f"repair on {args.repair_clips}, {torch.get_num_threads()} threads"
-    )
+        claim = (
+            f"sweep with repair of {len(keeps)} subsets of {N_BLOCKS} blocks, {args.model}, {args.swept_clips} clips "
+        )
+        claim += f"of {args.seconds:g} s, repair on {args.repair_clips}"
+        repaired = [fits + swept for fits, swept in zip(seconds["fits"], seconds["repaired"], strict=True)]
+        table.add(claim, "plain sweep", repaired, seconds["plain"], "s of CPU", GOAL)
     for what, values in seconds.items():
         print(f"{what:<10}{statistics.median(values):>9.1f} s")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(
-        f"ratio     {statistics.median(of_round):>9.2f} ({min(of_round):.2f} to {max(of_round):.2f}; goal {GOAL}), "
-        f"peak memory {peak:.1f} GB"
-    )
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
     return 0
 
 

@@ -11,10 +11,10 @@ Writes hidden states of random, correlated layers to a temporary folder (13 laye
 - n x n, one pair, HKH: the same, but centred by a product with H = I - 1/n, a form that is often published;
 - mutual kNN, cosine and RBF CKA of all pairs.
 
-The n x n ways get fewer clips; their cost is extrapolated to the full number, by n^2 and by n^3, and marked. Seconds
-include reading the file. CPU seconds are summed over all threads: compare these on a machine with other work. Memory is
-the highest resident set of the process, which includes the pages of the memory map that were read. Set OMP_NUM_THREADS
-to the number of cores to use.
+The n x n ways get fewer clips, and are compared with CKA on the same clips; their cost is also extrapolated to the full
+number, by n^2 and by n^3, and marked. Seconds include reading the file. CPU seconds are summed over all threads. Memory
+is the highest resident set of the process, which includes the pages of the memory map that were read. Set
+OMP_NUM_THREADS to the number of cores to use.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import results
 from utils.layers import similarity
 
 GOAL_SECONDS, GOAL_GB = 60, 3
@@ -102,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gram_clips", type=int, default=4000, help="clips for the n x n ways (default: 4000)")
     parser.add_argument("--knn_clips", type=int, default=5000, help="clips for mutual kNN (default: 5000)")
     parser.add_argument("--rbf_clips", type=int, default=5000, help="clips for RBF CKA (default: 5000)")
+    results.add_arguments(parser)
     return parser
 
 
@@ -110,37 +112,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "hidden_states.npy"
         synthesise(path, args.n_layers, args.n_clips, args.dimensions)
-        report(args, path)
+        with results.Table(__file__, args.results) as table:
+            report(args, path, table)
     return 0
 
 
-def report(args: argparse.Namespace, path: Path) -> None:
+def report(args: argparse.Namespace, path: Path, table: results.Table) -> None:
     n, n_pairs = args.n_clips, args.n_layers * (args.n_layers + 1) // 2
     print(f"{args.n_layers} layers of {n} clips in {args.dimensions} dimensions, {path.stat().st_size / 1e9:.1f} GB")
-    columns = f"{'clips':>8}{'pairs':>7}{'s':>9}{'CPU s':>9}{'peak GB':>9}{'speed-up of CKA':>17}"
-    print(f"\n{'way':<24}{columns}")
-    clips = dict.fromkeys(WAYS, n)
-    clips["n x n, one pair"] = clips["n x n, one pair, HKH"] = min(n, args.gram_clips)
-    clips["mutual kNN, all pairs"] = min(n, args.knn_clips)
-    clips["RBF CKA, all pairs"] = min(n, args.rbf_clips)
-    cost = measure("CKA, all pairs", path, n)
-    print_row("CKA, all pairs", n, n_pairs, cost)
+    print(f"\n{'way':<24}{'clips':>8}{'pairs':>7}{'s':>9}{'CPU s':>9}{'peak GB':>9}")
+    n_few = min(n, args.gram_clips)
+    ways = {("CKA, all pairs", n): [], ("CKA, all pairs", n_few): []}
+    ways |= {("n x n, one pair", n_few): [], ("n x n, one pair, HKH", n_few): []}
+    for _ in range(args.rounds):
+        for (way, n_clips), costs in ways.items():
+            costs.append(measure(way, path, n_clips))
+    for (way, n_clips), costs in ways.items():
+        print_row(way, n_clips, 1 if "one pair" in way else n_pairs, np.median(costs, axis=0))
+    few = [cost[0] / n_pairs for cost in ways["CKA, all pairs", n_few]]
     for way, power in [("n x n, one pair", 2), ("n x n, one pair, HKH", 3)]:
-        # Measure both on the same clips.
-        ours, theirs = measure("CKA, all pairs", path, clips[way]), measure(way, path, clips[way])
-        print_row(way, clips[way], 1, theirs, f"{theirs[0] * n_pairs / ours[0]:.1f}")
-        growth = n / clips[way]
-        extrapolated = theirs * [growth**power, growth**power, growth**2]
-        print_row("  extrapolated", n, 1, extrapolated, f"{extrapolated[0] * n_pairs / cost[0]:.1f}")
-    for way in ["cosine, all pairs", "mutual kNN, all pairs", "RBF CKA, all pairs"]:
-        print_row(way, clips[way], n_pairs, measure(way, path, clips[way]))
+        costs = ways[way, n_few]
+        growth = n / n_few
+        print_row(f"  {way[15:]} extrapolated", n, 1, costs[0] * [growth**power, growth**power, growth**2])
+        claim = f"CKA of one of {n_pairs} pairs of layers, {n_few:,} clips in {args.dimensions} dimensions"
+        table.add(claim, f"{way.partition(',')[0]} matrices{way[15:]}", few, [cost[0] for cost in costs], "s")
+    for way, n_clips in {
+        "cosine, all pairs": n,
+        "mutual kNN, all pairs": min(n, args.knn_clips),
+        "RBF CKA, all pairs": min(n, args.rbf_clips),
+    }.items():
+        print_row(way, n_clips, n_pairs, measure(way, path, n_clips))
     print(f"goals for CKA at 20000 clips, 13 layers, 768 dimensions: {GOAL_SECONDS} s, {GOAL_GB} GB")
 
 
-def print_row(way: str, n_clips: int, n_pairs: int, cost: np.ndarray, ratio: str = "") -> None:
+def print_row(way: str, n_clips: int, n_pairs: int, cost: np.ndarray) -> None:
     seconds, cpu_seconds, gigabytes = cost
-    columns = f"{n_clips:>8}{n_pairs:>7}{seconds:>9.1f}{cpu_seconds:>9.1f}{gigabytes:>9.2f}{ratio:>32}"
-    print(f"{way:<24}{columns}", flush=True)
+    print(f"{way:<24}{n_clips:>8}{n_pairs:>7}{seconds:>9.1f}{cpu_seconds:>9.1f}{gigabytes:>9.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ times as fast.
 
 import argparse
 import dataclasses
-import statistics
+import functools
 import sys
 import tempfile
 import time
@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
+from benchmarks import results
 from benchmarks.noise import SAMPLE_RATE_HZ, new_model, new_whisper
-from utils.core import runs
 from utils.models import architectures, encoders, latency, loading
 from utils.models.loaded_model import LoadedModel
 from utils.pruning import width
@@ -40,6 +39,7 @@ CASES = {
     ],
     "whisper": [(1, 1, 1), (1 / 2, 1, 1), (1 / 2, 1 / 2, 1), (1 / 6, 1, 1), (1 / 3, 1 / 4, 1), (1 / 2, 1 / 32, 1)],
 }
+WHOLE = ("wav2vec2", (1, 1, 1))
 
 
 def smaller(whole: LoadedModel, shares: tuple[float, float, float], audio: np.ndarray, folder: Path) -> LoadedModel:
@@ -68,7 +68,7 @@ def smaller(whole: LoadedModel, shares: tuple[float, float, float], audio: np.nd
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5, help="length of a clip, in seconds (default: 5)")
-    parser.add_argument("--rounds", type=int, default=10, help="passes of each model (default: 10)")
+    results.add_arguments(parser, n_rounds=10)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     loading.quiet_transformers()
@@ -79,38 +79,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind, whole in {"wav2vec2": new_model(), "whisper": new_whisper(args.seconds)}.items():
             for shares in CASES[kind]:
                 models[kind, shares] = smaller(whole, shares, audio, Path(name))
-    seconds: dict[tuple, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for _ in range(args.rounds + 1):  # the first warms up
-            for name, loaded in models.items():
-                start = time.process_time()
-                loaded.model(**loaded.prepare([audio], SAMPLE_RATE_HZ))
-                seconds[name].append(time.process_time() - start)
-    times = {name: [1e3 * found for found in of_model[1:]] for name, of_model in seconds.items()}
-    first = next(iter(models))
-    n_whole, ms_whole = encoders.count_parameters(models[first].model), statistics.median(times[first])
-    table = pd.DataFrame(
-        {
-            "model": kind,
-            "blocks": loaded.config.num_hidden_layers,
-            "FFN": architectures.widths_of(loaded.config)["ffn_size"],
-            "channels": "–" if kind == "whisper" else loaded.config.conv_dim[0],
-            "parameters": (n := encoders.count_parameters(loaded.model)),
-            "share": n / n_whole,
-            "GMACs": latency.count_macs(loaded.model, loaded.prepare([audio], SAMPLE_RATE_HZ))[0] / 1e9,
-            "ms": round(statistics.median(found)),
-            "range": f"{min(found):.0f} to {max(found):.0f}",
-            "speed-up": ms_whole / statistics.median(found),
-        }
-        for ((kind, _), loaded), found in zip(models.items(), times.values(), strict=True)
-    )
-    print(f"{runs.device_name('cpu')}, one thread, a clip of {args.seconds:g} s; what each model keeps:")
-    print(table.to_string(index=False, float_format="%.3f"))
-    halves = table["speed-up"][CASES["wav2vec2"].index(HALVES)]
-    small = table.loc[table["share"] <= SMALL, "speed-up"].max()
-    print(f"half of the channels and of the blocks: {halves:.2f} times as fast (goal {GOAL_HALVES})")
-    print(f"at most {SMALL:.0%} of the parameters: up to {small:.1f} times as fast (goal {GOAL_SMALL})")
+
+    def forward(loaded: LoadedModel) -> None:
+        loaded.model(**loaded.prepare([audio], SAMPLE_RATE_HZ))
+
+    with torch.inference_mode(), results.Table(__file__, args.results) as table:
+        ways = {name: functools.partial(forward, loaded) for name, loaded in models.items()}
+        taken = results.in_turn(ways, args.rounds, time.process_time)
+        ms = {name: [1e3 * seconds for seconds in of_model] for name, of_model in taken.items()}
+        whole, n_whole = ms[WHOLE], encoders.count_parameters(models[WHOLE].model)
+        for (kind, shares), loaded in models.items():
+            if (kind, shares) != WHOLE:
+                goal = GOAL_HALVES if (kind, shares) == ("wav2vec2", HALVES) else None
+                n_parameters = encoders.count_parameters(loaded.model)
+                if n_parameters <= SMALL * n_whole:
+                    goal = GOAL_SMALL
+                claim = described(kind, loaded, audio, n_parameters / n_whole)
+                table.add(claim, "wav2vec2-base, whole", ms[kind, shares], whole, "ms of CPU", goal)
     return 0
+
+
+def described(kind: str, loaded: LoadedModel, audio: np.ndarray, share: float) -> str:
+    """Return what a model keeps, and its share of the parameters of the whole wav2vec2-base."""
+    macs = latency.count_macs(loaded.model, loaded.prepare([audio], SAMPLE_RATE_HZ))[0]
+    channels = "" if kind == "whisper" else f", {loaded.config.conv_dim[0]} channels"
+    return (
+        f"{kind}: {loaded.config.num_hidden_layers} blocks, {architectures.widths_of(loaded.config)['ffn_size']} FFN "
+        f"units{channels}, {macs / 1e9:.2f} GMACs, {share:.1%} of the parameters"
+    )
 
 
 if __name__ == "__main__":
