@@ -126,7 +126,7 @@ def test_the_encoder_runs_once_and_its_features_are_used_again(data_dir, base_di
 
     def n_run(*more, data=data_dir, base=base_dir) -> int:
         n_batches.clear()
-        assert stage.main(words(data, tmp_path / "run", *more, "--overwrite", base_model=base)) == 0
+        assert stage.main(words(data, tmp_path / "run", *more, "--overwrite", base_model=base, epochs=1)) == 0
         return len(n_batches)
 
     assert n_run() == 3 + 2, "36 clips of train and 18 of val, in batches of 16"

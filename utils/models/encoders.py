@@ -452,7 +452,9 @@ def check_keep(config: PreTrainedConfig, keep: list[int]) -> None:
     if sorted(set(keep)) != list(keep) or any(not 0 <= layer < n_layers for layer in keep):
         raise UsageError(f"layers to keep must be ascending and from 0 to {n_layers - 1}, got {list(keep)}")
     if not keep and sums_layers(config):
-        raise UsageError("a model with use_weighted_layer_sum pools the outputs of its layers: keep at least one")
+        raise UsageError(
+            "a model with use_weighted_layer_sum (--pooling layers) pools the outputs of its layers: keep at least one"
+        )
     missing = architecture_of(config).protected - set(keep)
     if keep and missing:
         raise UsageError(

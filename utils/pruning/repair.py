@@ -75,7 +75,10 @@ def check_possible(config: PreTrainedConfig) -> None:
         If its head reads more than the last state, or its blocks do not end with a linear layer.
     """
     if architectures.sums_layers(config):
-        raise UsageError("--repair linear: a model with use_weighted_layer_sum reads all its layers, not only the last")
+        raise UsageError(
+            "--repair linear: a model with use_weighted_layer_sum (02 --pooling layers) reads all its layers, not only "
+            "the last; leave --repair out"
+        )
     if getattr(config, "adapter_attn_dim", None) is not None:
         raise UsageError("--repair linear: the blocks of this model end with adapters (adapter_attn_dim)")
 
