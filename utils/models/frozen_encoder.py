@@ -29,7 +29,7 @@ from utils.core.errors import InputError, Interrupted
 from utils.data import clip_arrays
 from utils.data.clips import Clips
 from utils.models import encoder_parts, encoders, onednn, predict
-from utils.models.architectures import architecture_of, sums_layers
+from utils.models.architectures import architecture_of, pooling_of, sums_layers
 from utils.models.loaded_model import LoadedModel
 from utils.models.training_arguments import FEATURES_NAME
 
@@ -135,7 +135,7 @@ def compute(
     folder.mkdir(exist_ok=True)
     key = {
         **{**key, "weights": sha256_of_encoder(loaded.model), "extractor": loaded.extractor.to_json_string()},
-        **{"bf16": bf16, "batch_size": batch_size, "device": loaded.device},
+        **{"pooling": pooling_of(loaded.config), "bf16": bf16, "batch_size": batch_size, "device": loaded.device},
     }
     found = {}
     for split, of_split in clips.items():
