@@ -38,6 +38,7 @@ WEIGHT_NAMES = (
 )
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 ADAPTER_NAME = "adapter_config.json"
+FORMATS = (torchaudio_checkpoint, beats_checkpoint)  # of checkpoints
 EXPORTED_SUFFIX = ".onnx"
 TAKERS = "03_model_validation.py and 08_detection.py"  # of exported files
 
@@ -102,9 +103,9 @@ def is_checkpoint(model: str | Path) -> bool:
 
 
 def format_of(checkpoint: Path) -> ModuleType:
-    """Return the room that translates a checkpoint: the first whose config is beside it, or one that needs none."""
-    beside = torchaudio_checkpoint.config_path(checkpoint)
-    return torchaudio_checkpoint if beside.is_file() else beats_checkpoint
+    """Return the room that translates a checkpoint: the first whose config is beside it, or that expects none there."""
+    beside = ((form, form.config_path(checkpoint)) for form in FORMATS)
+    return next(form for form, config in beside if config is None or config.is_file())
 
 
 def resolve_model_dir(model_dir: Path) -> Path:
