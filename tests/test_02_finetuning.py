@@ -350,7 +350,7 @@ def test_pruned_before_training(keep, n_layers, data_dir, tmp_path, capfd):
     assert model.config.kept_layers == [0, 2][:n_layers] and model.config.pruned_from == "tiny"
 
 
-@pytest.mark.parametrize("name", ["whisper", "ast", "wavlm"])
+@pytest.mark.parametrize("name", ["whisper", "ast", "wavlm", "beats"])
 def test_other_architectures_train(name, tmp_path):
     loaded = small_model(name)
     encoders.save_model(loaded, tmp_path / "base")

@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.data import LABELS, write_processed
-from tests.stages import load_stage
 from tests.test_beats_encoder import audio_of, by_hand
-from tests.test_torchaudio_checkpoint import Foreign
+from tests.test_torchaudio_checkpoint import Foreign, run
 from utils.core import names
 from utils.core.errors import InputError
 from utils.models import encoders, model_folder
@@ -212,10 +211,6 @@ def test_a_fault_is_named(fault, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return write_processed(tmp_path_factory.mktemp("data") / "processed")
-
-
-def run(stage, *words):
-    return load_stage(stage).main([str(word) for word in words])
 
 
 def test_the_stages_take_both_formats(data_dir, tmp_path, capfd):

@@ -267,7 +267,7 @@ def test_each_block_is_compared_with_what_its_next_block_reads():
     assert distillation.matched_blocks(small_model("hubert", num_hidden_layers=2).config, whole.config) == [2, 5]
 
 
-@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast"])
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast", "beats"])
 def test_hidden_states_are_compared_by_a_relative_squared_error(name, data_dir):
     """A copy of the teacher has none; for a pruned one it is that of transformers' own hidden states."""
     clips = read_clips(data_dir, "train")
@@ -283,7 +283,7 @@ def test_hidden_states_are_compared_by_a_relative_squared_error(name, data_dir):
             found = match.distances()
         if len(keep) == 3:
             torch.testing.assert_close(found, torch.zeros(2))
-        elif name == "wav2vec2":  # whose last hidden state is that of the last block, before no norm
+        elif name in ("wav2vec2", "beats"):  # whose last hidden state is that of the last block, before no norm
             pairs = [(of_student[1], of_teacher[2]), (of_student[2], of_teacher[3])]
             by_hand = [((a - b) ** 2).mean((1, 2)) / (b**2).mean((1, 2)) for a, b in pairs]
             torch.testing.assert_close(found, sum(by_hand) / 2)

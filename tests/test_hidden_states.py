@@ -29,7 +29,7 @@ def contents(folder):
     return {name: (folder / name).read_bytes() for name in hidden_states.file_names("states")}
 
 
-@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "ast"])
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "ast", "beats"])
 def test_states_agree_with_those_that_transformers_collects(name, clips, tmp_path):
     loaded = small_model(name)
     found = extract(loaded, clips, tmp_path)

@@ -69,7 +69,7 @@ def test_every_subset_gives_the_logits_of_the_pruned_model_after_reload(name, cl
         assert np.abs(logits[i] - logits[j]).max() > 1000 * TOLERANCE["atol"]
 
 
-@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast"])
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast", "beats"])
 def test_batch_size_changes_nothing(name, clips):
     loaded = distinct_model(name)
     expected = sweep(loaded, clips, ALL_THAT_KEEP_BLOCK_0, batch_size=N_CLIPS)

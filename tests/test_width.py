@@ -183,7 +183,7 @@ def measured(loaded, train_clips, method, widths, path, **key):
     return width.measure(loaded, train_clips, method, widths, path, key)
 
 
-@pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2-stable-layer-norm", "hubert", "whisper", "ast"])
+@pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2-stable-layer-norm", "hubert", "whisper", "ast", "beats"])
 def test_activation_is_the_mean_change_of_the_readers_output(name, train_clips, tmp_path):
     """Brute force: leave out one unit, and measure by how much the output of the layer that reads it changes."""
     loaded = lively(name)
