@@ -14,9 +14,8 @@ from collections.abc import Sequence
 
 import torch
 from transformers import AutoConfig, AutoModelForAudioClassification
-from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
-from utils.models import encoders, model_size
+from utils.models import encoders, loading, model_size
 from utils.models.architectures import architecture_of
 from utils.models.loaded_model import LoadedModel
 
@@ -33,6 +32,23 @@ PUBLISHED = {
     "WavLM-base": ("wavlm", {}),
     "data2vec-audio-base": ("data2vec-audio", {}),
     "UniSpeech-SAT-base": ("unispeech-sat", {}),
+    "UniSpeech-large": (
+        "unispeech",
+        {**_LARGE, "do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True},
+    ),
+    "wav2vec2-conformer-large": (
+        "wav2vec2-conformer",
+        {**_LARGE, "feat_extract_norm": "layer", "conv_bias": True, "position_embeddings_type": "relative"},
+    ),
+    "wav2vec2-BERT 2.0": ("wav2vec2-bert", {}),
+    "SEW-mid": ("sew", {"num_hidden_layers": 24, "num_conv_pos_embeddings": 31}),
+    "SEW-D-tiny": (
+        "sew-d",
+        {
+            **{"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+            **{"num_conv_pos_embeddings": 31, "hidden_act": "gelu", "layer_norm_eps": 1e-5},
+        },
+    ),
     "Whisper-base": (
         "whisper",
         {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048},
@@ -44,7 +60,7 @@ PUBLISHED = {
 def size_of(model_type: str, keys: dict) -> model_size.ModelSize:
     """Return the size of an encoder with two labels, for a clip of `CLIP_SECONDS`."""
     config = AutoConfig.for_model(model_type, **keys)
-    extractor = FEATURE_EXTRACTOR_MAPPING[type(config)]()
+    extractor = loading.extractor_class(config)()
     with torch.device("meta"):
         model = AutoModelForAudioClassification.from_config(config).eval()
     architecture = architecture_of(config)

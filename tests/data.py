@@ -11,8 +11,14 @@ from transformers import (
     AutoModelForAudioClassification,
     Data2VecAudioConfig,
     HubertConfig,
+    SeamlessM4TFeatureExtractor,
+    SEWConfig,
+    SEWDConfig,
+    UniSpeechConfig,
     UniSpeechSatConfig,
+    Wav2Vec2BertConfig,
     Wav2Vec2Config,
+    Wav2Vec2ConformerConfig,
     Wav2Vec2FeatureExtractor,
     WavLMConfig,
     WhisperConfig,
@@ -49,7 +55,12 @@ SMALL_WAVEFORM_CONFIGS = {
     "wavlm": lambda **more: WavLMConfig(**{**_WAVEFORM, **_POSITIONS, **more}),
     "data2vec-audio": lambda **more: Data2VecAudioConfig(**{**_WAVEFORM, "conv_pos_kernel_size": 3, **more}),
     "unispeech-sat": lambda **more: UniSpeechSatConfig(**{**_WAVEFORM, **_POSITIONS, **more}),
+    "unispeech": lambda **more: UniSpeechConfig(**{**_WAVEFORM, **_POSITIONS, **more}),
+    "wav2vec2-conformer": lambda **more: Wav2Vec2ConformerConfig(
+        **{**_WAVEFORM, **_POSITIONS, "conv_depthwise_kernel_size": 7, **more}
+    ),
 }
+_SQUEEZED = {**_WAVEFORM, **_POSITIONS, "squeeze_factor": 2}
 SMALL_CONFIGS = {
     **SMALL_WAVEFORM_CONFIGS,
     "wav2vec2-stable-layer-norm": lambda: SMALL_WAVEFORM_CONFIGS["wav2vec2"](
@@ -58,6 +69,21 @@ SMALL_CONFIGS = {
     "wav2vec2-weighted-layer-sum": lambda: SMALL_WAVEFORM_CONFIGS["wav2vec2"](use_weighted_layer_sum=True),
     "wav2vec2-attention": lambda **more: attention_head.register("wav2vec2_attention")(
         **{**_WAVEFORM, **_POSITIONS, **more}
+    ),
+    "sew": lambda **more: SEWConfig(**{**_SQUEEZED, **more}),
+    "sew-d": lambda **more: SEWDConfig(**{**_SQUEEZED, "position_buckets": 16, "max_position_embeddings": 32, **more}),
+    "wav2vec2-bert": lambda **more: Wav2Vec2BertConfig(
+        **{
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "feature_projection_input_dim": 32,
+            "conv_depthwise_kernel_size": 7,
+            "left_max_position_embeddings": 8,
+            "classifier_proj_size": 16,
+            **more,
+        }
     ),
     "whisper": lambda **more: WhisperConfig(
         **{
@@ -105,6 +131,8 @@ SMALL_CONFIGS = {
 
 def small_extractor(name: str):
     """Return the feature extractor that belongs to `SMALL_CONFIGS` [name]."""
+    if name == "wav2vec2-bert":
+        return SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16)
     if name == "whisper":
         return WhisperFeatureExtractor(chunk_length=1, feature_size=80)
     if name == "ast":

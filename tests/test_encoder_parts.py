@@ -75,6 +75,7 @@ def assert_parts_are_the_model(model, n_clips):
         "whisper": (config.to_dict().get("num_mel_bins"), 100),
         "audio-spectrogram-transformer": (128, 32),
         "beats": (100, 32),
+        "wav2vec2-bert": (50, 32),
     }
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(n_clips, *shape.get(config.model_type, (4000,)), generator=generator, dtype=torch.float64)
@@ -137,6 +138,14 @@ def test_parts_are_the_model_for_every_whisper(options):
         ("wav2vec2", {"output_hidden_states": True, "output_attentions": True, "hidden_act": "relu"}),
         ("wavlm", {"num_buckets": 8, "max_bucket_distance": 16, "do_stable_layer_norm": True}),
         ("data2vec-audio", {"conv_pos_kernel_size": 19, "num_conv_pos_embeddings": 3}),
+        ("sew", {"squeeze_factor": 3, "feat_extract_norm": "layer", "conv_dim": (16, 16, 32)}),
+        ("sew", {"use_weighted_layer_sum": True}),
+        ("sew-d", {"squeeze_factor": 3, "norm_rel_ebd": "none", "share_att_key": False}),
+        ("sew-d", {"use_weighted_layer_sum": True, "pos_att_type": ("c2p",), "position_buckets": -1}),
+        ("wav2vec2-conformer", {"position_embeddings_type": "rotary", "use_weighted_layer_sum": True}),
+        ("wav2vec2-conformer", {"position_embeddings_type": None, "hidden_act": "relu"}),
+        ("wav2vec2-bert", {"position_embeddings_type": "relative", "use_weighted_layer_sum": True}),
+        ("wav2vec2-bert", {"position_embeddings_type": "rotary", "hidden_act": "relu"}),
         ("beats", {}),
         ("beats", {"deep_norm_depth": 0, "conv_bias": True, "embed_size": 32, "hidden_act": "relu"}),
     ],

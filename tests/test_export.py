@@ -14,7 +14,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
-from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    ASTFeatureExtractor,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 from benchmarks.noise import noise_clips
 from tests.data import CLIP_SECONDS, LABELS, SAMPLE_RATE_HZ, SMALL_CONFIGS, small_model, write_processed
@@ -36,7 +41,7 @@ from utils.models import (
     waveform_features,
 )
 from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCORES, ExportedModel, metadata_of
-from utils.models.loaded_model import MULTI_LABEL, WAVEFORM
+from utils.models.loaded_model import MULTI_LABEL, WAVEFORM, prepare
 
 stages = {number: load_stage(name) for number, name in ((3, "03_model_validation"), (7, "07_manual_pruning"))}
 stages |= {8: load_stage("08_detection"), 4: load_stage("04_analysis"), 5: load_stage("05_pruning")}
@@ -103,6 +108,8 @@ def clips_of(n_samples, n_clips=4):
         (WhisperFeatureExtractor(chunk_length=2, feature_size=128), 1e-4),
         (ASTFeatureExtractor(), 1e-3),  # a tone is far above the other bands, where float32 rounds
         (ASTFeatureExtractor(max_length=50, num_mel_bins=64, do_normalize=False), 1e-2),
+        (SeamlessM4TFeatureExtractor(), 2e-2),
+        (SeamlessM4TFeatureExtractor(feature_size=40, num_mel_bins=40, sampling_rate=32_000), 2e-2),
         (beats_encoder.BeatsFeatureExtractor(), 1e-2),
         (beats_encoder.BeatsFeatureExtractor(feature_size=40, sampling_rate=44_100, mean=0.0, std=0.5), 5e-2),
         (bird_cnn.MelspectrogramFeatureExtractor(), 5e-3),
@@ -113,7 +120,8 @@ def clips_of(n_samples, n_clips=4):
 )
 def test_the_layers_give_what_the_feature_extractor_gives(extractor, tolerance):
     clips = clips_of(24_000 if extractor.sampling_rate == SAMPLE_RATE_HZ else 44_100)
-    (wanted,) = extractor(list(clips), sampling_rate=extractor.sampling_rate, return_tensors="pt").values()
+    name = extractor.model_input_names[0]
+    wanted = prepare(extractor, list(clips), extractor.sampling_rate, name)[name]
     found = waveform_features.features_of(extractor, clips.shape[1])(torch.from_numpy(clips))
     assert found.shape == wanted.shape and found.dtype == wanted.dtype
     difference = (found - wanted).abs()
@@ -139,7 +147,8 @@ def test_a_file_answers_as_the_model_does(name, make, tmp_path):
     if name in SMALL_CONFIGS:
         loaded = encoders.pruned_copy(loaded, [] if name == "hubert" else [0])
     network = export.network_of(loaded, "digest")
-    for precision, tolerance in ((FLOAT32, 1e-5), (FLOAT16, 1e-2), (INT8, 5e-2)):
+    rounding = 1e-4 if name == "wav2vec2-bert" else 1e-5  # each of its bands is divided by its own deviation
+    for precision, tolerance in ((FLOAT32, rounding), (FLOAT16, 1e-2), (INT8, 5e-2)):
         path = tmp_path / f"{precision}.onnx"
         export.write(network, path, precision)
         model = ExportedModel(path)

@@ -35,7 +35,7 @@ def distinct_model(name):
     with torch.no_grad():
         for parameter in loaded.model.parameters():
             if parameter.dim() == 2:
-                parameter *= 4
+                parameter *= 8 if name.startswith("sew") else 4  # an upsampling stands between its blocks and its head
     return loaded
 
 

@@ -310,6 +310,14 @@ def test_feature_extractor_of_another_model(keys, words, model_dir):
         ("whisper", {"feature_size": 128}, "gives 128 bands, the model expects 80"),
         ("ast", {"max_length": 64}, "gives 64 frames, the model expects 128"),
         ("ast", {"num_mel_bins": 64}, "gives 64 bands, the model expects 32"),
+        ("wav2vec2-bert", {"num_mel_bins": 20}, "gives 40 bands, the model expects 32"),
+        ("wav2vec2-bert", {"stride": 3}, "gives 48 bands, the model expects 32"),
+        ("wav2vec2-bert", {"stride": "2"}, "has the stride '2'; expected"),
+        (
+            "wav2vec2-bert",
+            {"feature_extractor_type": "Wav2Vec2FeatureExtractor"},
+            "needs a SeamlessM4TFeatureExtractor",
+        ),
     ],
 )
 def test_feature_extractor_of_another_size(name, keys, words, tmp_path):

@@ -35,8 +35,8 @@ LABELS_NAME = "label_mappings.json"
 PART_NAMES = "clips-*.parquet"
 DATA_STAGE = "01_data_processing"
 AGAIN = f"run {DATA_STAGE}.py again with --overwrite"
-# Samples: the 25 ms at 16 kHz that wav2vec 2.0, similar models and AST need for their first frame. No stage supports
-# less.
+# Samples: the 25 ms at 16 kHz that wav2vec 2.0, similar models and AST need for their first frame. Whoever needs more
+# says so when a model meets its clips.
 SHORTEST_CLIP = 400
 LARGEST_CLIP = 2**25  # samples; a part holds at least one clip
 PCM_SCALE = 32768.0  # int16 full scale: audio in [-1, 1) is PCM / 32768

@@ -58,8 +58,13 @@ class Architecture:
     feed_forward : tuple of str
         The two linear layers of a block's feed-forward network, as paths from it; the second is the last linear
         layer of the block, and its output is added to the hidden states.
-    has_output_norm : bool
-        True if a block ends with a norm, ``final_layer_norm``, unless the config has ``do_stable_layer_norm``.
+    feed_forward_scale : float
+        By which this output is multiplied before.
+    other_feed_forward : tuple of str, optional
+        The same two layers of another network of the block, of the same size. Default: there is none.
+    output_norm : str, optional
+        The norm at the end of a block, as a path from it; with `stable_norm_only` none if the config has
+        ``do_stable_layer_norm``. Default: there is none.
     feed_forward_size : str
         The key of a config that holds the number of units between these two layers, one number for all blocks.
     convolutions : str, optional
@@ -69,8 +74,17 @@ class Architecture:
     attention : tuple of str, optional
         The linear layers that write queries, keys and values, and the one that reads the heads, as paths from a block;
         only if a config can hold fewer heads of the same size, by ``head_dim``. Default: it cannot.
+    upsampling : str, optional
+        The module after the blocks that makes the frames of the convolutions again of theirs; a weighted sum of all
+        layers does not read it. Default: there is none.
     read_by_blocks : tuple of str
-        The modules before the blocks that only the blocks read.
+        Modules before the blocks that only the blocks read.
+    unread : tuple of str
+        Modules that nothing reads.
+    exports_plain_attention : bool
+        True if PyTorch 2.11 exports the network only without the fused kernel of the attention.
+    extractor : str, optional
+        The class of its feature extractor in transformers. Default: the one that transformers lists for it.
     """
 
     name: str
@@ -83,12 +97,18 @@ class Architecture:
     sums_normed: bool = False
     protected: frozenset[int] = frozenset()
     feed_forward: tuple[str, str] = ("feed_forward.intermediate_dense", "feed_forward.output_dense")
-    has_output_norm: bool = False
+    feed_forward_scale: float = 1.0
+    other_feed_forward: tuple[str, str] | None = None
+    output_norm: str | None = None
     feed_forward_size: str = "intermediate_size"
     convolutions: str | None = None
     feature_projection: str | None = None
     attention: tuple[str, ...] | None = None
+    upsampling: str | None = None
     read_by_blocks: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    exports_plain_attention: bool = False
+    extractor: str | None = None
 
     can_crop_window = False
 
@@ -103,10 +123,26 @@ class Architecture:
 
     def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
         """Return the least number of samples that gives one frame: the receptive field of the convolutions."""
-        n_samples = 1
+        n_samples = self.n_frames_of_shortest_clip(config)
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             n_samples = (n_samples - 1) * stride + kernel
         return n_samples
+
+    def n_frames_of_shortest_clip(self, config: PreTrainedConfig) -> int:
+        """Return how many frames of the convolutions a block needs."""
+        return 1
+
+    def after_blocks(self, model: PreTrainedModel, hidden_states: torch.Tensor, n_samples: int) -> torch.Tensor:
+        """Return the output of the last block as the final norm and the pooling read it.
+
+        Parameters
+        ----------
+        model : PreTrainedModel
+        hidden_states : Tensor, shape (batch, frames, hidden_size)
+        n_samples : int
+            Length of the model's input.
+        """
+        return hidden_states
 
     def pooled(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the mean over all frames, shape (batch, hidden_size)."""
@@ -205,14 +241,52 @@ class Beats(Architecture):
         return round((FRAME_S + (config.patch_size - 1) * SHIFT_S) * RATE_HZ)
 
 
+class Squeezed(Architecture):
+    """SEW and SEW-D: the blocks get the mean of some frames, and an upsampling after them gives as many as before."""
+
+    def n_frames_of_shortest_clip(self, config: PreTrainedConfig) -> int:
+        """Return how many frames become one."""
+        return config.squeeze_factor
+
+    def after_blocks(self, model: PreTrainedModel, hidden_states: torch.Tensor, n_samples: int) -> torch.Tensor:
+        """Return as many frames as the convolutions give; zeros stand for the last ones, which fill no mean."""
+        from torch import nn
+
+        n_frames = n_samples
+        for kernel, stride in zip(model.config.conv_kernel, model.config.conv_stride, strict=True):
+            n_frames = (n_frames - kernel) // stride + 1
+        upsampled = model.get_submodule(self.upsampling)(hidden_states)
+        return nn.functional.pad(upsampled, (0, 0, 0, n_frames - upsampled.shape[1]))
+
+
+class MelFrames(Architecture):
+    """wav2vec 2.0 BERT: pairs of frames of a log-mel spectrogram, each band of which the extractor normalises."""
+
+    def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
+        """Return two frames of the spectrogram: one alone has no variance."""
+        return round((FRAME_S + SHIFT_S) * RATE_HZ)
+
+    def extractor_settings(self, config: dict[str, Any]) -> str:
+        """Return the number of bands."""
+        n_bands = config.get("feature_projection_input_dim", 160) // 2
+        return f"feature_size={n_bands}, num_mel_bins={n_bands}"
+
+
 def _like_wav2vec2(name: str, prefix: str, **differences: Any) -> Architecture:
     """Return the entry of a model that has the parts of wav2vec 2.0, below a name of its own."""
-    usual = {"final_norm": f"{prefix}.encoder.layer_norm", "stable_norm_only": True, "has_output_norm": True}
+    usual = {"final_norm": f"{prefix}.encoder.layer_norm", "stable_norm_only": True, "output_norm": "final_layer_norm"}
     usual["convolutions"] = f"{prefix}.feature_extractor.conv_layers"
     usual["feature_projection"] = f"{prefix}.feature_projection"
     return Architecture(name, f"{prefix}.encoder.layers", (f"{prefix}.feature_extractor",), **{**usual, **differences})
 
 
+# A conformer block ends with half of the output of its second feed-forward network, and a norm.
+_CONFORMER_BLOCK = {
+    "feed_forward": ("ffn2.intermediate_dense", "ffn2.output_dense"),
+    "other_feed_forward": ("ffn1.intermediate_dense", "ffn1.output_dense"),
+    "feed_forward_scale": 0.5,
+    "exports_plain_attention": True,
+}
 ARCHITECTURES = {
     "wav2vec2": _like_wav2vec2("wav2vec2", "wav2vec2"),
     "hubert": _like_wav2vec2("HuBERT", "hubert"),
@@ -221,6 +295,39 @@ ARCHITECTURES = {
     # This encoder applies its norm only before the blocks, and does not read do_stable_layer_norm.
     "data2vec-audio": _like_wav2vec2("data2vec-audio", "data2vec_audio", final_norm=None, stable_norm_only=False),
     "unispeech-sat": _like_wav2vec2("UniSpeech-SAT", "unispeech_sat"),
+    "unispeech": _like_wav2vec2("UniSpeech", "unispeech"),
+    "wav2vec2-conformer": _like_wav2vec2(
+        "wav2vec2-conformer",
+        "wav2vec2_conformer",
+        stable_norm_only=False,
+        # In transformers 5.23.0; the attention adds positions of its own.
+        unread=("wav2vec2_conformer.encoder.pos_conv_embed",),
+        **_CONFORMER_BLOCK,
+    ),
+    "wav2vec2-bert": MelFrames(
+        "wav2vec2-BERT",
+        "wav2vec2_bert.encoder.layers",
+        ("wav2vec2_bert.feature_projection",),
+        extractor="SeamlessM4TFeatureExtractor",
+        output_norm="final_layer_norm",
+        **_CONFORMER_BLOCK,
+    ),
+    "sew": Squeezed(
+        "SEW",
+        "sew.encoder.layers",
+        ("sew.feature_extractor",),
+        output_norm="final_layer_norm",
+        upsampling="sew.encoder.upsample",
+    ),
+    "sew-d": Squeezed(
+        "SEW-D",
+        "sew_d.encoder.encoder.layer",
+        ("sew_d.feature_extractor",),
+        feed_forward=("intermediate.dense", "output.dense"),
+        output_norm="output.LayerNorm",
+        upsampling="sew_d.encoder.upsample",
+        read_by_blocks=("sew_d.encoder.encoder.rel_embeddings", "sew_d.encoder.encoder.LayerNorm"),
+    ),
     "whisper": Whisper(
         "Whisper",
         "encoder.layers",
@@ -247,7 +354,7 @@ ARCHITECTURES = {
         head=("classifier",),
         can_sum_layers=False,
         feed_forward=("fc1", "fc2"),
-        has_output_norm=True,
+        output_norm="final_layer_norm",
         read_by_blocks=("beats.encoder.relative_attention_bias",),
     ),
 }
@@ -338,9 +445,12 @@ def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
 
 def output_norm_of(block: nn.Module, config: PreTrainedConfig) -> nn.Module | None:
     """Return the norm at the end of a block, or None if its output is a plain sum."""
-    if not architecture_of(config).has_output_norm or getattr(config, "do_stable_layer_norm", False):
+    architecture = architecture_of(config)
+    if architecture.output_norm is None:
         return None
-    return block.final_layer_norm
+    if architecture.stable_norm_only and getattr(config, "do_stable_layer_norm", False):
+        return None
+    return block.get_submodule(architecture.output_norm)
 
 
 def widths_of(config: PreTrainedConfig) -> dict[str, int]:

@@ -146,9 +146,12 @@ def classify(path: str | Path, folder: Path = FOLDER) -> tuple[np.ndarray, list[
     for first in range(0, len(clips), CLIPS_AT_ONCE):
         # A clip that is too short is repeated from its start: padding with zeros would change the model's result.
         batch = [np.resize(audio[start : start + n], size) for start, n in clips[first : first + CLIPS_AT_ONCE]]
-        features = extractor(batch, sampling_rate=rate_hz, return_tensors="pt")[model.main_input_name]
+        features = extractor(batch, sampling_rate=rate_hz, return_tensors="pt")
+        inputs, mask = features[model.main_input_name], features.get("attention_mask")
+        if mask is not None:  # frames that were added
+            inputs = inputs[:, mask[0].bool()]
         with torch.no_grad():
-            logits.append(model(**{model.main_input_name: features}).logits.numpy())
+            logits.append(model(**{model.main_input_name: inputs}).logits.numpy())
     starts_s = np.array([start for start, _ in clips]) / rate_hz
     return starts_s, [config.id2label[i] for i in range(config.num_labels)], np.concatenate(logits)
 

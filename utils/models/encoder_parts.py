@@ -35,11 +35,14 @@ class State:
         Shape (batch, frames, hidden_size).
     args, kwargs
         Other arguments of every block, such as WavLM's relative positions.
+    n_samples : int
+        Length of the model's input.
     """
 
     hidden_states: torch.Tensor
     args: tuple = ()
     kwargs: dict = field(default_factory=dict)
+    n_samples: int = 0
 
     def with_hidden_states(self, hidden_states: torch.Tensor) -> "State":
         """Return this state with other hidden states, of the same number of frames."""
@@ -58,15 +61,18 @@ class OpenBlock:
         The states to which its output is added, shape (batch, frames, hidden_size).
     after : State
         The other arguments of the next block; its hidden states have no meaning.
+    scale : float
+        By which its output is multiplied before.
     """
 
     features: torch.Tensor
     residual: torch.Tensor
     after: State
+    scale: float
 
     def closed(self, weight: torch.Tensor, bias: torch.Tensor, norm: torch.nn.Module | None) -> State:
         """Return the output that the block has with a last linear layer, and a norm after it; without gradients."""
-        total = self.residual + onednn.linear(self.features, weight, bias)
+        total = self.residual + self.scale * onednn.linear(self.features, weight, bias)
         return self.after.with_hidden_states(total if norm is None else norm(total))
 
 
@@ -118,7 +124,7 @@ class EncoderParts:
             The input of block 0.
         """
         (hidden_states, *args), kwargs = front_end_call(self.model, inputs)
-        return State(hidden_states, tuple(args), kwargs)
+        return State(hidden_states, tuple(args), kwargs, inputs[self.model.main_input_name].shape[-1])
 
     def block(self, layer: int, state: State) -> State:
         """Run one block.
@@ -129,7 +135,7 @@ class EncoderParts:
         if not isinstance(output, tuple):
             return state.with_hidden_states(output)
         hidden_states, position_bias = output
-        return State(hidden_states, state.args, {**state.kwargs, "position_bias": position_bias})
+        return replace(state, hidden_states=hidden_states, kwargs={**state.kwargs, "position_bias": position_bias})
 
     def last_linear(self, layer: int) -> torch.nn.Linear:
         """Return the last linear layer of a block, whose output is added to the hidden states."""
@@ -158,7 +164,8 @@ class EncoderParts:
                 last.forward = before
             if hook is not None:
                 hook.remove()
-        return OpenBlock(seen["features"], seen.get("residual", after.hidden_states), after)
+        residual = seen.get("residual", after.hidden_states)
+        return OpenBlock(seen["features"], residual, after, self._architecture.feed_forward_scale)
 
     def hidden_layers(self, inputs: dict[str, torch.Tensor]) -> Iterator[State]:
         """Run all blocks; yield the input of block 0, then the output of each block (before any final norm)."""
@@ -221,9 +228,14 @@ class EncoderParts:
         layers, last = [], None
         for state in path:
             if last is not None and self._weighted:
-                layers.append(self._pooled(last))
-            last = state.hidden_states
-        pooled = self._pooled(last if self._final_norm is None else self._final_norm(last))
+                layers.append(self._pooled(last.hidden_states))
+            last = state
+        hidden_states = last.hidden_states
+        if not self._weighted:  # a weighted sum reads the blocks themselves
+            hidden_states = self._architecture.after_blocks(self.model, hidden_states, last.n_samples)
+        if self._final_norm is not None:
+            hidden_states = self._final_norm(hidden_states)
+        pooled = self._pooled(hidden_states)
         return torch.stack([*layers, pooled], dim=1) if self._weighted else pooled
 
     def weighted(self, features: torch.Tensor, keep: Sequence[int]) -> torch.Tensor:

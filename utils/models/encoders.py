@@ -536,6 +536,18 @@ def freeze(model: PreTrainedModel, feature_encoder: bool, layers: list[int]) -> 
         parts += [model.get_submodule(path) for path in architecture.feature_encoder]
     for part in parts:
         part.requires_grad_(False)
+        for module in part.modules():
+            if type(module) is nn.BatchNorm1d:
+                module.__class__ = _FrozenBatchNorm
+                module.eval()
+
+
+class _FrozenBatchNorm(nn.BatchNorm1d):
+    """A batch norm that neither reads nor learns the statistics of a batch, in training too."""
+
+    def train(self, mode: bool = True) -> "_FrozenBatchNorm":
+        """Stay in evaluation mode."""
+        return super().train(False)
 
 
 def configure_for_training(
@@ -570,13 +582,26 @@ def configure_for_training(
         for name, parameter in model.named_parameters():
             if name.endswith("masked_spec_embed"):  # without masking it has no gradient; DDP would wait
                 parameter.requires_grad_(config.apply_spec_augment and config.mask_time_prob > 0)
-    if has_blocks(config) and not config.num_hidden_layers:
-        for name in architecture_of(config).read_by_blocks:  # without blocks it has no gradient, either
-            model.get_submodule(name).requires_grad_(False)
+    for module in _without_gradient(model):
+        module.requires_grad_(False)
     if has_blocks(config) and sums_layers(config) and final_norm_of(model) is None:
         norm = architecture_of(config).final_norm
         if norm is not None and getattr(config, "do_stable_layer_norm", True):  # the sum uses the layers before it
             model.get_submodule(norm).requires_grad_(False)
+
+
+def _without_gradient(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules outside the blocks that no logit depends on; DDP would wait for their gradients."""
+    if not has_blocks(model.config):
+        return []
+    architecture = architecture_of(model.config)
+    names = [*architecture.unread]
+    if not model.config.num_hidden_layers:
+        names += architecture.read_by_blocks
+    if architecture.upsampling is not None and sums_layers(model.config):  # the sum is of the blocks themselves
+        names.append(architecture.upsampling)
+    modules = dict(model.named_modules())
+    return [modules[name] for name in names if name in modules]
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:

@@ -45,6 +45,7 @@ from utils.core.errors import InputError
 from utils.core.files import atomic_path, write_csv
 from utils.data.clips import Clips
 from utils.models import decision, encoders, exported_network, latency, predict, training_history
+from utils.models.architectures import architecture_of, has_blocks
 from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCHEMA_VERSION, SCORES, metadata_of
 from utils.models.loaded_model import WAVEFORM, LoadedModel
 from utils.models.waveform_features import features_of
@@ -118,7 +119,8 @@ def network_of(loaded: LoadedModel, model_sha256: str) -> ModelProto:
         )
     n_samples = round(config.clip_seconds * loaded.extractor.sampling_rate)
     clips = torch.zeros(2, n_samples)
-    with _quiet_exporter():
+    plain = has_blocks(config) and architecture_of(config).exports_plain_attention
+    with _quiet_exporter(), latency.eager_attention(loaded.model) if plain else contextlib.nullcontext():
         program = torch.onnx.export(
             WaveformClassifier(loaded, n_samples).eval(),
             (clips,),

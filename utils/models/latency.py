@@ -68,7 +68,8 @@ def count_macs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple
     if isinstance(model, ExportedNetwork):
         sizes = model.exported.sizes
         return sizes["macs_per_clip"], sizes["macs_front_end"]
-    with torch.no_grad(), _eager_attention(model):
+    # Some networks make new tensors without naming a device (SEW-D).
+    with torch.no_grad(), eager_attention(model), torch.device(inputs[model.main_input_name].device):
         return _macs_of(lambda: model(**inputs)), _macs_of(lambda: front_end_forward(model, inputs))
 
 
@@ -79,8 +80,8 @@ def _macs_of(forward: Callable[[], object]) -> int:
 
 
 @contextlib.contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Use plain attention, whose products the counter counts; it does not count the fused kernel of CPUs."""
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Use plain attention within the block: its products are counted, and it can always be exported."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

@@ -19,7 +19,8 @@ def prepare(
 ) -> dict[str, torch.Tensor]:
     """Turn clips of equal length into a model's input: the only place where audio is normalised.
 
-    There is no attention mask: no clip is padded here, and base wav2vec2 and HuBERT use none.
+    There is no attention mask: no clip is padded here, and base wav2vec2 and HuBERT use none. Frames that a feature
+    extractor adds and masks are left out: wav2vec 2.0 BERT reads pairs of frames, and the last may have no partner.
 
     Parameters
     ----------
@@ -38,7 +39,10 @@ def prepare(
         One float32 tensor; its first axis is the clip.
     """
     features = extractor(audio, sampling_rate=sample_rate_hz, return_tensors="pt")
-    return {main_input_name: features[main_input_name]}
+    inputs, mask = features[main_input_name], features.get("attention_mask")
+    if mask is not None and not mask[0].all():
+        inputs = inputs[:, mask[0].bool()]
+    return {main_input_name: inputs}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
@@ -111,7 +112,7 @@ def _load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, W
     if folder.extractor is None:
         extractor = _from_pretrained(AutoFeatureExtractor, folder)
     else:
-        extractor = FEATURE_EXTRACTOR_MAPPING[type(config)](**folder.extractor)
+        extractor = extractor_class(config)(**folder.extractor)
     _check_extractor(folder, extractor, config)
     _check_size(folder, config)
     if len([name for name in WEIGHT_NAMES if (folder.path / name).is_file()]) > 1:
@@ -192,10 +193,18 @@ def _renamed(folder: ModelFolder) -> dict[str, torch.Tensor]:
     return {name: value.float() for name, value in renamed.items()}
 
 
+def extractor_class(config: PreTrainedConfig) -> type:
+    """Return the class that the feature extractor of a model must have."""
+    known = architectures.ARCHITECTURES.get(architectures.plain_type(config.model_type))
+    if known is not None and known.extractor is not None:
+        return getattr(transformers, known.extractor)
+    return FEATURE_EXTRACTOR_MAPPING.get(type(config), SequenceFeatureExtractor)
+
+
 def _check_extractor(folder: ModelFolder, extractor: object, config: PreTrainedConfig) -> None:
     """Check that the output of a feature extractor fits the model."""
     where = f"{folder.name}: its feature extractor"
-    wanted = FEATURE_EXTRACTOR_MAPPING.get(type(config), SequenceFeatureExtractor)
+    wanted = extractor_class(config)
     if not isinstance(extractor, wanted):
         raise InputError(
             f"{where} is a {type(extractor).__name__}; a {config.model_type} model needs a {wanted.__name__}: copy the "
@@ -212,6 +221,11 @@ def _check_extractor(folder: ModelFolder, extractor: object, config: PreTrainedC
         "bands": (bands, getattr(config, "num_mel_bins", bands)),
         "frames": (getattr(extractor, "max_length", None), getattr(config, "max_length", None)),
     }
+    if hasattr(config, "feature_projection_input_dim"):  # wav2vec 2.0 BERT, which reads frames side by side
+        stride = extractor.stride
+        if not is_count(stride) or stride == 0:
+            raise InputError(f"{where} has the stride {short(stride)}; expected a number of frames above 0; {ADVICE}")
+        pairs["bands"] = bands * stride, config.feature_projection_input_dim
     if hasattr(extractor, "nb_max_frames"):  # Whisper, whose second convolution halves the frames
         pairs["frames"] = extractor.nb_max_frames, 2 * config.max_source_positions
     for what, (given, taken) in pairs.items():

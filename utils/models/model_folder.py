@@ -223,7 +223,7 @@ def _extractor_advice(name: str, path: Path, config: dict) -> str:
     known = architectures.ARCHITECTURES.get(str(config.get("model_type")))
     if "clip_seconds" in config or known is None:  # trained here, with settings that must not be guessed
         return f"so it is not a whole model folder; {ADVICE}"
-    extractor = FEATURE_EXTRACTOR_MAPPING_NAMES[config["model_type"]]
+    extractor = known.extractor or FEATURE_EXTRACTOR_MAPPING_NAMES[config["model_type"]]
     settings = known.extractor_settings(config)
     is_local = Path(name).is_dir()
     folder = str(path.resolve() if is_local else Path(name.rpartition("/")[2]))

@@ -551,7 +551,8 @@ class Collator:
             batch |= self.views.recall(indices)
         for key, (extractor, name) in self.hearings.items() if is_train and distillation.KEPT not in batch else ():
             batch[key] = prepare(extractor, list(audio), self.sample_rate_hz, name)[name]
-        if augments and "specaugment" in self.augment and features.ndim == 3:
+        is_spectrogram = features.ndim == 3 and not hasattr(self.extractor, "stride")  # of pairs
+        if augments and "specaugment" in self.augment and is_spectrogram:
             n_mels = getattr(self.extractor, "num_mel_bins", None) or self.extractor.feature_size
             batch[self.main_input_name] = mask_spectrogram(features, n_mels, rng)
         return {**batch, "labels": torch.from_numpy(targets)}

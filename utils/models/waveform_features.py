@@ -15,6 +15,7 @@ import torchaudio
 from torch import nn
 from transformers import (
     ASTFeatureExtractor,
+    SeamlessM4TFeatureExtractor,
     SequenceFeatureExtractor,
     Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
@@ -88,14 +89,18 @@ class KaldiFeatures(nn.Module):
     ----------
     rate_hz, n_mels : int
     window : ndarray, shape (frame_length,)
-        With which a frame is multiplied; a frame lasts 25 ms.
+        With which a frame is multiplied.
     mean, scale : float
         Taken from the logarithms, and by which they are then divided.
+    hop : int, optional
+        Samples from one frame to the next. Default: 10 ms.
     """
 
-    def __init__(self, rate_hz: int, n_mels: int, window: np.ndarray, mean: float, scale: float):
+    def __init__(
+        self, rate_hz: int, n_mels: int, window: np.ndarray, mean: float, scale: float, hop: int | None = None
+    ):
         super().__init__()
-        self.length, self.hop = len(window), round(architectures.SHIFT_S * rate_hz)
+        self.length, self.hop = len(window), hop or round(architectures.SHIFT_S * rate_hz)
         n_fft = 2 ** math.ceil(math.log2(self.length))
         frames = np.eye(self.length) - 1 / self.length  # removes the mean
         frames = frames - 0.97 * frames[[0, *range(self.length - 1)]]  # pre-emphasis
@@ -137,6 +142,27 @@ class BeatsFeatures(KaldiFeatures):
         super().__init__(rate_hz, extractor.feature_size, window, extractor.mean, 2 * extractor.std)
 
 
+class SeamlessFeatures(KaldiFeatures):
+    """The filter bank of wav2vec 2.0 BERT: each band with mean 0 and variance 1, frames side by side."""
+
+    n_samples, hop_samples = 400, 160  # of a frame, and to the next one, at any sampling rate
+
+    def __init__(self, extractor: SeamlessM4TFeatureExtractor, n_samples: int):
+        window = beats_encoder.povey(self.n_samples).double().numpy() * beats_encoder.FULL_SCALE
+        super().__init__(extractor.sampling_rate, extractor.num_mel_bins, window, 0.0, 1.0, self.hop_samples)
+        self._n_together = extractor.stride
+        n_frames = 1 + (n_samples - self.n_samples) // self.hop_samples
+        self._n_used = n_frames - n_frames % self._n_together
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Return features, shape (batch, n_frames // stride, stride * n_mels)."""
+        energy = super().forward(waveform)
+        centred = energy - energy.mean(dim=1, keepdim=True)
+        variance = centred.square().sum(dim=1, keepdim=True) / (energy.shape[1] - 1)
+        features = centred / (variance + VARIANCE_FLOOR).sqrt()
+        return features[:, : self._n_used].unflatten(1, (-1, self._n_together)).flatten(2)
+
+
 class MelspectrogramFeatures(nn.Module):
     """The spectrogram of `bird_cnn.MelspectrogramFeatureExtractor`, logarithmic or with PCEN."""
 
@@ -170,6 +196,7 @@ _MAKERS: dict[type, Callable[[SequenceFeatureExtractor, int], nn.Module]] = {
     Wav2Vec2FeatureExtractor: _of_wav2vec2,
     WhisperFeatureExtractor: WhisperFeatures,
     ASTFeatureExtractor: AstFeatures,
+    SeamlessM4TFeatureExtractor: SeamlessFeatures,
     beats_encoder.BeatsFeatureExtractor: BeatsFeatures,
     bird_cnn.MelspectrogramFeatureExtractor: MelspectrogramFeatures,
 }

@@ -258,8 +258,9 @@ class BudgetSearch:
         narrow = encoders.pruned_copy(self._loaded, self._whole)
         if share < 1:
             changes = width.changes_of(narrow.config, {"ffn_size": share})
-            n_units, blocks = architectures.widths_of(narrow.config)["ffn_size"], range(len(self._whole))
-            width.narrow(narrow.model, {"ffn_size": [np.zeros(n_units) for _ in blocks]}, changes, width.ACTIVATION)
+            n_units = architectures.widths_of(narrow.config)["ffn_size"]
+            importance = [np.zeros(n_units) for _ in width.channels_of(narrow.model, "ffn_size")]
+            width.narrow(narrow.model, {"ffn_size": importance}, changes, width.ACTIVATION)
         return narrow
 
     def _score(self, mixture: Mixture, scores: SubsetScores) -> tuple[SubsetScores, Keep]:

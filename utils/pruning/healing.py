@@ -171,10 +171,12 @@ def heal(
 
 
 def freeze_all_but_last(model: PreTrainedModel) -> None:
-    """Make only the head, the last block and a norm between the two trainable."""
-    blocks = architectures.blocks_of(model)
+    """Make only the head, the last block and what is between the two trainable."""
+    architecture, blocks = architectures.architecture_of(model.config), architectures.blocks_of(model)
     encoders.freeze(model, feature_encoder=True, layers=list(range(len(blocks) - 1)))
     model.requires_grad_(False)
     learning = [*blocks[-1:], architectures.final_norm_of(model)]
+    if architecture.upsampling is not None and not architectures.sums_layers(model.config):
+        learning.append(model.get_submodule(architecture.upsampling))
     for part in (*encoders.head_parameters(model), *(module for module in learning if module is not None)):
         part.requires_grad_(True)

@@ -233,10 +233,11 @@ class Repairer:
             wanted = {reader: self._targets[self._places[reader]][rows] for reader in readers}
             scale = None
             if is_normed:  # the scale that the frame has now; the error behind the norm counts
-                total = residual + onednn.linear(features, linear.weight, linear.bias)
+                total = residual + one.scale * onednn.linear(features, linear.weight, linear.bias)
                 mean, scale = total.mean(1, keepdim=True), total.std(1, keepdim=True, unbiased=False)
                 wanted = {reader: target * scale + mean for reader, target in wanted.items()}
-            sums.add(features, {reader: target - residual for reader, target in wanted.items()}, scale)
+            changes = {reader: (target - residual) / one.scale for reader, target in wanted.items()}
+            sums.add(features, changes, scale)
         fitted = sums.solve(RIDGE, linear.weight.T)
         return {
             reader: Projection(

@@ -71,14 +71,17 @@ class Channels:
 
 
 def channels_of(model: PreTrainedModel, width: str) -> list[Channels]:
-    """Return the channels of a width of `architectures.widths_of`: one entry for each block, or each convolution."""
+    """Return the channels of a width of `architectures.widths_of`: one entry for each place where they are cut.
+
+    It is a block, or a convolution; two entries follow each other if a block has two feed-forward networks.
+    """
     architecture = architectures.architecture_of(model.config)
     if width == "conv_channels":
         return _of_convolutions(model, architecture)
     blocks = [f"{architecture.blocks}.{layer}" for layer in range(len(architectures.blocks_of(model)))]
     if width == "ffn_size":
-        first, last = architecture.feed_forward
-        return [Channels((f"{block}.{first}",), (), f"{block}.{last}") for block in blocks]
+        networks = [each for each in (architecture.feed_forward, architecture.other_feed_forward) if each is not None]
+        return [Channels((f"{block}.{first}",), (), f"{block}.{last}") for block in blocks for first, last in networks]
     *writers, reader = architecture.attention
     size = model.get_submodule(f"{blocks[0]}.{reader}").in_features // model.config.num_attention_heads if blocks else 1
     return [
@@ -142,7 +145,7 @@ def changes_of(config: PreTrainedConfig, asked: dict[str, int | float | None]) -
 
 _KEYS = {"heads": "num_attention_heads"}
 _WHY_NOT = {
-    "conv_channels": "{} has no convolutions whose numbers of channels stand in a config",
+    "conv_channels": "{} has no convolutions that can be cut",
     "heads": "the attention of {} has as many heads as fit the hidden size, so no config holds fewer",
 }
 
