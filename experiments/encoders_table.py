@@ -27,6 +27,8 @@ PUBLISHED = {
     "BirdAVES-large": ("hubert", _LARGE),
     "sl-beats-bio, sl-beats-all, NatureLM-BEATs": ("beats", {}),
     "BEATs iter3+": ("beats", {}),
+    "wav2vec2 of BirdSet": ("wav2vec2", {}),
+    "AST of BirdSet": ("audio-spectrogram-transformer", {}),
     "wav2vec2-base": ("wav2vec2", {}),
     "HuBERT-base": ("hubert", {}),
     "WavLM-base": ("wavlm", {}),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shlex
 import shutil
 
@@ -363,22 +364,73 @@ def test_documents_and_help_name_what_the_code_takes(capsys):
     assert "WavLM" in " ".join(capsys.readouterr().out.split("--base_model BASE_MODEL")[-1].split())
 
 
-@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "data2vec-audio", "whisper", "ast"])
-def test_the_advice_for_a_model_without_feature_extractor_makes_one(name, tmp_path):
+@pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "data2vec-audio", "sew-d", "wav2vec2-bert", "whisper"])
+def test_a_model_without_feature_extractor_gets_the_usual_one_and_the_log_says_so(name, tmp_path, caplog):
     folder = tmp_path / "it's base"
     loaded = small_model(name)
-    model = loaded.model
-    model.save_pretrained(folder)
-    with pytest.raises(InputError, match=r"^--base_model .* has no preprocessor_config\.json") as error:
-        model_folder.any_model_input(str(folder), "--base_model")
-    code = shlex.split(str(error.value).split(", as ")[1])
+    loaded.model.save_pretrained(folder)
+    model_folder.any_model_input(str(folder), "--base_model")
+    base = encoders.load_base_model(str(folder), LABELS)
+    usual = f"it gets the usual one of its kind, {type(loaded.extractor).__name__} at 16000 Hz"
+    assert re.search(f"WARNING .* has no preprocessor_config.json, .*: {usual}", caplog.text)
+    assert made_by_the_advice(caplog.text.split(", as ")[1], folder) == base.extractor.to_dict()
+    caplog.clear()
+    encoders.load_base_model(str(folder), LABELS)
+    assert not caplog.text, "the file is there now"
+    name, clips = loaded.model.main_input_name, clips_of_noise()
+    inputs, expected = (prepare(e, clips, SECOND, name) for e in (base.extractor, loaded.extractor))
+    assert torch.equal(inputs[name], expected[name])
+    encoders.save_model(base, tmp_path / "tuned")
+    assert AutoFeatureExtractor.from_pretrained(tmp_path / "tuned").to_dict() == base.extractor.to_dict()
+
+
+def made_by_the_advice(advice, folder):
+    """Run the command of an advice; return the settings of the feature extractor that it writes."""
+    code = shlex.split(advice)
     assert code[:2] == ["python", "-c"]
     exec(code[2], {})
+    return AutoFeatureExtractor.from_pretrained(folder).to_dict()
+
+
+def test_ast_without_mean_and_deviation_is_refused_with_the_way_to_give_them(tmp_path):
+    """Those of BirdSet read another spectrogram than the feature extractor of transformers makes."""
+    folder = tmp_path / "it's base"
+    small_model("ast").model.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"^--base_model .* has no preprocessor_config\.json") as error:
+        model_folder.any_model_input(str(folder), "--base_model")
+    made = made_by_the_advice(str(error.value).split(", as ")[1], folder)
+    wanted = small_extractor("ast").to_dict()
+    assert made == wanted and (made["mean"], made["std"]) == (-4.2677393, 4.5689974)
     model_folder.any_model_input(str(folder), "--base_model")
-    made = encoders.load_base_model(str(folder), LABELS).extractor
-    clips = clips_of_noise()
-    inputs, expected = (prepare(e, clips, SECOND, model.main_input_name) for e in (made, loaded.extractor))
-    assert torch.equal(inputs[model.main_input_name], expected[model.main_input_name])
+
+
+def test_beats_without_its_feature_extractor_is_not_guessed_at(tmp_path):
+    small_model("beats").model.save_pretrained(tmp_path / "beats")
+    with pytest.raises(InputError, match=r"has no preprocessor_config\.json, so it is not a whole model folder"):
+        model_folder.any_model_input(str(tmp_path / "beats"), "--base_model")
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "ast"])
+def test_the_classifier_of_other_labels_starts_anew_also_if_they_are_as_many(name, tmp_path):
+    """As the checkpoints of BirdSet have them: 21 labels of HSN are not the 21 of the user."""
+    for folder, labels in (("same", LABELS), ("as many", ["a", "b", "c"]), ("more", [f"code{i}" for i in range(21)])):
+        loaded = small_model(name, labels)
+        with torch.no_grad():
+            for parameter in loaded.model.classifier.parameters():
+                parameter.add_(1)
+        loaded.config.problem_type = "multi_label_classification"
+        encoders.save_model(loaded, tmp_path / folder)
+        base = encoders.load_base_model(str(tmp_path / folder), LABELS).model
+        (*_, weight, bias), (*_, before, _) = (list(model.classifier.parameters()) for model in (base, loaded.model))
+        if folder == "same":
+            assert torch.equal(weight, before)
+        else:
+            assert len(weight) == len(bias) == len(LABELS)
+            assert weight.abs().max() < 0.5 and weight.std() > 0 and bias.abs().max() < 0.5
+        assert base.config.id2label == dict(enumerate(LABELS))
+        assert base.config.problem_type == "single_label_classification"
+        state = base.base_model.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in loaded.model.base_model.state_dict().items())
 
 
 def test_a_model_that_was_trained_here_is_copied_again_not_guessed_at(tmp_path):
@@ -434,6 +486,8 @@ def test_model_folder_half_written(model_dir):
     with pytest.raises(InputError, match="no weights"):
         model_folder.model_input(model_dir)
     (model_dir / "preprocessor_config.json").unlink()
+    config = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps({**config, "clip_seconds": 0.5}))
     with pytest.raises(InputError, match=r"no preprocessor_config\.json"):
         model_folder.model_input(model_dir)
     shutil.rmtree(model_dir)

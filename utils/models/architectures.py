@@ -111,6 +111,8 @@ class Architecture:
     extractor: str | None = None
 
     can_crop_window = False
+    # Whether all models of this kind that are known read their input as `extractor_settings` describes it.
+    has_usual_extractor = True
 
     @property
     def can_attend(self) -> bool:
@@ -154,9 +156,15 @@ class Architecture:
         """Return for each frame whether it covers the clip, and not the silent padding of a window."""
         return [True] * n_frames
 
-    def extractor_settings(self, config: dict[str, Any]) -> str:
+    def extractor_class(self, model_type: str) -> str | None:
+        """Return the name of its feature extractor in transformers; None if that has none."""
+        from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
+
+        return self.extractor or FEATURE_EXTRACTOR_MAPPING_NAMES.get(model_type)
+
+    def extractor_settings(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return the most likely arguments of its feature extractor, for a folder without that file."""
-        return "do_normalize=True"
+        return {"do_normalize": True}
 
 
 class Whisper(Architecture):
@@ -179,10 +187,11 @@ class Whisper(Architecture):
         n_heard = -(-n_samples // (extractor.hop_length * self._stride(model)))
         return [frame < n_heard for frame in range(n_frames)]
 
-    def extractor_settings(self, config: dict[str, Any]) -> str:
+    def extractor_settings(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return the number of bands and the seconds of the window."""
-        seconds = config.get("max_source_positions", 1500) // 50
-        return f"feature_size={config.get('num_mel_bins', 80)}, chunk_length={seconds}"
+        n_positions = config.get("max_source_positions")
+        seconds = n_positions // 50 if isinstance(n_positions, int) else 30
+        return {"feature_size": config.get("num_mel_bins", 80), "chunk_length": seconds}
 
     def crop(
         self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, seconds: int
@@ -205,6 +214,7 @@ class SpectrogramTransformer(Architecture):
     """AST: patches of a spectrogram of fixed length with learned positions, after two class tokens."""
 
     n_tokens = 2
+    has_usual_extractor = False  # mean and deviation are those of the training data
 
     def longest_clip_seconds(self, extractor: SequenceFeatureExtractor, config: PreTrainedConfig) -> float:
         """Return the length of the spectrogram."""
@@ -228,13 +238,16 @@ class SpectrogramTransformer(Architecture):
         n_bands = (n_frames - self.n_tokens) // len(starts)  # tokens run through time first, then to the next band
         return [False] * self.n_tokens + [start < n_mel_frames for start in starts] * n_bands
 
-    def extractor_settings(self, config: dict[str, Any]) -> str:
-        """Return the number of bands and of frames."""
-        return f"num_mel_bins={config.get('num_mel_bins', 128)}, max_length={config.get('max_length', 1024)}"
+    def extractor_settings(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the number of bands and of frames, and mean and deviation of AudioSet."""
+        sizes = {"num_mel_bins": config.get("num_mel_bins", 128), "max_length": config.get("max_length", 1024)}
+        return {**sizes, "mean": -4.2677393, "std": 4.5689974}
 
 
 class Beats(Architecture):
     """BEATs of `beats_encoder`: patches of a spectrogram of any length; the frames that fill no patch are left out."""
+
+    has_usual_extractor = False  # only this project writes such folders, always with the file
 
     def shortest_clip_samples(self, config: PreTrainedConfig) -> int:
         """Return the samples of one patch."""
@@ -266,10 +279,11 @@ class MelFrames(Architecture):
         """Return two frames of the spectrogram: one alone has no variance."""
         return round((FRAME_S + SHIFT_S) * RATE_HZ)
 
-    def extractor_settings(self, config: dict[str, Any]) -> str:
+    def extractor_settings(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return the number of bands."""
-        n_bands = config.get("feature_projection_input_dim", 160) // 2
-        return f"feature_size={n_bands}, num_mel_bins={n_bands}"
+        size = config.get("feature_projection_input_dim")
+        n_bands = size // 2 if isinstance(size, int) else 80
+        return {"feature_size": n_bands, "num_mel_bins": n_bands}
 
 
 def _like_wav2vec2(name: str, prefix: str, **differences: Any) -> Architecture:

@@ -199,7 +199,25 @@ def load_base_model(
         loaded, names = loading.load(folder, config)
     except InputError as error:
         raise InputError(f"{flag} {error}") from error
-    return _base(loaded, names, f"{flag} {base_model}")
+    loaded = _base(loaded, names, f"{flag} {base_model}")
+    _forget_other_labels(loaded.model, names, folder)
+    return loaded
+
+
+def _forget_other_labels(model: PreTrainedModel, names: loading.WeightNames, folder: model_folder.ModelFolder) -> None:
+    """Initialise, in place, a classifier that was trained for as many other labels; one for these labels stays."""
+    last = (architecture_of(model.config).head if has_blocks(model.config) else CNN_HEAD)[-1]
+    if any(name.startswith(f"{last}.") for name in names.missing | names.mismatched):
+        return
+    own = loading.read_config(folder).id2label
+    if own == model.config.id2label:
+        return
+    log.info("%s was trained for other labels, such as %s: its classifier starts anew", folder.name, printable(own[0]))
+    # As transformers does with another number of labels: what stands before the last layer stays.
+    for module in [each for each in model.get_submodule(last).modules() if isinstance(each, nn.Linear)]:
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # transformers leaves what is loaded as it is
+        model._init_weights(module)
 
 
 def _base(loaded: LoadedModel, names: loading.WeightNames, what: str) -> LoadedModel:

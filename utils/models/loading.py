@@ -35,6 +35,7 @@ from utils.models.model_folder import (
     WEIGHT_NAMES,
     ModelFolder,
     check_fields,
+    extractor_advice,
     is_count,
     one_line,
 )
@@ -112,7 +113,16 @@ def _load(folder: ModelFolder, config: PreTrainedConfig) -> tuple[LoadedModel, W
     if folder.extractor is None:
         extractor = _from_pretrained(AutoFeatureExtractor, folder)
     else:
-        extractor = extractor_class(config)(**folder.extractor)
+        with _as_input_error(folder):
+            extractor = extractor_class(config)(**folder.extractor)
+        if folder.format is None:
+            log.warning(
+                "%s has no %s, which describes how sound becomes its input: it gets the usual one of its kind, "
+                "%s at %d Hz with %s. If it was trained in another way, its states mean little. %s",
+                *(folder.name, EXTRACTOR_NAMES[0], type(extractor).__name__, extractor.sampling_rate),
+                ", ".join(f"{key} {value}" for key, value in folder.extractor.items()),
+                extractor_advice(folder.name, folder.path, folder.config),
+            )
     _check_extractor(folder, extractor, config)
     _check_size(folder, config)
     if len([name for name in WEIGHT_NAMES if (folder.path / name).is_file()]) > 1:

@@ -193,9 +193,9 @@ def open_folder(name: str, path: Path) -> ModelFolder:
         raise InputError(
             f"{name}/{CONFIG_NAME} holds {found} and no 'model_type', so it does not describe a model; {WANTED}"
         )
-    found = [extractor for extractor in EXTRACTOR_NAMES if (path / extractor).is_file()]
+    found, usual = [extractor for extractor in EXTRACTOR_NAMES if (path / extractor).is_file()], None
     if not found:
-        raise InputError(f"{name} has no {EXTRACTOR_NAMES[0]}, {_extractor_advice(name, path, config)}")
+        usual = _usual_extractor(name, path, config)
     if (path / ADAPTER_NAME).exists():
         raise InputError(
             f"{name} holds an adapter ({ADAPTER_NAME}), which no stage reads: merge it into the model with peft's "
@@ -204,7 +204,7 @@ def open_folder(name: str, path: Path) -> ModelFolder:
     for read in (CONFIG_NAME, *found):
         _refuse_code(f"{name}/{read}", _read_json(name, path / read))
     check_fields(f"{name}/{CONFIG_NAME}", config)
-    return ModelFolder(name, path, config, _weight_files(name, path))
+    return ModelFolder(name, path, config, _weight_files(name, path), usual)
 
 
 def _open_checkpoint(name: str, path: Path) -> ModelFolder:
@@ -216,23 +216,36 @@ def _open_checkpoint(name: str, path: Path) -> ModelFolder:
     return ModelFolder(name, path, config, (path,), form.EXTRACTOR)
 
 
-def _extractor_advice(name: str, path: Path, config: dict) -> str:
-    """Describe the missing file and how to create it; models of the hub and of other programs often lack it."""
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
+def _usual_extractor(name: str, path: Path, config: dict) -> dict:
+    """Return the usual settings of a feature extractor, for a folder without the file; others' models often lack it.
 
+    Raises
+    ------
+    InputError
+        If the model was trained here, with settings that must not be guessed, or if there are no usual settings.
+    """
     known = architectures.ARCHITECTURES.get(str(config.get("model_type")))
-    if "clip_seconds" in config or known is None:  # trained here, with settings that must not be guessed
-        return f"so it is not a whole model folder; {ADVICE}"
-    extractor = known.extractor or FEATURE_EXTRACTOR_MAPPING_NAMES[config["model_type"]]
-    settings = known.extractor_settings(config)
+    lacks = f"{name} has no {EXTRACTOR_NAMES[0]}, "
+    if "clip_seconds" in config or known is None or known.extractor_class(config["model_type"]) is None:
+        raise InputError(f"{lacks}so it is not a whole model folder; {ADVICE}")
+    if not known.has_usual_extractor:
+        raise InputError(f"{lacks}which describes how sound becomes its input. {extractor_advice(name, path, config)}")
+    return known.extractor_settings(config)
+
+
+def extractor_advice(name: str, path: Path, config: dict) -> str:
+    """Describe how to create the file with the settings of a feature extractor."""
+    known = architectures.ARCHITECTURES[config["model_type"]]
+    settings = ", ".join(f"{key}={value!r}" for key, value in known.extractor_settings(config).items())
+    extractor = known.extractor_class(config["model_type"])
     is_local = Path(name).is_dir()
     folder = str(path.resolve() if is_local else Path(name.rpartition("/")[2]))
     code = f"from transformers import {extractor} as F; F({settings}).save_pretrained({folder!r})"
     return (
-        "which describes how sound becomes its input. "
-        + ("" if is_local else f"Download it into a folder of your own: hf download {name} --local-dir {folder}. ")
+        ("" if is_local else f"Download it into a folder of your own: hf download {name} --local-dir {folder}. ")
         + "Copy the file from the model that this one was made from, or create it with the settings of its training, "
-        f"which its model card names (do_normalize, sampling rate, bands), as python -c {shlex.quote(code)}"
+        "which its model card names (do_normalize, sampling rate, bands, mean and deviation), as python -c "
+        + shlex.quote(code)
         + ("" if is_local else f"; then give the folder {folder}")
     )
 
