@@ -126,7 +126,7 @@ lint: venv
 	$(VENV)/bin/shellcheck -x jobs/*.sh .ci/run
 
 # Each benchmark replaces its rows of the table; an hour on a quiet machine. BirdNET is compared where it is installed.
-BENCHMARKS = data_processing extraction convexity similarity layer_sweep race repair width export detection
+BENCHMARKS = data_processing extraction convexity similarity layer_sweep race repair width export detection memory
 bench: venv
 	for name in $(BENCHMARKS); do $(PY) -m benchmarks.bench_$$name --results benchmarks/results.csv || exit; done
 	$(PY) -m benchmarks.latency_under_load

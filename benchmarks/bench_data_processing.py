@@ -28,11 +28,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 import soundfile
 import soxr
 
-from benchmarks import results
+from benchmarks import memory, results
 
 ROOT = results.ROOT
 TARGET_RATE_HZ = 16000
@@ -52,7 +51,6 @@ FORMATS = [
 N_LABELS = 4
 OURS = "01, whole command"
 GOALS = {"bare loop over whole files": 0.85, "bare loop by blocks": 0.9, "published way": 4}
-SAMPLE_EVERY_S = 0.05
 
 
 # ------------------------------------------------------------------------------------------ the sound files
@@ -164,22 +162,9 @@ def time_published_way(paths: Sequence[Path], scratch: Path) -> float:
 def peak_memory(raw_dir: Path, scratch: Path, num_workers: int) -> tuple[float, float]:
     """Return the highest sums of RSS and of PSS over the processes of 01, in MB."""
     output_dir = scratch / "processed"
-    child = run_stage(raw_dir, output_dir, num_workers)
-    stage = psutil.Process(child.pid)
-    rss = pss = 0.0
-    while child.poll() is None:
-        total_rss = total_pss = 0
-        try:
-            for process in [stage, *stage.children(recursive=True)]:
-                memory = process.memory_full_info()
-                total_rss += memory.rss
-                total_pss += memory.pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            pass  # a process ended meanwhile
-        rss, pss = max(rss, total_rss), max(pss, total_pss)
-        time.sleep(SAMPLE_EVERY_S)
+    peaks = memory.peaks_of(run_stage(raw_dir, output_dir, num_workers))
     shutil.rmtree(output_dir)
-    return rss / 1e6, pss / 1e6
+    return peaks
 
 
 # ------------------------------------------------------------------------------------------------------ main
@@ -241,16 +226,16 @@ def report(args: argparse.Namespace, scratch: Path, table: results.Table) -> Non
         path = hour / f"species {i}" / f"XC{i}.wav"
         path.parent.mkdir(parents=True)
         write_sound(path, "PCM_16", 44100, 2, hour_seconds, i)
-    memory = {
+    found = {
         "every file once": peak_memory(scratch / "once", scratch, args.num_workers),
         f"every file {args.copies} times": peak_memory(scratch / "large", scratch, args.num_workers),
         "one file of an hour": peak_memory(hour, scratch, args.num_workers),
     }
-    (base_rss, base_pss), *others = memory.values()
+    (base_rss, base_pss), *others = found.values()
     print(f"\n{'memory of 01':<26}{'RSS in MB':>12}{'relative':>10}{'PSS in MB':>12}{'relative':>10}")
-    for what, (rss, pss) in memory.items():
+    for what, (rss, pss) in found.items():
         print(f"{what:<26}{rss:>12.0f}{rss / base_rss:>10.2f}{pss:>12.0f}{pss / base_pss:>10.2f}")
-    for what, (rss, _) in zip(list(memory)[1:], others, strict=True):
+    for what, (rss, _) in zip(list(found)[1:], others, strict=True):
         table.add(f"memory of stage 01, {what}", "every file once", rss, base_rss, "MB", 0.9)
 
 
