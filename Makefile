@@ -137,6 +137,7 @@ drills: venv
 	OMP_NUM_THREADS=1 $(PY) -m drills.coverage
 	OMP_NUM_THREADS=1 $(PY) -m drills.thresholds
 	OMP_NUM_THREADS=1 $(PY) -m drills.race
+	OMP_NUM_THREADS=1 $(PY) -m drills.beats_reference
 	$(PY) -m drills.faults --tries $(TRIES)
 	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.formats --raw_dir "$(SHARED)/data/birds20"
 	test ! -d "$(SHARED)/data/birds20" || $(PY) -m drills.near_copies --raw_dirs "$(SHARED)"/data/birds*
