@@ -208,6 +208,15 @@ def test_a_fault_is_named(fault, tmp_path, monkeypatch):
     assert not (tmp_path / "marker").exists()
 
 
+def test_a_folder_without_its_feature_extractor_is_refused(tmp_path):
+    """transformers has none for BEATs, so no line of Python for the user creates it."""
+    loaded = encoders.load_base_model(str(published(tmp_path, ".pt")[1]), LABELS)
+    encoders.save_model(loaded, tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"has no preprocessor_config\.json, so it is not a whole model folder"):
+        model_folder.any_model_input(str(tmp_path / "model"), "--base_model")
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return write_processed(tmp_path_factory.mktemp("data") / "processed")
