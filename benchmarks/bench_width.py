@@ -56,6 +56,7 @@ def smaller(whole: LoadedModel, shares: tuple[float, float, float], audio: np.nd
     }
     width.narrow(loaded.model, drawn, changes, width.ACTIVATION)
     loaded.model.save_pretrained(folder / "model")
+    loaded.extractor.save_pretrained(folder / "model")
     reloaded = encoders.load_model(folder / "model", "cpu").model
     with torch.inference_mode():
         inputs = loaded.prepare([audio], SAMPLE_RATE_HZ)

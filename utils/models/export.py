@@ -411,13 +411,14 @@ def _with_scales_of_clips(network: ModelProto, clips: Clips) -> ModelProto:
 
 
 def _rebuilt(network: ModelProto, nodes: Sequence[NodeProto], constants: dict[str, np.ndarray]) -> ModelProto:
-    """Give a network other nodes and more constants, and take out the weights that no node reads any more."""
+    """Give a network other nodes and more constants; weights and constants that no node reads are left out."""
     read = {name for node in nodes for name in node.input}
     kept = [weight for weight in network.graph.initializer if weight.name in read and weight.name not in constants]
     del network.graph.node[:], network.graph.initializer[:]
     network.graph.node.extend(nodes)
     network.graph.initializer.extend(kept)
-    network.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    used = {name: value for name, value in constants.items() if name in read}
+    network.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in used.items())
     return network
 
 
