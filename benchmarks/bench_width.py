@@ -84,19 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     def forward(loaded: LoadedModel) -> None:
         loaded.model(**loaded.prepare([audio], SAMPLE_RATE_HZ))
 
+    n_whole = encoders.count_parameters(models[WHOLE].model)
+    shares = {name: encoders.count_parameters(loaded.model) / n_whole for name, loaded in models.items()}
+    claims = {name: described(name[0], loaded, audio, shares[name]) for name, loaded in models.items()}
     with torch.inference_mode(), results.Table(__file__, args.results) as table:
         ways = {name: functools.partial(forward, loaded) for name, loaded in models.items()}
         taken = results.in_turn(ways, args.rounds, time.process_time)
         ms = {name: [1e3 * seconds for seconds in of_model] for name, of_model in taken.items()}
-        whole, n_whole = ms[WHOLE], encoders.count_parameters(models[WHOLE].model)
-        for (kind, shares), loaded in models.items():
-            if (kind, shares) != WHOLE:
-                goal = GOAL_HALVES if (kind, shares) == ("wav2vec2", HALVES) else None
-                n_parameters = encoders.count_parameters(loaded.model)
-                if n_parameters <= SMALL * n_whole:
-                    goal = GOAL_SMALL
-                claim = described(kind, loaded, audio, n_parameters / n_whole)
-                table.add(claim, "wav2vec2-base, whole", ms[kind, shares], whole, "ms of CPU", goal)
+        for name in models:
+            if name != WHOLE:
+                goal = GOAL_SMALL if shares[name] <= SMALL else GOAL_HALVES if name == ("wav2vec2", HALVES) else None
+                table.add(claims[name], "wav2vec2-base, whole", ms[name], ms[WHOLE], "ms of CPU", goal)
     return 0
 
 
