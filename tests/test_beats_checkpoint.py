@@ -177,6 +177,21 @@ FAULTS = {
         lambda path: path.write_bytes(path.read_bytes()[:-5000]),
         "is damaged .*SafetensorError",
     ),
+    "a file of PyTorch": (
+        ".safetensors",
+        lambda path: torch.save({}, path),
+        r"under another name: let its name end in \.pt\); download the file again",
+    ),
+    "another kernel": (
+        ".pt",
+        lambda path: change_weights(path, lambda name, value: value[0, 0] if "patch" in name else value),
+        r"patch_embedding\.weight has the shape \(16, 16\), which no BEATs has; download",
+    ),
+    "no groups": (
+        ".pt",
+        lambda path: change_weights(path, lambda name, value: value[:, :0] if "weight_v" in name else value),
+        r"encoder\.pos_conv\.0\.weight_v has the shape \(16, 0, 6\), which no BEATs has",
+    ),
     "objects": (".pt", lambda path: torch.save({"cfg": Foreign(), "model": {}}, path), r"the class io\.open, whose"),
     "not weights": (
         ".pt",

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchaudio.models import wav2vec2_model
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
@@ -178,6 +179,7 @@ FAULTS = {
     "a number as text": (lambda path: write_config(path, encoder_num_heads="2"), "expected a whole number above 0"),
     "a dropout of 1": (lambda path: write_config(path, encoder_dropout=1), "expected a number from 0 to 1"),
     "another norm": (lambda path: write_config(path, extractor_mode="batch_norm"), "group_norm or layer_norm"),
+    "a list of norms": (lambda path: write_config(path, extractor_mode=["group_norm"]), "group_norm or layer_norm"),
     "no convolutions": (lambda path: write_config(path, extractor_conv_layer_config=[]), r"\[channels, kernel"),
     "heads that do not fit": (lambda path: write_config(path, encoder_num_heads=5), "divisible by num_heads"),
     "too few layers": (lambda path: write_config(path, encoder_num_layers=2), "config of another model"),
@@ -186,7 +188,16 @@ FAULTS = {
     "another width": (lambda path: write_config(path, encoder_embed_dim=48), "the hidden size is 48"),
     "another feed-forward": (lambda path: write_config(path, encoder_ff_interm_features=80), "of another shape"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-5000]), "is damaged, or holds more than weights"),
-    "empty": (lambda path: path.write_bytes(b""), "is damaged, or holds more than weights"),
+    "empty": (lambda path: path.write_bytes(b""), r"is damaged, .* \(it is empty\); download both files again"),
+    "a web page": (
+        lambda path: path.write_text("<!DOCTYPE html>"),
+        "begins with '<!DOCTYPE': text, such as a web page",
+    ),
+    "a pickle of old": (lambda path: path.write_bytes(b"\x80\x02\x8c"), r"is never run \(UnpicklingError\); download"),
+    "safetensors": (
+        lambda path: save_file(torch.load(path, weights_only=True), path),
+        r"under another name: let its name end in \.safetensors",
+    ),
     "half of the weights": (lambda path: without(path, 40), "weights besides the classification head are missing"),
     "objects": (lambda path: torch.save({"a": Foreign()}, path), r"objects of the class io\.open, whose code is never"),
     "a module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), r"torch\.nn\.modules\.linear\.Linear, whose"),

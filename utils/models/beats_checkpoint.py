@@ -111,7 +111,14 @@ def config_in(where: str, content: dict, weights: Mapping[str, "torch.Tensor"]) 
     needed = {weight for _, weight, _ in _SHAPES.values()}
     if missing := sorted(needed - shapes.keys()):
         raise InputError(f"{where} has no {some(missing, 3)}, so it is not a whole BEATs; {ADVICE}")
-    found = {key: part(shapes[weight]) for key, (_, weight, part) in _SHAPES.items()}
+    found = {}
+    for key, (_, weight, part) in _SHAPES.items():
+        try:
+            found[key] = part(shapes[weight])
+        except (IndexError, ZeroDivisionError) as error:
+            raise InputError(
+                f"{where}: {weight} has the shape {shapes[weight]}, which no BEATs has; {ADVICE}"
+            ) from error
     found["encoder_layers"] = 1 + max(int(re.findall(r"\d+", name)[0]) for name in shapes if "encoder.layers." in name)
     found["conv_bias"] = "patch_embedding.bias" in shapes
     given = content.get("cfg") if weights is not content else _published(where, found)

@@ -227,7 +227,7 @@ def _base(loaded: LoadedModel, names: loading.WeightNames, what: str) -> LoadedM
     if fresh:
         raise InputError(
             f"{what}: {len(fresh)} weights besides the classification head are missing or of "
-            f"another shape: {_some(fresh)}; the weights do not belong to this config.json"
+            f"another shape: {_some(fresh)}; the weights do not belong to this config"
         )
     # transformers.pipeline chooses softmax or sigmoid by this value.
     loaded.config.problem_type = "single_label_classification"
@@ -342,7 +342,7 @@ def _check_whole(folder: model_folder.ModelFolder, names: loading.WeightNames) -
         if wrong:
             raise InputError(
                 f"{folder.name}: {len(wrong)} {kind} weights: {_some(wrong)}; "
-                "the weights do not belong to this config.json: run 02_finetuning.py again"
+                "the weights do not belong to this config: run 02_finetuning.py again"
             )
 
 

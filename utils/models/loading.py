@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -283,7 +284,7 @@ def _weights_in(folder: ModelFolder, path: Path, content: dict) -> dict[str, tor
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise InputError(
                 f"{where} holds more than weights: {short(name)} is {type(value).__name__}; expected a tensor for each "
-                f"name; {ADVICE}"
+                f"name; {_advice(folder)}"
             )
     return weights
 
@@ -304,7 +305,7 @@ def _content_of(folder: ModelFolder, path: Path, device: str) -> dict:
                     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise InputError(f"{where} is damaged ({one_line(error)}); {ADVICE}") from error
+            raise InputError(f"{where} is damaged ({_fault(path, error)}); {_advice(folder)}") from error
         return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
         weights = torch.load(path, map_location=device, weights_only=True)
@@ -318,12 +319,32 @@ def _content_of(folder: ModelFolder, path: Path, device: str) -> dict:
                 "run; choose a file that holds only weights, best model.safetensors"
             ) from error
         raise InputError(
-            f"{where} is damaged, or holds more than weights, which is never run ({one_line(error)}); {ADVICE}, or "
-            "choose one with model.safetensors"
+            f"{where} is damaged, or holds more than weights, which is never run ({_fault(path, error)}); "
+            f"{_advice(folder)}, or choose one with model.safetensors"
         ) from error
     if not isinstance(weights, dict):
-        raise InputError(f"{where} holds {short(type(weights).__name__)}; expected weights by name; {ADVICE}")
+        raise InputError(f"{where} holds {short(type(weights).__name__)}; expected weights by name; {_advice(folder)}")
     return weights
+
+
+def _advice(folder: ModelFolder) -> str:
+    return ADVICE if folder.format is None else folder.format.ADVICE
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """Describe why a file of weights cannot be read: by what it is if its first bytes tell, otherwise by the error."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not start:
+        return "it is empty"
+    if start[8:] == b"{" and path.suffix != ".safetensors":
+        return "it is a safetensors file under another name: let its name end in .safetensors"
+    if start.startswith(b"PK") and path.suffix == ".safetensors":
+        return "it is a file of PyTorch under another name: let its name end in .pt"
+    if start.isascii() and start.decode().isprintable():
+        return f"it begins with {start.decode()!r}: text, such as a web page, in place of weights"
+    # PyTorch's own words tell how to run the code in it.
+    return type(error).__name__ if isinstance(error, UnpicklingError) else one_line(error)
 
 
 def _file_name(folder: ModelFolder, path: Path) -> str:

@@ -40,7 +40,7 @@ def _are_convolutions(value: object) -> bool:
 _COUNT, _SHARE = (_is_count, "a whole number above 0"), (_is_share, "a number from 0 to 1")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
 _KEYS: dict[str, tuple[str | None, tuple[Callable[[object], bool], str]]] = {
-    "extractor_mode": (None, (lambda value: value in _NORMS, " or ".join(_NORMS))),
+    "extractor_mode": (None, (lambda value: value in [*_NORMS], " or ".join(_NORMS))),
     "extractor_conv_layer_config": (None, (_are_convolutions, "a list of [channels, kernel, stride]")),
     "extractor_conv_bias": ("conv_bias", _SWITCH),
     "encoder_embed_dim": ("hidden_size", _COUNT),
