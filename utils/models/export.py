@@ -19,8 +19,7 @@ of the log-mel CNN, have one scale for each tensor. It is found beforehand on so
 stay in float32.
 
 The weights are signed: processors with VNNI multiply unsigned inputs by signed weights, but not by unsigned ones.
-Processors without it add pairs of these products in 16 bits, which could overflow, and then the answers would depend on
-the processor. So the scale of an output is the smallest one with which no pair can overflow.
+`rounding` chooses them, with the inputs that the layers have on some clips of train.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -44,7 +44,7 @@ from torch import nn
 from utils.core.errors import InputError
 from utils.core.files import atomic_path, write_csv
 from utils.data.clips import Clips
-from utils.models import decision, encoders, exported_network, latency, predict, training_history
+from utils.models import decision, encoders, exported_network, latency, predict, rounding, training_history
 from utils.models.architectures import architecture_of, has_blocks
 from utils.models.exported import FLOAT16, FLOAT32, INT8, LOGITS, SCHEMA_VERSION, SCORES, metadata_of
 from utils.models.loaded_model import WAVEFORM, LoadedModel
@@ -54,13 +54,13 @@ from utils.scores import intervals, multi_label
 log = logging.getLogger(__name__)
 
 OPSET = 20
-MOST_WHOLE = 127
 LEAST_UNDER_KERNEL = 128  # numbers that make a product faster than a convolution
 LEAST_HALVED = 1024  # numbers in a weight that is stored in 16 bits
 MOST_BYTES = 2**31 - 2**20  # a little less than a protobuf message can have
 BATCH_SIZE = 16
 N_NOISE_CLIPS = 8
-N_SCALE_CLIPS = 64
+N_SCALE_CLIPS, N_ROUNDING_CLIPS = 64, 16
+MOST_PRODUCTS = 2**27  # numbers of 8 bytes
 # Largest difference of a logit, relative to the largest logit. Float32 differs by rounding, and numbers of 16 bits have
 # three digits; more means that the exporter has changed the network.
 MOST_DIFFERENCE = {FLOAT32: 1e-3, FLOAT16: 5e-2}
@@ -185,8 +185,9 @@ def write(network: ModelProto, path: Path, precision: str, clips: Clips | None =
     path : Path
     precision : {"float32", "float16", "int8"}
     clips : Clips, optional
-        Clips of train, of which some give the scales of convolutions over time and frequency in int8. None leaves these
-        in float32.
+        Clips of train, of which some are heard for int8: weights are rounded so that the outputs of the layers change
+        least, and convolutions over time and frequency get their scales. None rounds to the nearest number, and leaves
+        these convolutions in float32.
 
     Raises
     ------
@@ -194,9 +195,7 @@ def write(network: ModelProto, path: Path, precision: str, clips: Clips | None =
         If the weights do not fit into one file.
     """
     metadata = {each.key: each.value for each in network.metadata_props}
-    network = _CONVERTERS[precision](network)
-    if precision == INT8 and clips is not None:
-        network = _with_scales_of_clips(network, clips)
+    network = _in_int8(network, clips) if precision == INT8 else _CONVERTERS[precision](network)
     helper.set_model_props(network, metadata | {"precision": json.dumps(precision)})
     network.producer_name, network.doc_string = "", f"audio classifier, opset {OPSET}, {precision}"
     if network.ByteSize() > MOST_BYTES:
@@ -237,10 +236,12 @@ def _in_float16(network: ModelProto) -> ModelProto:
     return network
 
 
-def _in_int8(network: ModelProto) -> ModelProto:
-    """Store the weights of linear layers in 8 bits; see the docstring of this module."""
+def _in_int8(network: ModelProto, clips: Clips | None = None) -> ModelProto:
+    """Store the weights in 8 bits; see the docstring of this module."""
     of_features = [node.name for node in network.graph.node if any(map(_is_of_features, node.input))]
-    return _with_linear_layers_in_int8(*_with_frames_under_kernels(network, of_features), of_features)
+    network, largest = _with_frames_under_kernels(network, of_features)
+    network = _with_linear_layers_in_int8(network, largest, of_features, clips)
+    return network if clips is None else _with_scales_of_clips(network, clips)
 
 
 def _with_frames_under_kernels(network: ModelProto, excluded: Sequence[str]) -> tuple[ModelProto, dict[str, str]]:
@@ -311,22 +312,31 @@ def _kernel_over_time(node: NodeProto, weights: dict[str, TensorProto]) -> np.nd
     return kernel if is_plain and is_worth_it and settings.get("auto_pad", b"NOTSET") == b"NOTSET" else None
 
 
-def _with_linear_layers_in_int8(network: ModelProto, largest: dict[str, str], excluded: Sequence[str]) -> ModelProto:
+def _with_linear_layers_in_int8(
+    network: ModelProto, largest: dict[str, str], excluded: Sequence[str], clips: Clips | None
+) -> ModelProto:
     """Divide the input of each linear layer by its largest value in the frame, round it, and multiply whole numbers.
 
     Where `largest` has a tensor of the largest values of an input, they are not searched for again.
     """
-    network, nodes = _copy(network), []
+    nodes: list[NodeProto] = []
     constants = {LAST_AXIS: np.array([-1], np.int64), LEAST_SCALE: np.array(1e-12, np.float32)}
     weights = {weight.name: weight for weight in network.graph.initializer}
+    linear = {
+        node.name: node
+        for node in network.graph.node
+        if node.op_type == "MatMul" and node.input[1] in weights and node.input[0] not in weights
+    }
+    linear = {name: node for name, node in linear.items() if name not in excluded}
+    whole_numbers = _whole_numbers(network, list(linear.values()), weights, clips)
+    network = _copy(network)
 
     def add(operation: str, inputs: Sequence[str], *outputs: str, **attributes: object) -> str:
         nodes.append(helper.make_node(operation, inputs, outputs, f"{outputs[0]}.node", **attributes))
         return outputs[0]
 
     for node in list(network.graph.node):
-        is_linear = node.op_type == "MatMul" and node.input[1] in weights and node.input[0] not in weights
-        if not is_linear or node.name in excluded:
+        if node.name not in linear:
             nodes.append(node)
             continue
         given, name = node.input[0], node.name
@@ -338,38 +348,58 @@ def _with_linear_layers_in_int8(network: ModelProto, largest: dict[str, str], ex
         rounded, step, zero = (f"{name}.{part}" for part in ("rounded", "step", "zero"))
         add("DynamicQuantizeLinear", [scaled], rounded, step, zero)
         whole, steps = (f"{name}.weight.{part}" for part in ("rounded", "steps"))
-        constants[whole], constants[steps] = _rounded(numpy_helper.to_array(weights[node.input[1]]))
+        constants[whole], constants[steps] = whole_numbers[name]
         product = add("Cast", [add("MatMulInteger", [rounded, whole, zero], f"{name}.whole")], f"{name}.cast", to=1)
         product = add("Mul", [product, add("Mul", [step, steps], f"{name}.unit")], f"{name}.product")
         add("Mul", [product, scale], node.output[0])
     return _rebuilt(network, nodes, constants)
 
 
-def _rounded(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights as whole numbers, and the size of one.
+def _whole_numbers(
+    network: ModelProto, layers: Sequence[NodeProto], weights: dict[str, TensorProto], clips: Clips | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the `rounding.rounded` weights of linear layers, by the name of the layer."""
+    arrays = {layer.name: numpy_helper.to_array(weights[layer.input[1]]) for layer in layers}
+    if clips is None:
+        return {name: rounding.rounded(weight) for name, weight in arrays.items()}
+    found, few = {}, clips.drawn(N_ROUNDING_CLIPS, seed=0)
+    inputs = list(dict.fromkeys(layer.input[0] for layer in layers))
+    sizes = {layer.input[0]: len(arrays[layer.name]) ** 2 for layer in layers}
+    while inputs:  # as many at once as fit into memory
+        n_at_once = max(1, int((np.cumsum([sizes[name] for name in inputs]) <= MOST_PRODUCTS).sum()))
+        products = _products_of_inputs(network, inputs[:n_at_once], few)
+        for layer in layers:
+            if layer.input[0] in products:
+                found[layer.name] = rounding.rounded(arrays[layer.name], products[layer.input[0]])
+        inputs = inputs[n_at_once:]
+    return found
 
-    Without VNNI, x86 processors multiply unsigned inputs u, v (at most 255) by weights a, b of two neighbouring inputs,
-    and add the two products in 16 bits (VPMADDUBSW). The sum holds up to 32,767 if |a + b| <= 128 where the signs are
-    equal; with unequal signs, |a| <= 128 is enough.
+
+def _products_of_inputs(network: ModelProto, names: Sequence[str], clips: Clips) -> dict[str, np.ndarray]:
+    """Return the sum of the outer products of tensors over all frames of the clips.
 
     Parameters
     ----------
-    weight : ndarray
-        Of shape (n_inputs, n_outputs).
+    network : ModelProto
+    names : sequence of str
+        Tensors whose last axis has the inputs of a layer.
+    clips : Clips
 
     Returns
     -------
-    whole : ndarray
-        int8 of the same shape.
-    steps : ndarray
-        float32 of shape (n_outputs,): the weight is about ``steps * whole``.
+    dict of str to ndarray
+        float64 of shape (n_inputs, n_inputs).
     """
-    pairs = np.pad(weight, ((0, len(weight) % 2), (0, 0))).reshape(-1, 2, weight.shape[1])
-    sums = np.abs(pairs.sum(axis=1)) * (pairs.prod(axis=1) > 0)
-    # Rounding adds up to one half to each of a pair.
-    steps = np.maximum(np.abs(weight).max(axis=0) / MOST_WHOLE, sums.max(axis=0) / (MOST_WHOLE - 1))
-    steps = np.where(steps == 0, 1, steps).astype(np.float32)
-    return np.round(weight / steps).astype(np.int8), steps
+    network, products = _copy(network), {}
+    network.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for number in range(len(clips)):
+        for name, found in zip(names, session.run(names, {WAVEFORM: clips.audio(number)[None]}), strict=True):
+            frames = found.reshape(-1, found.shape[-1]).astype(np.float64)
+            products[name] = products.get(name, 0) + frames.T @ frames
+    return products
 
 
 class _Waveforms(CalibrationDataReader):
@@ -422,7 +452,7 @@ def _rebuilt(network: ModelProto, nodes: Sequence[NodeProto], constants: dict[st
     return network
 
 
-_CONVERTERS = {FLOAT32: _copy, FLOAT16: _in_float16, INT8: _in_int8}
+_CONVERTERS = {FLOAT32: _copy, FLOAT16: _in_float16}
 
 
 # ------------------------------------------------------------------------------------------------ checking
