@@ -15,8 +15,8 @@ A scale for each frame, because ONNX's own dynamic quantization has one for all 
 are many times those of another: on a Whisper-base of six blocks the error was 4 times as large (root mean square of the
 logits 0.109, here 0.026). A convolution over time becomes a product of a matrix with the frames under its kernel: ONNX
 Runtime computes int8 convolutions several times slower than float32 ones. Convolutions over time and frequency, those
-of the log-mel CNN, have one scale for each tensor. It is found beforehand on some clips of train; without clips they
-stay in float32.
+of the log-mel CNN and the patches of AST and BEATs, have one scale for each tensor. It is found beforehand on some
+clips of train; without clips they stay in float32.
 
 The weights are signed: processors with VNNI multiply unsigned inputs by signed weights, but not by unsigned ones.
 `rounding` chooses them, with the inputs that the layers have on some clips of train.
@@ -415,13 +415,14 @@ class _Waveforms(CalibrationDataReader):
 def _with_scales_of_clips(network: ModelProto, clips: Clips) -> ModelProto:
     """Store convolutions over time and frequency in 8 bits; their inputs have the range that they have on the clips."""
     weights = {weight.name: weight for weight in network.graph.initializer}
-    names, made = [], set()
+    names, kinds, made = [], set(), set()
     for node in network.graph.node:
         given = [name for name in node.input if name not in weights]
         is_image = node.op_type == "Conv" and node.input[1] in weights and len(weights[node.input[1]].dims) == 4
         follows = node.op_type in ("Relu", "Add") and given and made.issuperset(given)
         if follows or (is_image and not _is_of_features(node.input[1])):
             names.append(node.name)
+            kinds.add(node.op_type)
             made.update(node.output)
     if not names:
         return network
@@ -431,6 +432,7 @@ def _with_scales_of_clips(network: ModelProto, clips: Clips) -> ModelProto:
             network,
             path,
             _Waveforms(clips.drawn(N_SCALE_CLIPS, seed=0)),
+            op_types_to_quantize=sorted(kinds),  # the ranges of all others would be measured, too
             nodes_to_quantize=names,
             per_channel=True,
             reduce_range=True,
