@@ -12,7 +12,7 @@ import torch
 from experiments import figures
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import load_stage
-from utils.data import clips
+from utils.data import clip_arrays, clips
 from utils.layers import analysis, hidden_states, linear_maps, similarity
 from utils.layers.convexity import graph_convexity, sample_pairs
 from utils.layers.euclidean_convexity import euclidean_convexity
@@ -198,7 +198,7 @@ def test_hidden_states_are_taken_again_for_other_metrics(model_dir, data_dir, tm
 def test_interrupted_and_resumed_is_the_same(analysed, model_dir, data_dir, tmp_path, monkeypatch):
     out = tmp_path / "out"
     arguments = ("--split", "train", "--per_class", "--num_neighbors", 5)
-    monkeypatch.setattr(hidden_states, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(clip_arrays, "SAVE_EVERY_S", 0.0)
     with monkeypatch.context() as patch:
         batches = predict.input_batches
 

@@ -74,6 +74,16 @@ def test_states_are_taken_again_only_if_nothing_has_changed(clips, tmp_path, mon
     assert not np.allclose(changed, first)
 
 
+def test_states_that_were_changed_on_disk_are_taken_again(clips, tmp_path, caplog):
+    loaded = small_model("wav2vec2")
+    first = np.array(extract(loaded, clips, tmp_path).pooled)
+    content = bytearray((tmp_path / "states.npy").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "states.npy").write_bytes(content)
+    np.testing.assert_array_equal(extract(loaded, clips, tmp_path).pooled, first)
+    assert "was changed or is damaged: it is computed again" in caplog.text
+
+
 def test_interrupted_and_resumed_states_are_the_same_bytes(clips, tmp_path, monkeypatch):
     loaded = small_model("wav2vec2")
     (tmp_path / "whole").mkdir()

@@ -1,7 +1,8 @@
 """Arrays of float32 with values for each clip, on disk: written batch by batch, continued after a kill, memory-mapped.
 
 The files of a result ``name`` are ``<name><suffix>.npy``, one for each array, and ``<name>.json``: the key, and the
-number of clips that are done. The second axis of every array is the clip, so that each layer is contiguous.
+number of clips that are done; when all are, also the digests of the files. The second axis of every array is the clip,
+so that each layer is contiguous.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from utils.core import lazy, runs
 from utils.core.errors import Interrupted
-from utils.core.files import BROKEN, read_json, sha256_of_lines, write_json
+from utils.core.files import BROKEN, read_json, sha256_of_file, sha256_of_lines, write_json
 
 with lazy.imported_on_first_use():
     import numpy as np
@@ -109,9 +110,15 @@ class _Arrays:
                 if np.lib.format.open_memmap(path, mode="r").shape != shape:
                     return None
             n_done = progress["n_done"]
+            if n_done == len(self.clips) and progress["sha256"] != self._digests():
+                log.warning("%s: a file was changed or is damaged: it is computed again", self._progress_path.parent)
+                return None
             return n_done if type(n_done) is int and 0 <= n_done <= len(self.clips) else None
         except BROKEN:
             return None
+
+    def _digests(self) -> list[str]:
+        return [sha256_of_file(path) for path in self._shapes]
 
     def reserve(self) -> None:
         """Create the files anew, with room for all clips."""
@@ -127,7 +134,8 @@ class _Arrays:
         """Record that the first `n_done` clips are in the arrays."""
         for array in arrays:
             array.flush()
-        write_json(self._progress_path, {"key": self._key, "n_done": n_done})
+        digests = {"sha256": self._digests()} if n_done == len(self.clips) else {}
+        write_json(self._progress_path, {"key": self._key, "n_done": n_done} | digests)
 
     def of_share(self, share: range, number: int, n_shares: int) -> _Arrays:
         """Return the files of the clips that one of several processes computes."""
