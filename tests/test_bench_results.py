@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import time
 
 import pandas as pd
 import pytest
@@ -46,16 +45,15 @@ def test_a_benchmark_that_fails_writes_nothing(tmp_path):
     assert not path.exists()
 
 
-def test_own_work_does_not_count_as_load(tmp_path):
-    path = tmp_path / "results.csv"
-    with results.Table("bench_some.py", path) as table:
+def test_own_work_does_not_count_as_load(tmp_path, monkeypatch):
+    """In 10 s the CPUs were busy for 14 s, of which 8 s were ours."""
+    own, busy, clock = iter((5, 13)), iter((100, 114)), iter((50, 60))
+    monkeypatch.setattr(results, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(results, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(results.time, "perf_counter", lambda: next(clock))
+    with results.Table("bench_some.py", tmp_path / "results.csv") as table:
         table.add("a claim", "another way", [1.0], [2.0], "s")
-        start, end = time.process_time(), time.perf_counter() + 0.5
-        while time.perf_counter() < end:
-            pass
-        own = time.process_time() - start
-    busy = results.read(path)["busy_elsewhere"].item()
-    assert 0 <= busy <= results.psutil.cpu_count() - 0.8 * own / 0.5
+    assert results.read(tmp_path / "results.csv")["busy_elsewhere"].item() == 0.6
 
 
 def test_make_bench_runs_every_benchmark_that_has_rows():

@@ -57,6 +57,14 @@ def result(tmp_path_factory, data_dir, run_dir):
     return output_dir
 
 
+@pytest.fixture(scope="module")
+def narrow_result(tmp_path_factory, data_dir, run_dir):
+    """Return the folder of a sweep whose only model within the budget is narrower: one block with 96 of 128 units."""
+    output_dir = tmp_path_factory.mktemp("narrow") / "out"
+    assert main(run_dir, data_dir, output_dir, "--max_parameters", 109_000) == 0
+    return output_dir
+
+
 def test_all_mixtures_stand_in_the_table_with_their_exact_size(result, run_dir):
     table = pd.read_csv(result / "budget.csv", dtype={"kept_layers": str})
     assert len(table) == 4 * len(SHARES)
@@ -87,13 +95,15 @@ def test_best_json_holds_the_chosen_model(result):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_07_builds_the_chosen_model(several, result, run_dir, data_dir, tmp_path):
+def test_07_builds_the_chosen_model(several, narrow_result, run_dir, data_dir, tmp_path):
     """The saved model has the scores of best.json on both splits."""
     if several:
         data_dir = write_annotated(tmp_path / "data")
         run_dir = write_several(tmp_path / "run", data_dir)
         assert main(run_dir, data_dir, tmp_path / "out", "--max_parameters", 20_300) == 0
         result = tmp_path / "out"
+    else:
+        result = narrow_result
     chosen = best_of(result)["within_budget"]
     words = ("--data_dir", data_dir)
     assert build(run_dir, result / "best.json", tmp_path / "built", *words) == 0
@@ -218,8 +228,8 @@ def test_where_nothing_fits(run_dir, data_dir, tmp_path, monkeypatch, capfd):
     assert build(run_dir, tmp_path / "out" / "best.json", tmp_path / "built", "--n_layers", 1) == 0
 
 
-def test_bad_input_of_07(result, run_dir, data_dir, tmp_path, capfd):
-    def refused(code, words, *more, path=result / "best.json"):
+def test_bad_input_of_07(narrow_result, run_dir, data_dir, tmp_path, capfd):
+    def refused(code, words, *more, path=narrow_result / "best.json"):
         capfd.readouterr()
         assert build(run_dir, path, tmp_path / "built", *more) == code
         assert words in capfd.readouterr().err and not (tmp_path / "built").exists()
@@ -227,7 +237,7 @@ def test_bad_input_of_07(result, run_dir, data_dir, tmp_path, capfd):
     refused(2, "give --data_dir, whose clips of train")
     other = write_processed(tmp_path / "other", seed=2)
     refused(3, "which could choose other units", "--data_dir", other)
-    content = best_of(result)
+    content = best_of(narrow_result)
     for name, value in (("ffn_size", "many"), ("ffn_size", 0), ("importance", "luck"), ("seed", 1.5)):
         broken = {**content, "within_budget": {**content["within_budget"], name: value}}
         (tmp_path / "best.json").write_text(json.dumps(broken))
@@ -271,9 +281,9 @@ def test_clips_that_measure_are_at_equal_distances(data_dir, monkeypatch):
     assert np.array_equal(some.audio(1), train.audio(12)) and np.array_equal(some.targets[2], train.targets[23])
 
 
-def test_the_width_of_another_choice_is_none(result, run_dir):
+def test_the_width_of_another_choice_is_none(narrow_result, run_dir):
     model = model_folder.model_input(run_dir)
-    assert best.width_within_budget(result / "best.json", model, None)["ffn_size"] < 128
-    assert best.width_within_budget(result / "best.json", model, 2) == {}
+    assert best.width_within_budget(narrow_result / "best.json", model, None)["ffn_size"] < 128
+    assert best.width_within_budget(narrow_result / "best.json", model, 2) == {}
     with pytest.raises(InputError):
-        best.width_within_budget(result / "pruning.csv", model, None)
+        best.width_within_budget(narrow_result / "pruning.csv", model, None)
