@@ -19,14 +19,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import results
 from utils.core import cli, lazy
 from utils.core.errors import InputError
 
 with lazy.imported_on_first_use():  # the memory of a process includes that of its parent
     import pandas as pd
 
-ROOT = results.ROOT
+ROOT = Path(__file__).resolve().parent.parent
 MEGABYTE, KIBIBYTE = 1e6, 1024
 COMPLETE = {
     "01_data_processing.py": "--raw_dir raw --metadata raw/metadata.csv --min_recordings 5 --output_dir data",
@@ -43,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this script."""
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--other", type=Path, default=None, help="another checkout to compare with (default: none)")
-    results.add_arguments(parser)
+    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="starts per command")
     parser.add_argument("--complete", action="store_true", help="also time stages that have nothing to do")
     parser.add_argument("--log_level", choices=["info", "warning"], default="warning", help="lowest level to print")
     return parser
