@@ -26,7 +26,7 @@ def weight():
 def test_no_pair_of_products_overflows_16_bits(weight, knows_inputs):
     """The largest sum of two neighbouring products, by brute force over the inputs 0 and 255."""
     inputs = correlated_inputs()
-    whole, steps = rounding.rounded(weight, inputs.T @ inputs if knows_inputs else None)
+    whole, steps = rounding.rounded(weight, rounding.factor_of(inputs.T @ inputs) if knows_inputs else None)
     assert whole.dtype == np.int8 and steps.dtype == np.float32
     padded = np.pad(whole.astype(int), ((0, 1), (0, 0)))
     for u in (0, 255):
@@ -39,7 +39,7 @@ def test_without_inputs_and_with_independent_ones_weights_are_the_nearest_number
     whole, steps = rounding.rounded(weight)
     assert (np.abs(whole * steps - weight) <= 0.5001 * steps).all()
     for products in (7 * np.eye(33), np.zeros((33, 33))):
-        np.testing.assert_array_equal(rounding.rounded(weight, products)[0], whole)
+        np.testing.assert_array_equal(rounding.rounded(weight, rounding.factor_of(products))[0], whole)
 
 
 def test_with_inputs_that_vary_together_the_outputs_change_less(weight):
@@ -48,5 +48,8 @@ def test_with_inputs_that_vary_together_the_outputs_change_less(weight):
     def error(whole, steps):
         return float(np.square(others @ (whole * steps - weight)).mean())
 
-    plain, better = error(*rounding.rounded(weight)), error(*rounding.rounded(weight, inputs.T @ inputs))
+    plain, better = (
+        error(*rounding.rounded(weight)),
+        error(*rounding.rounded(weight, rounding.factor_of(inputs.T @ inputs))),
+    )
     assert 0 < better < 0.5 * plain

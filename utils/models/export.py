@@ -367,10 +367,11 @@ def _whole_numbers(
     sizes = {layer.input[0]: len(arrays[layer.name]) ** 2 for layer in layers}
     while inputs:  # as many at once as fit into memory
         n_at_once = max(1, int((np.cumsum([sizes[name] for name in inputs]) <= MOST_PRODUCTS).sum()))
-        products = _products_of_inputs(network, inputs[:n_at_once], few)
-        for layer in layers:
-            if layer.input[0] in products:
-                found[layer.name] = rounding.rounded(arrays[layer.name], products[layer.input[0]])
+        for given, products in _products_of_inputs(network, inputs[:n_at_once], few).items():
+            factor = rounding.factor_of(products)
+            for layer in layers:
+                if layer.input[0] == given:
+                    found[layer.name] = rounding.rounded(arrays[layer.name], factor)
         inputs = inputs[n_at_once:]
     return found
 

@@ -14,10 +14,10 @@ DAMPING = 0.01
 ROWS_AT_ONCE = 64
 
 
-def rounded(weight: np.ndarray, products: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def rounded(weight: np.ndarray, factor: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return weights as whole numbers, and the size of one.
 
-    With the `products` of the inputs, the weights are rounded one input after the other, and the weights of the inputs
+    With the `factor_of` the inputs, the weights are rounded one input after the other, and the weights of the inputs
     that follow make up for the error, as far as these inputs vary together: GPTQ (Frantar et al., "GPTQ: Accurate
     post-training quantization for generative pre-trained transformers", ICLR 2023, algorithm 1).
 
@@ -25,8 +25,8 @@ def rounded(weight: np.ndarray, products: np.ndarray | None = None) -> tuple[np.
     ----------
     weight : ndarray
         Of shape (n_inputs, n_outputs).
-    products : ndarray, optional
-        Sum of the outer products of the inputs of some frames, of shape (n_inputs, n_inputs).
+    factor : ndarray, optional
+        From `factor_of`, of shape (n_inputs, n_inputs); layers with the same inputs share it.
 
     Returns
     -------
@@ -36,9 +36,8 @@ def rounded(weight: np.ndarray, products: np.ndarray | None = None) -> tuple[np.
         float32 of shape (n_outputs,): the weight is about ``steps * whole``.
     """
     steps = _steps(weight)
-    if products is None:
+    if factor is None:
         return np.round(weight / steps).astype(np.int8), steps
-    factor = _factor(products)
     left, whole = weight / steps.astype(np.float64), np.zeros(weight.shape)
     for first in range(0, len(left), ROWS_AT_ONCE):
         rows = range(first, min(first + ROWS_AT_ONCE, len(left)))
@@ -62,8 +61,14 @@ def _steps(weight: np.ndarray) -> np.ndarray:
     return np.where(steps == 0, 1, steps).astype(np.float32)
 
 
-def _factor(products: np.ndarray) -> np.ndarray:
-    """Return the upper triangular U with U' U equal to the inverse of the damped products."""
+def factor_of(products: np.ndarray) -> np.ndarray:
+    """Return the upper triangular U with U' U equal to the inverse of the damped products.
+
+    Parameters
+    ----------
+    products : ndarray
+        Sum of the outer products of the inputs of some frames, of shape (n_inputs, n_inputs).
+    """
     damped = products.astype(np.float64)
     size = np.diag(damped).mean() or 1.0
     damped[np.diag_indices_from(damped)] += DAMPING * size
