@@ -30,6 +30,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,8 +204,8 @@ def write(network: ModelProto, path: Path, precision: str, clips: Clips | None =
             f"the network has {network.ByteSize() / 1e9:.1f} GB in {precision}, and one ONNX file holds 2 GB; give "
             f"--precision {FLOAT16}, or a model with fewer blocks"
         )
-    with atomic_path(path) as partial:
-        partial.write_bytes(network.SerializeToString(deterministic=True))
+    with atomic_path(path) as unfinished:
+        unfinished.write_bytes(network.SerializeToString(deterministic=True))
 
 
 def _copy(network: ModelProto) -> ModelProto:
@@ -257,12 +258,8 @@ def _with_frames_under_kernels(network: ModelProto, excluded: Sequence[str]) -> 
         For the input of each new linear layer, the tensor of the largest value under the kernel: found before the
         frames are copied, which is cheaper.
     """
-    network, nodes, constants, largest = _copy(network), [], {LAST_AXIS: np.array([-1], np.int64)}, {}
-    weights = {weight.name: weight for weight in network.graph.initializer}
-
-    def add(operation: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(operation, inputs, [output], f"{output}.node", **attributes))
-        return output
+    network, nodes, constants, largest = _copy(network), [], {}, {}
+    weights, add = {weight.name: weight for weight in network.graph.initializer}, partial(_add, nodes)
 
     def constant(name: str, *values: int) -> str:
         constants[name] = np.array(values, np.int64)
@@ -298,6 +295,12 @@ def _with_frames_under_kernels(network: ModelProto, excluded: Sequence[str]) -> 
     return _rebuilt(network, nodes, constants), largest
 
 
+def _add(nodes: list[NodeProto], operation: str, inputs: Sequence[str], *outputs: str, **attributes: object) -> str:
+    """Append a node that is named after its first output; return that output."""
+    nodes.append(helper.make_node(operation, inputs, outputs, f"{outputs[0]}.node", **attributes))
+    return outputs[0]
+
+
 def _settings(node: NodeProto) -> dict[str, object]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
@@ -320,7 +323,7 @@ def _with_linear_layers_in_int8(
     Where `largest` has a tensor of the largest values of an input, they are not searched for again.
     """
     nodes: list[NodeProto] = []
-    constants = {LAST_AXIS: np.array([-1], np.int64), LEAST_SCALE: np.array(1e-12, np.float32)}
+    constants, add = {}, partial(_add, nodes)
     weights = {weight.name: weight for weight in network.graph.initializer}
     linear = {
         node.name: node
@@ -330,11 +333,6 @@ def _with_linear_layers_in_int8(
     linear = {name: node for name, node in linear.items() if name not in excluded}
     whole_numbers = _whole_numbers(network, list(linear.values()), weights, clips)
     network = _copy(network)
-
-    def add(operation: str, inputs: Sequence[str], *outputs: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(operation, inputs, outputs, f"{outputs[0]}.node", **attributes))
-        return outputs[0]
-
     for node in list(network.graph.node):
         if node.name not in linear:
             nodes.append(node)
@@ -396,18 +394,23 @@ def _products_of_inputs(network: ModelProto, names: Sequence[str], clips: Clips)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for number in range(len(clips)):
-        for name, found in zip(names, session.run(names, {WAVEFORM: clips.audio(number)[None]}), strict=True):
+    for inputs in _inputs_of(clips):
+        for name, found in zip(names, session.run(names, inputs), strict=True):
             frames = found.reshape(-1, found.shape[-1]).astype(np.float64)
             products[name] = products.get(name, 0) + frames.T @ frames
     return products
 
 
+def _inputs_of(clips: Clips) -> Iterator[dict[str, np.ndarray]]:
+    """Yield clips one by one, as a file takes them."""
+    return ({WAVEFORM: clips.audio(number)[None]} for number in range(len(clips)))
+
+
 class _Waveforms(CalibrationDataReader):
-    """Clips one by one, as the quantizer reads them."""
+    """The same, as the quantizer reads them."""
 
     def __init__(self, clips: Clips):
-        self._inputs = ({WAVEFORM: clips.audio(number)[None]} for number in range(len(clips)))
+        self._inputs = _inputs_of(clips)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._inputs, None)
@@ -445,6 +448,7 @@ def _with_scales_of_clips(network: ModelProto, clips: Clips) -> ModelProto:
 
 def _rebuilt(network: ModelProto, nodes: Sequence[NodeProto], constants: dict[str, np.ndarray]) -> ModelProto:
     """Give a network other nodes and more constants; weights and constants that no node reads are left out."""
+    constants = {LAST_AXIS: np.array([-1], np.int64), LEAST_SCALE: np.array(1e-12, np.float32)} | constants
     read = {name for node in nodes for name in node.input}
     kept = [weight for weight in network.graph.initializer if weight.name in read and weight.name not in constants]
     del network.graph.node[:], network.graph.initializer[:]
