@@ -144,10 +144,12 @@ become() {
 # because of its exit code. This function returns a stage that stopped at the wall-time, but not a cancelled one.
 serve() {
     local code=0 at_wall_time=false
-    "${command[@]}" &
+    # scancel signals all processes; the shell ignores that and waits. It must not trap it: when the stage ends while
+    # bash 5.2 handles a trapped SIGTERM, `wait` often returns 255 instead of the code of the stage.
+    trap '' TERM INT
+    (trap - TERM INT && exec "${command[@]}") &
     local stage=$!
     trap 'at_wall_time=true; kill -USR2 "$stage" || true' USR2
-    trap : TERM INT # scancel sends them to all processes; the shell only waits
     while kill -0 "$stage" 2>/dev/null; do # a signal ends `wait` before the stage
         wait "$stage" || true
     done
