@@ -105,6 +105,7 @@ study-birds34 study-birds20: study-%: venv
 	    --other_models whisper-tiny=$(SHARED)/models/whisper-tiny-en-encoder $(PLAN) \
 	    --data_args="--min_recordings 5 --same_recordist experiments/same_recordist.csv" \
 	    --train_args="--per_device_train_batch_size 4 --early_stopping_patience 10 --augment roll gain specaugment $(RECIPE)" \
+	    --frozen_args="--learning_rate 1e-3 --num_train_epochs 20 --early_stopping_patience 20" \
 	    --cnn_args="--num_train_epochs 15" --jobs $(JOBS) --output_dir study
 
 # Every number of README.md and RESULTS.md, computed again from the committed predictions.

@@ -9,7 +9,7 @@ recordists. For every fold and seed these models are trained and scored on the s
 
 <base>.blocks-<layers>  the base model with its first blocks only, fine-tuned: pruning before (02)
 <base>.after-<n>        the whole model, pruned without retraining to the best n blocks on val: pruning after (05, 07)
-<base>.frozen           the whole model with only its head trained: a floor (02)
+<base>.frozen           the whole model with only its head trained: a floor (02 --freeze_encoder)
 <other>                 other encoders, fine-tuned whole (02)
 cnn-<architecture>      the CNN baselines (06)
 
@@ -117,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--claim_layers", default=None, help="layers of the model for --splits, such as 0-3 (default: all)")
     add("--data_args", type=shlex.split, default=[], help="more arguments for stage 01, in quotes after =")
     add("--train_args", type=shlex.split, default=[], help="the same for stage 02")
+    add("--frozen_args", type=shlex.split, default=[], help="the same for stage 02 with --freeze_encoder")
     add("--cnn_args", type=shlex.split, default=[], help="the same for stage 06")
     add("--jobs", type=cli.positive_int, default=2, help="steps at a time")
     add("--dry_run", action="store_true", help="print the commands and run none")
@@ -172,7 +173,6 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         The one of these whose model is trained on other splits too.
     """
     base, base_model = args.base_model
-    frozen = ("--freeze_feature_encoder", "--freeze_layers", rungs[-1])
 
     def path(kind: str, name: Name | str) -> str:
         return str(args.output_dir / kind / str(name))
@@ -229,7 +229,8 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         of_base = Name(args.name, base, seed, fold=fold)
         training += [rung(of_base, keep) for keep in rungs[:-1]]
         training.append(whole_and_pruned(of_base))
-        training.append(fine_tuned(of_base.variant(names.FROZEN), base_model, *frozen))
+        frozen = ("--base_model", base_model, "--freeze_encoder", *args.frozen_args)
+        training.append(trained(of_base.variant(names.FROZEN), TRAIN, *frozen))
         for name, model in args.other_models:
             training.append(fine_tuned(replace(of_base, model=name), model))
         for architecture in args.architectures:

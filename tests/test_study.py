@@ -20,7 +20,8 @@ from utils.data import synthetic
 from utils.models import encoders
 from utils.models.loaded_model import LoadedModel
 
-QUICK = "--num_train_epochs 1 --augment none --learning_rate 1e-3"
+HEAD = "--num_train_epochs 1 --learning_rate 1e-3"
+QUICK = f"{HEAD} --augment none"
 MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0-1", "small.after-1", "small.frozen"}
 
 
@@ -40,7 +41,7 @@ def words(tmp_path_factory):
         *("--base_model", f"small={folder / 'base'}", "--claim_layers", "0", "--splits"),
         *("--folds", "3"),
         *("--architectures", "--data_args=--min_recordings 3 --clip_seconds 1"),
-        *(f"--train_args={QUICK}", f"--cnn_args=--width 0.125 {QUICK}"),
+        *(f"--train_args={QUICK}", f"--frozen_args={HEAD}", f"--cnn_args=--width 0.125 {QUICK}"),
     ]
 
 
