@@ -3,17 +3,19 @@
 
 usage() {
     cat <<'TEXT'
-usage: jobs/submit.sh [--dry_run] [--email ADDRESS] [STEP …]
+usage: jobs/submit.sh [--dry_run] [--email ADDRESS] [--after ID] [STEP …]
 
     RAW_DIR=recordings NAME=wetland jobs/submit.sh --dry_run
     RAW_DIR=recordings NAME=wetland jobs/submit.sh
-    NAME=wetland FOLD=2 jobs/submit.sh 02 03
+    NAME=wetland FOLD=2 jobs/submit.sh --after 4711 02 03
     NAME=wetland QUEUE=gpuv100 WALLTIME_02=48:00 NUM_GPUS=4 jobs/submit.sh 02 03
 
-Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn 08. All other steps must be complete.
+Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn 08. All other steps must be complete, or be
+those of an earlier job, named by --after.
 
   --dry_run        print the commands; submit nothing, write nothing
   --email ADDRESS  let the batch system write to ADDRESS when a job ends (default: no e-mail)
+  --after ID       the first steps wait for job ID, such as 01 of all folds; what it writes need not be there yet
 
 Input, from environment variables as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY FOLDS FOLD BASE_MODEL
 MODEL OUT_DIR DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR DETECTIONS_DIR, FIELD_DIR (the recordings of 08), and flags of
@@ -42,7 +44,7 @@ source jobs/stage.sh || exit 2
 readonly STEPS=(01 02 03 04 05 07 03-pruned 06 03-cnn 08)
 readonly WARNING_MIN=10 # -wt in the jobs: SIGUSR2 comes this long before the end
 
-dry_run=false email='' named=()
+dry_run=false email='' after='' named=()
 while (($#)); do
     case $1 in
         --dry_run) dry_run=true ;;
@@ -51,8 +53,13 @@ while (($#)); do
             email=$2
             shift
             ;;
+        --after)
+            [[ ${2:-} =~ ^[0-9]+$ ]] || fail "--after ${2:-}: expected the id of a job" 2
+            after=$2
+            shift
+            ;;
         *)
-            [[ " ${STEPS[*]} " == *" $1 "* ]] || fail "$1: expected --dry_run, --email or a step of: ${STEPS[*]}" 2
+            [[ " ${STEPS[*]} " == *" $1 "* ]] || fail "$1: expected --dry_run, --email, --after or a step of: ${STEPS[*]}" 2
             named+=("$1")
             ;;
     esac
@@ -86,8 +93,9 @@ setting() {
 reads() {
     if has "$1"; then
         waits_for+=("$1")
-    elif [[ ! -e $2 ]]; then
-        fail "step $step reads $2, which does not exist (paths are relative to $PWD); name step $1 too, or run it first" 3
+    elif [[ ! -e $2 && -z $after ]]; then
+        fail "step $step reads $2, which does not exist (paths are relative to $PWD); name step $1 too, or run it first, \
+or give --after with the id of its job" 3
     fi
 }
 
@@ -240,12 +248,18 @@ quoted() {
 # submit STEP [INDICES]: submits the current job; it starts when the jobs that it waits for have ended well. Records its
 # id. A job that can never start is removed from the queue (-ti, --kill-on-invalid-dep).
 submit() {
-    local other condition='' answer command=() name=$NAME${FOLD:+-fold-$FOLD} script=jobs/${step%%-*}.sh
+    local other parents=() condition='' answer command=() name=$NAME${FOLD:+-fold-$FOLD} script=jobs/${step%%-*}.sh
     for other in ${waits_for[@]+"${waits_for[@]}"}; do
+        parents+=("${id_of[$other]}")
+    done
+    if ((${#parents[@]} == 0)) && [[ -n $after ]]; then
+        parents=("$after")
+    fi
+    for other in ${parents[@]+"${parents[@]}"}; do
         if [[ $SCHEDULER == lsf ]]; then
-            condition+="${condition:+ && }done(${id_of[$other]})"
+            condition+="${condition:+ && }done($other)"
         else
-            condition=${condition:-afterok}:${id_of[$other]}
+            condition=${condition:-afterok}:$other
         fi
     done
     if [[ $SCHEDULER == lsf ]]; then
@@ -287,7 +301,7 @@ fi
 if ! $dry_run; then
     command -v "${SUBMITS[$SCHEDULER]}" >/dev/null || fail "there is no ${SUBMITS[$SCHEDULER]} here: this is not a node \
 that submits to ${SCHEDULER^^}; --dry_run works" 3
-    if has 01 && has 02; then # check the base model before 01 runs for hours
+    if has 02 && { has 01 || [[ -n $after ]]; }; then # check the base model before 01 runs for hours
         more=()
         read -r -d '' -a more <<<"${COMMON_ARGS:-} ${TRAIN_ARGS:-}" || true
         "$PYTHON" 02_finetuning.py --base_model "$BASE_MODEL" --output_dir "$RUN_DIR" ${more[@]+"${more[@]}"} --check ||

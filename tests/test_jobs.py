@@ -382,8 +382,10 @@ def test_answer_of_submit(site):
 @pytest.mark.parametrize(
     ("words", "variables", "code", "message"),
     [
-        (["09"], {}, 2, "09: expected --dry_run, --email or a step of: 01 02 03"),
+        (["09"], {}, 2, "09: expected --dry_run, --email, --after or a step of: 01 02 03"),
         (["--email"], {}, 2, "expected an address"),
+        (["--after"], {}, 2, "--after : expected the id of a job"),
+        (["--after", "study-01", "02"], {}, 2, "--after study-01: expected the id of a job"),
         ([], {"RAW_DIR": ""}, 2, "step 01 needs RAW_DIR"),
         ([], {"RAW_DIR": "none"}, 3, "RAW_DIR=none: no such folder"),
         ([], {"METADATA": "none.csv"}, 3, "METADATA=none.csv: no such file"),
@@ -498,6 +500,21 @@ def test_all_folds_are_made_by_one_job(site):
     assert [call[call.index("--fold") + 1] for call in site.calls[1:]] == list("112233")
     assert site.run_job("02", FOLD="3").returncode == 0, "five folds where FOLDS is not given"
     assert "processed_data/study/folds" in site.calls[-1]
+
+
+@pytest.mark.parametrize(("code", "states"), [("0", "DONE DONE DONE"), ("3", "EXIT ORPHAN ORPHAN")])
+@pytest.mark.parametrize(("cluster", "condition"), [("site", "done(101)"), ("slurm_site", "afterok:101")])
+def test_the_folds_wait_for_the_job_that_makes_them(cluster, condition, code, states, request):
+    site = request.getfixturevalue(cluster)
+    assert site.submit("01", FOLDS="2", EXIT_01=code).returncode == 0
+    for fold in "12":
+        answer = site.submit("--after", "101", "02", "03", FOLDS="2", FOLD=fold)
+        assert answer.returncode == 0, answer.stderr
+        assert re.findall(r"It waits for (.*?)\.?\n", answer.stdout)[0] == condition
+    site.cluster.run()
+    for fold in "12":
+        chain = ["01", f"fold-{fold}-02", f"fold-{fold}-03"]
+        assert " ".join(site.states()[name] for name in chain) == states
 
 
 def test_the_makefile_tests_a_fold(tmp_path):
