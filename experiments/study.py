@@ -9,6 +9,7 @@ recordists. For every fold and seed these models are trained and scored on the s
 
 <base>.blocks-<layers>  the base model with its first blocks only, fine-tuned: pruning before (02)
 <base>.after-<n>        the whole model, pruned without retraining to the best n blocks on val: pruning after (05, 07)
+<base>.after-<n>.repaired  the same blocks, repaired in closed form (07 --repair linear)
 <base>.frozen           the whole model with only its head trained: a floor (02 --freeze_encoder)
 <other>                 other encoders, fine-tuned whole (02)
 cnn-<architecture>      the CNN baselines (06)
@@ -210,8 +211,10 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         for n in range(1, len(rungs) - 1):
             name = of_base.variant(names.after(n))
             choice = ("--from", f"{sweep_dir}/best.json", "--n_layers", str(n))
-            steps.append((PRUNE, *words, *choice, "--output_dir", path("runs", name)))
-            steps.append(validation(name))
+            repair = ("--repair", "linear", *on_data_of(whole))
+            for pruned, how in ((name, ()), (name.variant(names.REPAIRED), repair)):
+                steps.append((PRUNE, *words, *choice, *how, "--output_dir", path("runs", pruned)))
+                steps.append(validation(pruned))
         return Job(tuned.name, tuple(steps))
 
     def pooled(name: Name) -> Job:
