@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 from experiments.stage_processes import start_stage
-from utils.models import training
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +25,8 @@ def load_stage(name: str) -> ModuleType:
 @contextlib.contextmanager
 def stopped_at_loss(monkeypatch, number: int) -> Iterator[None]:
     """Send this process SIGUSR2 when it computes its training loss for the n-th time."""
+    from utils.models import training  # takes seconds to import, and the emulated batch systems import this room
+
     real, n_losses = training.Loss.__call__, 0
 
     def loss(self, outputs, labels, num_items_in_batch=None):

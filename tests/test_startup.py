@@ -38,6 +38,13 @@ def test_help_and_usage_errors_load_nothing_heavy(script):
     assert told.startswith(f"{script}: ") and told.count("\n") == 1
 
 
+def test_the_emulated_batch_systems_load_nothing_heavy():
+    """Each job that a test submits starts one: seconds for each, and dozens of jobs."""
+    command = [sys.executable, "-X", "importtime", "-c", "import tests.lsf, tests.slurm"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "| tests.lsf" in " ".join(done.stderr.split()) and HEAVY.findall(done.stderr) == []
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
