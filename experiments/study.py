@@ -28,7 +28,7 @@ results are complete. To go on from the results that came with the code, copy th
 
 Writes <output_dir>/processed_data/<name>/folds, runs/<name>/<model>/fold-<k>.seed-<n> and
 validation_results/<name>/<model>/fold-<k>.seed-<n> and fold-all.seed-<n> (see utils/core/names.py), logs/ with the
-output of the steps, and the tables of experiments.leak_table, ladder_table, latencies and study_table.
+output of the steps, and the tables of experiments.leak_table, ladder_table, latencies, study_table and ways_table.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from experiments import ladder_table, latencies, leak_table, study_table
+from experiments import ladder_table, latencies, leak_table, study_table, ways_table
 from experiments.stage_processes import start_stage
 from utils.core import cli, names, runs
 from utils.core.errors import InputError, Interrupted, UsageError
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> None:
         known = f"; {len(jobs) - len(to_do)} more have results, without their models" if len(to_do) < len(jobs) else ""
         log.info("round %d of %d: %d jobs%s", number, len(rounds), len(to_do), known)
         run_jobs(to_do, args.jobs, logs_dir)
-    make_tables(args, claim_layers)
+    make_tables(args, claim_layers, rungs[-1])
 
 
 # ------------------------------------------------------------------------------------------ what to do
@@ -330,7 +330,7 @@ def _told(job: Job, number: int, exit_code: int, logs_dir: Path) -> str:
     return f"{job.name}: {job.steps[number][0]} ended with exit code {exit_code}: {last} (whole output: {printed})"
 
 
-def make_tables(args: argparse.Namespace, claim_layers: str) -> None:
+def make_tables(args: argparse.Namespace, claim_layers: str, all_layers: str) -> None:
     """Print the tables of the study and draw its figures; latencies are measured once."""
     results_dir, first = (
         args.output_dir / "validation_results",
@@ -349,6 +349,8 @@ def make_tables(args: argparse.Namespace, claim_layers: str) -> None:
         of_runs = ("--runs_dir", args.output_dir / "runs", "--data_dir", data_dir)
         make(latencies, *of_study, *of_runs, "--fold", first.fold, "--seed", str(first.seed))
     make(study_table, *of_study)
+    part = replace(first, fold=names.ALL_FOLDS).part
+    make(ways_table, *of_study, "--model", first.variant(names.blocks(all_layers)).full_model, "--part", part)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ from utils.scores import comparison, evaluation, predictions, summary
 
 log = logging.getLogger(__name__)
 
-TABLES = ("study_table", "ladder_table", "leak_table")
+TABLES = ("study_table", "ladder_table", "leak_table", "ways_table")
 # Scores that need only the predictions. Intervals are checked in results that have the column of their method.
 SCORES = ("accuracy", "macro_f1", "weighted_f1", "top5_accuracy", "macro_auroc", "macro_average_precision")
 INTERVALS = ("accuracy_low", "accuracy_high", "macro_f1_low", "macro_f1_high")

@@ -1,12 +1,14 @@
 """Compare the ways to make a model smaller: accuracy against measured latency, as a table in Markdown and a figure.
 
     python -m experiments.ways_table --name birds34 --model whisper-base --part fold-1.seed-1
+    python -m experiments.ways_table --name birds34 --model whisper-base.blocks-0-5 --part fold-all.seed-1
 
-Takes the results <name>/<model>…/<part> of stage 03, and <name>/latency.csv, which experiments.latencies measured side
-by side. The way of a model follows from its name: the whole model; .blocks-0-3, pruned before fine-tuning; .after-3,
-blocks removed after fine-tuning; .repaired, their kept blocks repaired; .taught, with a teacher; and other networks. A
-difference is the accuracy minus that of the whole model, clip by clip, with intervals that are simultaneous for all
-models. The last column says whether a model is shown to be no worse by 0.02.
+The second command compares the models of experiments.study; --model names the whole one. Takes the results
+<name>/<model>…/<part> of stage 03, and <name>/latency.csv, which experiments.latencies measured side by side. The way
+of a model follows from its name: the whole model; .blocks-0-3, pruned before fine-tuning; .after-3, blocks removed
+after fine-tuning; .repaired, their kept blocks repaired; .frozen, only the head trained; .taught, with a teacher; and
+other networks. A difference is the accuracy minus that of the whole model, clip by clip, with intervals that are
+simultaneous for all models. The last column says whether a model is shown to be no worse by 0.02.
 
 Writes <results_dir>/<name>/ways.csv, .pdf and .png.
 """
@@ -31,8 +33,9 @@ TABLE_NAME = "ways"
 DODGE = 1.012  # between two ways, so that intervals at one latency do not hide each other
 WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
 NARROWED, CNN, CNN_TAUGHT, TAUGHT = "repaired, narrower", "CNN", "CNN, taught", "taught"
+FROZEN, OTHER = "only the head trained", "other encoder"
 # In the order of the legend; the sizes of one way are joined by a line.
-WAYS = (WHOLE, REPAIRED, NARROWED, TAUGHT, REMOVED, BEFORE, CNN_TAUGHT, CNN)
+WAYS = (WHOLE, REPAIRED, NARROWED, TAUGHT, REMOVED, BEFORE, FROZEN, OTHER, CNN_TAUGHT, CNN)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,16 +48,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def way_of(name: names.Name, model: str) -> str:
+def way_of(name: names.Name, whole: names.Name) -> str:
     """Return how a model was made smaller, one of `WAYS`."""
     kinds = {variant.partition("-")[0] for variant in name.variants}
+    if name == whole:
+        return WHOLE
     if name.model.startswith("cnn"):
         return CNN_TAUGHT if names.TAUGHT in kinds else CNN
     if names.TAUGHT in kinds:
         return TAUGHT
     if names.REPAIRED in kinds:
-        return REPAIRED if name.model == model else NARROWED
-    return BEFORE if "blocks" in kinds else REMOVED if "after" in kinds else WHOLE
+        return REPAIRED if name.model == whole.model else NARROWED
+    if names.FROZEN in kinds:
+        return FROZEN
+    return BEFORE if "blocks" in kinds else REMOVED if "after" in kinds else OTHER
 
 
 def run(args: argparse.Namespace) -> None:
@@ -77,7 +84,7 @@ def compare(results_dir: Path, name: str, model: str, part: str) -> pd.DataFrame
     folders = sorted(path for path in (results_dir / name).glob(f"*/{part}") if (path / summary.METRICS_NAME).is_file())
     parsed = [names.parse(names.of_folder(folder)) for folder in folders]
     found = [(one, comparison.read_scored(folder)) for one, folder in zip(parsed, folders, strict=True) if one]
-    whole = next((scored for one, scored in found if one.full_model == model), None)
+    whole_name, whole = next((pair for pair in found if pair[0].full_model == model), (None, None))
     if whole is None:
         raise InputError(f"{results_dir} has no result {name}/{model}/{part}: score the whole model by stage 03")
     for _, scored in found:
@@ -86,7 +93,7 @@ def compare(results_dir: Path, name: str, model: str, part: str) -> pd.DataFrame
         [
             {
                 "model": one.full_model,
-                "way": way_of(one, model),
+                "way": way_of(one, whole_name),
                 "n_layers": scored.metrics["n_layers"],
                 **scored.metrics[["n_parameters", "gmacs_per_clip", "accuracy", "accuracy_low", "accuracy_high"]],
             }

@@ -12,6 +12,8 @@ from utils.scores import intervals
 N_CLIPS, PART = 60, "fold-1.seed-1"
 MODELS = {
     "base": ("whole", 6, 48, 100.0),
+    "base.frozen": ("only the head trained", 6, 33, 100.0),
+    "small": ("other encoder", 4, 32, 60.0),
     "base.after-4.repaired": ("repaired", 4, 45, 70.0),
     "base.after-4": ("removed", 4, 20, 70.0),
     "base.blocks-0-3": ("pruned before", 4, 35, 70.0),
@@ -56,6 +58,17 @@ def test_every_model_has_its_way_and_its_difference_to_the_whole(results_dir, ca
     printed = capsys.readouterr().out
     assert printed.count("\n| ") == len(MODELS) and "| removed | base.after-4 | 4 |" in printed
     assert all((results_dir / "birds" / f"ways.{suffix}").stat().st_size > 1000 for suffix in ("png", "pdf"))
+
+
+def test_the_whole_model_of_a_study(results_dir):
+    whole = "base.blocks-0-5"
+    (results_dir / "birds" / "base").rename(results_dir / "birds" / whole)
+    latencies = results_dir / "birds" / "latency.csv"
+    latencies.write_text(latencies.read_text().replace("base,", f"{whole},"))
+    assert run(results_dir, "--model", whole) == 0
+    ways = pd.read_csv(results_dir / "birds" / "ways.csv", index_col="model")["way"]
+    assert ways.drop(whole).to_dict() == {name: way for name, (way, *_) in MODELS.items() if name != "base"}
+    assert ways[whole] == "whole"
 
 
 def test_names_of_ways_are_names_of_runs():
