@@ -18,8 +18,8 @@ the first block; its share is reported, because pruning does not make it cheaper
 
 Writes <output_dir>/metrics.csv, classification_report.csv, confusion_matrix.csv/.pdf/.png, reliability.pdf/.png,
 predictions.parquet, log.txt and run.json. Where the scored clips are of several known collections, it also writes
-scores_by_collection.csv, with their mean and the level that knowing the collection alone would reach. Rebuilds
-summary.csv and summary.png of all results.
+scores_by_collection.csv/.pdf/.png, with their mean and the level that knowing the collection alone would reach.
+Rebuilds summary.csv and summary.png of all results.
 
 --review N also writes review.html: for each label the N clips with the highest scores that the data do not give this
 label. A person hears them there and saves a table, which stage 01 reads with --annotations; see docs/review.md.
@@ -93,7 +93,7 @@ TARGET_PRECISION = 0.9
 # Arguments that change a result only where they are given.
 FITTING = ("fit_thresholds", "target_precision")
 OUTPUTS = (
-    *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv", by_collection.NAME),
+    *(summary.METRICS_NAME, predictions.NAME, "classification_report.csv", "scores_by_collection.*"),
     *("confusion_matrix.*", "reliability.*", f"{comparison.COMPARISON_NAME}.*", review_page.NAME, "thresholds.csv"),
 )
 
@@ -387,6 +387,8 @@ def validate(args: argparse.Namespace) -> None:
         if several is None:
             known = by_collection.collections_of(table["recording_id"], labels, args.data_dir, args.fold)
             score_collections(args, this_run, table.assign(predicted_id=logits.argmax(axis=1)), known)
+        with this_run.timed("drawing"):
+            drawing.draw_result(args.output_dir)
         log.info("in batches of %d: %.1f clips/s", row["batch_size"], row["throughput_clips_per_s"])
 
 
@@ -438,6 +440,7 @@ def pool(args: argparse.Namespace) -> None:
                 score_collections(args, this_run, table, pooling.collections_of(folds, args.data_dir))
             else:
                 log.warning("%s is not the data set of these folds any more: no scores by collection", args.data_dir)
+        drawing.draw_result(args.output_dir)
 
 
 def score_collections(
@@ -472,11 +475,10 @@ def write_results(
     row: dict[str, object],
     several: multi_label.Result | None,
 ) -> None:
-    """Write the result: tables, metrics and figures."""
+    """Write the tables and metrics of the result."""
     intervals.warn_of_few_groups(str(row["split"]), table["group"].nunique())
     write_tables(output_dir, table, labels, logits, several)
     summary.write_metrics(output_dir / summary.METRICS_NAME, pd.DataFrame([row]))
-    drawing.draw_result(output_dir)
 
 
 def write_tables(

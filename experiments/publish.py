@@ -19,11 +19,11 @@ from utils.core import cli, names, records
 from utils.core.errors import InputError
 from utils.core.files import write_json
 from utils.pruning import best, pruning_table
-from utils.scores import predictions, summary
+from utils.scores import by_collection, predictions, summary
 
 log = logging.getLogger(__name__)
 
-KEPT = (summary.METRICS_NAME, predictions.NAME, pruning_table.CSV_NAME, best.NAME)
+KEPT = (summary.METRICS_NAME, predictions.NAME, by_collection.NAME, pruning_table.CSV_NAME, best.NAME)
 
 
 def build_parser() -> argparse.ArgumentParser:

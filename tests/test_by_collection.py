@@ -126,7 +126,7 @@ def test_a_collection_may_be_called_like_a_row(tmp_path, caplog):
     load_stage("03_model_validation").score_collections(args, this_run, table, renamed)
     collections = this_run.metrics["collections"]
     assert [of["accuracy"] for of in collections.values()] == pytest.approx([5 / 8, 4 / 7])
-    assert len(pd.read_csv(tmp_path / by_collection.NAME)) == 5
+    pd.testing.assert_frame_equal(by_collection.read(tmp_path), by_collection.score(table, renamed), rtol=1e-5)
     assert not [record for record in caplog.records if record.levelname == "WARNING"], "one of one group needs none"
 
 

@@ -54,6 +54,7 @@ def comparison(n_pairs):
     return pd.DataFrame({"first": names[:-1], "second": names[1:].to_numpy(), **columns})
 
 
+SCORE_COLUMNS = [f"{score}{end}" for score in ("accuracy", "macro_f1") for end in ("", "_low", "_high")]
 CURVES = pd.DataFrame(
     {
         "epoch": [1.0, 2.0, 3.0],
@@ -65,6 +66,17 @@ CURVES = pd.DataFrame(
         "learning_rate": [1e-4, 5e-5, 0.0],
     }
 )
+COLLECTIONS = pd.DataFrame(
+    [
+        {"collection": name, "n_clips": n, **dict(zip(SCORE_COLUMNS, values, strict=True))}
+        for name, n, values in (
+            ("xeno-canto", 1200, (0.6, 0.5, 0.7, 0.4, 0.3, 0.5)),
+            ("nan", 3, (0.3, np.nan, np.nan, 0.2, np.nan, np.nan)),
+            ("mean over collections", 1203, (0.45, 0.4, 0.5, 0.3, 0.2, 0.4)),
+            ("knowing the collection alone", 1203, (0.2, 0.1, 0.3, 0.05, 0.01, 0.1)),
+        )
+    ]
+)
 LOGITS = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
 DRAWINGS = {
     "confusion": (lambda path: plots.confusion_figure(confusion(3), path), {".pdf", ".png"}),
@@ -72,6 +84,7 @@ DRAWINGS = {
         lambda path: plots.reliability_figure(evaluation.calibration(np.arange(50) % 4, LOGITS), 0.5, path),
         {".pdf", ".png"},
     ),
+    "collections": (lambda path: plots.collections_figure(COLLECTIONS, path), {".pdf", ".png"}),
     "training": (lambda path: plots.training_curves(CURVES, path), {".png"}),
     "summary": (lambda path: plots.summary_figure(summary(4, 2), path), {".png"}),
     "comparison": (lambda path: plots.comparison_figure(comparison(3), path), {".pdf", ".png"}),
@@ -94,6 +107,25 @@ def boxes(fig, texts):
 
 def no_overlap(boxes):
     return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+def test_collections_with_their_mean_and_the_level_of_the_collection_alone(drawn):
+    plots.collections_figure(COLLECTIONS, "unused", "a title")
+    of_accuracy, of_f1 = drawn[0].axes
+    assert [text.get_text() for text in of_accuracy.get_yticklabels()] == [
+        "xeno-canto (1,200)",
+        "nan (3)",
+        "mean (1,203 clips)",
+    ]
+    for axes, alone, values, mean in ((of_accuracy, 0.2, [0.6, 0.3], 0.45), (of_f1, 0.05, [0.4, 0.2], 0.3)):
+        level, points, middle = axes.lines
+        assert list(level.get_xdata()) == [alone, alone] and list(points.get_xdata()) == values
+        assert list(middle.get_xdata()) == [mean]
+        intervals = [segment for lines in axes.collections for segment in lines.get_segments() if len(segment)]
+        assert len(intervals) == 2, "of one collection and of the mean"
+    many = pd.concat([COLLECTIONS.iloc[:1].assign(n_clips=n) for n in range(300)] + [COLLECTIONS.iloc[-2:]])
+    plots.collections_figure(many.reset_index(drop=True), "unused")
+    assert "The 200 largest of 300 collections" in drawn[1].get_suptitle()
 
 
 @pytest.mark.parametrize("name", DRAWINGS)

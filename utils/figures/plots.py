@@ -306,6 +306,51 @@ def reliability_figure(bins: pd.DataFrame, expected_error: float, path: Path, ti
         save_figure(fig, path)
 
 
+def collections_figure(scores: pd.DataFrame, path: Path, title: str | None = None) -> None:
+    """Draw accuracy and macro F1 of each collection with its interval, and the level of knowing the collection alone.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        As `by_collection.score` returns it: the last two rows are the mean, and the guess from the collection alone.
+    path : Path
+        Without suffix.
+    title : str or None
+        Such as a `caption`.
+    """
+    of_each, mean, alone = scores.iloc[:-2], scores.iloc[-2], scores.iloc[-1]
+    if len(of_each) > MOST_ROWS:
+        of_each = of_each.nlargest(MOST_ROWS, "n_clips").sort_index()
+    rows = np.arange(len(of_each))
+    with style():
+        fig = Figure(figsize=(6.8, 1.5 + 0.24 * len(of_each)), layout="constrained")
+        panels = fig.subplots(1, 2, sharey=True)
+        for number, (axes, (name, score)) in enumerate(
+            zip(panels, {"accuracy": "accuracy", "macro_f1": "macro F1"}.items(), strict=True)
+        ):
+            axes.axvline(
+                alone[name], color=GREY, linestyle="--", linewidth=1, label="knowing the collection alone, all clips"
+            )
+            axes.hlines(rows, of_each[f"{name}_low"], of_each[f"{name}_high"], color=COLOURS[number])
+            axes.plot(of_each[name], rows, linestyle="none", marker="o", markersize=5, color=COLOURS[number])
+            axes.hlines(len(rows), mean[f"{name}_low"], mean[f"{name}_high"], color="black")
+            axes.plot(mean[name], len(rows), linestyle="none", marker="D", markersize=5, color="black")
+            axes.set(xlabel=f"{score} [95 %]", xlim=(-0.02, 1.02))
+            axes.grid(axis="y", visible=False)
+        labels = [f"{shorten(str(row['collection']), 32)} ({row['n_clips']:,})" for _, row in of_each.iterrows()]
+        panels[0].set_yticks([*rows, len(rows)], [*map(drawable, labels), f"mean ({mean['n_clips']:,} clips)"])
+        for axes in panels:
+            axes.tick_params(axis="y", length=0)
+        panels[0].set_ylim(len(rows) + 0.6, -0.6)
+        handles, names = panels[0].get_legend_handles_labels()
+        fig.legend(handles, names, loc="outside lower right", fontsize=7.5)
+        some = (
+            f"The {len(of_each)} largest of {len(scores) - 2:,} collections" if len(of_each) < len(scores) - 2 else None
+        )
+        fig.suptitle("\n".join(filter(None, [title, some])), x=0.01, ha="left")
+        save_figure(fig, path)
+
+
 # -------------------------------------------------------------------------------------------- training
 
 

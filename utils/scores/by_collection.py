@@ -97,6 +97,11 @@ def score(table: pd.DataFrame, collections: pd.DataFrame) -> pd.DataFrame | None
     return pd.DataFrame(rows)
 
 
+def read(folder: Path) -> pd.DataFrame:
+    """Return the table of a result, as `score` returned it; a collection may be called ``nan`` or ``1``."""
+    return pd.read_csv(folder / NAME, dtype={"collection": str}, keep_default_na=False, na_values=[""])
+
+
 def _row(name: str, here: np.ndarray, table: pd.DataFrame, scores: Iterable[tuple[float, tuple[float, float]]]) -> dict:
     counts = {"n_clips": int(here.sum()), "n_groups": table["group"][here].nunique()}
     row = {"collection": name, **counts, "n_labels": table["label_id"][here].nunique()}

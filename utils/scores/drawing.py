@@ -7,13 +7,14 @@ import pandas as pd
 from utils.core import names, runs
 from utils.core.errors import InputError
 from utils.figures import plots
-from utils.scores import comparison, evaluation, predictions
+from utils.scores import by_collection, comparison, evaluation, predictions
 
 
 def draw_result(folder: Path) -> None:
-    """Draw ``confusion_matrix`` and ``reliability`` from ``predictions.parquet`` and ``metrics.csv``.
+    """Draw the figures of a result from ``predictions.parquet``, ``metrics.csv`` and ``scores_by_collection.csv``.
 
-    Not of a model with several labels a clip: a missed label is not confused with a certain other one.
+    They are ``confusion_matrix``, ``reliability`` and, with the last file, ``scores_by_collection``. Not of a model
+    with several labels a clip: a missed label is not confused with a certain other one.
 
     Raises
     ------
@@ -35,6 +36,8 @@ def draw_result(folder: Path) -> None:
     plots.confusion_figure(counts, folder / "confusion_matrix", title)
     bins = evaluation.calibration(label_ids, predictions.read_logits(folder))
     plots.reliability_figure(bins, evaluation.expected_calibration_error(bins), folder / "reliability", title)
+    if (folder / by_collection.NAME).is_file():
+        plots.collections_figure(by_collection.read(folder), folder / Path(by_collection.NAME).stem, title)
 
 
 def draw_comparison(folder: Path) -> None:
