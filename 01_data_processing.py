@@ -30,6 +30,7 @@ from pathlib import Path
 
 from utils.core import cli, replacing, runs, workers
 from utils.core.errors import AlreadyComplete, UsageError
+from utils.core.text import counted
 from utils.data import (
     annotated,
     audio,
@@ -151,7 +152,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--val_fraction", type=cli.fraction, default=0.15, help="share of the clips for val")
     parser.add_argument("--test_fraction", type=cli.fraction, default=0.15, help="share of the clips for test")
     parser.add_argument(
-        "--num_workers", type=cli.positive_int, default=workers.available_cpus(), help="worker processes"
+        "--num_workers",
+        type=cli.positive_int,
+        default=workers.available_cpus(),
+        help=f"worker processes (default: one per CPU, here {workers.available_cpus()})",
     )
     parser.add_argument(
         "--folds",
@@ -203,19 +207,19 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
         "--min_overlap_s",
         type=cli.positive_float,
         default=None,
-        help=f"of --annotations: overlap that gives a clip the label, in s (default: {windows.MIN_OVERLAP_S:g})",
+        help=f"with --annotations: overlap that gives a clip the label, in s (default: {windows.MIN_OVERLAP_S:g})",
     )
     parser.add_argument(
         "--background",
         nargs="*",
         default=None,
         metavar="LABEL",
-        help=f"of --annotations: labels that are no classes (default: {' '.join(annotated.BACKGROUND)})",
+        help=f"with --annotations: labels that are no classes (default: {' '.join(annotated.BACKGROUND)})",
     )
     parser.add_argument(
         "--label_column",
         default=None,
-        help="of --annotations: column that holds the label (default: the usual names, such as Species or Annotation)",
+        help="with --annotations: column of the label (default: the usual names, such as Species or Annotation)",
     )
     parser.add_argument(
         "--secondary_labels",
@@ -343,20 +347,20 @@ def decode_shard(
             "decoded_by": spool.decoded_by(),
         }
         log.info(
-            "%s, shard %s: %d files -> %s: %.2f h; %d cannot be decoded",
-            *(args.raw_dir, args.shard, len(own), args.output_dir, hours, len(decoded.undecodable)),
+            "%s, shard %s: %s -> %s: %.2f h; %d cannot be decoded",
+            *(args.raw_dir, args.shard, counted(len(own), "file"), args.output_dir, hours, len(decoded.undecodable)),
         )
 
 
 @contextlib.contextmanager
 def working(args: argparse.Namespace, files: list[recordings.SourceFile]) -> Iterator[workers.Map]:
     """Start the workers; log the input first, so that a wrong folder or table is seen before hours of decoding."""
-    n_workers = min(args.num_workers, len(files) or 1)
+    n_workers, n_labels = min(args.num_workers, len(files) or 1), len({file.label for file in files})
     runs.log_cpu_only(args.device)
     log.info(
-        "device cpu (%s), worker processes: %d; %s: %d files%s; clips of %g s at %d Hz, split by %s",
-        *(runs.device_name("cpu"), n_workers, args.raw_dir, len(files)),
-        f", {len({file.label for file in files})} labels" if args.annotations is None and not args.unlabelled else "",
+        "device cpu (%s), worker processes: %d; %s: %s%s; clips of %g s at %d Hz, split by %s",
+        *(runs.device_name("cpu"), n_workers, args.raw_dir, counted(len(files), "file")),
+        f", {counted(n_labels, 'label')}" if args.annotations is None and not args.unlabelled else "",
         *(args.clip_seconds, args.sample_rate, args.split_by),
     )
     with workers.worker_pool(n_workers) as pool_map:
@@ -566,9 +570,10 @@ def log_end(args: argparse.Namespace, metrics: dict) -> None:
     """Log the numbers of files, recordings and clips in one line."""
     n_clips = metrics["n_clips"]
     log.info(
-        "%s: %d files -> %s: %d files, %d recordings, %.2f h, %d labels, %d clips (%s), split by %s; %d in skipped.csv",
-        *(args.raw_dir, metrics["n_files_found"], args.output_dir, metrics["n_files"], metrics["n_recordings"]),
-        *(metrics["hours"], metrics["n_labels"], sum(n_clips.values())),
+        "%s: %s -> %s: %s, %s, %.2f h, %s, %s (%s), split by %s; %d in skipped.csv",
+        *(args.raw_dir, counted(metrics["n_files_found"], "file"), args.output_dir),
+        *(counted(metrics[f"n_{noun}s"], noun) for noun in ("file", "recording")),
+        *(metrics["hours"], counted(metrics["n_labels"], "label"), counted(sum(n_clips.values()), "clip")),
         ", ".join(f"{name} {n}" for name, n in n_clips.items()),
         *(metrics["kept_together"], metrics["n_skipped"]),
     )

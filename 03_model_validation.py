@@ -60,7 +60,7 @@ from typing import TYPE_CHECKING
 from utils.core import cli, lazy, names, runs
 from utils.core.errors import AlreadyComplete, UsageError
 from utils.core.files import write_text
-from utils.core.text import some
+from utils.core.text import counted, some
 from utils.data import recordings_table, splits
 from utils.figures import review_page
 from utils.models import decision, model_folder
@@ -126,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--margin",
         type=cli.fraction,
         default=0.02,
-        help="for --compare: accuracy that may be lost, a share of clips; with several labels a clip, macro average "
+        help="with --compare: accuracy that may be lost, a share of clips; with several labels a clip, macro average "
         "precision",
     )
     parser.add_argument(
@@ -145,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--target_precision",
         type=cli.fraction,
         default=TARGET_PRECISION,
-        help="for --fit_thresholds: share of right ones among the detections on unseen recordists",
+        help="with --fit_thresholds: share of right ones among the detections on unseen recordists",
     )
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
@@ -402,7 +402,8 @@ def score_several(loaded: LoadedModel, split_clips: clips.Clips, logits: np.ndar
             decision.UNFITTED,
         )
     if without := [label for label, threshold in lowest.items() if threshold is None]:
-        log.warning("%d labels have no threshold, so they are never detected here: %s", len(without), some(without))
+        n_without = counted(len(without), "label has", "labels have")
+        log.warning("%s no threshold, never detected here: %s", n_without, some(without))
     scored = multi_label.score_all(
         multi_label.Answers(
             split_clips.targets > 0,
@@ -509,12 +510,10 @@ def write_tables(
 def log_scores(row: dict, scored: str = "this model") -> None:
     """Log the scores of the model with their intervals, and its costs."""
     log.info(
-        "%s, split by %s: %d clips of %d recordings in %d groups, %d classes",
+        "%s, split by %s: %s of %s in %s, %d classes",
         row["split"],
         row["kept_together"],
-        row["n_clips"],
-        row["n_recordings"],
-        row["n_groups"],
+        *(counted(row[f"n_{noun}s"], noun) for noun in ("clip", "recording", "group")),
         row["n_classes"],
     )
     if summary.has_several_labels(row):

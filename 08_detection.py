@@ -36,6 +36,7 @@ from pathlib import Path
 
 from utils.core import cli, lazy, replacing, runs, workers
 from utils.core.errors import AlreadyComplete, InputError, UsageError
+from utils.core.text import counted
 from utils.data import annotations, preparation, recordings, shards, spool
 from utils.field import detections, field_model, review, scores_table, scoring
 from utils.figures import review_page
@@ -107,7 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--num_workers",
         type=cli.positive_int,
         default=workers.available_cpus(),
-        help="cores that listen: worker processes on a CPU, threads that decode for a GPU",
+        help="worker processes on a CPU, or threads that decode for a GPU (default: one per CPU, here "
+        f"{workers.available_cpus()})",
     )
     shards.add_arguments(
         *(parser, "only listen to the I-th of N shares of the recordings, into <output_dir>.shards/I-of-N"),
@@ -244,9 +246,9 @@ def listen(
         start_line.log_start(args.device, device, {str(args.model_dir): loaded.model}, {})
     model.log_thresholds()
     log.info(
-        "%s: %d files; windows of %g s, one every %g s; %d at once, %d workers",
-        *(args.raw_dir, len(files), model.clip_seconds, windows.hop / windows.sample_rate_hz),
-        *(args.batch_size, args.num_workers),
+        "%s: %s; windows of %g s, one every %g s; %d at once, %s",
+        *(args.raw_dir, counted(len(files), "file"), model.clip_seconds, windows.hop / windows.sample_rate_hz),
+        *(args.batch_size, counted(args.num_workers, "worker")),
     )
     how = scoring.How(
         *(raw_dir.absolute(), results_dir, args.model_dir.absolute(), model.sha256, device, windows),
@@ -296,14 +298,15 @@ def write_results(
     for name in args.formats:
         tables = ((path, sound.duration_s, rows(path)) for path, sound in sounds.items())
         n_tables = detections.write_tables(args.output_dir, name, tables, raw_dir, top_hz, args.combined)
-        log.info("%d table%s for %s: %s", n_tables, "s" * (n_tables != 1), name, args.output_dir / name)
+        log.info("%s for %s: %s", counted(n_tables, "table"), name, args.output_dir / name)
     if args.save_scores:
         write_scores(args, model, found, sounds)
     n_of_label = count_labels(model, sounds, rows)
     this_run.metrics |= {**count(found), "n_skipped": len(skipped), "detections": n_of_label}
     unknown = [path for path, sound in sounds.items() if not sound.start.time or sound.start.is_glued]
     if unknown:
-        log.info("%d of %d recordings have no known start time: recorded_at is empty", len(unknown), len(sounds))
+        n_all = counted(len(sounds), "recording")
+        log.info("recorded_at is empty for %d of %s, whose start time is not known", len(unknown), n_all)
     log.info("%s: %s -> %s", args.raw_dir, describe(this_run.metrics), args.output_dir / detections.NAME)
 
 
@@ -352,8 +355,8 @@ def count(found: preparation.Decoded) -> dict[str, object]:
 def describe(metrics: Mapping[str, object]) -> str:
     """Return the numbers of `count` as text."""
     return (
-        f"{metrics['n_files']} files, {metrics['hours']:.2f} h, {metrics['n_windows']} windows: "
-        f"{metrics['n_detections']} detections; {metrics['n_undecodable']} files cannot be used"
+        f"{counted(metrics['n_files'], 'file')}, {metrics['hours']:.2f} h, {counted(metrics['n_windows'], 'window')}: "
+        f"{counted(metrics['n_detections'], 'detection')}; {counted(metrics['n_undecodable'], 'file')} cannot be used"
     )
 
 

@@ -26,6 +26,7 @@ import psutil
 
 from utils.core import runs
 from utils.core.files import write_text
+from utils.core.text import counted
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = Path(__file__).with_name("results.csv")
@@ -189,8 +190,9 @@ def markdown(table: pd.DataFrame) -> str:
         lines += ["| " + " | ".join(row) + " |" for row in words.itertuples(index=False)]
         lines += [
             "",
-            f"{first['machine']}, {first['n_threads']} threads, {first['busy_elsewhere']:g} CPUs busy with other work, "
-            f"{own['n_rounds'].max()} rounds, {first['date']}, commit {first['commit']}.",
+            f"{first['machine']}, {counted(first['n_threads'], 'thread')}, "
+            f"{first['busy_elsewhere']:g} CPUs busy with other work, {own['n_rounds'].max()} rounds, {first['date']}, "
+            f"commit {first['commit']}.",
             "",
         ]
     return "\n".join(lines)

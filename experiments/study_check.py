@@ -29,7 +29,7 @@ import numpy as np
 from experiments import study_table
 from utils.core import cli, names
 from utils.core.errors import InputError
-from utils.core.text import some
+from utils.core.text import counted, some
 from utils.scores import comparison, evaluation, predictions, summary
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
     wrong += check_tables(text, printed_lines(commands(text), args.results_dir), args.results.name)
     wrong += check_numbers(section(args.readme.read_text(encoding="utf-8"), "Results"), text, args.readme.name)
     if wrong:
-        raise InputError(f"{len(wrong)} numbers do not agree with the predictions: " + "; ".join(wrong))
+        found = counted(len(wrong), "number does", "numbers do")
+        raise InputError(f"{found} not agree with the predictions: " + "; ".join(wrong))
     log.info("all numbers agree with the committed predictions")
 
 

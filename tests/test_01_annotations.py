@@ -236,8 +236,8 @@ def test_windows_of_rare_labels_alone_are_left_out_and_do_not_become_silence(roo
     assert windows["site0/night0.wav", 6.0] == ("Crow", 0, ["Crow"], []), "Crow fills less of it than Rook"
     assert windows["site2/night2.wav", 4.0] == ("", -1, [], [])
     assert skipped(tmp_path / "out")["site2/night5.wav"].startswith("all its labels have fewer than --min_recordings 3")
-    said = "1 labels are in the clips of fewer than 3 recordings and are no classes; 7 clips without another label are"
-    assert f"{said} left out: Rook (2)" in caplog.text
+    said = "1 label is in the clips of fewer than 3 recordings: no class; left out with 7 clips without another label"
+    assert f"{said}: Rook (2)" in caplog.text
     table = read_parts(tmp_path / "out")
     assert (table.clip_id == table.recording_id + ":" + table.clip_index.astype(str)).all()
 
@@ -322,7 +322,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_used(root, tmp_path, caplo
 def test_short_labels_are_counted(root, tmp_path, caplog):
     write_table(root, [*rows_of(0, 1, 2), ["site0/night0.wav", 5.0, 5.1, "Crow"]], "short.csv")
     assert run(root, tmp_path / "out", tables="short.csv") == 0
-    assert "1 labels are shorter than --min_overlap_s 0.25: they are secondary labels" in caplog.text
+    assert "1 label is shorter than --min_overlap_s 0.25: secondary" in caplog.text
     assert windows_of(tmp_path / "out")["site0/night0.wav", 4.0] == ("Wren", 1, ["Wren"], ["Crow"])
     assert run(root, tmp_path / "lower", "--min_overlap_s", 0.1, tables="short.csv") == 0
     assert windows_of(tmp_path / "lower")["site0/night0.wav", 4.0] == ("Wren", 1, ["Crow", "Wren"], [])

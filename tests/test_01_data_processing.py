@@ -156,7 +156,7 @@ def test_a_short_rest_is_no_clip_and_filled_clips_are_counted(tmp_path, caplog):
     table = read_parts(tmp_path / "out")
     assert sorted(table.duration_s.round(2)) == pytest.approx([0.5, 1.5, 2] + [5] * 8)
     assert "3 of 11 clips are shorter than 5 s (median 1.50 s) and are repeated to this length" in caplog.text
-    assert "the rests of 4 recordings after their last clip are left out: 0.60 s in all" in caplog.text
+    assert "the rests of 4 recordings after the last clip are left out: 0.60 s in all" in caplog.text
     report = pd.read_csv(tmp_path / "out" / "split_report.csv")
     assert (report.short_clips.sum(), report.clips.sum()) == (3, 11)
 
@@ -200,11 +200,11 @@ def test_labels_with_few_recordings_are_left_out_by_name(raw_dir, tmp_path, capl
     write(raw / "Rook" / "XC900.wav", song(1, 16000), 16000)
     write(raw / "Rook" / "XC900_part2.wav", song(1, 16000, seed=1), 16000)
     assert run(raw, tmp_path / "out", "--min_recordings", 2) == 0
-    assert "1 labels have fewer than 2 recordings and are left out: Rook (1)" in caplog.text
+    assert "1 label has fewer than 2 recordings, left out: Rook (1)" in caplog.text
     assert clips.read_labels(tmp_path / "out") == LABELS
     skipped = read_csv(tmp_path / "out" / "skipped.csv")
     assert skipped.file.tolist() == ["Rook/XC900.wav", "Rook/XC900_part2.wav"]
-    assert set(skipped.reason) == {"its label Rook has 1 recordings, fewer than --min_recordings 2"}
+    assert set(skipped.reason) == {"its label Rook has 1 recording, fewer than --min_recordings 2"}
 
 
 def test_a_label_that_falls_below_the_minimum_by_bad_files_is_left_out(tmp_path, caplog):

@@ -531,7 +531,7 @@ def test_recorders_that_glue_sections_have_no_times_of_day(model_dir, tmp_path, 
     write(tmp_path / "raw" / "20250601_060000.wav", song(1, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)
     assert detect(model_dir, tmp_path / "raw", tmp_path / "out") == 0
     assert set(table(tmp_path / "out")["recorded_at"]) == {""}
-    assert "1 of 1 recordings have no known start time" in caplog.text
+    assert "recorded_at is empty for 1 of 1 recording" in caplog.text
     assert "trigger left out silent sections" in caplog.text
 
 

@@ -21,7 +21,7 @@ from utils.scores import evaluation
 )
 def test_labels_that_name_no_species_get_a_line(label, caplog):
     warn_of_odd_labels({label: 3, "Turdus merula": 9})
-    assert f"1 labels name no species: {label} (3 recordings)" in caplog.text
+    assert f"1 label names no species: {label} (3 recordings)" in caplog.text
 
 
 @pytest.mark.parametrize(

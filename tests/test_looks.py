@@ -32,7 +32,7 @@ def test_only_results_of_the_same_test_clips_are_counted(tmp_path, caplog):
     (root / "broken").mkdir()
     (root / "broken" / "run.json").write_text("{")
     assert count_looks(mine, DATA, "test") == {"n_earlier_looks_at_test": 2}
-    assert f"2 results in {root} have scored these test clips before" in caplog.text
+    assert f"these test clips were scored before (2 results in {root})" in caplog.text
 
 
 def test_a_result_that_was_stopped_is_not_counted(tmp_path):

@@ -77,7 +77,7 @@ def test_columns_of_the_whole_recording_are_no_stretches(tmp_path, header, value
 def test_rows_that_name_a_file_again_get_a_line(tmp_path, caplog):
     touch(tmp_path, "a.wav")
     labels_of(tmp_path, write_csv(tmp_path, "file,label\na.wav,Rook\na.wav,Rook\n"))
-    assert "names 1 files in several rows" in caplog.text
+    assert "names 1 file in several rows" in caplog.text
 
 
 # ----------------------------------------------------------------------------------------- which file it is

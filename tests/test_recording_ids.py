@@ -122,7 +122,7 @@ def test_pieces_of_other_recordings_have_no_common_origin():
 def test_joined_pieces_are_said_and_so_are_numbers_that_may_be_pieces(caplog):
     with caplog.at_level("INFO"):
         name_recordings(["Rook/tape_0.0s_3.0s.wav", "Rook/tape_3.0s_6.0s.wav"], ["Rook"] * 2)
-    assert "2 files are pieces of 1 recordings by their names" in caplog.text
+    assert "2 files are pieces of 1 recording by their names" in caplog.text
     caplog.clear()
     name_recordings([f"Rook/rook_{i}.wav" for i in range(5)], ["Rook"] * 5)
     assert "5 files in 1 series differ only by a number, such as Rook/rook_0 and Rook/rook_1" in caplog.text

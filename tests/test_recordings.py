@@ -113,7 +113,7 @@ def test_hidden_files_and_other_files_are_ignored(tmp_path, caplog):
         files, skipped = find_recordings(tmp_path)
     assert len(files) == 2
     assert skipped == []
-    assert "4 files are not audio and are ignored (2 .csv, " in caplog.text
+    assert "4 files are not audio: ignored (2 .csv, " in caplog.text
 
 
 def test_audio_that_cannot_be_decoded_is_reported(tmp_path):
@@ -183,7 +183,7 @@ def test_a_table_knows_best_then_tags_then_folders(tmp_path, caplog):
     assert skipped == []
     said = "3 of 5 files have a recordist: 1 from the table, 1 from tags of xeno-canto, 1 from folders"
     assert said in caplog.text
-    assert "1 files name an artist in tags that are not xeno-canto's (Voice Memos (1)): not used" in caplog.text
+    assert "1 file names an artist in tags that are not xeno-canto's (Voice Memos (1)): not used" in caplog.text
 
 
 def test_ids_of_tags_count_where_only_the_path_names_a_recording(tmp_path):

@@ -368,7 +368,7 @@ def test_fitted_thresholds_are_used_and_a_label_without_one_is_never_detected(ru
     answers = predictions.read_answers(tmp_path / "scored")
     scores = 1 / (1 + np.exp(-2 * answers.logits.astype(float) - 1))
     assert (answers.is_detected == (scores >= [0.4, np.inf, 0.7])).all()
-    assert f"1 labels have no threshold, so they are never detected here: {LABELS[1]}" in caplog.text
+    assert f"1 label has no threshold, never detected here: {LABELS[1]}" in caplog.text
     assert "no thresholds are fitted" not in caplog.text
 
 

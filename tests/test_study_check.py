@@ -67,4 +67,4 @@ def test_a_wrong_document_ends_with_code_3(results_dir, tmp_path, caplog):
     (tmp_path / "README.md").write_text("## Results\n0.5\n")
     words = ["--results_dir", results_dir, "--results", tmp_path / "RESULTS.md", "--readme", tmp_path / "README.md"]
     assert study_check.main([str(word) for word in words]) == 3
-    assert "1 numbers do not agree with the predictions: README.md has 0.5" in caplog.text
+    assert "1 number does not agree with the predictions: README.md has 0.5" in caplog.text

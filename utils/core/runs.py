@@ -52,7 +52,7 @@ from utils.core.records import (
     read_record,
     walk,
 )
-from utils.core.text import printable
+from utils.core.text import counted, printable
 
 log = logging.getLogger(__name__)
 
@@ -872,7 +872,7 @@ def progress(iterable: Iterable, total: int, desc: str, unit: str, n_before: int
 def log_figures(output_dir: Path) -> None:
     """Log the place and the number of the figures of a result in one line."""
     if n_figures := len(list(Path(output_dir).glob("*.png"))):
-        log.info("%d figures: %s", n_figures, Path(output_dir) / "*.png")
+        log.info("%s: %s", counted(n_figures, "figure"), Path(output_dir) / "*.png")
 
 
 def seed_everything(seed: int) -> None:

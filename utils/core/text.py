@@ -1,8 +1,22 @@
-"""Names of recordings, labels and files as text: shortened lists, and names that are safe in a terminal or a table."""
+"""Numbers and names of recordings, labels and files as text: counts, shortened lists, names that are safe to print."""
 
 from collections.abc import Iterable, Sequence
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun: ``1 file``, ``3 files``; with a verb, ``1 label has`` and ``3 labels have``.
+
+    Parameters
+    ----------
+    n : int
+    one : str
+        The words after 1.
+    many : str, optional
+        The words after other numbers; by default `one` with an s.
+    """
+    return f"{n} {one if n == 1 else many or f'{one}s'}"
 
 
 def some(names: Sequence[str], most: int = 10) -> str:

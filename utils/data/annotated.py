@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.core.files import sha256_of_lines
-from utils.core.text import printable, some
+from utils.core.text import counted, printable, some
 from utils.data.annotations import Annotation, read_all
 from utils.data.preparation import NAMED_IN_LOG, Recorded, report
 from utils.data.recording_ids import tidy
@@ -79,9 +79,10 @@ def read(path: Path, label_column: str | None, background: Collection[str], min_
             by_name[a.file].append(replace(a, label=label))
     n_labels = len({a.label for own in by_name.values() for a in own})
     log.info(
-        "%s (%s): %d labels with times, of %d kinds, in %d files; %d files without a label; %d rows of background (%s)",
-        *(path, table.format, sum(map(len, by_name.values())), n_labels, len(by_name)),
-        *(len(table.files) - len(by_name), n_background.total(), ", ".join(sorted(n_background)) or "none"),
+        "%s (%s): %s with times, of %s, in %s; %s without a label; %s of background (%s)",
+        *(path, table.format, counted(sum(map(len, by_name.values())), "label"), counted(n_labels, "kind")),
+        *(counted(n, "file") for n in (len(by_name), len(table.files) - len(by_name))),
+        *(counted(n_background.total(), "row"), ", ".join(sorted(n_background)) or "none"),
     )
     report(table.problems, "left out of the annotations")
     places = [problem.partition(": ") for problem in table.problems]
@@ -132,14 +133,14 @@ def label_windows(
     labelled, unknown = _only(labelled, are_known, "no clip of it lies in the reviewed windows")
     n_left_out = sum(not known for own in are_known for known in own)
     if n_left_out:
-        log.info("%d clips are left out: they do not lie in reviewed windows", n_left_out)
+        log.info("%s left out: not in reviewed windows", counted(n_left_out, "clip is", "clips are"))
     skipped += unknown
     report(ends_late, "used up to the end")
     if n_short:
         log.warning(
-            "%d labels are shorter than --min_overlap_s %g: they are secondary labels, which training and scores leave "
-            "out. Lower --min_overlap_s to use them",
-            *(n_short, annotations.min_overlap_s),
+            "%s shorter than --min_overlap_s %g: secondary, left out of training and scores. To use such labels, lower "
+            "--min_overlap_s",
+            *(counted(n_short, "label is", "labels are"), annotations.min_overlap_s),
         )
     return labelled, skipped
 
@@ -224,9 +225,9 @@ def drop_rare_labels(recorded: Sequence[Recorded], min_recordings: int) -> tuple
     )
     if rare:
         log.warning(
-            "%d labels are in the clips of fewer than %d recordings and are no classes; %d clips without another label "
-            "are left out: %s",
-            *(len(rare), min_recordings, sum(not good for own in is_good for good in own)),
+            "%s in the clips of fewer than %d recordings: no class; left out with %s without another label: %s",
+            *(counted(len(rare), "label is", "labels are"), min_recordings),
+            counted(sum(not good for own in is_good for good in own), "clip"),
             some([f"{label} ({n})" for label, n in rare.items()], NAMED_IN_LOG),
         )
     return _with_main_labels(kept), skipped

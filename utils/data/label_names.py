@@ -4,6 +4,8 @@ import logging
 import re
 from collections.abc import Mapping
 
+from utils.core.text import counted
+
 log = logging.getLogger(__name__)
 
 NO_SPECIES = re.compile(
@@ -29,9 +31,9 @@ def warn_of_odd_labels(n_recordings: Mapping[str, int]) -> None:
     odd = {label: n for label, n in sorted(n_recordings.items()) if _is_no_species(label)}
     if odd:
         log.warning(
-            "%d labels name no species: %s. They are classes like all others; if this is not intended, remove their "
-            "recordings",
-            *(len(odd), ", ".join(f"{label} ({n} recordings)" for label, n in odd.items())),
+            "%s no species: %s. They are classes like all others; if this is not intended, remove their recordings",
+            counted(len(odd), "label names", "labels name"),
+            ", ".join(f"{label} ({counted(n, 'recording')})" for label, n in odd.items()),
         )
     missing = sorted(MISSING & n_recordings.keys())
     if missing:

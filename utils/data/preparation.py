@@ -21,7 +21,7 @@ import pyarrow as pa
 from utils.core import runs, workers
 from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 from utils.core.files import read_json, sha256_of_lines, write_csv, write_json
-from utils.core.text import formulas, printable, some
+from utils.core.text import counted, formulas, printable, some
 from utils.data import audio, clips, near_copies, sources, splits, spool
 from utils.data.recordings import Skipped, SourceFile
 from utils.data.recordists import similar_names
@@ -160,10 +160,11 @@ def drop_rare_labels(files: Sequence[SourceFile], min_recordings: int) -> tuple[
     rare = {label: len(ids) for label, ids in sorted(recordings.items()) if len(ids) < min_recordings}
     if rare:
         names = some([f"{label} ({n})" for label, n in rare.items()], NAMED_IN_LOG)
-        log.warning("%d labels have fewer than %d recordings and are left out: %s", len(rare), min_recordings, names)
-    reason = "its label {} has {} recordings, fewer than --min_recordings {}"
+        n_rare = counted(len(rare), "label has", "labels have")
+        log.warning("%s fewer than %d recordings, left out: %s", n_rare, min_recordings, names)
+    reason = "its label {} has {}, fewer than --min_recordings {}"
     skipped = [
-        Skipped(file.path, reason.format(file.label, rare[file.label], min_recordings))
+        Skipped(file.path, reason.format(file.label, counted(rare[file.label], "recording"), min_recordings))
         for file in files
         if file.label in rare
     ]
@@ -376,8 +377,8 @@ def report_short_clips(clip_format: ClipFormat, recorded: Sequence[Recorded]) ->
     rests = [r.sound.n_samples - sum(clip_format.cut(r.sound.n_samples)[-1]) for r in recorded]
     if n_left_out := sum(rest > 0 for rest in rests):
         log.info(
-            "the rests of %d recordings after their last clip are left out: %.2f s in all",
-            *(n_left_out, sum(rests) / clip_format.sample_rate_hz),
+            "the rests of %s after the last clip are left out: %.2f s in all",
+            *(counted(n_left_out, "recording"), sum(rests) / clip_format.sample_rate_hz),
         )
 
 
@@ -556,13 +557,15 @@ def write_similar_recordists(output_dir: Path, recorded: Sequence[Recorded]) -> 
         return
     path = output_dir / SIMILAR_NAME
     write_csv(path, ["recordist", "same_as"], [[one, other] for one, other, _ in pairs])
-    lines = [f"{one} ({counts[one]} files), {other} ({counts[other]}): {reason}" for one, other, reason in pairs]
+    lines = [
+        f"{one} ({counted(counts[one], 'file')}), {other} ({counts[other]}): {reason}" for one, other, reason in pairs
+    ]
     report(lines, "recordists with similar names, treated as two")
     log.warning(
-        "%s lists %d pairs of recordists with similar names. If a pair is one person, recordings by that person can be "
+        "%s lists %s of recordists with similar names. If a pair is one person, recordings by that person can be "
         "on both sides of the split: copy the file, delete the rows of two different persons, and give it with "
         "--same_recordist",
-        *(path, len(pairs)),
+        *(path, counted(len(pairs), "pair")),
     )
 
 

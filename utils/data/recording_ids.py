@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from utils.core.text import counted
+
 log = logging.getLogger(__name__)
 
 XENO_CANTO_ID = re.compile(r"(?<![a-z0-9])xc\d+(?![a-z0-9])", re.IGNORECASE | re.ASCII)
@@ -237,9 +239,10 @@ def _log_pieces(paths: Sequence[str], names: dict[int, str], pieces: set[int]) -
     if several:
         examples = [paths[i] for i in several if names[i] == names[several[0]]][:2]
         log.info(
-            "%d files are pieces of %d recordings by their names, such as %s of %s: the pieces of a recording stay "
+            "%d files are pieces of %s by their names, such as %s of %s: the pieces of a recording stay "
             "together; to change this, give a metadata table with the column recording_id",
-            *(len(several), len({names[i] for i in several}), " and ".join(examples), names[several[0]]),
+            *(len(several), counted(len({names[i] for i in several}), "recording"), " and ".join(examples)),
+            names[several[0]],
         )
 
 

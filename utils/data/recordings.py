@@ -14,7 +14,7 @@ from pathlib import Path
 import soundfile
 
 from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
-from utils.core.text import printable, some
+from utils.core.text import counted, printable, some
 from utils.data.folder_levels import find_label_level, label_of
 from utils.data.metadata import Row, read_rows
 from utils.data.named_files import match
@@ -171,8 +171,10 @@ def find_recordings(
             f"{metadata or raw_dir}: no file is left of {len(skipped)}, all are skipped; the first: {first}"
         )
     n_recordings = len({file.recording_id for file in files})
-    n_labels = f", {len({file.label for file in files})} labels" if covered is None else ""
-    log.info("%s: %d files, %d recordings%s; %d skipped", raw_dir, len(files), n_recordings, n_labels, len(skipped))
+    found = [counted(len(files), "file"), counted(n_recordings, "recording")]
+    if covered is None:
+        found.append(counted(len({file.label for file in files}), "label"))
+    log.info("%s: %s; %d skipped", raw_dir, ", ".join(found), len(skipped))
     return sorted(files, key=_order), skipped
 
 
@@ -218,7 +220,7 @@ def find_audio(raw: Path) -> tuple[Path, list[str], list[Skipped]]:
     if not paths:
         first = f"; the first of {len(skipped)} skipped, {skipped[0].file}: {skipped[0].reason}" if skipped else ""
         raise InputError(f"{raw} holds no audio ({ignored.total()} other files){first}")
-    log.info("%s: %d files; %d skipped", raw, len(paths), len(skipped))
+    log.info("%s: %s; %d skipped", raw, counted(len(paths), "file"), len(skipped))
     return raw, paths, sorted(skipped, key=lambda skip: (skip.file, skip.reason))
 
 
@@ -275,9 +277,9 @@ def complete(
     if +others:
         names = ", ".join(f"{name} ({n})" for name, n in (+others).most_common(5))
         log.warning(
-            "%d files name an artist in tags that are not xeno-canto's (%s): not used, it may be an app or a "
-            "publisher. If they are recordists, name them in a metadata table",
-            *(others.total(), names),
+            "%s an artist in tags that are not xeno-canto's (%s): not used, it may be an app or a publisher. If they "
+            "are recordists, name them in a metadata table",
+            *(counted(others.total(), "file names", "files name"), names),
         )
     spelling = one_spelling([file.recordist for file in known if file.recordist is not None], same)
     known = [replace(file, recordist=spelling.get(file.recordist)) for file in known]
@@ -379,7 +381,7 @@ def _from_folders(raw_dir: Path, label_level: int | None) -> tuple[list[SourceFi
 def _log_ignored(raw_dir: Path, ignored: Counter[str]) -> None:
     if ignored:
         counts = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in ignored.most_common(5))
-        log.info("%s: %d files are not audio and are ignored (%s)", raw_dir, ignored.total(), counts)
+        log.info("%s: %s not audio: ignored (%s)", raw_dir, counted(ignored.total(), "file is", "files are"), counts)
 
 
 def _walk(raw_dir: Path) -> tuple[list[str], list[Skipped], Counter[str]]:
@@ -493,7 +495,7 @@ def _from_metadata(
     if n_unlabelled:
         log.warning("%s: %d of %d rows have no label and are left out", metadata, n_unlabelled, len(table))
     if n_by_id:
-        log.info("%s: the files of %d rows are found by their xeno-canto id", metadata, n_by_id)
+        log.info("%s: the files of %s are found by their xeno-canto id", metadata, counted(n_by_id, "row"))
     files, n_repeated = {}, 0
     for path, sources in rows.items():
         n_repeated += len(sources) > 1
@@ -506,9 +508,9 @@ def _from_metadata(
             skipped.append(Skipped(path, f"{metadata.name} names it {len(sources)} times: the first row is used"))
     if n_repeated:
         log.warning(
-            "%s names %d files in several rows: each file is used once, as a whole, with the label of its rows. If "
+            "%s names %s in several rows: each file is used once, as a whole, with the label of its rows. If "
             "the rows describe sections of a file, each section must be its own file: cut them out first",
-            *(metadata, n_repeated),
+            *(metadata, counted(n_repeated, "file")),
         )
     return files, skipped
 
@@ -527,12 +529,15 @@ def _from_tables(
     skipped += [Skipped(path, "no table of --annotations covers it") for path in unused]
     skipped += [Skipped(name, f"named by --annotations: {problem}") for name, problem in problems]
     if unused:
-        log.warning("%s: no table of --annotations covers %d files: %s", raw_dir, len(unused), printable(some(unused)))
+        n_unused = counted(len(unused), "file")
+        log.warning("%s: no table of --annotations covers %s: %s", raw_dir, n_unused, printable(some(unused)))
     if problems:
         lines = [f"{name}: {problem}" for name, problem in problems]
-        log.warning("--annotations names %d files that cannot be used: %s", len(lines), printable(some(lines, 5)))
+        n_problems = counted(len(lines), "file")
+        log.warning("--annotations names %s that cannot be used: %s", n_problems, printable(some(lines, 5)))
     if known and (strangers := sorted(names.keys() - known.keys())):
-        log.warning("--metadata has no row for %d files of --annotations: %s", len(strangers), some(strangers))
+        n_strangers = counted(len(strangers), "file")
+        log.warning("--metadata has no row for %s of --annotations: %s", n_strangers, some(strangers))
     return files, skipped
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from utils.core import lazy
 from utils.core.errors import InputError, is_machine_limit
 from utils.core.names import PRECISIONS
+from utils.core.text import counted
 from utils.models import decision, model_folder
 from utils.models.loaded_model import MULTI_LABEL, WAVEFORM
 
@@ -157,7 +158,7 @@ class ExportedModel:
 
     def __repr__(self) -> str:
         n_blocks = self.sizes["n_blocks"]
-        blocks = [f"{n_blocks} block{'s' * (n_blocks != 1)}"] if n_blocks else []
+        blocks = [counted(n_blocks, "block")] if n_blocks else []
         return ", ".join(
             [
                 self.config["model_type"],

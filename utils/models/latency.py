@@ -24,6 +24,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from utils.core.text import counted
 from utils.core.workers import available_cpus
 from utils.models.architectures import has_blocks, widths_of
 from utils.models.encoders import front_end_forward
@@ -226,9 +227,8 @@ def _latencies(candidates: Sequence[_Candidate], load: "_Load") -> list[Latency]
     ]
     if load.is_high:
         log.warning(
-            "latency: %.1f of %d CPUs were free, PyTorch uses %d threads, other processes used the rest: "
-            "times are too long; %s",
-            *(load.n_free_cpus, load.n_cpus, load.n_threads, ADVICE),
+            "latency: %.1f of %s were free, PyTorch uses %s, other processes used the rest: times are too long; %s",
+            *(load.n_free_cpus, counted(load.n_cpus, "CPU"), counted(load.n_threads, "thread"), ADVICE),
         )
     if any("unsteady" in doubt for doubt in doubts):
         median, *_, p95, _ = max(found, key=lambda times: times[3] / times[0])

@@ -7,6 +7,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from utils.core import runs
+from utils.core.text import counted
 from utils.data.clips import Clips
 from utils.models import architectures, encoders
 from utils.scores import multi_label
@@ -48,7 +49,7 @@ def describe_model(model: PreTrainedModel) -> str:
     words = [model.config.model_type]
     if architectures.has_blocks(model.config):
         n_blocks = model.config.num_hidden_layers
-        words.append(f"{n_blocks} block{'s' * (n_blocks != 1)}")
+        words.append(counted(n_blocks, "block"))
         before = getattr(model.config, "width_from", {})
         cut = {name: width for name, width in architectures.widths_of(model.config).items() if name in before}
         words += [f"{name} {width} of {before[name]}" for name, width in cut.items() if width != before[name]]

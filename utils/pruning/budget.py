@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from utils.core import cli, lazy
 from utils.core.errors import UsageError
 from utils.core.files import BROKEN, read_json, write_json
+from utils.core.text import counted
 from utils.pruning import width
 from utils.scores.summary import NO_DOUBT
 
@@ -113,7 +114,7 @@ def check(loaded: LoadedModel, budget: Budget, keep: Keep, clip_seconds: float) 
     cheapest = _counted(model_size.SizeCounter(loaded, clip_seconds), loaded, keep, SHARES[-1])
     if not budget.fits(cheapest):
         raise UsageError(
-            f"{budget}: the cheapest model of this search keeps {len(keep)} block{'s' * (len(keep) != 1)} with "
+            f"{budget}: the cheapest model of this search keeps {counted(len(keep), 'block')} with "
             f"{cheapest.ffn_size} FFN units, and has {cheapest.in_words()}; give more"
         )
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from utils.core.text import counted
+
 log = logging.getLogger(__name__)
 
 INTERVAL_PERCENT = 95.0
@@ -241,7 +243,8 @@ def score_intervals(
 def warn_of_few_groups(split: str, n_groups: int) -> None:
     """Warn if the intervals of scores on a split are rough because the split has few groups."""
     if n_groups < FEW_GROUPS:
-        log.warning("%s: %d groups are few: intervals from fewer than %d are rough", split, n_groups, FEW_GROUPS)
+        found = counted(n_groups, "group is", "groups are")
+        log.warning("%s: %s few: intervals from fewer than %d are rough", split, found, FEW_GROUPS)
 
 
 def paired_difference(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from utils.core import names, runs
 from utils.core.errors import InputError
+from utils.core.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int
     n_looks = sum(_looks_at_test(folder, data) for folder in names.result_folders(root) if folder != output_dir)
     if n_looks:
         log.info(
-            "%d results in %s have scored these test clips before: do not choose a model by these scores",
-            *(n_looks, root),
+            "these test clips were scored before (%s in %s): do not choose a model by these scores",
+            *(counted(n_looks, "result"), root),
         )
     return {"n_earlier_looks_at_test": n_looks}
 

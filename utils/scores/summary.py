@@ -12,7 +12,7 @@ from pathlib import Path
 from utils.core import lazy, names, runs
 from utils.core.errors import InputError, OutputExistsError
 from utils.core.files import write_text
-from utils.core.text import printable
+from utils.core.text import counted, printable
 from utils.data.splits import UNIT_NOT_NOTED
 
 with lazy.imported_on_first_use():
@@ -229,7 +229,7 @@ def rebuild_summary(results_dir: Path, asked: Sequence[str] = ()) -> pd.DataFram
         summary = pd.concat(tables, ignore_index=True)
         write_metrics(csv_path, summary)
         plots.summary_figure(summary, results_dir / SUMMARY_NAME, _is_doubtful(summary), asked)
-        log.info("%s and .png: rebuilt from %d results", csv_path, len(summary))
+        log.info("%s and .png: rebuilt from %s", csv_path, counted(len(summary), "result"))
     return summary
 
 

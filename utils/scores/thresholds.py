@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import betainc
 
+from utils.core.text import counted
 from utils.scores import intervals, verdicts
 
 SURE = 0.8
@@ -75,7 +76,7 @@ def fit(
 
 def _reason(n_groups: int, sure: np.ndarray, target: float) -> str:
     if n_groups < MIN_GROUPS:
-        return f"{n_groups or 'no'} {'group' if n_groups == 1 else 'groups'} with a clip of it; {MIN_GROUPS} are needed"
+        return f"{counted(n_groups, 'group') if n_groups else 'no groups'} with a clip of it; {MIN_GROUPS} are needed"
     best = f"{sure.max():.2f}" if len(sure) else "0"
     return f"at no score a precision of {target:g} with a probability of {SURE:g}; at best {best}"
 
