@@ -80,8 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--model_dir",
         required=True,
-        help="run folder of 02_finetuning.py, model folder, name of a base model on the hub, checkpoint of AVES or "
-        "BEATs, or tiny",
+        help="run folder of 02_finetuning.py, model folder, name of an encoder on the hub, checkpoint of AVES or "
+        "BEATs, or 'tiny' (small, built in, random weights)",
     )
     add("--split", choices=[*splits.SPLITS, ALL_SPLITS], default="val", help="clips to analyse")
     add(

@@ -152,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--repair_clips",
         type=cli.positive_int,
         default=None,
-        help=f"of --repair: clips of train on which it is fitted (default: {pruning_plan.REPAIR_CLIPS})",
+        help=f"with --repair: clips of train on which it is fitted (default: {pruning_plan.REPAIR_CLIPS})",
     )
     add("--heal", type=cli.non_negative_int, default=0, help="epochs of fine-tuning for the chosen subset")
     add(
@@ -164,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--heal_teacher",
         action="store_true",
-        help="of --heal: the subset also learns from the probabilities of the whole model (knowledge distillation)",
+        help="with --heal: the subset also learns from the probabilities of the whole model (knowledge distillation)",
     )
     add(
         "--heal_keep",

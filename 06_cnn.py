@@ -13,7 +13,7 @@ waveform        the published network: two convolutions and two dense layers on 
 Trains like 02_finetuning.py, with the same flags and the same run folder. It keeps the checkpoint with the best macro
 F1 on `val` (macro average precision where a clip can have several labels) and never reads `test`. After a stop, the
 same command continues. 03_model_validation.py scores the model.
-The model has no transformer blocks: 04, 05 and 07 refuse it.
+The model has no transformer blocks: 04 and 05 refuse it, and 07 does nothing but --export onnx.
 
 Writes <output_dir>/model (its `classify.py` classifies files; `from_pretrained` loads it after `import bird_cnn`, a
 file in that folder), metrics.csv, training_curves.png, tensorboard/, log.txt and run.json.

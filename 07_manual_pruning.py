@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(Path(__file__).stem)
 
-DEFAULT_OUTPUT_DIR = "runs/<name of the model's run>.pruned"
+DEFAULT_OUTPUT_DIR = "runs/<name of the model's run>.pruned; with --export alone, .onnx"
 OUTPUTS = ("model/*", "[0-9]*-blocks/model/*", "*.onnx", "export.csv")
 EXPORTS = (ONNX,) = ("onnx",)
 SCRATCH = ".importance"
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model_dir",
         required=True,
         help="run folder of 02_finetuning.py, model folder, name of an encoder on the hub, checkpoint of AVES or "
-        "BEATs, or 'tiny' (small, built in, random weights)",
+        "BEATs, or 'tiny' (small, built in, random weights); with --export also run folder of 06_cnn.py",
     )
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--keep_layers", default=None, help="layers to keep, such as 0-3,7, or none")
@@ -143,11 +143,11 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=exported.PRECISIONS,
         default=None,
-        help=f"of --export: one file for each of {', '.join(exported.PRECISIONS)} (default: {exported.FLOAT32}); "
+        help=f"with --export: one file for each of {', '.join(exported.PRECISIONS)} (default: {exported.FLOAT32}); "
         f"{exported.INT8} needs --data_dir",
     )
     parser.add_argument(
-        "--allow_loss", action="store_true", help="of --export: keep a file whose answers are not those of the model"
+        "--allow_loss", action="store_true", help="with --export: keep a file whose answers are not those of the model"
     )
     cli.add_data_arguments(parser)
     parser.set_defaults(data_dir=None)  # without a width, a repair or an export, no clip is read

@@ -536,7 +536,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--draws", type=cli.positive_int, default=2000, help="data sets drawn for each row")
     add("--only", choices=list(MEASURES), nargs="+", default=list(MEASURES), help="what to measure")
     add("--seed", type=int, default=0, help="of all draws")
-    add("--log_level", choices=["info", "warning"], default="warning", help="least level to print")
+    add("--log_level", choices=["info", "warning"], default="warning", help="lowest level to print")
     return parser
 
 

@@ -164,8 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--raw_dir", type=Path, required=True, help="folder of recordings")
-    parser.add_argument("--limit", type=cli.positive_int, default=None, help="use only this many recordings")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="(default: all)")
+    parser.add_argument(
+        "--limit", type=cli.positive_int, default=None, help="use only this many recordings (default: all)"
+    )
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="formats to compare (default: all)"
+    )
     return parser
 
 

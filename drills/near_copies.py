@@ -261,10 +261,11 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--raw_dirs", type=Path, nargs="+", required=True, help="folders of recordings")
-    parser.add_argument("--n_recordings", type=cli.positive_int, default=150, help="recordings that are copied")
-    parser.add_argument("--sizes", type=cli.positive_int, nargs="+", default=[2500, 5000, 10_000], help="of scale")
-    parser.add_argument("--parts", nargs="+", choices=["copies", "sets", "scale"], default=["copies", "sets", "scale"])
-    parser.add_argument("--seed", type=int, default=42, help="draws the recordings")
+    parser.add_argument("--n_recordings", type=cli.positive_int, default=150, help="recordings to copy (default: 150)")
+    add, parts, sizes = parser.add_argument, ["copies", "sets", "scale"], [2500, 5000, 10_000]
+    add("--sizes", type=cli.positive_int, nargs="+", default=sizes, help=f"recordings of scale (default: {sizes})")
+    add("--parts", nargs="+", choices=parts, default=parts, help="tables to make (default: all)")
+    add("--seed", type=int, default=42, help="seed that draws the recordings (default: 42)")
     return parser
 
 

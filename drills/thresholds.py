@@ -1,6 +1,6 @@
 """Measure whether thresholds that are fitted on val keep their precision on other recordists, and compare rules.
 
-    python -m drills.thresholds                        # about three minutes of one free core
+    python -m drills.thresholds                        # half a minute of one free core
     python -m drills.thresholds --draws 5              # roughly
 
 Each draw is a data set of 34 labels with as many recordists on val as fold 2 of `birds34` (`RECORDISTS`: half of the
@@ -197,7 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(world)
         for name, values in measure(world, args.draws, target).items():
             given = values[np.isfinite(values[:, 0])]
-            precision, share, labels, recall = (*given[:, :2].mean(axis=0), *values[:, 2:].mean(axis=0))
+            precision, share = given[:, :2].mean(axis=0) if len(given) else (np.nan, np.nan)
+            labels, recall = values[:, 2:].mean(axis=0)
             draws = (given[:, 0] >= target).mean() if len(given) else np.nan
             missed = name == RULE and not (precision >= target + EXPECTED[0] and share >= EXPECTED[1])
             n_missed += missed

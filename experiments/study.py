@@ -106,21 +106,21 @@ def build_parser() -> argparse.ArgumentParser:
     add("--other_models", type=_named, nargs="*", default=[], metavar="NAME=MODEL", help="encoders to fine-tune whole")
     add("--architectures", choices=CNNS, nargs="*", default=list(CNNS), help="CNNs of stage 06")
     add("--folds", type=cli.positive_int, default=5, help="number of folds")
-    add("--seeds", type=cli.non_negative_int, nargs="+", default=[1], help="trainings of each model on each fold")
+    add("--seeds", type=cli.non_negative_int, nargs="+", default=[1], help="seeds of the trainings on each fold")
     add(
         "--seeds_of_first_fold",
         type=cli.non_negative_int,
         nargs="*",
         default=[],
-        help="more trainings, on fold 1 only: how much trainings differ",
+        help="more seeds, on fold 1 only, to show how much trainings differ",
     )
-    add("--splits", choices=SPLIT_BY[1:], nargs="*", default=list(SPLIT_BY[1:]), help="other ways of splitting")
+    add("--splits", choices=SPLIT_BY[1:], nargs="*", default=list(SPLIT_BY[1:]), help="other splits, of one model")
     add("--claim_layers", default=None, help="layers of the model for --splits, such as 0-3 (default: all)")
     add("--data_args", type=shlex.split, default=[], help="more arguments for stage 01, in quotes after =")
     add("--train_args", type=shlex.split, default=[], help="the same for stage 02")
     add("--frozen_args", type=shlex.split, default=[], help="the same for stage 02 with --freeze_encoder")
     add("--cnn_args", type=shlex.split, default=[], help="the same for stage 06")
-    add("--jobs", type=cli.positive_int, default=2, help="steps at a time")
+    add("--jobs", type=cli.positive_int, default=2, help="steps that run at a time")
     add("--dry_run", action="store_true", help="print the commands and run none")
     add("--output_dir", type=Path, default=Path("study"), help="folder for all outputs")
     add("--log_level", choices=["info", "warning"], default="info", help="lowest level to print")

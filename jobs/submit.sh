@@ -20,7 +20,8 @@ those of an earlier job, named by --after.
 Input, from environment variables as for make pipeline: RAW_DIR METADATA NAME SEED SPLIT_BY FOLDS FOLD BASE_MODEL
 MODEL OUT_DIR DATA_DIR RUN_DIR RESULTS_DIR ANALYSIS_DIR DETECTIONS_DIR, FIELD_DIR (the recordings of 08), and flags of
 the stages: COMMON_ARGS (all) DATA_ARGS (01) TRAIN_ARGS (02) VALIDATE_ARGS (03) ANALYSE_ARGS (04) PRUNE_ARGS (05)
-CNN_ARGS (06) KEEP_ARGS (07) DETECT_ARGS (08). SHARDS=N runs 01 and 08 as arrays of N jobs, each with a merge. FOLD=2 tests the second of FOLDS folds (default: 5).
+CNN_ARGS (06) KEEP_ARGS (07) DETECT_ARGS (08). SHARDS=N runs 01 and 08 as arrays of N jobs, each with a merge. FOLD=2
+tests the second of FOLDS folds (default: 5).
 
 Resources; without these variables, those in the head of jobs/01.sh to 08.sh:
   QUEUE, CPU_QUEUE   queue of 02 to 06; of 01, 07 and 08

@@ -48,14 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="share of a target distributed over all classes; with multi_label, over presence and absence",
     )
-    add("--class_weights", choices=["balanced", "none"], default="balanced", help="class weights in the loss")
+    add(
+        "--class_weights",
+        choices=["balanced", "none"],
+        default="balanced",
+        help="balanced: a clip of a rare class weighs more in the loss",
+    )
     add(
         "--augment",
         nargs="+",
         choices=[*AUGMENTATIONS, "none"],
         default=None,
-        help="random changes to training clips; specaugment needs a model with a spectrogram as input (default: "
-        "all; for a head on a frozen encoder, none)",
+        help="random changes to training clips: roll moves the sound in time, gain makes it louder or softer, noise "
+        "adds another clip as noise, mixup mixes two clips and their labels, specaugment masks parts of a spectrogram; "
+        "the last needs a model with a spectrogram as input (default: all; for a head on a frozen encoder, none)",
     )
     add(
         "--early_stopping_patience",
@@ -126,14 +132,14 @@ def add_teacher_arguments(parser: argparse.ArgumentParser, has_blocks: bool) -> 
         "--distillation_weight",
         type=cli.share,
         default=None,
-        help="of --teacher_dir: share of the loss that compares with the teacher; the rest compares with the labels "
+        help="with --teacher_dir: share of the loss that compares with the teacher; the rest compares with the labels "
         f"(default: {DISTILLATION_WEIGHT:g})",
     )
     add(
         "--temperature",
         type=cli.positive_float,
         default=None,
-        help="of --teacher_dir: divisor of the logits of teacher and student; a higher one shows more of the "
+        help="with --teacher_dir: divisor of the logits of teacher and student; a higher one shows more of the "
         f"teacher's doubts (default: {TEMPERATURE:g})",
     )
     add(
@@ -141,7 +147,7 @@ def add_teacher_arguments(parser: argparse.ArgumentParser, has_blocks: bool) -> 
         type=cli.positive_int,
         default=None,
         metavar="V",
-        help="of --teacher_dir: repeat the batches and their augmentation after V epochs, and keep the teacher's "
+        help="with --teacher_dir: repeat the batches and their augmentation after V epochs, and keep the teacher's "
         "answers; later epochs need no teacher (default: new batches in each epoch)",
     )
 
@@ -149,7 +155,7 @@ def add_teacher_arguments(parser: argparse.ArgumentParser, has_blocks: bool) -> 
         "--unlabelled_dir",
         type=Path,
         default=None,
-        help="of --teacher_dir: clips that 01 cut with --unlabelled, which the student hears too and learns from the "
+        help="with --teacher_dir: clips that 01 cut with --unlabelled, which the student hears too and learns from the "
         "teacher alone; recordings of val or test among them are left out (default: none)",
     )
     if has_blocks:
@@ -158,7 +164,7 @@ def add_teacher_arguments(parser: argparse.ArgumentParser, has_blocks: bool) -> 
             type=cli.positive_float,
             default=None,
             metavar="B",
-            help="of --teacher_dir: also add B times the relative squared error between the hidden states of student "
+            help="with --teacher_dir: also add B times the relative squared error between the hidden states of student "
             "and teacher, block by block, through linear projections that are fitted and thrown away (default: 0)",
         )
 
