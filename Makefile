@@ -108,7 +108,7 @@ study-birds34 study-birds20: study-%: venv
 	    --frozen_args="--learning_rate 1e-3 --num_train_epochs 20 --early_stopping_patience 20" \
 	    --cnn_args="--num_train_epochs 15" --jobs $(JOBS) --output_dir study
 
-# Every number of README.md and RESULTS.md, computed again from the committed predictions.
+# The tables of RESULTS.md and the section Results of README.md, computed again from the committed predictions.
 study-check: venv
 	$(PY) -m experiments.study_check
 

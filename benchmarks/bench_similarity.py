@@ -1,6 +1,6 @@
 """Speed and memory of the similarity of all pairs of layers from a memory map, compared with n x n kernel matrices.
 
-    python -m benchmarks.bench_similarity                        about two minutes on two cores
+    python -m benchmarks.bench_similarity          # about two minutes on two cores
     python -m benchmarks.bench_similarity --knn_clips 20000 --rbf_clips 20000
 
 Writes hidden states of random, correlated layers to a temporary folder (13 layers of 20,000 clips in 768 dimensions:

@@ -5,10 +5,10 @@
     from classify import classify                # with this folder on sys.path
     starts_s, labels, logits = classify("song.wav")
 
-This file belongs to the model and can be copied with its folder. It needs transformers, numpy and soundfile, and soxr
-for files with another sample rate than the model's; it needs nothing else of the project that trained the model. Files
-are cut into clips as in the training. The scores are those of 03_model_validation.py: probabilities, calibrated if
-config.json has a decision.
+This file belongs to the model and can be copied with its folder. It needs PyTorch, transformers, numpy and soundfile,
+and soxr for files with another sample rate than the model's; it needs nothing of the project that trained the model.
+Files are cut into clips as in the training. The scores are those of 03_model_validation.py: probabilities, calibrated
+if config.json has a decision.
 """
 
 import functools
