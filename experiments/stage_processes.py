@@ -4,6 +4,7 @@ The import of PyTorch and transformers takes seconds. This is longer than a smal
 stage needs.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -16,7 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = [
+    "av",
+    "torch.utils.tensorboard",
+    "utils.data.annotated",
     "utils.data.preparation",
+    "utils.data.shards",
     "utils.figures.analysis_plots",
     "utils.figures.pruning_plots",
     "utils.layers.convexity",
@@ -58,6 +63,7 @@ def _become(
     script: str, words: list[str], printed: Path, prepare: Callable[[], None] | None, is_ready: Connection
 ) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # like jobs/stage.sh
+    gc.freeze()  # a collection would copy all pages of what the server has imported
     is_ready.close()  # start_stage waits for this
     file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

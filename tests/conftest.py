@@ -1,8 +1,10 @@
 """Fixtures of all tests, and the number of examples of the fuzz tests."""
 
+import contextlib
 import gc
 import logging
 import os
+from multiprocessing import forkserver
 from pathlib import Path
 
 import hypothesis
@@ -26,6 +28,28 @@ def pytest_collection_finish() -> None:
     """Exclude all objects of the imported packages from garbage collection, which would check them repeatedly."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_fork_server():
+    """Fork all processes from a server that has imported what the stages import, whichever test is the first to fork.
+
+    Python starts one server for all: with the modules that the first process asks for, found from its working folder.
+    After a test of stage 01, which asks for little, each process of another stage would import PyTorch anew.
+    """
+    from experiments.stage_processes import IMPORTED
+
+    server = forkserver._forkserver
+    start_if_needed = server.ensure_running
+
+    def ensure_running():
+        server.set_forkserver_preload(IMPORTED)
+        with contextlib.chdir(ROOT):
+            start_if_needed()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "ensure_running", ensure_running)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -590,11 +590,12 @@ def test_a_signal_before_there_is_a_stage(monkeypatch):
     assert end.value.code == 75
 
 
-def test_two_processes_stop_at_the_wall_time_with_a_checkpoint(tmp_path):
+def test_two_processes_stop_at_the_wall_time_with_a_checkpoint(warm_python, tmp_path):
     """LSF signals all processes, and the launcher passes on to its two what it gets: one request, one checkpoint."""
     folder = checkout(tmp_path / "checkout")
     write_processed(folder / "processed_data" / "study")
-    environment = os.environ | {"PYTHON": sys.executable, "NAME": "study", "NUM_GPUS": "2", "BASE_MODEL": "tiny"}
+    python = dict.fromkeys(("PYTHON", "PYTHON_EXEC"), str(warm_python))  # of the job, and of torchrun
+    environment = os.environ | python | {"NAME": "study", "NUM_GPUS": "2", "BASE_MODEL": "tiny"}
     environment["TRAIN_ARGS"] = "--device cpu --num_train_epochs 200 --early_stopping_patience 200"
     job = subprocess.Popen([folder / "jobs" / "02.sh"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     run_dir = folder / "runs/study/tiny/seed-42"

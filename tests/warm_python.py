@@ -6,6 +6,7 @@ folder and environment. Signals are passed on, and the exit code comes back.
 """
 
 import array
+import gc
 import json
 import os
 import runpy
@@ -103,8 +104,16 @@ def run(request: dict, files: list[int]) -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["environment"])
+        gc.freeze()  # a collection would copy all pages of what was imported
         sys.argv = request["words"]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if sys.argv[0] == "-u":  # as torchrun calls its Python
+            sys.argv.pop(0)
+        if sys.argv[0] == "-m":
+            sys.argv.pop(0)
+            sys.path.insert(0, request["cwd"])
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code
