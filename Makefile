@@ -93,11 +93,12 @@ pipeline: venv
 # experiments.study says. Its results lie apart from those, for experiments.reproduced to compare.
 study: study-birds34 study-birds20
 
-# The learning rates were chosen on val of fold 1 of birds34: accuracy 0.478 after two of three epochs, and 0.215 with
-# 1e-4 for all parts.
-study-birds34: RECIPE = --learning_rate 5e-5 --head_learning_rate 1e-3 --num_train_epochs 3
+# Chosen on val of fold 1 of birds34: accuracy 0.478 and 0.590 after one and two of three epochs; 0.405 after one with 1e-4
+# for all parts; 0.558 after three from a random head and a head rate of 1e-3. Test scores of the last recipe had been seen
+# by then (folds 1 to 4), none of this one.
+study-birds34: RECIPE = --learning_rate 5e-5 --head_learning_rate 5e-4 --num_train_epochs 3
 study-birds34: PLAN = --seeds 1 --seeds_of_first_fold 2 3 --splits recordist_and_species clip
-study-birds20: RECIPE = --learning_rate 5e-5 --head_learning_rate 1e-3 --num_train_epochs 6
+study-birds20: RECIPE = --learning_rate 5e-5 --head_learning_rate 5e-4 --num_train_epochs 6
 study-birds20: PLAN = --seeds 1 2 3
 study-birds34 study-birds20: study-%: venv
 	$(PY) -m experiments.study --name $* --raw_dir $(SHARED)/data/$* --metadata $(SHARED)/data/$*/metadata.csv \
@@ -105,7 +106,7 @@ study-birds34 study-birds20: study-%: venv
 	    --other_models whisper-tiny=$(SHARED)/models/whisper-tiny-en-encoder $(PLAN) \
 	    --data_args="--min_recordings 5 --same_recordist experiments/same_recordist.csv" \
 	    --train_args="--per_device_train_batch_size 4 --early_stopping_patience 10 --augment roll gain specaugment $(RECIPE)" \
-	    --frozen_args="--learning_rate 1e-3 --num_train_epochs 20 --early_stopping_patience 20" \
+	    --head_first --head_args="--learning_rate 1e-3 --num_train_epochs 20 --early_stopping_patience 20" \
 	    --cnn_args="--num_train_epochs 15" --jobs $(JOBS) --output_dir study
 
 # The tables of RESULTS.md and the section Results of README.md, computed again from the committed predictions.

@@ -10,9 +10,12 @@ recordists. For every fold and seed these models are trained and scored on the s
 <base>.blocks-<layers>  the base model with its first blocks only, fine-tuned: pruning before (02)
 <base>.after-<n>        the whole model, pruned without retraining to the best n blocks on val: pruning after (05, 07)
 <base>.after-<n>.repaired  the same blocks, repaired in closed form (07 --repair linear)
-<base>.frozen           the whole model with only its head trained: a floor (02 --freeze_encoder)
+<base>.blocks-<all>.frozen  all blocks, with only the head trained: a floor (02 --freeze_encoder)
 <other>                 other encoders, fine-tuned whole (02)
 cnn-<architecture>      the CNN baselines (06)
+
+With --head_first each encoder that has blocks is fine-tuned from such a head, and not from a random one: its first
+steps would spoil what the encoder knows (Kumar et al. 2022, arXiv 2202.10054).
 
 Then 03 pools the folds of each model. One of the first models is also trained and scored on clips that were divided in
 another way (<name>.by-<way>), to show the effect of the split.
@@ -118,8 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--claim_layers", default=None, help="layers of the model for --splits, such as 0-3 (default: all)")
     add("--data_args", type=shlex.split, default=[], help="more arguments for stage 01, in quotes after =")
     add("--train_args", type=shlex.split, default=[], help="the same for stage 02")
-    add("--frozen_args", type=shlex.split, default=[], help="the same for stage 02 with --freeze_encoder")
+    add("--head_args", type=shlex.split, default=[], help="the same for stage 02 with --freeze_encoder")
     add("--cnn_args", type=shlex.split, default=[], help="the same for stage 06")
+    add("--head_first", action="store_true", help="train the head of each encoder alone, before all its layers")
     add("--jobs", type=cli.positive_int, default=2, help="steps that run at a time")
     add("--dry_run", action="store_true", help="print the commands and run none")
     add("--output_dir", type=Path, default=Path("study"), help="folder for all outputs")
@@ -174,6 +178,7 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         The one of these whose model is trained on other splits too.
     """
     base, base_model = args.base_model
+    without_blocks = ("--keep_layers", rungs[0])  # an encoder that has nothing to freeze
 
     def path(kind: str, name: Name | str) -> str:
         return str(args.output_dir / kind / str(name))
@@ -193,12 +198,19 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         words = ("--model_dir", path("runs", name), *on_data_of(name))
         return (VALIDATE, *words, "--output_dir", path("validation_results", name))
 
-    def trained(name: Name, script: str, *words: str) -> Job:
-        training = (script, *words, *on_data_of(name), "--output_dir", path("runs", name))
-        return Job(str(name), (training, validation(name)))
+    def training_of(name: Name, script: str, *words: str) -> tuple[str, ...]:
+        return (script, *words, *on_data_of(name), "--output_dir", path("runs", name))
+
+    def head_of(name: Name, *start: str) -> tuple[str, ...]:
+        return training_of(name.variant(names.FROZEN), TRAIN, *start, "--freeze_encoder", *args.head_args)
 
     def fine_tuned(name: Name, model: str, *words: str) -> Job:
-        return trained(name, TRAIN, "--base_model", model, *words, *args.train_args)
+        start, steps = ("--base_model", model, *words), []
+        if args.head_first and words != without_blocks:
+            steps.append(head_of(name, *start))
+            start = ("--base_model", path("runs", name.variant(names.FROZEN)))
+        steps += [training_of(name, TRAIN, *start, *args.train_args), validation(name)]
+        return Job(str(name), tuple(steps))
 
     def rung(of_base: Name, keep: str) -> Job:
         return fine_tuned(of_base.variant(names.blocks(keep)), base_model, "--keep_layers", keep)
@@ -206,8 +218,11 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
     def whole_and_pruned(of_base: Name) -> Job:
         whole, tuned = of_base.variant(names.blocks(rungs[-1])), rung(of_base, rungs[-1])
         swept, words = whole.variant(names.SWEEP), ("--model_dir", path("runs", whole))
-        sweep_dir = path("validation_results", swept)
+        sweep_dir, floor = path("validation_results", swept), whole.variant(names.FROZEN)
         steps = [*tuned.steps, (SWEEP, *words, *on_data_of(whole), "--output_dir", sweep_dir)]
+        if not args.head_first:
+            steps.append(head_of(whole, "--base_model", base_model, "--keep_layers", rungs[-1]))
+        steps.append(validation(floor))
         for n in range(1, len(rungs) - 1):
             name = of_base.variant(names.after(n))
             choice = ("--from", f"{sweep_dir}/best.json", "--n_layers", str(n))
@@ -232,13 +247,11 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         of_base = Name(args.name, base, seed, fold=fold)
         training += [rung(of_base, keep) for keep in rungs[:-1]]
         training.append(whole_and_pruned(of_base))
-        frozen = ("--base_model", base_model, "--freeze_encoder", *args.frozen_args)
-        training.append(trained(of_base.variant(names.FROZEN), TRAIN, *frozen))
         for name, model in args.other_models:
             training.append(fine_tuned(replace(of_base, model=name), model))
         for architecture in args.architectures:
-            words = ("--architecture", architecture, *args.cnn_args)
-            training.append(trained(replace(of_base, model=f"cnn-{architecture}"), TRAIN_CNN, *words))
+            cnn, words = replace(of_base, model=f"cnn-{architecture}"), ("--architecture", architecture, *args.cnn_args)
+            training.append(Job(str(cnn), (training_of(cnn, TRAIN_CNN, *words), validation(cnn))))
         if seed == args.seeds[0]:
             training += [rung(replace(of_base, split_by=way), claim_layers) for way in args.splits]
     pooling = [pooled(name) for name in scored if name.fold == "1" and name.seed in args.seeds]

@@ -22,7 +22,7 @@ from utils.models.loaded_model import LoadedModel
 
 HEAD = "--num_train_epochs 1 --learning_rate 1e-3"
 QUICK = f"{HEAD} --augment none"
-MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0-1", "small.frozen"}
+MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0-1", "small.blocks-0-1.frozen"}
 MODELS |= {"small.after-1", "small.after-1.repaired"}
 
 
@@ -42,7 +42,7 @@ def words(tmp_path_factory):
         *("--base_model", f"small={folder / 'base'}", "--claim_layers", "0", "--splits"),
         *("--folds", "3"),
         *("--architectures", "--data_args=--min_recordings 3 --clip_seconds 1"),
-        *(f"--train_args={QUICK}", f"--frozen_args={HEAD}", f"--cnn_args=--width 0.125 {QUICK}"),
+        *(f"--train_args={QUICK}", f"--head_args={HEAD}", "--head_first", f"--cnn_args=--width 0.125 {QUICK}"),
     ]
 
 
@@ -93,6 +93,10 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
     }
     assert of_folds <= after.keys()
     assert {name.replace("validation_results", "runs") for name in of_folds if "sweep" not in name} <= after.keys()
+    for model, base in (("0", "runs/birds/small.blocks-0.frozen/"), ("0-1", "runs/birds/small.blocks-0-1.frozen/")):
+        start = after[f"runs/birds/small.blocks-{model}/fold-1.seed-1"]["arguments"]["base_model"]
+        assert base in start, "all layers are trained from a trained head"
+    assert after["runs/birds/small.blocks-none/fold-1.seed-1"]["arguments"]["base_model"].endswith("base")
     assert {f"validation_results/birds/{model}/fold-all.seed-1" for model in MODELS} <= after.keys()
     assert {record["status"] for record in after.values()} == {"complete"}
     assert all(after[name] == before[name] for name in complete), "what was done is not done again"
@@ -111,7 +115,7 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
         "small.blocks-none": "pruned before",
         "small.after-1": "removed",
         "small.after-1.repaired": "repaired",
-        "small.frozen": "only the head trained",
+        "small.blocks-0-1.frozen": "only the head trained",
     }
     printed = capsys.readouterr().out
     for line in (
@@ -128,12 +132,12 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
     where = ("--results_dir", str(tmp_path / "study" / "validation_results"), "--published_dir", str(published))
     assert publish.main(["--name", "birds", *where]) == 0
     shutil.copytree(published, moved / "validation_results")
-    (moved / "validation_results" / "birds" / "small.frozen" / "fold-2.seed-1" / "metrics.csv").write_text("damaged")
+    (moved / "validation_results" / "birds" / "small.blocks-0" / "fold-2.seed-1" / "metrics.csv").write_text("damaged")
     assert study.main([*words, "--output_dir", str(moved)]) == 3, "the damaged result is refused where it lies"
-    shutil.rmtree(moved / "validation_results" / "birds" / "small.frozen" / "fold-2.seed-1")
+    shutil.rmtree(moved / "validation_results" / "birds" / "small.blocks-0" / "fold-2.seed-1")
     assert study.main([*words, "--output_dir", str(moved)]) == 0
     trained = [path.parent.relative_to(moved / "runs").as_posix() for path in (moved / "runs").rglob("run.json")]
-    assert trained == ["birds/small.frozen/fold-2.seed-1"]
+    assert sorted(trained) == [f"birds/small.blocks-0{variant}/fold-2.seed-1" for variant in (".frozen", "")]
     table_again = pd.read_csv(moved / "validation_results" / "birds" / "study.csv").set_index("model")
     pd.testing.assert_series_equal(table_again["accuracy"], table["accuracy"])
 
@@ -158,14 +162,17 @@ def wait_for(condition, most_s=120.0):
         time.sleep(0.05)
 
 
-def test_every_step_is_a_command_that_its_stage_takes(words, capsys):
+@pytest.mark.parametrize("head_first", [False, True])
+def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys):
+    words = [word for word in words if head_first or word != "--head_first"]
     more = ("--other_models", "more=tiny", "--architectures", "waveform", "--splits", "clip")
     assert study.main([*words, "--seeds", "1", "2", *more, "--dry_run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     # Two preparations; for each of two seeds and three folds: six models that are trained and scored, a sweep, its
     # subset without and with repair, and their scores; a model on other splits, trained and scored on each fold; then
     # pooling.
-    assert len(lines) == 2 + 2 * 3 * (6 * 2 + 5) + 3 * 2 + 2 * 8 + 1
+    # With --head_first two more are trained: the heads of one block, and of the other encoder.
+    assert len(lines) == 2 + 2 * 3 * (6 * 2 + 5 + 2 * head_first) + 3 * (2 + head_first) + 2 * 8 + 1
     parsed = []
     for line in lines:
         python, script, *arguments = study.shlex.split(line)
