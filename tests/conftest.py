@@ -24,6 +24,11 @@ hypothesis.settings.register_profile("drills", max_examples=20_000, **SETTINGS)
 hypothesis.settings.load_profile("tests")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests marked ``starts_first`` first: at the end of the run one process would be left alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("starts_first") is None)
+
+
 def pytest_collection_finish() -> None:
     """Exclude all objects of the imported packages from garbage collection, which would check them repeatedly."""
     gc.collect()

@@ -63,6 +63,7 @@ def quick():
     without_figures()
 
 
+@pytest.mark.starts_first
 def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, monkeypatch, capsys, caplog):
     command = [*words, "--output_dir", str(tmp_path / "study")]
     real, started = study.start_stage, []
