@@ -201,7 +201,7 @@ def test_a_step_that_fails_is_told_and_nothing_starts_after_it(tmp_path, caplog)
 
 def test_help_shows_its_defaults():
     text = " ".join(study.build_parser().format_help().split())
-    assert "trainings of each model on each fold (default: 1)" in text
+    assert "seeds of the trainings on each fold (default: 1)" in text
     assert "encoders to fine-tune whole (default: none)" in text
 
 
