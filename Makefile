@@ -87,10 +87,10 @@ pipeline: venv
 	$(PY) 05_pruning.py $(OF_THE_RUN) --output_dir "$(SWEEP_DIR)" $(COMMON_ARGS) $(PRUNE_ARGS)
 
 # The study: two data sets in five folds by recordist, each with the base model cut to every depth before fine-tuning and
-# after it, a frozen encoder, a smaller encoder, two CNNs, and what other splits would have claimed. Three trainings on
-# each fold of birds20, and on the first fold of birds34. An estimate for two cores: 14 hours with AVX-512 BF16, 24 or
-# more without. Continues where it was stopped; on another machine, from the results that came with the code, as
-# experiments.study says. Its results lie apart from those, for experiments.reproduced to compare.
+# after it, with and without repair, a head alone, a smaller encoder, two CNNs, and what other splits would have claimed.
+# Three trainings on each fold of birds20, and on the first fold of birds34. An estimate for two cores: 16 hours or more
+# with AVX-512 BF16, about twice that without. Continues where it was stopped; on another machine, from the results that
+# came with the code, as experiments.study says. Its results lie apart from those, for experiments.reproduced to compare.
 study: study-birds34 study-birds20
 
 # Chosen on val of fold 1 of birds34: accuracy 0.478 and 0.590 after one and two of three epochs; 0.405 after one with 1e-4

@@ -318,8 +318,9 @@ def collections_figure(scores: pd.DataFrame, path: Path, title: str | None = Non
     title : str or None
         Such as a `caption`.
     """
-    of_each, mean, alone = scores.iloc[:-2], scores.iloc[-2], scores.iloc[-1]
+    of_each, mean, alone, some = scores.iloc[:-2], scores.iloc[-2], scores.iloc[-1], None
     if len(of_each) > MOST_ROWS:
+        some = f"The {MOST_ROWS} largest of {len(of_each):,} collections"
         of_each = of_each.nlargest(MOST_ROWS, "n_clips").sort_index()
     rows = np.arange(len(of_each))
     with style():
@@ -344,9 +345,6 @@ def collections_figure(scores: pd.DataFrame, path: Path, title: str | None = Non
         panels[0].set_ylim(len(rows) + 0.6, -0.6)
         handles, names = panels[0].get_legend_handles_labels()
         fig.legend(handles, names, loc="outside lower right", fontsize=7.5)
-        some = (
-            f"The {len(of_each)} largest of {len(scores) - 2:,} collections" if len(of_each) < len(scores) - 2 else None
-        )
         fig.suptitle("\n".join(filter(None, [title, some])), x=0.01, ha="left")
         save_figure(fig, path)
 
