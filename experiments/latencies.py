@@ -1,13 +1,14 @@
 """Measure the latencies of all models of a study side by side, in one process on one machine.
 
     python -m experiments.latencies --results_dir study/validation_results --runs_dir study/runs --name birds20 \\
-        --data_dir study/processed_data/birds20/folds --fold 1
+        --data_dir study/processed_data/birds20/folds
 
-The latencies in summary.csv were measured in separate processes, perhaps under different load. This script takes the
-runs <name>/<model>/fold-<k>.seed-<n> of one fold and seed, because the weights do not change the latency. In every
-round each model is timed in turn on the same clip, so that other load on the machine affects all models. The latency is
-the median over the rounds; the table also has their range. Other load is recorded, and latency_doubt says why a latency
-cannot be trusted.
+The latencies in summary.csv were measured in separate processes, perhaps under different load. This script times every
+model that has a result. It takes one run of each, of any fold and seed, because the weights do not change the latency.
+In every round each model is timed in turn on the same clip, so that other load on the machine affects all models. The
+latency is the median over the rounds; the table also has their range. Other load is recorded, and latency_doubt says
+why a latency cannot be trusted. A model that has a result but no run any more keeps its former latency, with the doubt
+"apart": it was not measured beside the others.
 Writes <results_dir>/<name>/latency.csv, which experiments.study_table reads.
 """
 
@@ -15,7 +16,7 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -25,8 +26,10 @@ from utils.core import cli, names, runs
 from utils.core.errors import InputError
 from utils.core.files import write_text
 from utils.data import clips
-from utils.models import encoders, latency
+from utils.models import encoders, latency, model_folder
+from utils.scores.summary import NO_DOUBT
 
+APART = "apart"
 log = logging.getLogger(__name__)
 
 COLUMNS = ["model", "n_parameters", "latency_ms", "latency_ms_low", "latency_ms_high", "n_rounds", "device"]
@@ -38,8 +41,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--name", required=True, help="data set")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=1, help="seed whose models are timed")
-    parser.add_argument("--fold", default=None, help="fold whose models are timed (default: models without folds)")
     parser.add_argument("--data_dir", type=Path, required=True, help="output folder of 01; the first clip is used")
     parser.add_argument("--results_dir", type=Path, default=Path("validation_results"), help="folder of all results")
     parser.add_argument(
@@ -52,16 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Time the models; write the table and print it."""
-    found = {path: names.parse(path.relative_to(args.runs_dir).as_posix()) for path in args.runs_dir.glob("*/*/*")}
-    wanted = (args.name, names.DEFAULT_SPLIT, args.fold, args.seed)
-    part = names.Name(args.name, "m", args.seed, fold=args.fold).part
-    folders = {
-        name.full_model: path
-        for path, name in sorted(found.items())
-        if name is not None and (name.data_set, name.split_by, name.fold, name.seed) == wanted
-    }
+    folders = runs_of_results(args.runs_dir, args.results_dir, args.name)
     if not folders:
-        raise InputError(f"{args.runs_dir} has no run {args.name}/<model>/{part}; run make study")
+        raise InputError(f"{args.runs_dir} has no run {args.name}/<model> with a result; run make study")
     device = runs.resolve_device(args.device)
     data = clips.read_clips(args.data_dir)
     models = {name: encoders.load_model(folder, device) for name, folder in folders.items()}
@@ -77,11 +71,43 @@ def run(args: argparse.Namespace) -> None:
         }
         for name, found in times.items()
     ]
-    table = pd.DataFrame(rows, columns=COLUMNS).sort_values("latency_ms", ignore_index=True)
     path = args.results_dir / args.name / study_table.LATENCIES_NAME
+    table = pd.DataFrame([*rows, *former(path, folders)], columns=COLUMNS).sort_values("latency_ms", ignore_index=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, table.to_csv(index=False, float_format="%.6g"))
     print(table.to_string(index=False, float_format="%.1f"))
+
+
+def former(path: Path, measured: Collection[str]) -> list[dict]:
+    """Return the rows of an earlier table whose models have results, but are not measured now."""
+    if not path.exists():
+        return []
+    table = pd.read_csv(path, dtype={"model": str})
+    rows = table[[model not in measured and (path.parent / model).is_dir() for model in table["model"]]].to_dict(
+        "records"
+    )
+    for row in rows:
+        doubts = [doubt for doubt in row["latency_doubt"].split() if doubt not in (NO_DOUBT, APART)]
+        row["latency_doubt"] = " ".join([*doubts, APART])
+    return rows
+
+
+def models_without(runs_dir: Path, results_dir: Path, data_set: str) -> set[str]:
+    """Return the models that could be measured and are not in the table."""
+    path = results_dir / data_set / study_table.LATENCIES_NAME
+    known = set(pd.read_csv(path, dtype={"model": str})["model"]) if path.exists() else set()
+    return set(runs_of_results(runs_dir, results_dir, data_set)) - known
+
+
+def runs_of_results(runs_dir: Path, results_dir: Path, data_set: str) -> dict[str, Path]:
+    """Return a saved model for each name that has a result, such as ``{"cnn": Path("runs/birds/cnn/seed-1")}``."""
+    folders: dict[str, Path] = {}
+    for path in sorted(runs_dir.glob(f"{data_set}/*/*")):
+        name = names.parse(path.relative_to(runs_dir).as_posix())
+        has_result = name is not None and (results_dir / data_set / name.full_model).is_dir()
+        if has_result and (model_folder.resolve_model_dir(path) / model_folder.CONFIG_NAME).is_file():
+            folders.setdefault(name.full_model, path)
+    return folders
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,9 @@ steps would spoil what the encoder knows (Kumar et al. 2022, arXiv 2202.10054).
 Then 03 pools the folds of each model. One of the first models is also trained and scored on clips that were divided in
 another way (<name>.by-<way>), to show the effect of the split.
 
+The question comes first: the whole model, its pruned versions and the CNNs of the first seed, on all folds, pooled and
+compared by experiments.ways_table. Then come the models pruned before, other encoders, seeds and splits.
+
 Every step is a stage with its command. --jobs steps run at a time, each with its share of the CPUs. After a stop or a
 kill the same command continues: a finished step has nothing to do, an unfinished one resumes. If a step fails, the
 running steps end, and no other step starts.
@@ -54,6 +57,7 @@ from experiments.stage_processes import start_stage
 from utils.core import cli, names, runs
 from utils.core.errors import InputError, Interrupted, UsageError
 from utils.core.names import DEFAULT_SPLIT, Name
+from utils.core.text import counted
 from utils.core.workers import available_cpus
 from utils.data.splits import SPLIT_BY
 from utils.models import encoders
@@ -147,27 +151,29 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--claim_layers {claim_layers}: no such model in the study, which has {', '.join(rungs)}")
     if len({*args.seeds, *args.seeds_of_first_fold}) < len(args.seeds) + len(args.seeds_of_first_fold):
         raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
-    rounds = plan(args, rungs, claim_layers)
+    question, rest = plan(args, rungs, claim_layers)
     if args.dry_run:
-        for job in (job for jobs in rounds for job in jobs):
+        for job in (job for jobs in (*question, *rest) for job in jobs):
             print("\n".join(f"python {shlex.join(step)}" for step in job.steps))
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // args.jobs)))
     logs_dir = args.output_dir / "logs"
     logs_dir.mkdir(parents=True, exist_ok=True)
-    for number, jobs in enumerate(rounds, start=1):
-        to_do = [job for job in jobs if not job.is_known]
-        known = f"; {len(jobs) - len(to_do)} more have results, without their models" if len(to_do) < len(jobs) else ""
-        log.info("round %d of %d: %d jobs%s", number, len(rounds), len(to_do), known)
-        run_jobs(to_do, args.jobs, logs_dir)
-    make_tables(args, claim_layers, rungs[-1])
+    for of_question, rounds in ((True, question), (False, rest)):
+        for jobs in rounds:
+            to_do = [job for job in jobs if not job.is_known]
+            n_known = len(jobs) - len(to_do)
+            known = f"; {n_known} more have results, without their models" if n_known else ""
+            log.info("%s: %s%s", "the question" if of_question else "the rest", counted(len(to_do), "job"), known)
+            run_jobs(to_do, args.jobs, logs_dir)
+        make_tables(args, claim_layers, rungs[-1], of_question)
 
 
 # ------------------------------------------------------------------------------------------ what to do
 
 
-def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[list[Job]]:
-    """Return all jobs, in rounds; the jobs of a round do not depend on each other.
+def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple[list[list[Job]], list[list[Job]]]:
+    """Return the jobs of the question and of the rest, in rounds; the jobs of a round do not depend on each other.
 
     Parameters
     ----------
@@ -239,23 +245,35 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> list[
         words = ("--pool", *folds, "--overwrite", "--output_dir", path("validation_results", name))
         return Job(str(name), ((VALIDATE, *words),))
 
-    folds = [str(number) for number in range(1, args.folds + 1)]
-    folds_of = {**dict.fromkeys(args.seeds, folds), **dict.fromkeys(args.seeds_of_first_fold, folds[:1])}
-    preparing = [prepared(Name(args.name, base, 0, fold="1", split_by=way)) for way in (DEFAULT_SPLIT, *args.splits)]
-    training = []
-    for seed, fold in ((seed, fold) for seed, own in folds_of.items() for fold in own):
-        of_base = Name(args.name, base, seed, fold=fold)
-        training += [rung(of_base, keep) for keep in rungs[:-1]]
-        training.append(whole_and_pruned(of_base))
-        for name, model in args.other_models:
-            training.append(fine_tuned(replace(of_base, model=name), model))
+    def asked(of_base: Name) -> list[Job]:
+        """Return the jobs of the question, of one fold and seed."""
+        jobs = [whole_and_pruned(of_base)]
         for architecture in args.architectures:
             cnn, words = replace(of_base, model=f"cnn-{architecture}"), ("--architecture", architecture, *args.cnn_args)
-            training.append(Job(str(cnn), (training_of(cnn, TRAIN_CNN, *words), validation(cnn))))
-        if seed == args.seeds[0]:
-            training += [rung(replace(of_base, split_by=way), claim_layers) for way in args.splits]
-    pooling = [pooled(name) for name in scored if name.fold == "1" and name.seed in args.seeds]
-    return [preparing, training, pooling]
+            jobs.append(Job(str(cnn), (training_of(cnn, TRAIN_CNN, *words), validation(cnn))))
+        return jobs
+
+    def others(of_base: Name) -> list[Job]:
+        jobs = [rung(of_base, keep) for keep in rungs[:-1]]
+        jobs += [fine_tuned(replace(of_base, model=name), model) for name, model in args.other_models]
+        if of_base.seed == args.seeds[0]:
+            jobs += [rung(replace(of_base, split_by=way), claim_layers) for way in args.splits]
+        return jobs
+
+    def pooling() -> list[Job]:
+        """Return the jobs that pool the folds of the models since the last call."""
+        jobs = [pooled(name) for name in scored if name.fold == "1" and name.seed in args.seeds]
+        scored.clear()
+        return jobs
+
+    folds = [str(number) for number in range(1, args.folds + 1)]
+    folds_of = {**dict.fromkeys(args.seeds, folds), **dict.fromkeys(args.seeds_of_first_fold, folds[:1])}
+    bases = [Name(args.name, base, seed, fold=fold) for seed, own in folds_of.items() for fold in own]
+    first = [of_base for of_base in bases if of_base.seed == args.seeds[0]]
+    preparing = [prepared(Name(args.name, base, 0, fold="1", split_by=way)) for way in (DEFAULT_SPLIT, *args.splits)]
+    question = [preparing[:1], [job for of_base in first for job in asked(of_base)], pooling()]
+    more = [job for of_base in bases if of_base not in first for job in asked(of_base)]
+    return question, [preparing[1:], [job for of_base in bases for job in others(of_base)] + more, pooling()]
 
 
 # ------------------------------------------------------------------------------------------- doing it
@@ -343,8 +361,11 @@ def _told(job: Job, number: int, exit_code: int, logs_dir: Path) -> str:
     return f"{job.name}: {job.steps[number][0]} ended with exit code {exit_code}: {last} (whole output: {printed})"
 
 
-def make_tables(args: argparse.Namespace, claim_layers: str, all_layers: str) -> None:
-    """Print the tables of the study and draw its figures; latencies are measured once."""
+def make_tables(args: argparse.Namespace, claim_layers: str, all_layers: str, of_question: bool) -> None:
+    """Print the tables of the study, or only that of its question, and draw their figures.
+
+    Latencies are measured again when a model has none yet.
+    """
     results_dir, first = (
         args.output_dir / "validation_results",
         Name(args.name, args.base_model[0], args.seeds[0], fold="1"),
@@ -354,14 +375,14 @@ def make_tables(args: argparse.Namespace, claim_layers: str, all_layers: str) ->
     def make(script, *words: str | Path) -> None:
         script.run(script.build_parser().parse_args([str(word) for word in words]))
 
-    if args.splits:
-        make(leak_table, *of_study, "--model", first.variant(names.blocks(claim_layers)).full_model)
-    make(ladder_table, *of_study, "--model", first.model)
-    if not (results_dir / args.name / study_table.LATENCIES_NAME).exists():
+    if latencies.models_without(args.output_dir / "runs", results_dir, args.name):
         data_dir = args.output_dir / "processed_data" / first.data
-        of_runs = ("--runs_dir", args.output_dir / "runs", "--data_dir", data_dir)
-        make(latencies, *of_study, *of_runs, "--fold", first.fold, "--seed", str(first.seed))
-    make(study_table, *of_study)
+        make(latencies, *of_study, "--runs_dir", args.output_dir / "runs", "--data_dir", data_dir)
+    if not of_question:
+        if args.splits:
+            make(leak_table, *of_study, "--model", first.variant(names.blocks(claim_layers)).full_model)
+        make(ladder_table, *of_study, "--model", first.model)
+        make(study_table, *of_study)
     part = replace(first, fold=names.ALL_FOLDS).part
     make(ways_table, *of_study, "--model", first.variant(names.blocks(all_layers)).full_model, "--part", part)
 

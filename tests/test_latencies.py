@@ -1,5 +1,7 @@
 """The latencies of `make study`, measured side by side."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
@@ -20,10 +22,12 @@ def folders(tmp_path_factory):
         for seed in (1, 2):
             (folder / "runs" / "birds" / name).mkdir(parents=True, exist_ok=True)
             encoders.save_model(loaded, folder / "runs" / "birds" / name / f"seed-{seed}")
-    (folder / "runs" / "birds.by-clip" / "whole" / "seed-2").mkdir(
-        parents=True
-    )  # by another split: the same model once more
-    (folder / "results").mkdir()
+    of_all = folder / "runs" / "birds" / "whole"
+    (of_all / "fold-1.seed-1").mkdir()  # a training that was stopped: it has no model yet
+    shutil.copytree(of_all / "seed-1", folder / "runs" / "birds" / "head" / "seed-1")  # has no result
+    shutil.copytree(of_all / "seed-1", folder / "runs" / "birds.by-clip" / "whole" / "seed-1")
+    for name in ("whole", "none", "head.frozen"):
+        (folder / "results" / "birds" / name / "seed-2").mkdir(parents=True)
     return folder, write_processed(folder / "data")
 
 
@@ -32,8 +36,8 @@ def main(folder, data_dir, *more):
     return latencies.main([str(word) for word in (*words, "--seconds", 0.01, *more)])
 
 
-def test_each_model_of_one_seed_has_a_row(folders, capsys):
-    assert main(*folders, "--name", "birds", "--seed", 2) == 0
+def test_each_model_with_a_result_has_one_row(folders, capsys):
+    assert main(*folders, "--name", "birds") == 0
     table = pd.read_csv(folders[0] / "results" / "birds" / "latency.csv")
     assert list(table.columns) == latencies.COLUMNS
     assert sorted(table["model"]) == ["none", "whole"]
@@ -44,9 +48,27 @@ def test_each_model_of_one_seed_has_a_row(folders, capsys):
     assert "whole" in capsys.readouterr().out
 
 
+def test_a_model_whose_run_is_gone_keeps_its_time_with_a_doubt(folders, tmp_path):
+    source, data_dir = folders
+    results, table = tmp_path / "results" / "birds", tmp_path / "results" / "birds" / "latency.csv"
+    shutil.copytree(source / "results" / "birds", results, ignore=shutil.ignore_patterns("*.csv"))
+    for name in ("gone", "slow"):
+        (results / name).mkdir()
+    rows = {"model": ["gone", "none", "dropped", "slow"], "latency_ms": [1e6, 7.0, 7.0, 2e6]}
+    pd.DataFrame(rows | {"latency_doubt": ["no", "no", "no", "load"]}).to_csv(table, index=False)
+    (tmp_path / "runs").symlink_to(source / "runs")
+    assert latencies.models_without(tmp_path / "runs", results.parent, "birds") == {"whole"}
+    assert main(tmp_path, data_dir, "--name", "birds") == 0
+    measured = pd.read_csv(table).set_index("model")
+    assert list(measured.index[-2:]) == ["gone", "slow"] and {*measured.index[:-2]} == {"none", "whole"}
+    assert measured.loc["gone", ["latency_ms", "latency_doubt"]].tolist() == [1e6, "apart"]
+    assert measured.loc["slow", "latency_doubt"] == "load apart" and measured.loc["none", "latency_ms"] < 1e6
+    assert not latencies.models_without(tmp_path / "runs", results.parent, "birds")
+
+
 def test_no_such_runs(folders, caplog):
     assert main(*folders, "--name", "wetland") == 3
-    assert "has no run wetland/<model>/seed-1" in caplog.text
+    assert "has no run wetland/<model> with a result" in caplog.text
 
 
 def test_times_under_load_are_judged_by_ratio_and_order():

@@ -181,6 +181,10 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
         parsed.append((script, load_stage(script.removesuffix(".py")).build_parser().parse_args(arguments)))
     outputs = [str(args.output_dir) for _, args in parsed]
     assert len(set(outputs)) == len(outputs)
+    first_pool = next(number for number, (_, args) in enumerate(parsed) if getattr(args, "pool", None))
+    of_question = " ".join(outputs[:first_pool])
+    assert "after-1.repaired/fold-3.seed-1" in of_question and "cnn-waveform/fold-3.seed-1" in of_question
+    assert not any(part in of_question for part in ("blocks-none", "by-clip", "seed-2", "/more"))
     for number, (script, args) in enumerate(parsed):
         pools = [] if script != study.VALIDATE else args.pool or []
         assert {str(folder) for folder in pools} <= set(outputs[:number])
@@ -212,7 +216,7 @@ def test_help_shows_its_defaults():
         (("--seeds", "1", "1"), "give each seed once"),
         (("--base_model", "tiny"), "'tiny' is not a short name and a model"),
         (("--other_models", "a/b=tiny"), "'a/b=tiny' is not a short name and a model"),
-        (("--name", "birds.by-clip"), "no result can be called 'birds.by-clip/small/fold-1.seed-0'"),
+        (("--name", "birds.by-clip"), "no result can be called 'birds.by-clip/small/fold-1.seed-1'"),
         (("--splits", "recordist"), "invalid choice: 'recordist'"),
     ],
 )
