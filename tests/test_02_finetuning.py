@@ -306,6 +306,7 @@ def test_checkpoint_with_files_gone_is_not_gone_on_from(
         (checkpoints / Path(state["best_model_checkpoint"]).name / "model.safetensors").unlink()
     for path in list(last.iterdir()) if name == "all" else [last / name] if name != "best" else []:
         path.unlink()
+    (checkpoints / "checkpoint-good").mkdir()  # a user's own
     assert stage.main(args) == 0
     assert_same_weights(weights_of(tmp_path / "run"), weights_of(undisturbed))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_features_are_the_means_that_transformers_gives(data_dir, tmp_path):
     }
 
 
-def test_the_encoder_runs_once_and_its_features_are_used_again(data_dir, base_dir, tmp_path, monkeypatch):
+def test_the_encoder_runs_once_and_its_features_are_used_again(data_dir, base_dir, tmp_path, monkeypatch, caplog):
     n_batches, batches = [], predict.input_batches
 
     def counted(*args, **kwargs):
@@ -124,9 +125,9 @@ def test_the_encoder_runs_once_and_its_features_are_used_again(data_dir, base_di
 
     monkeypatch.setattr(predict, "input_batches", counted)
 
-    def n_run(*more, data=data_dir, base=base_dir) -> int:
+    def n_run(*more, data=data_dir, base=base_dir, code=0) -> int:
         n_batches.clear()
-        assert stage.main(words(data, tmp_path / "run", *more, "--overwrite", base_model=base, epochs=1)) == 0
+        assert stage.main(words(data, tmp_path / "run", *more, "--overwrite", base_model=base, epochs=1)) == code
         return len(n_batches)
 
     assert n_run() == 3 + 2, "36 clips of train and 18 of val, in batches of 16"
@@ -145,6 +146,10 @@ def test_the_encoder_runs_once_and_its_features_are_used_again(data_dir, base_di
         path.write_bytes(b"rubbish")
     assert n_run(data=changed, base=other) == 0, "complete: nothing to do"
     assert n_run("--seed", 8, data=changed, base=other) == 3
+    shutil.rmtree(tmp_path / "run" / "features")
+    (tmp_path / "run" / "features").write_text("my own notes")
+    assert n_run("--seed", 9, code=3) == 0
+    assert "run/features: a file is where a folder must be: move or delete the file" in caplog.text
 
 
 @pytest.mark.parametrize("moment", ["features", "training"])

@@ -15,7 +15,7 @@ import pytest
 from tests.stages import ROOT
 from utils.core import cli, runs, streams
 from utils.core.errors import AlreadyComplete, InputError, Interrupted, OutputExistsError, UsageError
-from utils.core.files import read_json, sha256_of_file
+from utils.core.files import read_json, sha256_of_file, write_text
 
 
 def arguments(output_dir, **changes) -> argparse.Namespace:
@@ -808,6 +808,25 @@ def exit_code_of(error: BaseException | None, *words: str) -> int:
 def test_limits_of_the_machine_are_no_bugs(error, words, caplog):
     assert exit_code_of(error) == 3
     assert words in caplog.text and "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("write", "place"),
+    [
+        (lambda folder: (folder / "file").mkdir(), "file: a file is where a folder must be"),
+        (lambda folder: (folder / "file" / "x").write_text("x"), "file/x: a file is where a folder must be"),
+        (lambda folder: (folder / "folder").rename(folder / "file"), "file: a file is where a folder must be"),
+        (lambda folder: (folder / "folder").unlink(), "folder: a folder is where a file must be"),
+        (lambda folder: write_text(folder / "folder", "x"), "folder: a folder is where a file must be"),
+    ],
+)
+def test_a_file_in_place_of_a_folder_and_the_reverse_are_no_bugs(write, place, tmp_path, caplog):
+    (tmp_path / "file").write_text("a user's own")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="File exists|directory") as caught:
+        write(tmp_path)
+    assert exit_code_of(caught.value) == 3
+    assert f"{tmp_path}/{place}" in caplog.text and "Traceback" not in caplog.text
 
 
 def test_ctrl_c_before_the_folder_is_open(caplog):

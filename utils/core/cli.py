@@ -281,7 +281,8 @@ def _run_stage(parser, run, argv) -> int:
         if advice is None:
             log.exception("this is a bug: please report it with the lines below")
             return 1
-        what = getattr(error, "filename", None) or str(error) or type(error).__name__
+        paths = (getattr(error, name, None) for name in ("filename2", "filename"))  # the target of a renaming, if any
+        what = next(filter(None, paths), None) or str(error) or type(error).__name__
         log.error("%s: %s", str(what).splitlines()[0], advice)
         return InputError.exit_code
     finally:

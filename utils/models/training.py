@@ -820,7 +820,8 @@ def _last_whole_checkpoint(checkpoints: Path) -> Path | None:
 
     If files are missing, the Trainer itself would start with a new optimizer, or end with a model other than the best.
     """
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    own = [path for path in checkpoints.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    found = sorted(own, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
         try:
             best = _read_state(path)["best_model_checkpoint"]  # the Trainer writes this file last
