@@ -10,10 +10,14 @@ after fine-tuning; .repaired, their kept blocks repaired; .frozen, only the head
 other networks. A difference is the accuracy minus that of the whole model, clip by clip, with intervals that are
 simultaneous for all models. The last column says whether a model is shown to be no worse by 0.02.
 
-Writes <results_dir>/<name>/ways.csv, .pdf and .png.
+A second table compares the ways that keep the same number of blocks with each other; its intervals are simultaneous,
+and its p values adjusted, for all of its rows.
+
+Writes <results_dir>/<name>/ways.csv, .pdf and .png, and ways_by_size.csv.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +33,13 @@ from utils.core.files import write_text
 from utils.figures import plots
 from utils.scores import comparison, intervals, summary, verdicts
 
-TABLE_NAME = "ways"
+TABLE_NAME, BY_SIZE_NAME = "ways", "ways_by_size"
 DODGE = 1.012  # between two ways, so that intervals at one latency do not hide each other
 WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
 NARROWED, CNN, CNN_TAUGHT, TAUGHT = "repaired, narrower", "CNN", "CNN, taught", "taught"
 FROZEN, OTHER = "only the head trained", "other encoder"
+# Ways to fewer blocks, of which models of one size are compared.
+OF_A_SIZE = (REPAIRED, TAUGHT, REMOVED, BEFORE)
 # In the order of the legend; the sizes of one way are joined by a line.
 WAYS = (WHOLE, REPAIRED, NARROWED, TAUGHT, REMOVED, BEFORE, FROZEN, OTHER, CNN_TAUGHT, CNN)
 
@@ -71,6 +77,10 @@ def run(args: argparse.Namespace) -> None:
     write_text(folder / f"{TABLE_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
     draw(table, folder / TABLE_NAME, args.name)
     print("\n".join(markdown(table)))
+    by_size = compare_by_size(table, folder, args.part)
+    if by_size is not None:
+        write_text(folder / f"{BY_SIZE_NAME}.csv", by_size.to_csv(index=False, float_format="%.6g"))
+        print("", *markdown_by_size(by_size), sep="\n")
 
 
 def compare(results_dir: Path, name: str, model: str, part: str) -> pd.DataFrame:
@@ -119,6 +129,37 @@ def compare(results_dir: Path, name: str, model: str, part: str) -> pd.DataFrame
     return (
         rows.assign(order=order).sort_values(["order", "n_parameters"], ascending=[True, False]).drop(columns="order")
     )
+
+
+def compare_by_size(table: pd.DataFrame, folder: Path, part: str) -> pd.DataFrame | None:
+    """Return a row for each pair of models of `compare` with as many blocks, by two of `OF_A_SIZE`; None without pairs.
+
+    The columns are those of `comparison.comparison_table`, after ``n_layers, first_way, second_way``.
+    """
+    table = table[table["way"].isin(OF_A_SIZE)].sort_values("n_layers", ascending=False, kind="stable")
+    rows = list(table[["n_layers", "way"]].itertuples(index=False))
+    pairs = [
+        (first, second)
+        for first, second in itertools.combinations(range(len(rows)), 2)
+        if rows[first].n_layers == rows[second].n_layers and rows[first].way != rows[second].way
+    ]
+    if not pairs:
+        return None
+    scored = [comparison.read_scored(folder / model / part) for model in table["model"]]
+    found = comparison.comparison_table(scored, seed=0, margin=study_table.MARGIN, pairs=pairs)
+    ways = [(rows[first].n_layers, rows[first].way, rows[second].way) for first, second in pairs]
+    return pd.concat([pd.DataFrame(ways, columns=["n_layers", "first_way", "second_way"]), found], axis=1)
+
+
+def markdown_by_size(table: pd.DataFrame) -> list[str]:
+    """Return the lines of the table of `compare_by_size` in Markdown."""
+    lines = ["| blocks | | accuracy, first − second | p (Holm) | first no worse by 0.02 |", "|---" * 5 + "|"]
+    for _, row in table.iterrows():
+        ends = (row[f"accuracy_{end}"] for end in ("difference", "low_of_all", "high_of_all"))
+        cells = [str(row["n_layers"]), f"{row['first_way']} − {row['second_way']}"]
+        cells += ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*ends), f"{row['accuracy_p_holm']:.3f}", row["accuracy_verdict"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def markdown(table: pd.DataFrame) -> list[str]:

@@ -823,7 +823,7 @@ def test_limits_of_the_machine_are_no_bugs(error, words, caplog):
 def test_a_file_in_place_of_a_folder_and_the_reverse_are_no_bugs(write, place, tmp_path, caplog):
     (tmp_path / "file").write_text("a user's own")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="File exists|directory") as caught:
+    with pytest.raises(OSError, match=r"File exists|directory") as caught:
         write(tmp_path)
     assert exit_code_of(caught.value) == 3
     assert f"{tmp_path}/{place}" in caplog.text and "Traceback" not in caplog.text

@@ -1,5 +1,7 @@
 """The table and the figure of the ways to make a model smaller, on results written by hand."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from experiments import ways_table
 from tests.results import write_result
 from utils.core import names
-from utils.scores import intervals
+from utils.scores import comparison, intervals
 
 N_CLIPS, PART = 60, "fold-1.seed-1"
 MODELS = {
@@ -56,8 +58,31 @@ def test_every_model_has_its_way_and_its_difference_to_the_whole(results_dir, ca
     np.testing.assert_allclose(table.loc[others, "difference"], found.estimate, atol=1e-6)
     np.testing.assert_allclose(table.loc[others, "difference_low_of_all"], found.low_of_all, rtol=1e-4, atol=1e-6)
     printed = capsys.readouterr().out
-    assert printed.count("\n| ") == len(MODELS) and "| removed | base.after-4 | 4 |" in printed
+    of_all, by_size = printed.split("\n\n")
+    assert of_all.count("\n| ") == len(MODELS) and "| removed | base.after-4 | 4 |" in of_all
+    assert by_size.count("\n| ") == 3
     assert all((results_dir / "birds" / f"ways.{suffix}").stat().st_size > 1000 for suffix in ("png", "pdf"))
+
+
+def test_ways_of_one_size_are_compared_with_each_other(results_dir, capsys):
+    assert run(results_dir, "--model", "base") == 0
+    table = pd.read_csv(results_dir / "birds" / "ways_by_size.csv")
+    of_four = ["base.after-4.repaired", "base.after-4", "base.blocks-0-3"]
+    scored = [comparison.read_scored(results_dir / "birds" / model / PART) for model in of_four]
+    expected = comparison.comparison_table(scored, seed=0, margin=0.02)  # the same three pairs, and no others
+    pd.testing.assert_frame_equal(table[expected.columns], expected, check_dtype=False, rtol=1e-4, atol=1e-6)
+    ways = ["repaired", "repaired", "removed"], ["removed", "pruned before", "pruned before"]
+    assert (table["first_way"].tolist(), table["second_way"].tolist()) == ways and (table["n_layers"] == 4).all()
+    n_right = [45 - 20, 45 - 35, 20 - 35]  # one more of the last of 60 clips, of each model, is right
+    np.testing.assert_allclose(table["accuracy_difference"], np.array(n_right) / N_CLIPS, atol=1e-6)
+    assert "| 4 | repaired − removed | +0.417 [" in capsys.readouterr().out
+
+
+def test_no_two_ways_have_a_size_in_common(results_dir, capsys):
+    for model in ("base.after-4", "base.blocks-0-3"):
+        shutil.rmtree(results_dir / "birds" / model)
+    assert run(results_dir, "--model", "base") == 0
+    assert not (results_dir / "birds" / "ways_by_size.csv").exists() and "−" not in capsys.readouterr().out
 
 
 def test_the_whole_model_of_a_study(results_dir):

@@ -212,8 +212,20 @@ def _columns(pairs: Sequence[tuple[Scored, Scored]]) -> list:
     return [table[name].to_numpy() for name in ("label_id", "predicted_id", "other_id", "group")]
 
 
-def comparison_table(models: Sequence[Scored], seed: int, margin: float) -> pd.DataFrame:
-    """Compare every model with every later one in the list.
+def comparison_table(
+    models: Sequence[Scored], seed: int, margin: float, pairs: Sequence[tuple[int, int]] | None = None
+) -> pd.DataFrame:
+    """Compare pairs of models.
+
+    Parameters
+    ----------
+    models : sequence of Scored
+    seed : int
+        Of the p values.
+    margin : float
+        Score that may be lost.
+    pairs : sequence of (int, int), optional
+        Places of the two models in the list. Default: every model with every later one.
 
     Returns
     -------
@@ -225,7 +237,7 @@ def comparison_table(models: Sequence[Scored], seed: int, margin: float) -> pd.D
         adjusted for the number of rows; and ``_verdict``, whether the first model is shown to be worse by no more than
         the margin: see `verdicts.within_margin`.
     """
-    pairs = list(itertools.combinations(range(len(models)), 2))
+    pairs = list(itertools.combinations(range(len(models)), 2)) if pairs is None else pairs
     for first, second in pairs:
         check_same_clips(models[first], models[second])
     compared = models[0].compared
