@@ -233,6 +233,10 @@ def test_of_many_models_the_best_and_those_asked_for_are_drawn(drawn):
     assert drawn[0].get_size_inches()[1] < 8
     plots.summary_figure(table.head(15), "unused")
     assert drawn[1].get_suptitle() == "all 15 models"
+    plots.summary_figure(table.head(1).assign(accuracy=1.0), "unused")
+    assert drawn[2].get_suptitle() == "1 model"
+    points = [line for axes in drawn[2].axes for line in axes.lines if 1.0 in (*line.get_xdata(), *line.get_ydata())]
+    assert len(points) >= 3 and not any(line.get_clip_on() for line in points if len(line.get_xdata())), "whole markers"
 
 
 def test_more_pairs_than_a_picture_can_hold(drawn):

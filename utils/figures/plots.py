@@ -491,7 +491,7 @@ def _draw_models(
         axes.vlines(models[column], low, high, color=look["color"], linewidth=1, alpha=0.4)
     for kind, marker in KINDS.items():
         chosen = (models["kind"] == kind).to_numpy()
-        point = {"marker": marker, "linestyle": "none", **look}
+        point = {"marker": marker, "linestyle": "none", "clip_on": False, **look}  # whole also at an accuracy of 1
         lines.plot(accuracy[chosen], rows[chosen], markersize=5, **point)
         for axes, column in axes_of.items():
             axes.plot(models[column][chosen], accuracy[chosen], markersize=4.5, **point)
@@ -499,7 +499,7 @@ def _draw_models(
 
 def _shown(n_shown: int, n_models: int) -> str:
     if n_shown == n_models:
-        return f"all {n_models:,} models"
+        return f"all {n_models:,} models" if n_models > 1 else "1 model"
     added = f" and {n_shown - BEST_SHOWN:,} asked for" if n_shown > BEST_SHOWN else ""
     return f"{n_shown:,} of {n_models:,} models: the {BEST_SHOWN} most accurate{added}; summary.csv has all"
 
