@@ -244,6 +244,10 @@ def test_similarities_share_a_scale_and_show_null_and_boundary(drawn):
     assert not panels[1].lines
     assert [[line.get_xdata()[0] for line in bar.lines] for bar in bars] == [[0, 0], [0.03, 0.03], [0.01, 0.2]]
     assert [bar.get_xlabel().splitlines()[1] for bar in bars] == ["▼ null 0.00", "▼ null 0.03", "▼ null 0.01 to 0.20"]
+    assert [bar.get_xlabel().splitlines()[0] for bar in bars] == [
+        "similarity; lines: two groups of layers",
+        *["similarity"] * 2,
+    ]
 
 
 def test_scale_begins_at_zero_unless_told(drawn):

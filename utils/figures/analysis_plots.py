@@ -456,7 +456,8 @@ def draw_similarity(
     _finish_map(axes, (0, n_columns - 1), (0, n_rows - 1))
     bar = _bar_below(axes, image)
     notes = [*_mark_null(bar.ax, null), *_note_missing(values)]
-    bar.set_label("\n".join(["similarity", ", ".join(notes)]))
+    lines = "" if boundary is None else "; lines: two groups of layers"
+    bar.set_label(f"similarity{lines}\n{', '.join(notes)}")
 
 
 def _mark_null(bar_axes: Axes, null: float | np.ndarray) -> list[str]:

@@ -36,6 +36,8 @@ MARKER_POINTS = 4.0
 SPLITS = ("val", "test")
 SEARCH = {"color": COLOURS[0], "marker": "o"}
 REPORT = {"color": COLOURS[1], "marker": "s"}
+# Lines of the first strategies, the next, and the last, and how their markers are filled; each with all colours.
+LINES = (("-", None), ("--", "white"), (":", "#BFBFBF"))
 
 
 def split_labels(splits: tuple[str, str]) -> tuple[str, str]:
@@ -342,7 +344,7 @@ def draw_strategies(
         best = best_of_each_depth(known[known["strategy"] == strategy])
         if best.empty:
             continue
-        again = number // len(COLOURS) % 2 == 1
+        line, filling = LINES[number // len(COLOURS) % len(LINES)]
         axes.plot(
             n_blocks - best["n_removed"],
             best[column],
@@ -350,8 +352,8 @@ def draw_strategies(
             marker=MARKERS[number % len(MARKERS)],
             markersize=4.5,
             linewidth=1,
-            linestyle="--" if again else "-",
-            markerfacecolor="white" if again else None,
+            linestyle=line,
+            markerfacecolor=filling,
             label=strategy,
         )
     if split == "report" and table.get("unrepaired_accuracy", pd.Series(dtype=float)).notna().any():
@@ -552,6 +554,8 @@ def _name_front(axes: Axes, costs: np.ndarray, scores: np.ndarray, kept: list) -
             zorder=0.6,
         )
         axes.text(place, 1.07, label, transform=axes.transAxes, rotation=90, ha="center", va="bottom", fontsize=7)
+    if labels:
+        axes.text(-0.01, 1.07, "kept blocks", transform=axes.transAxes, ha="right", va="bottom", fontsize=7)
     return max(map(len, labels), default=0)
 
 
