@@ -19,9 +19,9 @@ angular_distance    angle between the input and the output of each run of blocks
 linear_residual     share of the change by each run of blocks that no linear map predicts, on clips of other groups
 
 Each metric has a null level. Clips of one recordist resemble each other, so graph_convexity permutes labels between
-groups, and mutual_knn shuffles clips only among those of the same recording, of the same group, and of other groups;
-cka and cosine shuffle all clips, and linear_residual fits on the changes of other clips. That of the probe is the
-majority level: the share of the most frequent label.
+groups, mutual_knn shuffles clips only among those of the same recording, of the same group, and of other groups, and
+cka has the level of unrelated layers that know recordings and groups; cosine shuffles all clips, and linear_residual
+fits on the changes of other clips. That of the probe is the majority level: the share of the most frequent label.
 Where clips have several labels, or none, each counts with its first label, and silence is left out: convexity and
 probes need one label a clip, and all metrics are of the same clips.
 --compare_to compares the layers of two models by metrics that do not depend on the axes of a model.
@@ -407,7 +407,7 @@ class Tables:
             self.write(metric, pd.DataFrame(found.matrix).rename_axis(index="layer"), index=True)
             null = pd.DataFrame(found.null).stack()
             levels = {"null": null.mean(), "null_low": null.min(), "null_high": null.max()}
-            nulls.append({"metric": metric, **levels, "shuffled": analysis.SIMILARITIES[metric].shuffled})
+            nulls.append({"metric": metric, **levels, "null_model": analysis.SIMILARITIES[metric].null_model})
         if nulls:
             self.write("null_levels", pd.DataFrame(nulls))
 

@@ -115,8 +115,11 @@ def test_tables_agree_with_the_rooms_they_come_from(analysed, data_dir):
     _, knn_null = similarity.mutual_knn_and_null(states, None, 5, table["recording_id"], table["group"])
     assert nulls.loc["mutual_knn", "null"] == pytest.approx(knn_null.mean()) and knn_null.mean() > 5 / 35
     np.testing.assert_allclose(influence["knn_block_influence_null"], 1 - np.diagonal(knn_null, 1))
-    assert nulls.loc["cka", "null"] == 0 and nulls.loc["cka", "shuffled"] == "all clips"
-    assert "of the same group" in nulls.loc["mutual_knn", "shuffled"]
+    of_clip = (table["recording_id"].to_numpy(), table["group"].to_numpy())
+    expected = similarity.cka_and_null(states, None, "debiased", *of_clip)[1]
+    assert nulls.loc["cka", "null"] == pytest.approx(expected.mean()) and 0 < expected.mean() < 1
+    assert "know the recording" in nulls.loc["cka", "null_model"]
+    assert "of the same group" in nulls.loc["mutual_knn", "null_model"]
 
 
 def test_influence_and_angles_agree_with_hidden_states_of_plain_transformers(analysed, model_dir, data_dir):

@@ -1,5 +1,6 @@
 """CKA against n × n matrices, neighbours against sets, null levels against shuffles, blocks against loops."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.stats import ortho_group
 
 from utils.core.errors import InputError
 from utils.layers import similarity
-from utils.layers.similarity import cka, cka_null, cosine, cosine_null, mutual_knn, mutual_knn_and_null
+from utils.layers.similarity import cka, cka_and_null, cosine, cosine_null, mutual_knn, mutual_knn_and_null
 
 
 def random_states(n_layers, n, d, seed=0):
@@ -123,7 +124,7 @@ def test_cka_of_independent_noise(n, biased):
     states = np.random.default_rng(n).standard_normal((2, n, 768)).astype(np.float32)
     assert abs(cka(states)[0, 1]) < 0.06
     assert cka(states, kind="biased")[0, 1] == pytest.approx(biased, abs=0.01)
-    assert cka_null(states, kind="biased")[0, 1] == pytest.approx(biased, abs=0.01)
+    assert cka_and_null(states, kind="biased")[1][0, 1] == pytest.approx(biased, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", REFERENCES)
@@ -134,16 +135,77 @@ def test_cka_null_is_the_mean_over_shuffles(kind, n, d):
     rng = np.random.default_rng(0)
     shuffled = np.array([cka(states, other[:, rng.permutation(n)], kind=kind) for _ in range(400)])
     error = shuffled.std(axis=0, ddof=1) / np.sqrt(len(shuffled))
-    null = cka_null(states, other, kind=kind)
+    null = cka_and_null(states, other, kind=kind)[1]
     assert null.shape == (2, 2)
     assert (np.abs(shuffled.mean(axis=0) - null) < 4 * error).all()
 
 
 def test_cka_null_within_one_model_has_a_row_a_layer():
     states = random_states(3, 40, 8)
-    assert cka_null(states, kind="biased") == pytest.approx(cka_null(states, states, kind="biased"), abs=1e-9)
-    assert np.array_equal(cka_null(states), np.zeros((3, 3)))
-    assert np.array_equal(cka_null(states, states[:2], kind="rbf"), np.zeros((3, 2)))
+    null, of_two = (cka_and_null(states, other, kind="biased")[1] for other in (None, states))
+    assert null == pytest.approx(of_two, abs=1e-9) and null.shape == (3, 3)
+    assert cka_and_null(states)[1] == pytest.approx(np.zeros((3, 3)), abs=1e-12)
+    assert cka_and_null(states, states[:2], kind="rbf")[1] == pytest.approx(np.zeros((3, 2)), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_the_null_of_cka_is_the_value_of_unrelated_layers_of_the_same_groups(kind):
+    rng = np.random.default_rng(0)
+    recording, group = clips_in_groups(25, rng)
+    pairs = [cka_and_null(unrelated_layers(recording, group, rng), None, kind, recording, group) for _ in range(60)]
+    found, null = (np.array([matrix[0, 1] for matrix in matrices]) for matrices in zip(*pairs, strict=True))
+    error = np.std(found - null, ddof=1) / np.sqrt(60)
+    assert found.mean() == pytest.approx(null.mean(), abs=4 * error) and error < 0.02
+    without_groups = cka_and_null(unrelated_layers(recording, group, rng), None, kind)[1][0, 1]
+    assert found.mean() - without_groups > 10 * error, "the level of independent clips is far too low"
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+@pytest.mark.parametrize("d", [70, 5])
+def test_the_null_of_cka_is_the_part_of_the_kernels_that_the_groups_explain(kind, d, monkeypatch):
+    monkeypatch.setattr(similarity, "TILE_CLIPS", 7)
+    monkeypatch.setattr(similarity, "BLOCK_BYTES", 4 * 2 * d * 11)
+    rng = np.random.default_rng(1)
+    recording, group = clips_in_groups(9, rng)
+    states = unrelated_layers(recording, group, rng, d=d)
+    n = len(group)
+    kinds = [of[:, None] == of for of in (recording, group)] + [np.eye(n)] * (kind == "biased")
+
+    def centred(kernel):
+        if kind == "biased":
+            h = np.eye(n) - 1 / n
+            return (h @ kernel @ h).ravel()
+        kernel = kernel - np.diag(np.diag(kernel))
+        rows = kernel.sum(axis=0) / (n - 2)
+        kernel = kernel - rows - rows[:, None] + kernel.sum() / ((n - 1) * (n - 2))
+        return (kernel - np.diag(np.diag(kernel))).ravel()
+
+    kernels = []
+    for x in states.astype(float):
+        squares = ((x[:, None] - x) ** 2).sum(axis=2)
+        width = similarity.RBF_SCALE**2 * np.median(squares[np.triu_indices(n, 1)])
+        kernels.append(centred(np.exp(-squares / (2 * width)) if kind == "rbf" else x @ x.T))
+    explained = np.column_stack([centred(same.astype(float)) for same in kinds])
+    fitted = [explained @ np.linalg.lstsq(explained, kernel, rcond=None)[0] for kernel in kernels]
+    lengths = np.linalg.norm(kernels, axis=1)
+    for i, j in ((0, 1), (0, 0)):
+        matrix, null = cka_and_null(states, None, kind, recording.astype(str), group)
+        assert matrix[i, j] == pytest.approx(kernels[i] @ kernels[j] / (lengths[i] * lengths[j]), abs=1e-5)
+        assert null[[i, j], [j, i]] == pytest.approx(fitted[i] @ fitted[j] / (lengths[i] * lengths[j]), abs=1e-5)
+    assert cka_and_null(states[:1], states[1:], kind, recording, group)[1] == pytest.approx(null[:1, 1:])
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_the_null_of_cka_is_the_mean_over_exchanges_of_groups_of_one_size(kind):
+    group = np.repeat(np.arange(3), 3)
+    states = unrelated_layers(np.arange(9), group, np.random.default_rng(2), d=4)
+    exchanges = [
+        [clip for of_group, inside in zip(order, orders, strict=True) for clip in 3 * of_group + np.array(inside)]
+        for order in itertools.permutations(range(3))
+        for orders in itertools.product(itertools.permutations(range(3)), repeat=3)
+    ]
+    other = [cka(states[:1], states[1:, clips], kind)[0, 0] for clips in exchanges]
+    assert cka_and_null(states[:1], states[1:], kind, None, group)[1][0, 0] == pytest.approx(np.mean(other), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", REFERENCES)
@@ -376,7 +438,7 @@ def test_states_that_are_not_finite_are_refused(value, clip, monkeypatch):
     states = random_states(3, 20, 4)
     states[1, clip, 2] = value
     monkeypatch.setattr(similarity, "BLOCK_BYTES", 8 * 4 * 5)
-    for metric in (cka, mutual_knn, cosine, cosine_null, cka_null):
+    for metric in (cka, mutual_knn, cosine, cosine_null):
         with pytest.raises(InputError, match=f"^hidden layer 1: the hidden state of clip {clip} is not finite"):
             metric(states)
     with pytest.raises(InputError, match="hidden layer 1 of the other model"):
@@ -387,7 +449,6 @@ def test_states_that_are_not_finite_are_refused(value, clip, monkeypatch):
     ("metric", "shape", "match"),
     [
         (cka, (2, 3, 4), "found 3 clips, expected at least 4"),
-        (cka_null, (2, 3, 4), "found 3 clips, expected at least 4"),
         (cosine, (2, 1, 4), "found 1 clips, expected at least 2"),
         (cka, (20, 4), "found an array of shape"),
         (cosine, (0, 20, 4), "found an array of shape"),
@@ -404,7 +465,7 @@ def test_states_that_are_not_numbers_are_refused():
         cka(np.ones((2, 10, 3), bool))
 
 
-@pytest.mark.parametrize("metric", [cka, cka_null, mutual_knn])
+@pytest.mark.parametrize("metric", [cka, mutual_knn])
 def test_models_with_other_clips_are_refused(metric):
     with pytest.raises(InputError, match="found 20 clips of the one model and 21 of the other"):
         metric(random_states(2, 20, 3), random_states(2, 21, 3))
@@ -418,9 +479,8 @@ def test_impossible_numbers_of_neighbours_are_refused(k):
 
 def test_unknown_arguments_are_bugs():
     states = random_states(2, 10, 3)
-    for metric in (cka, cka_null):
-        with pytest.raises(ValueError, match="kind 'linear'"):
-            metric(states, kind="linear")
+    with pytest.raises(ValueError, match="kind 'linear'"):
+        cka(states, kind="linear")
     with pytest.raises(ValueError, match="rbf_scale 0"):
         cka(states, kind="rbf", rbf_scale=0)
 

@@ -50,42 +50,46 @@ class Similarity:
         Whether it can compare two models: a rotation of a model's axes does not change it.
     by_default : bool
         Whether it is measured if --metrics is not given.
-    shuffled : str
-        Which clips of one side are shuffled for the null level.
+    null_model : str
+        What two unrelated layers are, for the null level.
     """
 
     title: str
     compare: Callable[[np.ndarray, np.ndarray | None, pd.DataFrame, int, int], tuple[np.ndarray, np.ndarray]]
     between_models: bool
     by_default: bool
-    shuffled: str = "all clips"
+    null_model: str
+
+
+def _units_of(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return table["recording_id"].to_numpy(), table["group"].to_numpy()
 
 
 def _cka(kind: str) -> Callable:
     def compare(states, other, table, num_neighbors, seed):
-        return similarity.cka(states, other, kind, seed=seed), similarity.cka_null(states, other, kind)
+        return similarity.cka_and_null(states, other, kind, *_units_of(table), seed=seed)
 
     return compare
 
 
 def _mutual_knn(states, other, table, num_neighbors, seed):
-    of_clip = table["recording_id"].to_numpy(), table["group"].to_numpy()
-    return similarity.mutual_knn_and_null(states, other, num_neighbors, *of_clip)
+    return similarity.mutual_knn_and_null(states, other, num_neighbors, *_units_of(table))
 
 
 def _cosine(states, other, table, num_neighbors, seed):
     return similarity.cosine(states)[0], similarity.cosine_null(states)
 
 
+OF_GROUPS = "independent layers that know the recording and the group of a clip"
 SIMILARITIES = {
-    "cka": Similarity("CKA", _cka("debiased"), between_models=True, by_default=True),
-    "cka_biased": Similarity("CKA, biased", _cka("biased"), between_models=True, by_default=False),
-    "cka_rbf": Similarity("CKA, RBF kernel", _cka("rbf"), between_models=True, by_default=False),
+    "cka": Similarity("CKA", _cka("debiased"), True, True, OF_GROUPS),
+    "cka_biased": Similarity("CKA, biased", _cka("biased"), True, False, OF_GROUPS),
+    "cka_rbf": Similarity("CKA, RBF kernel", _cka("rbf"), True, False, OF_GROUPS),
     "mutual_knn": Similarity(
         *("mutual kNN", _mutual_knn, True, True),
-        shuffled="clips of the same recording, others of the same group, and clips of other groups",
+        "neighbours shuffled among clips of the same recording, others of the same group, and clips of other groups",
     ),
-    "cosine": Similarity("cosine", _cosine, between_models=False, by_default=True),
+    "cosine": Similarity("cosine", _cosine, False, True, "all clips shuffled"),
 }
 BETWEEN_MODELS = tuple(name for name, metric in SIMILARITIES.items() if metric.between_models)
 METRICS = (*OF_CLASSES, *SIMILARITIES, *OF_FRAMES)
@@ -244,7 +248,7 @@ class LayerSimilarity:
     Attributes
     ----------
     matrix, null : ndarray of float64, shape (n_layers_a + 1, n_layers_b + 1)
-        The similarity, and the similarity that is expected of unrelated layers; see `Similarity.shuffled`.
+        The similarity, and the similarity that is expected of unrelated layers; see `Similarity.null_model`.
     blocks : TwoBlocks or None
         The two blocks of the matrix of one model; None for two models, and if there is no boundary.
     """

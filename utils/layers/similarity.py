@@ -37,6 +37,8 @@ TILE_CLIPS = 1024
 ROUNDING = float(np.finfo(np.float32).eps)
 # Two contrasts that differ by less count as equal.
 TIE = 1e-12
+# Kinds of units whose kernels differ by less, relative to the largest, count as one.
+UNIT_TIE = 1e-10
 
 
 # ------------------------------------------------------------------------------------- centred layers
@@ -150,7 +152,20 @@ def cka(
     rbf_scale: float = RBF_SCALE,
     seed: int = 42,
 ) -> np.ndarray:
-    """Return the centred kernel alignment of all pairs of layers.
+    """Return the centred kernel alignment of all pairs of layers; see `cka_and_null`."""
+    return cka_and_null(states, other, kind, None, None, rbf_scale, seed)[0]
+
+
+def cka_and_null(
+    states: ArrayLike,
+    other: ArrayLike | None = None,
+    kind: str = "debiased",
+    recordings: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    rbf_scale: float = RBF_SCALE,
+    seed: int = 42,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the centred kernel alignment of all pairs of layers, and its null.
 
     CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) (Kornblith et al. 2019, arXiv 1905.00414). The debiased
     kind uses HSIC₁ of Song et al. 2012, as in Nguyen et al. 2021 (arXiv 2010.15327). K̃ and L̃ are K and L
@@ -167,6 +182,19 @@ def cka(
     summed in float64. Where the n × n matrices are smaller (n ≤ d), they are used. ACCUMULATOR_BYTES limits
     the memory. If the products of all pairs do not fit, the hidden states are read more than once.
 
+    The null is the value that is expected of unrelated layers of clips that come in groups. Clips of one recording, or
+    of one recordist, are near each other in any layer, so two layers agree in this without being related: the level of
+    shuffled clips, 0 for the debiased kinds, is too low. Let two layers be independent of each other, and let clips
+    differ only in their recording and group. Then E[K_ij] depends only on what clips i and j share: the recording, the
+    group or nothing. So E[K] is a sum of matrices E_u that are 1 where two clips share a unit of kind u, and the mean
+    of HSIC(K, L) is::
+
+        hᵀ G⁻¹ g,    h_u = HSIC(K, E_u),    g_u = HSIC(L, E_u),    G_uv = HSIC(E_u, E_v)
+
+    It is the part of HSIC(K, L) that lies in the span of the E_u: what the two layers have in common because each
+    knows the groups. Without groups this is the mean over all permutations of the clips: 0 for the debiased kinds, and
+    tr(K) tr(L) / (n - 1) for the biased one, with centred X and Y.
+
     Parameters
     ----------
     states : array-like of float32, shape (n_layers_a, n_clips, d_a)
@@ -176,6 +204,8 @@ def cka(
     kind : {"debiased", "biased", "rbf"}
         ``biased`` is ‖XᵀY‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F): far above 0 for unrelated features unless n is much
         larger than d. ``rbf`` has the kernel exp(-‖x - x'‖² / (2 σ²)), also debiased, in tiles of n × n.
+    recordings, groups : ndarray, shape (n_clips,), optional
+        Recording and group of each clip, any sortable values. Default: each clip is a recording and a group by itself.
     rbf_scale : float
         t in σ² = t² · median of ‖x - x'‖² over the pairs of clips, separately for each layer. With more than
         MOST_MEDIAN_CLIPS clips, the pairs of a sample of this size are used.
@@ -184,7 +214,7 @@ def cka(
 
     Returns
     -------
-    ndarray of float64, shape (n_layers_a, n_layers_b)
+    matrix, null : ndarray of float64, shape (n_layers_a, n_layers_b)
         At most 1; a debiased value can be negative. NaN, with a warning, where HSIC(K, K) of one of the
         layers is not positive, such as for a constant layer.
 
@@ -200,62 +230,34 @@ def cka(
         raise ValueError(f"rbf_scale {rbf_scale}, expected a positive number")
     first, second = _both(states, other, FEWEST_CKA_CLIPS)
     layers = [*first, *second]
-    n = layers[0].n_clips
+    m, n = len(layers), layers[0].n_clips
+    units = [np.unique(of, return_inverse=True)[1] for of in (recordings, groups) if of is not None]
     if kind == "rbf":
-        inner, row_sums = _rbf_sums(layers, rbf_scale, seed)
-        hsic = _debiased_hsic(inner, row_sums)
-        size = inner
+        size, row_sums = _rbf_sums(layers, units, rbf_scale, seed)
+        hsic = _debiased_hsic(size, row_sums)
     else:
-        pairs = _pairs(first, second) + ([(i, i) for i in range(len(layers))] if second else [])
-        size = _linear_products(layers, pairs)
+        pairs = _pairs(first, second) + ([(i, i) for i in range(m)] if second else [])
+        if kind == "biased":  # the debiased kinds leave out the diagonal, so a clip by itself is no unit
+            units.append(np.arange(n))
+        size, row_sums = _linear_sums(layers, pairs, units)
         if kind == "biased":
-            hsic = size
+            hsic = _biased_hsic(size, row_sums)
         else:
-            lengths = _squared_lengths(layers)
-            hsic = _debiased_hsic(size - lengths @ lengths.T, -lengths)
-    own = np.diagonal(hsic).copy()
-    for i in np.flatnonzero(own <= ROUNDING * np.diagonal(size)):
+            diagonals = np.concatenate([_squared_lengths(layers), np.ones((len(units), n))])
+            hsic = _debiased_hsic(size - diagonals @ diagonals.T, row_sums - diagonals)
+    own = np.diagonal(hsic)[:m].copy()
+    for i in np.flatnonzero(own <= ROUNDING * np.diagonal(size)[:m]):
         log.warning(
             "CKA (%s) of %s is NaN: its HSIC with itself is not positive, over %d clips; "
             "its vectors are all equal, or all equally far apart",
             *(kind, layers[i].name, n),
         )
         own[i] = np.nan
-    return _table(hsic / np.sqrt(np.outer(own, own)), len(first))
-
-
-def cka_null(states: ArrayLike, other: ArrayLike | None = None, kind: str = "debiased") -> np.ndarray:
-    """Return the CKA of all pairs of layers that is expected if the clips of one side are shuffled.
-
-    This is the exact mean over all permutations. For the debiased kinds it is 0: HSIC₁ is unbiased, and the
-    denominator does not change. For the biased kind E ‖XᵀPY‖²_F = tr(K) tr(L) / (n - 1) for centred X and Y.
-
-    Parameters
-    ----------
-    states, other, kind
-        As for `cka`.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_layers_a, n_layers_b)
-        NaN where a layer is constant and `kind` is ``biased``.
-
-    Raises
-    ------
-    InputError
-        As `cka`.
-    """
-    if kind not in CKA_KINDS:
-        raise ValueError(f"kind {kind!r}, expected one of {', '.join(CKA_KINDS)}")
-    first, second = _both(states, other, FEWEST_CKA_CLIPS)
-    layers = [*first, *second]
-    if kind != "biased":
-        return np.zeros((len(first), len(second) or len(first)))
-    own = np.diagonal(_linear_products(layers, [(i, i) for i in range(len(layers))]))
-    traces = _squared_lengths(layers).sum(axis=1)
-    # Σλ / sqrt(Σλ²), with λ the eigenvalues of the layer's covariance.
-    spread = traces / np.sqrt(np.where(own > 0, own, np.nan))
-    return _table(np.outer(spread, spread) / (layers[0].n_clips - 1), len(first))
+    of_units = hsic[:m, m:]
+    # Units that are the same, such as groups of one recording each, count once.
+    expected = of_units @ np.linalg.pinv(hsic[m:, m:], rcond=UNIT_TIE, hermitian=True) @ of_units.T
+    lengths = np.sqrt(np.outer(own, own))
+    return _table(hsic[:m, :m] / lengths, len(first)), _table(expected / lengths, len(first))
 
 
 def _debiased_hsic(inner: np.ndarray, row_sums: np.ndarray) -> np.ndarray:
@@ -263,6 +265,47 @@ def _debiased_hsic(inner: np.ndarray, row_sums: np.ndarray) -> np.ndarray:
     n = row_sums.shape[1]
     totals = row_sums.sum(axis=1)
     return inner + np.outer(totals, totals) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (row_sums @ row_sums.T)
+
+
+def _biased_hsic(inner: np.ndarray, row_sums: np.ndarray) -> np.ndarray:
+    """Return tr(KHLH), H = I - 1/n, of all pairs from tr(KL), shape (m, m), and the row sums K1, shape (m, n)."""
+    n = row_sums.shape[1]
+    totals = row_sums.sum(axis=1)
+    return inner + np.outer(totals, totals) / n**2 - 2 / n * (row_sums @ row_sums.T)
+
+
+def _linear_sums(
+    layers: Sequence[_Layer], pairs: Sequence[tuple[int, int]], units: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return tr(KL) of pairs of layers and of all units, NaN for other pairs, and the row sums of all K.
+
+    Parameters
+    ----------
+    layers : sequence of _Layer
+    pairs : sequence of (int, int)
+    units : sequence of ndarray of int, shape (n_clips,)
+        The kernel of a kind of unit is 1 for two clips of one unit; in the tables it follows the layers.
+
+    Returns
+    -------
+    inner : ndarray, shape (m + n_kinds, m + n_kinds)
+    row_sums : ndarray, shape (m + n_kinds, n_clips)
+    """
+    m, n = len(layers), layers[0].n_clips
+    inner, row_sums = np.empty((m + len(units),) * 2), np.zeros((m + len(units), n))
+    inner[:m, :m] = _linear_products(layers, pairs)
+    members = [csr_array((np.ones(n), of_clip, np.arange(n + 1))) for of_clip in units]  # a row a clip, a column a unit
+    for i, layer in enumerate(layers):
+        sums = [np.zeros((of_kind.shape[1], layer.d)) for of_kind in members]
+        for clips in _blocks([layer]):
+            rows = layer.rows(clips)
+            for total, of_kind in zip(sums, members, strict=True):
+                total += of_kind[clips].T @ rows
+        inner[i, m:] = inner[m:, i] = [np.vdot(total, total) for total in sums]
+    for place, of_kind in enumerate(members, start=m):
+        row_sums[place] = of_kind @ of_kind.sum(axis=0)
+        inner[place, m:] = [(of_kind.T @ other).power(2).sum() for other in members]
+    return inner, row_sums
 
 
 def _squared_lengths(layers: Sequence[_Layer]) -> np.ndarray:
@@ -309,9 +352,14 @@ def _that_fit(layers: Sequence[_Layer], pairs: Sequence[tuple[int, int]]) -> Ite
     yield part
 
 
-def _rbf_sums(layers: Sequence[_Layer], scale: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return tr(K̃L̃) of all pairs of layers, and the row sums of every K̃, for Gaussian kernels."""
-    n = layers[0].n_clips
+def _rbf_sums(
+    layers: Sequence[_Layer], units: Sequence[np.ndarray], scale: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return tr(K̃L̃) of all pairs of layers and units, and the row sums of every K̃; the kernels of layers are Gaussian.
+
+    Parameters and results are as for `_linear_sums`, but the diagonals are zero.
+    """
+    n, m = layers[0].n_clips, len(layers)
     lengths = _squared_lengths(layers)
     sample = np.arange(n)
     if n > MOST_MEDIAN_CLIPS:
@@ -326,9 +374,9 @@ def _rbf_sums(layers: Sequence[_Layer], scale: float, seed: int) -> tuple[np.nda
             log.warning("CKA (rbf) of %s is NaN: the median distance of its vectors is 0", layer.name)
             widths[i] = np.nan
 
-    inner = np.zeros((len(layers), len(layers)))
-    row_sums = np.zeros((len(layers), n))
-    kernels = np.empty((len(layers), TILE_CLIPS * TILE_CLIPS))
+    inner = np.zeros((m + len(units), m + len(units)))
+    row_sums = np.zeros((m + len(units), n))
+    kernels = np.empty((m + len(units), TILE_CLIPS * TILE_CLIPS))
     for left in _slices(n, TILE_CLIPS):
         left_rows = [layer.rows(left).astype(np.float32) for layer in layers]
         for right in _slices(n, TILE_CLIPS):
@@ -343,6 +391,9 @@ def _rbf_sums(layers: Sequence[_Layer], scale: float, seed: int) -> tuple[np.nda
                 kernel -= 2 * dots
                 kernel /= -widths[i]
                 np.exp(kernel, out=kernel)
+            for i, of_clip in enumerate(units, start=m):
+                tile[i].reshape(shape)[:] = of_clip[left, None] == of_clip[right]
+            for i, kernel in enumerate(tile.reshape(-1, *shape)):
                 if left == right:
                     np.fill_diagonal(kernel, 0)
                 else:
