@@ -152,12 +152,18 @@ def test_a_model_that_returns_its_layers_is_trained_and_scored_by_its_logits(nam
     assert curves["eval_accuracy"][0] == pytest.approx((predicted == val.table["label_id"]).mean(), abs=0.06)
 
 
-def test_it_learns(data_dir, tmp_path):
+def test_it_learns(data_dir, tmp_path, caplog):
     args = words(data_dir, tmp_path / "run", "--learning_rate", "3e-3", "--augment", "roll", "gain", epochs=8)
     assert stage.main(args) == 0
     curves = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert curves["eval_accuracy"].max() >= 0.9
     assert curves["train_loss"].iloc[-1] < curves["train_loss"].iloc[0]
+    assert "learned nothing" not in caplog.text
+
+
+def test_a_model_that_is_no_better_than_naming_one_label_is_told(data_dir, tmp_path, caplog):
+    assert stage.main(words(data_dir, tmp_path / "run", "--learning_rate", 1e-12, epochs=1)) == 0
+    assert "always naming the most frequent label would have an accuracy of 0.333" in caplog.text
 
 
 def test_head_has_its_own_learning_rate(data_dir, base_dir, tmp_path):

@@ -349,6 +349,13 @@ def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.
         "best epoch %g: val accuracy %.3f, %s %.3f",
         *(best["epoch"], best["eval_accuracy"], CHOOSING[choosing], best[choosing]),
     )
+    majority = val_clips.table["label_id"].value_counts(normalize=True).max()
+    if not loaded.is_multi_label and best["eval_accuracy"] <= majority:
+        log.warning(
+            "the model has learned nothing that helps on val: always naming the most frequent label would have an "
+            "accuracy of %.3f; try more epochs, a lower --learning_rate, or train the head first with --freeze_encoder",
+            majority,
+        )
     if writes:
         of_val = {"val": (n_clips, n_groups)}
         title = plots.caption(names.of_folder(run.output_dir), val_clips.data_dir, of_val)
