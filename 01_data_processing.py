@@ -33,7 +33,7 @@ from utils.core.errors import AlreadyComplete, UsageError
 from utils.core.text import counted
 from utils.data import (
     annotated,
-    audio,
+    channels,
     clips,
     label_names,
     preparation,
@@ -86,9 +86,8 @@ def number_of_folds(text: str) -> int:
 
 def channel(text: str) -> str:
     """Parse ``mean``, ``left``, ``right``, ``best`` or ``3``."""
-    if text not in audio.CHANNELS and not re.fullmatch(r"[1-9]\d{0,2}", text, flags=re.ASCII):
-        names = ", ".join(audio.CHANNELS)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a channel; expected {names} or a number; the first is 1")
+    if not channels.is_channel(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a channel; expected {channels.EXPECTED}")
     return text
 
 

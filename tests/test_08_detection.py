@@ -445,8 +445,9 @@ def test_a_model_without_thresholds_needs_one(model_dir, raw_dir, tmp_path, capl
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_does_not_know_its_clips(model_dir, raw_dir, tmp_path, caplog):
-    old = with_config(model_dir, tmp_path / "model", clip_fill=None)
+@pytest.mark.parametrize("name", field_model.HOW_CLIPS_WERE_CUT)
+def test_a_model_that_does_not_know_its_clips(model_dir, raw_dir, tmp_path, caplog, name):
+    old = with_config(model_dir, tmp_path / "model", **{name: None})
     assert detect(old, raw_dir, tmp_path / "out") == 3
     assert "does not record how its training clips were cut" in caplog.messages[-1]
 

@@ -243,6 +243,7 @@ def test_json_just_within_the_limit_of_depth(model_dir):
 CONFIGS = {
     "kept_layers": [5, "0-2", [0, 1], [2, 1, 0], [0, 1, "2"], [0, 1, 1], [0.0, 1.0, 2.0]],
     "clip_seconds": ["x", "5", -1, 0, True, float("inf"), float("nan"), [5]],
+    "clip_channel": [1, "middle", "0", "1.5", ""],
     "num_hidden_layers": [10_000_000, 4, -1, 2.5, "3", True],
     "num_adapter_layers": [10_000_000],
     "num_labels": [10**9, -3, "3", 2],

@@ -15,7 +15,6 @@ from utils.data import sources
 from utils.data.clips import PCM_SCALE
 from utils.data.sources import Undecodable
 
-CHANNELS = ("mean", "left", "right", "best")  # or a number, from 1
 LEAST_RATE_HZ = 1000  # below it a header is broken, and resampling would make the file huge
 CANCELLED = 0.5  # lowest power of the mean, relative to that of unrelated channels
 STEPS_APART = 31  # step in samples for comparing channels; needs a tenth of the time of step 7

@@ -14,6 +14,9 @@ from utils.models import decision, exported, model_folder
 
 log = logging.getLogger(__name__)
 
+HOW_CLIPS_WERE_CUT = ("clip_seconds", "clip_least_seconds", "clip_least_rest_seconds", "clip_remainder")
+HOW_CLIPS_WERE_CUT += ("clip_fill", "clip_channel")
+
 
 @dataclass(frozen=True)
 class FieldModel:
@@ -121,7 +124,7 @@ def read(model_dir: Path, threshold: float | None) -> FieldModel:
         config, name = folder.config, folder.name
         model_folder.check_labels(folder)
         inputs |= decision.as_input(config, folder.path)
-    if config.get("clip_fill") is None or config.get("clip_seconds") is None or not config.get("id2label"):
+    if any(config.get(name) is None for name in HOW_CLIPS_WERE_CUT) or not config.get("id2label"):
         raise InputError(
             f"{name} does not record how its training clips were cut: it is a base model, or an earlier version of "
             "this program trained it; train it with 02_finetuning.py or 06_cnn.py"

@@ -19,6 +19,7 @@ from utils.core import names, runs
 from utils.core.errors import InputError, UsageError
 from utils.core.files import sha256_of_file, sha256_of_lines
 from utils.core.text import printable, short, some
+from utils.data import channels
 from utils.models import architectures, beats_checkpoint, decision, torchaudio_checkpoint, training_history
 
 log = logging.getLogger(__name__)
@@ -305,7 +306,7 @@ FIELDS = {
     "clip_least_seconds": (_is_not_negative, "a number of seconds"),
     "clip_least_rest_seconds": (_is_not_negative, "a number of seconds"),
     "clip_remainder": (lambda value: value in ("pad", "drop"), "pad or drop"),
-    "clip_channel": (lambda value: isinstance(value, str), "a channel"),
+    "clip_channel": (lambda value: isinstance(value, str) and channels.is_channel(value), channels.EXPECTED),
     "clip_fill": (lambda value: value == "repeat", "repeat"),
     "clip_samples": (lambda value: is_count(value) and value > 0, "a number of samples above 0"),
     "data_sha256": (lambda value: isinstance(value, str), "a text"),
