@@ -11,7 +11,7 @@ other networks. A difference is the accuracy minus that of the whole model, clip
 simultaneous for all models. The last column says whether a model is shown to be no worse by 0.02.
 
 A second table compares the ways that keep the same number of blocks with each other; its intervals are simultaneous,
-and its p values adjusted, for all of its rows.
+and its p values adjusted, for all of its rows. Of pooled results a third table has the accuracy of each fold.
 
 Writes <results_dir>/<name>/ways.csv, .pdf and .png, and ways_by_size.csv.
 """
@@ -20,6 +20,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,8 @@ def run(args: argparse.Namespace) -> None:
     if by_size is not None:
         write_text(folder / f"{BY_SIZE_NAME}.csv", by_size.to_csv(index=False, float_format="%.6g"))
         print("", *markdown_by_size(by_size), sep="\n")
+    if by_fold := markdown_by_fold(list(table["model"]), folder, args.part):
+        print("", *by_fold, sep="\n")
 
 
 def compare(results_dir: Path, name: str, model: str, part: str) -> pd.DataFrame:
@@ -159,6 +162,23 @@ def markdown_by_size(table: pd.DataFrame) -> list[str]:
         cells = [str(row["n_layers"]), f"{row['first_way']} − {row['second_way']}"]
         cells += ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*ends), f"{row['accuracy_p_holm']:.3f}", row["accuracy_verdict"]]
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def markdown_by_fold(models: Sequence[str], folder: Path, part: str) -> list[str]:
+    """Return the lines of a table of the accuracy and the kept blocks in each fold in Markdown; none if not pooled."""
+    name = names.parse(f"{folder.name}/{models[0]}/{part}")
+    if name.fold != names.ALL_FOLDS:
+        return []
+    folds = (folder / models[0]).glob(f"fold-[0-9]*.{replace(name, fold=None).part}")
+    parts = sorted((path.name for path in folds), key=lambda one: int(one.split(".")[0].removeprefix("fold-")))
+    lines = [f"| model | {' | '.join(one.partition('.')[0].replace('-', ' ') for one in parts)} |"]
+    lines.append("|---" * (1 + len(parts)) + "|")
+    for model in models:
+        found = [summary.read_metrics(folder / model / one / summary.METRICS_NAME).iloc[0] for one in parts]
+        kept = [f" ({metrics['kept_layers']})" if metrics["n_layers"] else "" for metrics in found]
+        cells = [f"{metrics['accuracy']:.3f}{blocks}" for metrics, blocks in zip(found, kept, strict=True)]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
     return lines
 
 

@@ -85,6 +85,29 @@ def test_no_two_ways_have_a_size_in_common(results_dir, capsys):
     assert not (results_dir / "birds" / "ways_by_size.csv").exists() and "−" not in capsys.readouterr().out
 
 
+def test_pooled_results_have_a_table_of_their_folds(results_dir, capsys):
+    folder = results_dir / "birds"
+    for model in MODELS:
+        (folder / model / PART).rename(folder / model / "fold-all.seed-1")
+        for fold in (10, 2, 1):
+            shutil.copytree(folder / model / "fold-all.seed-1", folder / model / f"fold-{fold}.seed-1")
+    metrics = folder / "base.after-4" / "fold-10.seed-1" / "metrics.csv"
+    table = pd.read_csv(metrics, dtype={"kept_layers": str})
+    table.assign(accuracy=0.125, kept_layers="0,2-4").to_csv(metrics, index=False)
+    words = ["--results_dir", str(results_dir), "--name", "birds", "--part", "fold-all.seed-1", "--model", "base"]
+    assert ways_table.main(words) == 0
+    by_fold = capsys.readouterr().out.split("\n\n")[2].splitlines()
+    assert by_fold[0] == "| model | fold 1 | fold 2 | fold 10 |" and len(by_fold) == 2 + len(MODELS)
+    (row,) = (line for line in by_fold if line.startswith("| base.after-4 |"))
+    of_all = pd.read_csv(folder / "base.after-4" / "fold-all.seed-1" / "metrics.csv", dtype={"kept_layers": str}).iloc[
+        0
+    ]
+    same = f"{of_all['accuracy']:.3f} ({of_all['kept_layers']})"
+    assert row == f"| base.after-4 | {same} | {same} | 0.125 (0,2-4) |"
+    (row,) = (line for line in by_fold if line.startswith("| cnn-melspectrogram |"))
+    assert "(" not in row
+
+
 def test_the_whole_model_of_a_study(results_dir):
     whole = "base.blocks-0-5"
     (results_dir / "birds" / "base").rename(results_dir / "birds" / whole)
