@@ -10,11 +10,12 @@ recordists. For every fold and seed these models are trained and scored on the s
 <base>.blocks-<layers>  the base model with its first blocks only, fine-tuned: pruning before (02)
 <base>.after-<n>        the whole model, pruned without retraining to the best n blocks on val: pruning after (05, 07)
 <base>.after-<n>.repaired  the same blocks, repaired in closed form (07 --repair linear)
-<base>.blocks-<all>.frozen  all blocks, with only the head trained: a floor (02 --freeze_encoder)
+<base>.blocks-<layers>.frozen  the same blocks, with only the head trained (02 --freeze_encoder): all blocks, and with
+                  --head_first also the others
 <other>                 other encoders, fine-tuned whole (02)
 cnn-<architecture>      the CNN baselines (06)
 
-With --head_first each encoder that has blocks is fine-tuned from such a head, and not from a random one: its first
+With --head_first each encoder that has blocks is fine-tuned from such a head, and not from a random one, whose first
 steps would spoil what the encoder knows (Kumar et al. 2022, arXiv 2202.10054).
 
 Then 03 pools the folds of each model. One of the first models is also trained and scored on clips that were divided in
@@ -207,13 +208,14 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
     def training_of(name: Name, script: str, *words: str) -> tuple[str, ...]:
         return (script, *words, *on_data_of(name), "--output_dir", path("runs", name))
 
-    def head_of(name: Name, *start: str) -> tuple[str, ...]:
-        return training_of(name.variant(names.FROZEN), TRAIN, *start, "--freeze_encoder", *args.head_args)
+    def head_of(name: Name, *start: str) -> list[tuple[str, ...]]:
+        head = name.variant(names.FROZEN)
+        return [training_of(head, TRAIN, *start, "--freeze_encoder", *args.head_args), validation(head)]
 
     def fine_tuned(name: Name, model: str, *words: str) -> Job:
         start, steps = ("--base_model", model, *words), []
         if args.head_first and words != without_blocks:
-            steps.append(head_of(name, *start))
+            steps += head_of(name, *start)
             start = ("--base_model", path("runs", name.variant(names.FROZEN)))
         steps += [training_of(name, TRAIN, *start, *args.train_args), validation(name)]
         return Job(str(name), tuple(steps))
@@ -224,11 +226,10 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
     def whole_and_pruned(of_base: Name) -> Job:
         whole, tuned = of_base.variant(names.blocks(rungs[-1])), rung(of_base, rungs[-1])
         swept, words = whole.variant(names.SWEEP), ("--model_dir", path("runs", whole))
-        sweep_dir, floor = path("validation_results", swept), whole.variant(names.FROZEN)
+        sweep_dir = path("validation_results", swept)
         steps = [*tuned.steps, (SWEEP, *words, *on_data_of(whole), "--output_dir", sweep_dir)]
         if not args.head_first:
-            steps.append(head_of(whole, "--base_model", base_model, "--keep_layers", rungs[-1]))
-        steps.append(validation(floor))
+            steps += head_of(whole, "--base_model", base_model, "--keep_layers", rungs[-1])
         for n in range(1, len(rungs) - 1):
             name = of_base.variant(names.after(n))
             choice = ("--from", f"{sweep_dir}/best.json", "--n_layers", str(n))

@@ -40,7 +40,7 @@ WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaire
 NARROWED, CNN, CNN_TAUGHT, TAUGHT = "repaired, narrower", "CNN", "CNN, taught", "taught"
 FROZEN, OTHER = "only the head trained", "other encoder"
 # Ways to fewer blocks, of which models of one size are compared.
-OF_A_SIZE = (REPAIRED, TAUGHT, REMOVED, BEFORE)
+OF_A_SIZE = (REPAIRED, TAUGHT, REMOVED, BEFORE, FROZEN)
 # In the order of the legend; the sizes of one way are joined by a line.
 WAYS = (WHOLE, REPAIRED, NARROWED, TAUGHT, REMOVED, BEFORE, FROZEN, OTHER, CNN_TAUGHT, CNN)
 
@@ -175,9 +175,11 @@ def markdown_by_fold(models: Sequence[str], folder: Path, part: str) -> list[str
     lines = [f"| model | {' | '.join(one.partition('.')[0].replace('-', ' ') for one in parts)} |"]
     lines.append("|---" * (1 + len(parts)) + "|")
     for model in models:
-        found = [summary.read_metrics(folder / model / one / summary.METRICS_NAME).iloc[0] for one in parts]
-        kept = [f" ({metrics['kept_layers']})" if metrics["n_layers"] else "" for metrics in found]
-        cells = [f"{metrics['accuracy']:.3f}{blocks}" for metrics, blocks in zip(found, kept, strict=True)]
+        cells = []
+        for path in (folder / model / one / summary.METRICS_NAME for one in parts):
+            metrics = summary.read_metrics(path).iloc[0] if path.is_file() else None  # a study may not be complete yet
+            kept = f" ({metrics['kept_layers']})" if metrics is not None and metrics["n_layers"] else ""
+            cells.append("" if metrics is None else f"{metrics['accuracy']:.3f}{kept}")
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return lines
 

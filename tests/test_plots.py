@@ -311,6 +311,14 @@ def test_names_in_the_summary_do_not_overlap(drawn, n_models, n_sets):
         assert no_overlap(boxes(drawn[0], panel.get_xticklabels()))
 
 
+@pytest.mark.parametrize("kind", ["whole", "CNN"])
+@pytest.mark.filterwarnings("error")
+def test_markers_leave_room_for_the_panels_of_the_summary(tmp_path, kind):
+    # Kinds without a model have an empty line, whose place counts if it is not clipped.
+    plots.summary_figure(summary(30, 4).assign(kind=kind), tmp_path / "summary")
+    assert (tmp_path / "summary.png").stat().st_size > 10_000
+
+
 def test_summary_sorts_by_accuracy_and_draws_intervals(drawn):
     table = summary(5)
     plots.summary_figure(table, "unused")

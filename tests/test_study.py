@@ -22,7 +22,7 @@ from utils.models.loaded_model import LoadedModel
 
 HEAD = "--num_train_epochs 1 --learning_rate 1e-3"
 QUICK = f"{HEAD} --augment none"
-MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0-1", "small.blocks-0-1.frozen"}
+MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0.frozen", "small.blocks-0-1", "small.blocks-0-1.frozen"}
 MODELS |= {"small.after-1", "small.after-1.repaired"}
 
 
@@ -108,7 +108,7 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
             tmp_path / "study" / "validation_results" / "birds" / model / "fold-all.seed-1" / "metrics.csv"
         )
         assert table.loc[model, "accuracy"] == pytest.approx(scored["accuracy"].item(), abs=1e-5)
-    assert table["kind"].value_counts().to_dict() == {"pruned before": 2, "whole": 2, "pruned after": 2}
+    assert table["kind"].value_counts().to_dict() == {"pruned before": 3, "whole": 2, "pruned after": 2}
     ways = pd.read_csv(tmp_path / "study" / "validation_results" / "birds" / "ways.csv").set_index("model")["way"]
     assert ways.to_dict() == {
         "small.blocks-0-1": "whole",
@@ -116,12 +116,13 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_tables(words, tmp_path, m
         "small.blocks-none": "pruned before",
         "small.after-1": "removed",
         "small.after-1.repaired": "repaired",
+        "small.blocks-0.frozen": "only the head trained",
         "small.blocks-0-1.frozen": "only the head trained",
     }
     printed = capsys.readouterr().out
     for line in (
         "| rule, by number of blocks kept |",
-        "best accuracy of 6: ",
+        "best accuracy of 7: ",
     ):
         assert line in printed
 
@@ -172,8 +173,9 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
     # Two preparations; for each of two seeds and three folds: six models that are trained and scored, a sweep, its
     # subset without and with repair, and their scores; a model on other splits, trained and scored on each fold; then
     # pooling.
-    # With --head_first two more are trained: the heads of one block, and of the other encoder.
-    assert len(lines) == 2 + 2 * 3 * (6 * 2 + 5 + 2 * head_first) + 3 * (2 + head_first) + 2 * 8 + 1
+    # With --head_first two more: the heads of one block, and of the other encoder; and that of the other split.
+    n_models, n_of_split = 8 + 2 * head_first, 1 + head_first
+    assert len(lines) == 2 + 2 * 3 * (6 * 2 + 5 + 4 * head_first) + 3 * 2 * n_of_split + 2 * n_models + n_of_split
     parsed = []
     for line in lines:
         python, script, *arguments = study.shlex.split(line)
