@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 
 from tests.data import CLIP_SECONDS, LABELS, SAMPLE_RATE_HZ, small_model, write_processed
 from tests.sounds import song, write
@@ -29,6 +30,7 @@ SECONDS = {"a_20250601_210000.wav": 3.2, "site/b.wav": 0.7, "site/c.flac": 2.0}
 def model_dir(tmp_path_factory):
     """Return the folder of a model as 02 saves it, with a head that tells its labels apart."""
     folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
     loaded = small_model("wav2vec2")
     data_dir = write_processed(folder / "data")
     encoders.configure_for_training(loaded.model, clips.read_clips(data_dir, "train", None, 0, None), [], "x" * 64)
@@ -194,9 +196,9 @@ def test_the_tables_agree(night, model_dir):
     assert set(found.loc[found["file"].str.startswith("a_"), "recorded_at"].str[:13]) == {"2025-06-01T21"}
     assert set(found.loc[found["file"].str.startswith("site"), "recorded_at"]) == {""}
     csv = pd.concat(pd.read_csv(path) for path in sorted((output_dir / "csv").rglob("*.csv"))).dropna(subset="label")
-    assert (
-        csv[["file", "start", "end", "label"]].to_numpy().tolist()
-        == found[["file", "start_s", "end_s", "label"]].to_numpy().tolist()
+    # Of labels that start together, detections.csv has them by name, and a table has first what ends first.
+    assert sorted(csv[["file", "start", "end", "label"]].to_numpy().tolist()) == sorted(
+        found[["file", "start_s", "end_s", "label"]].to_numpy().tolist()
     )
     assert (output_dir / "skipped.csv").read_text().splitlines() == [
         "file,reason",
