@@ -80,12 +80,8 @@ def run(args: argparse.Namespace) -> None:
 
 def former(path: Path, measured: Collection[str]) -> list[dict]:
     """Return the rows of an earlier table whose models have results, but are not measured now."""
-    if not path.exists():
-        return []
-    table = pd.read_csv(path, dtype={"model": str})
-    rows = table[[model not in measured and (path.parent / model).is_dir() for model in table["model"]]].to_dict(
-        "records"
-    )
+    rows = study_table.read_latencies(path).to_dict("records")
+    rows = [row for row in rows if row["model"] not in measured and (path.parent / row["model"]).is_dir()]
     for row in rows:
         doubts = [doubt for doubt in row["latency_doubt"].split() if doubt not in (NO_DOUBT, APART)]
         row["latency_doubt"] = " ".join([*doubts, APART])
@@ -94,9 +90,8 @@ def former(path: Path, measured: Collection[str]) -> list[dict]:
 
 def models_without(runs_dir: Path, results_dir: Path, data_set: str) -> set[str]:
     """Return the models that could be measured and are not in the table."""
-    path = results_dir / data_set / study_table.LATENCIES_NAME
-    known = set(pd.read_csv(path, dtype={"model": str})["model"]) if path.exists() else set()
-    return set(runs_of_results(runs_dir, results_dir, data_set)) - known
+    known = study_table.read_latencies(results_dir / data_set / study_table.LATENCIES_NAME)["model"]
+    return set(runs_of_results(runs_dir, results_dir, data_set)) - set(known)
 
 
 def runs_of_results(runs_dir: Path, results_dir: Path, data_set: str) -> dict[str, Path]:

@@ -106,6 +106,16 @@ def label(model: str, split_by: str) -> str:
     return model if split_by == names.DEFAULT_SPLIT else f"{model} by {split_by}"
 
 
+def read_latencies(path: Path) -> pd.DataFrame:
+    """Return the table of `experiments.latencies`; without rows if there is no such file."""
+    if not path.exists():
+        return pd.DataFrame(columns=["model", "latency_doubt"])
+    latencies = pd.read_csv(path, dtype={"model": str})
+    if "latency_doubt" not in latencies:  # written by an earlier version
+        latencies["latency_doubt"] = summary.DEFAULTS["latency_doubt"]
+    return latencies
+
+
 def side_by_side(path: Path, models: pd.Series) -> pd.DataFrame:
     """Return the latency of every model, in ms, and the reason to doubt it, from the table of `experiments.latencies`.
 
@@ -114,9 +124,7 @@ def side_by_side(path: Path, models: pd.Series) -> pd.DataFrame:
     InputError
         If one of the models is not in the table.
     """
-    latencies = pd.read_csv(path, dtype={"model": str}).set_index("model")
-    if "latency_doubt" not in latencies:  # written by an earlier version
-        latencies["latency_doubt"] = summary.DEFAULTS["latency_doubt"]
+    latencies = read_latencies(path).set_index("model")
     missing = sorted(set(models) - set(latencies.index))
     if missing:
         raise InputError(

@@ -73,12 +73,12 @@ def way_of(name: names.Name, whole: names.Name) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table; write it, and draw the figure."""
-    table = compare(args.results_dir, args.name, args.model, args.part)
+    table, scored = compare(args.results_dir, args.name, args.model, args.part)
     folder = args.results_dir / args.name
     write_text(folder / f"{TABLE_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
     draw(table, folder / TABLE_NAME, args.name)
     print("\n".join(markdown(table)))
-    by_size = compare_by_size(table, folder, args.part)
+    by_size = compare_by_size(table, scored)
     if by_size is not None:
         write_text(folder / f"{BY_SIZE_NAME}.csv", by_size.to_csv(index=False, float_format="%.6g"))
         print("", *markdown_by_size(by_size), sep="\n")
@@ -86,8 +86,14 @@ def run(args: argparse.Namespace) -> None:
         print("", *by_fold, sep="\n")
 
 
-def compare(results_dir: Path, name: str, model: str, part: str) -> pd.DataFrame:
+def compare(results_dir: Path, name: str, model: str, part: str) -> tuple[pd.DataFrame, dict[str, comparison.Scored]]:
     """Return a row for each model: its way, size, latency, accuracy, and the difference to the whole model.
+
+    Returns
+    -------
+    table : DataFrame
+    scored : dict of str to Scored
+        The results, by model.
 
     Raises
     ------
@@ -129,12 +135,11 @@ def compare(results_dir: Path, name: str, model: str, part: str) -> pd.DataFrame
         found_here["within_margin"] = str(verdicts.of_pair(differences, number, study_table.MARGIN))
         rows.loc[row, list(found_here)] = list(found_here.values())
     order = rows["way"].map(WAYS.index)
-    return (
-        rows.assign(order=order).sort_values(["order", "n_parameters"], ascending=[True, False]).drop(columns="order")
-    )
+    rows = rows.assign(order=order).sort_values(["order", "n_parameters"], ascending=[True, False])
+    return rows.drop(columns="order"), {one.full_model: scored for one, scored in found}
 
 
-def compare_by_size(table: pd.DataFrame, folder: Path, part: str) -> pd.DataFrame | None:
+def compare_by_size(table: pd.DataFrame, scored: dict[str, comparison.Scored]) -> pd.DataFrame | None:
     """Return a row for each pair of models of `compare` with as many blocks, by two of `OF_A_SIZE`; None without pairs.
 
     The columns are those of `comparison.comparison_table`, after ``n_layers, first_way, second_way``.
@@ -148,8 +153,8 @@ def compare_by_size(table: pd.DataFrame, folder: Path, part: str) -> pd.DataFram
     ]
     if not pairs:
         return None
-    scored = [comparison.read_scored(folder / model / part) for model in table["model"]]
-    found = comparison.comparison_table(scored, seed=0, margin=study_table.MARGIN, pairs=pairs)
+    models = [scored[model] for model in table["model"]]
+    found = comparison.comparison_table(models, seed=0, margin=study_table.MARGIN, pairs=pairs)
     ways = [(rows[first].n_layers, rows[first].way, rows[second].way) for first, second in pairs]
     return pd.concat([pd.DataFrame(ways, columns=["n_layers", "first_way", "second_way"]), found], axis=1)
 

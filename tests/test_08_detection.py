@@ -197,8 +197,10 @@ def test_the_tables_agree(night, model_dir):
     assert set(found.loc[found["file"].str.startswith("site"), "recorded_at"]) == {""}
     csv = pd.concat(pd.read_csv(path) for path in sorted((output_dir / "csv").rglob("*.csv"))).dropna(subset="label")
     # Of labels that start together, detections.csv has them by name, and a table has first what ends first.
-    assert sorted(csv[["file", "start", "end", "label"]].to_numpy().tolist()) == sorted(
-        found[["file", "start_s", "end_s", "label"]].to_numpy().tolist()
+    of_table = found.sort_values(["file", "start_s", "end_s", "label"])
+    assert (
+        csv[["file", "start", "end", "label"]].to_numpy().tolist()
+        == of_table[["file", "start_s", "end_s", "label"]].to_numpy().tolist()
     )
     assert (output_dir / "skipped.csv").read_text().splitlines() == [
         "file,reason",

@@ -295,7 +295,7 @@ def _linear_sums(
     inner, row_sums = np.empty((m + len(units),) * 2), np.zeros((m + len(units), n))
     inner[:m, :m] = _linear_products(layers, pairs)
     members = [csr_array((np.ones(n), of_clip, np.arange(n + 1))) for of_clip in units]  # a row a clip, a column a unit
-    for i, layer in enumerate(layers):
+    for i, layer in enumerate(layers if units else ()):  # not a pass over the states for nothing
         sums = [np.zeros((of_kind.shape[1], layer.d)) for of_kind in members]
         for clips in _blocks([layer]):
             rows = layer.rows(clips)

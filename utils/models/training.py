@@ -35,7 +35,7 @@ from utils.figures import plots
 from utils.models import distillation, encoders, frozen_encoder, loading, memory, training_history
 from utils.models.augmentation import UNKNOWN, augment_audio, batch_generator, mask_spectrogram
 from utils.models.loaded_model import MULTI_LABEL, LoadedModel, prepare
-from utils.models.start_line import log_start
+from utils.models.start_line import log_start, majority
 from utils.models.training_arguments import (
     CHECKPOINTS_NAME,
     MODEL_NAME,
@@ -349,12 +349,11 @@ def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.
         "best epoch %g: val accuracy %.3f, %s %.3f",
         *(best["epoch"], best["eval_accuracy"], CHOOSING[choosing], best[choosing]),
     )
-    majority = val_clips.table["label_id"].value_counts(normalize=True).max()
-    if not loaded.is_multi_label and best["eval_accuracy"] <= majority:
+    if not loaded.is_multi_label and best["eval_accuracy"] <= (level := majority(val_clips.table["label_id"])):
         log.warning(
             "the model has learned nothing that helps on val: always naming the most frequent label would have an "
             "accuracy of %.3f; try more epochs, a lower --learning_rate, or train the head first with --freeze_encoder",
-            majority,
+            level,
         )
     if writes:
         of_val = {"val": (n_clips, n_groups)}
