@@ -10,6 +10,8 @@ recordists. For every fold and seed these models are trained and scored on the s
 <base>.blocks-<layers>  the base model with its first blocks only, fine-tuned: pruning before (02)
 <base>.after-<n>        the whole model, pruned without retraining to the best n blocks on val: pruning after (05, 07)
 <base>.after-<n>.repaired  the same blocks, repaired in closed form (07 --repair linear)
+<base>.after-<n>.repaired.<how>  with --heal these are trained further (02): frozen, the head alone; healed, all
+                  layers; taught, all layers with the whole model as the teacher
 <base>.blocks-<layers>.frozen  the same blocks, with only the head trained (02 --freeze_encoder): all blocks, and with
                   --head_first also the others
 <other>                 other encoders, fine-tuned whole (02)
@@ -21,8 +23,9 @@ steps would spoil what the encoder knows (Kumar et al. 2022, arXiv 2202.10054).
 Then 03 pools the folds of each model. One of the first models is also trained and scored on clips that were divided in
 another way (<name>.by-<way>), to show the effect of the split.
 
-The question comes first: the whole model, its pruned versions and the CNNs of the first seed, on all folds, pooled and
-compared by experiments.ways_table. Then come the models pruned before, other encoders, seeds and splits.
+The question comes first: the whole model, its pruned, repaired and healed versions, and the CNNs of the first seed, on
+all folds, pooled and compared by experiments.ways_table. Then come the models pruned before, other encoders, seeds and
+splits.
 
 Every step is a stage with its command. --jobs steps run at a time, each with its share of the CPUs. After a stop or a
 kill the same command continues: a finished step has nothing to do, an unfinished one resumes. If a step fails, the
@@ -69,6 +72,7 @@ log = logging.getLogger(__name__)
 PREPARE, TRAIN, VALIDATE = "01_data_processing.py", "02_finetuning.py", "03_model_validation.py"
 SWEEP, TRAIN_CNN, PRUNE = "05_pruning.py", "06_cnn.py", "07_manual_pruning.py"
 RESULTS_OF = (VALIDATE, SWEEP)
+HEALING = (names.FROZEN, names.HEALED, names.TAUGHT)
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--head_args", type=shlex.split, default=[], help="the same for stage 02 with --freeze_encoder")
     add("--cnn_args", type=shlex.split, default=[], help="the same for stage 06")
     add("--head_first", action="store_true", help="train the head of each encoder alone, before all its layers")
+    add("--heal", choices=HEALING, nargs="*", default=[], help="how to train repaired models further (default: not)")
+    add(
+        "--heal_layers",
+        type=cli.positive_int,
+        nargs="*",
+        default=None,
+        help=f"numbers of blocks for which all layers are trained, by {names.HEALED} and {names.TAUGHT} (default: all)",
+    )
     add("--jobs", type=cli.positive_int, default=2, help="steps that run at a time")
     add("--dry_run", action="store_true", help="print the commands and run none")
     add("--output_dir", type=Path, default=Path("study"), help="folder for all outputs")
@@ -220,6 +232,16 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
         steps += [training_of(name, TRAIN, *start, *args.train_args), validation(name)]
         return Job(str(name), tuple(steps))
 
+    def healing(repaired: Name, n: int, how: str, whole_dir: str) -> list[tuple[str, ...]]:
+        """Return the steps that train a repaired model of n blocks further; none if this size is not asked for."""
+        start = ("--base_model", path("runs", repaired))
+        if how == names.FROZEN:
+            return head_of(repaired, *start)
+        if args.heal_layers is not None and n not in args.heal_layers:
+            return []
+        healed, teacher = repaired.variant(how), ("--teacher_dir", whole_dir) if how == names.TAUGHT else ()
+        return [training_of(healed, TRAIN, *start, *teacher, *args.train_args), validation(healed)]
+
     def rung(of_base: Name, keep: str) -> Job:
         return fine_tuned(of_base.variant(names.blocks(keep)), base_model, "--keep_layers", keep)
 
@@ -232,11 +254,14 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
             steps += head_of(whole, "--base_model", base_model, "--keep_layers", rungs[-1])
         for n in range(1, len(rungs) - 1):
             name = of_base.variant(names.after(n))
+            repaired = name.variant(names.REPAIRED)
             choice = ("--from", f"{sweep_dir}/best.json", "--n_layers", str(n))
             repair = ("--repair", "linear", *on_data_of(whole))
-            for pruned, how in ((name, ()), (name.variant(names.REPAIRED), repair)):
+            for pruned, how in ((name, ()), (repaired, repair)):
                 steps.append((PRUNE, *words, *choice, *how, "--output_dir", path("runs", pruned)))
                 steps.append(validation(pruned))
+            for how in args.heal:
+                steps += healing(repaired, n, how, words[1])
         return Job(tuned.name, tuple(steps))
 
     def pooled(name: Name) -> Job:

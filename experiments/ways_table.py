@@ -6,9 +6,10 @@
 The second command compares the models of experiments.study; --model names the whole one. Takes the results
 <name>/<model>…/<part> of stage 03, and <name>/latency.csv, which experiments.latencies measured side by side. The way
 of a model follows from its name: the whole model; .blocks-0-3, pruned before fine-tuning; .after-3, blocks removed
-after fine-tuning; .repaired, their kept blocks repaired; .frozen, only the head trained; .taught, with a teacher; and
-other networks. A difference is the accuracy minus that of the whole model, clip by clip, with intervals that are
-simultaneous for all models. The last column says whether a model is shown to be no worse by 0.02.
+after fine-tuning; .repaired, their kept blocks repaired (.frozen, .healed or .taught after it: then the head, all
+layers, or all layers with a teacher were trained); .frozen, only the head trained; .taught, with a teacher; and other
+networks. A difference is the accuracy minus that of the whole model, clip by clip, with intervals that are simultaneous
+for all models. The last column says whether a model is shown to be no worse by 0.02.
 
 A second table compares the ways that keep the same number of blocks with each other; its intervals are simultaneous,
 and its p values adjusted, for all of its rows. Of pooled results a third table has the accuracy of each fold.
@@ -39,10 +40,15 @@ DODGE = 1.012  # between two ways, so that intervals at one latency do not hide 
 WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
 NARROWED, CNN, CNN_TAUGHT, TAUGHT = "repaired, narrower", "CNN", "CNN, taught", "taught"
 FROZEN, OTHER = "only the head trained", "other encoder"
+AFTER_REPAIR = {
+    names.FROZEN: "repaired, head trained",
+    names.HEALED: "repaired, healed",
+    names.TAUGHT: "repaired, taught",
+}
 # Ways to fewer blocks, of which models of one size are compared.
-OF_A_SIZE = (REPAIRED, TAUGHT, REMOVED, BEFORE, FROZEN)
+OF_A_SIZE = (REPAIRED, *AFTER_REPAIR.values(), TAUGHT, REMOVED, BEFORE, FROZEN)
 # In the order of the legend; the sizes of one way are joined by a line.
-WAYS = (WHOLE, REPAIRED, NARROWED, TAUGHT, REMOVED, BEFORE, FROZEN, OTHER, CNN_TAUGHT, CNN)
+WAYS = (WHOLE, REPAIRED, *AFTER_REPAIR.values(), NARROWED, TAUGHT, REMOVED, BEFORE, FROZEN, OTHER, CNN_TAUGHT, CNN)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,10 +68,12 @@ def way_of(name: names.Name, whole: names.Name) -> str:
         return WHOLE
     if name.model.startswith("cnn"):
         return CNN_TAUGHT if names.TAUGHT in kinds else CNN
+    if names.REPAIRED in kinds and name.model == whole.model:
+        return AFTER_REPAIR.get(name.variants[-1], REPAIRED)
     if names.TAUGHT in kinds:
         return TAUGHT
     if names.REPAIRED in kinds:
-        return REPAIRED if name.model == whole.model else NARROWED
+        return NARROWED
     if names.FROZEN in kinds:
         return FROZEN
     return BEFORE if "blocks" in kinds else REMOVED if "after" in kinds else OTHER

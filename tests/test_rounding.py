@@ -53,3 +53,27 @@ def test_with_inputs_that_vary_together_the_outputs_change_less(weight):
         error(*rounding.rounded(weight, rounding.factor_of(inputs.T @ inputs))),
     )
     assert 0 < better < 0.5 * plain
+
+
+def test_half_of_an_imbalance_goes_to_the_other_side():
+    """By hand: inputs of 4 and 1 with weights of 1 and 4 become 2 and 2 with weights of 2 and 2."""
+    factors = rounding.balance(np.array([[1, -0.5], [-2, 4]]), np.diag([16.0, 1.0]))
+    np.testing.assert_allclose(factors, [2, 0.5], rtol=0.03)  # the damping is 1 % of a mean square
+    for weight, products in ((np.zeros((3, 2)), np.eye(3)), (np.eye(3), np.zeros((3, 3)))):
+        np.testing.assert_allclose(rounding.balance(weight, products), 1, rtol=1e-6)
+
+
+def test_balanced_inputs_and_weights_change_the_outputs_less(weight):
+    """Loud inputs with small weights, as behind a norm, take the digits of the others unless they are balanced."""
+    loud = np.where(np.arange(33) % 8, 1, 30)
+    inputs, others = (part * loud for part in np.split(correlated_inputs(), 2))
+    small = weight / loud[:, None]
+
+    def error(factors):
+        products = inputs.T @ inputs / np.outer(factors, factors)
+        whole, steps = rounding.rounded((small * factors[:, None]).astype(np.float32), rounding.factor_of(products))
+        frames = others / factors
+        step = np.abs(frames).max(axis=1, keepdims=True) / 127
+        return float(np.square((np.round(frames / step) * step) @ (whole * steps) - others @ small).mean())
+
+    assert error(rounding.balance(small, inputs.T @ inputs)) < 0.3 * error(np.ones(33))

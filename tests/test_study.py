@@ -168,14 +168,15 @@ def wait_for(condition, most_s=120.0):
 def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys):
     words = [word for word in words if head_first or word != "--head_first"]
     more = ("--other_models", "more=tiny", "--architectures", "waveform", "--splits", "clip")
+    more += ("--heal", "frozen", "healed", "taught")
     assert study.main([*words, "--seeds", "1", "2", *more, "--dry_run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     # Two preparations; for each of two seeds and three folds: six models that are trained and scored, a sweep, its
-    # subset without and with repair, and their scores; a model on other splits, trained and scored on each fold; then
-    # pooling.
+    # subset without and with repair, and their scores; three models made from the repaired subset; a model on other
+    # splits, trained and scored on each fold; then pooling.
     # With --head_first two more: the heads of one block, and of the other encoder; and that of the other split.
-    n_models, n_of_split = 8 + 2 * head_first, 1 + head_first
-    assert len(lines) == 2 + 2 * 3 * (6 * 2 + 5 + 4 * head_first) + 3 * 2 * n_of_split + 2 * n_models + n_of_split
+    n_models, n_of_split = 11 + 2 * head_first, 1 + head_first
+    assert len(lines) == 2 + 2 * 3 * (9 * 2 + 5 + 4 * head_first) + 3 * 2 * n_of_split + 2 * n_models + n_of_split
     parsed = []
     for line in lines:
         python, script, *arguments = study.shlex.split(line)
@@ -194,6 +195,13 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
             assert str(getattr(args, name, None)) in {"None", *outputs[:number]}, "made by an earlier step"
         if script == study.TRAIN:
             assert args.learning_rate == 1e-3 and args.num_train_epochs == 1
+            assert {str(folder) for folder in args.teacher_dir or ()} <= set(outputs[:number])
+            assert bool(args.teacher_dir) == (".taught" in outputs[number])
+    assert study.main([*words, "--heal", "frozen", "taught", "--heal_layers", "3", "--dry_run"]) == 0
+    of_healing = [
+        line for line in capsys.readouterr().out.splitlines() if "repaired." in line.split(" --output_dir ")[1]
+    ]
+    assert len(of_healing) == 3 * 2 + 1 and not any("taught" in line for line in of_healing)
 
 
 def test_a_step_that_fails_is_told_and_nothing_starts_after_it(tmp_path, caplog):

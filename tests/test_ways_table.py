@@ -21,6 +21,9 @@ MODELS = {
     "base.blocks-0-3": ("pruned before", 4, 35, 70.0),
     "base-ffn-half.after-4.repaired": ("repaired, narrower", 4, 40, 50.0),
     "base.blocks-0-2.taught": ("taught", 3, 44, 55.0),
+    "base.after-5.repaired.healed": ("repaired, healed", 5, 46, 85.0),
+    "base.after-2.repaired.frozen": ("repaired, head trained", 2, 41, 40.0),
+    "base.after-1.repaired.taught": ("repaired, taught", 1, 42, 30.0),
     "cnn-melspectrogram": ("CNN", 0, 30, 20.0),
     "cnn-melspectrogram.taught": ("CNN, taught", 0, 40, 20.0),
 }

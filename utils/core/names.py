@@ -14,8 +14,9 @@ thresholds    not a model: the thresholds that stage 03 fits
 pretrained    the downloaded model, without fine-tuning
 all-clips     analysed on the clips of all splits
 repaired      its kept blocks are fitted to the states of the whole model
-taught        it has learned from a teacher
-frozen        the downloaded model with a new head: only the head is trained
+healed        all its layers are trained again after it was pruned
+taught        it has learned from a teacher; ``repaired.taught`` is healed with a teacher
+frozen        only the head is trained: a new one, or after ``repaired`` that of the whole model
 onnx          exported, as files; float32, float16 and int8 are their results
 
 Results that came with the code stand below ``published`` in these folders. Other folder names are allowed, such as
@@ -35,14 +36,14 @@ PUBLISHED = "published"
 DEFAULT_SPLIT = "recordist"
 ALL_FOLDS = "all"
 PRUNED, SWEEP, FROZEN, THRESHOLDS, EXPORTED = "pruned", "sweep", "frozen", "thresholds", "onnx"
-REPAIRED, TAUGHT = "repaired", "taught"
+REPAIRED, HEALED, TAUGHT = "repaired", "healed", "taught"
 # Root folders of the results, and the depth of a result below its root.
 ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
 DEPTH = 3
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".safetensors")  # of other programs
 PRECISIONS = ("float32", "float16", "int8")  # of exported files
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
-_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|repaired|taught|"
+_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|repaired|healed|taught|"
 _VARIANT += "|".join((EXPORTED, *PRECISIONS))
 _NAME = re.compile(
     r"(?P<data_set>[^/.][^/]*?)(?:\.by-(?P<split_by>[a-z_]+))?/"
