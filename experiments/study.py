@@ -210,10 +210,7 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
         words += ["--split_by", name.split_by, "--folds", str(args.folds), *args.data_args]
         return Job(name.data, ((PREPARE, *words, "--output_dir", path("processed_data", name.data)),))
 
-    scored: list[Name] = []
-
     def validation(name: Name) -> tuple[str, ...]:
-        scored.append(name)
         words = ("--model_dir", path("runs", name), *on_data_of(name))
         return (VALIDATE, *words, "--output_dir", path("validation_results", name))
 
@@ -286,20 +283,21 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
             jobs += [rung(replace(of_base, split_by=way), claim_layers) for way in args.splits]
         return jobs
 
-    def pooling() -> list[Job]:
-        """Return the jobs that pool the folds of the models since the last call."""
-        jobs = [pooled(name) for name in scored if name.fold == "1" and name.seed in args.seeds]
-        scored.clear()
-        return jobs
+    def pooling(jobs: list[Job]) -> list[Job]:
+        """Return the jobs that pool the folds of the models that these jobs score."""
+        scored = [step[-1] for job in jobs for step in job.steps if step[0] == VALIDATE]
+        found = [names.parse(names.of_folder(Path(folder))) for folder in scored]
+        return [pooled(name) for name in found if name.fold == "1" and name.seed in args.seeds]
 
     folds = [str(number) for number in range(1, args.folds + 1)]
     folds_of = {**dict.fromkeys(args.seeds, folds), **dict.fromkeys(args.seeds_of_first_fold, folds[:1])}
     bases = [Name(args.name, base, seed, fold=fold) for seed, own in folds_of.items() for fold in own]
     first = [of_base for of_base in bases if of_base.seed == args.seeds[0]]
     preparing = [prepared(Name(args.name, base, 0, fold="1", split_by=way)) for way in (DEFAULT_SPLIT, *args.splits)]
-    question = [preparing[:1], [job for of_base in first for job in asked(of_base)], pooling()]
-    more = [job for of_base in bases if of_base not in first for job in asked(of_base)]
-    return question, [preparing[1:], [job for of_base in bases for job in others(of_base)] + more, pooling()]
+    question = [job for of_base in first for job in asked(of_base)]
+    rest = [job for of_base in bases for job in others(of_base)]
+    rest += [job for of_base in bases if of_base not in first for job in asked(of_base)]
+    return [preparing[:1], question, pooling(question)], [preparing[1:], rest, pooling(rest)]
 
 
 # ------------------------------------------------------------------------------------------- doing it
