@@ -243,6 +243,12 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     intervals.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     this_run.metrics |= metrics_of(split_clips)
     this_run.metrics |= looks.count_looks(args.output_dir, inputs["data_dir"], args.split)
+    if args.split in ("test", ALL_SPLITS):
+        log.warning(
+            "--split %s has the test clips: layers that these values choose have scores on test that are too high; "
+            "choose layers on val",
+            args.split,
+        )
     cross_validated = args.split in ("train", ALL_SPLITS)
     if loaded.has_head and cross_validated:
         log.warning(

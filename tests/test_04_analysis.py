@@ -239,6 +239,12 @@ def test_test_clips_are_probed_with_train_clips_only(model_dir, data_dir, tmp_pa
     assert "majority level 0.333" in (tmp_path / "out" / "log.txt").read_text()
 
 
+@pytest.mark.parametrize(("split", "is_named"), [("val", False), ("test", True), ("all", True)])
+def test_values_of_test_clips_should_not_choose_layers(split, is_named, model_dir, data_dir, tmp_path, caplog):
+    assert run(model_dir, data_dir, tmp_path / "out", "--metrics", "cosine", "--split", split) == 0
+    assert (f"--split {split} has the test clips: layers that these values choose" in caplog.text) == is_named
+
+
 # ------------------------------------------------------------------------------------- two models
 
 
