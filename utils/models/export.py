@@ -19,7 +19,7 @@ of the log-mel CNN and the patches of AST and BEATs, have one scale for each ten
 clips of train; without clips they stay in float32.
 
 The weights are signed: processors with VNNI multiply unsigned inputs by signed weights, but not by unsigned ones.
-`rounding` chooses them, with the inputs that the layers have on some clips of train.
+`rounding` chooses them, with the inputs that the layers have on some clips of train, and balances inputs and weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +60,7 @@ LEAST_HALVED = 1024  # numbers in a weight that is stored in 16 bits
 MOST_BYTES = 2**31 - 2**20  # a little less than a protobuf message can have
 BATCH_SIZE = 16
 N_NOISE_CLIPS = 8
-N_SCALE_CLIPS, N_ROUNDING_CLIPS = 64, 16
+N_SCALE_CLIPS, N_ROUNDING_CLIPS = 64, 64
 MOST_PRODUCTS = 2**27  # numbers of 8 bytes
 # Largest difference of a logit, relative to the largest logit. Float32 differs by rounding, and numbers of 16 bits have
 # three digits; more means that the exporter has changed the network.
@@ -331,20 +331,32 @@ def _with_linear_layers_in_int8(
         if node.op_type == "MatMul" and node.input[1] in weights and node.input[0] not in weights
     }
     linear = {name: node for name, node in linear.items() if name not in excluded}
-    whole_numbers = _whole_numbers(network, list(linear.values()), weights, clips)
+    balances, whole_numbers = _whole_numbers(network, list(linear.values()), largest, weights, clips)
+    rounded_inputs: dict[str, tuple[str, str, str, str]] = {}
+
+    def rounded_input(given: str) -> tuple[str, str, str, str]:
+        """Return the whole numbers of an input, their step and zero, and the scale of each frame."""
+        rounded, step, zero = (f"{given}.{part}" for part in ("rounded", "step", "zero"))
+        size = largest.get(given)
+        if given in balances:
+            constants[f"{given}.balance"] = 1 / balances[given]
+            given = add("Mul", [given, f"{given}.balance"], f"{given}.balanced")
+        if size is None:
+            sizes = add("Abs", [given], f"{given}.sizes")
+            size = add("ReduceMax", [sizes, LAST_AXIS], f"{given}.largest", keepdims=1)
+        scale = add("Max", [size, LEAST_SCALE], f"{given}.scale")
+        add("DynamicQuantizeLinear", [add("Div", [given, scale], f"{given}.scaled")], rounded, step, zero)
+        return rounded, step, zero, scale
+
     network = _copy(network)
     for node in list(network.graph.node):
         if node.name not in linear:
             nodes.append(node)
             continue
         given, name = node.input[0], node.name
-        size = largest.get(given) or add(
-            "ReduceMax", [add("Abs", [given], f"{name}.sizes"), LAST_AXIS], f"{name}.largest", keepdims=1
-        )
-        scale = add("Max", [size, LEAST_SCALE], f"{name}.scale")
-        scaled = add("Div", [given, scale], f"{name}.scaled")
-        rounded, step, zero = (f"{name}.{part}" for part in ("rounded", "step", "zero"))
-        add("DynamicQuantizeLinear", [scaled], rounded, step, zero)
+        if given not in rounded_inputs:
+            rounded_inputs[given] = rounded_input(given)
+        rounded, step, zero, scale = rounded_inputs[given]
         whole, steps = (f"{name}.weight.{part}" for part in ("rounded", "steps"))
         constants[whole], constants[steps] = whole_numbers[name]
         product = add("Cast", [add("MatMulInteger", [rounded, whole, zero], f"{name}.whole")], f"{name}.cast", to=1)
@@ -354,24 +366,35 @@ def _with_linear_layers_in_int8(
 
 
 def _whole_numbers(
-    network: ModelProto, layers: Sequence[NodeProto], weights: dict[str, TensorProto], clips: Clips | None
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the `rounding.rounded` weights of linear layers, by the name of the layer."""
+    network: ModelProto,
+    layers: Sequence[NodeProto],
+    largest: Container[str],
+    weights: dict[str, TensorProto],
+    clips: Clips | None,
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Return the `rounding.balance` of each input, and the rounded weights of each layer, by their names.
+
+    The inputs in `largest` have none: the frames under a kernel are copies of frames, whose sizes are known before.
+    """
     arrays = {layer.name: numpy_helper.to_array(weights[layer.input[1]]) for layer in layers}
     if clips is None:
-        return {name: rounding.rounded(weight) for name, weight in arrays.items()}
-    found, few = {}, clips.drawn(N_ROUNDING_CLIPS, seed=0)
-    inputs = list(dict.fromkeys(layer.input[0] for layer in layers))
-    sizes = {layer.input[0]: len(arrays[layer.name]) ** 2 for layer in layers}
+        return {}, {name: rounding.rounded(weight) for name, weight in arrays.items()}
+    balances, found, few = {}, {}, clips.drawn(N_ROUNDING_CLIPS, seed=0)
+    readers: dict[str, list[str]] = {}
+    for layer in layers:
+        readers.setdefault(layer.input[0], []).append(layer.name)
+    inputs, sizes = list(readers), [len(arrays[names[0]]) ** 2 for names in readers.values()]
     while inputs:  # as many at once as fit into memory
-        n_at_once = max(1, int((np.cumsum([sizes[name] for name in inputs]) <= MOST_PRODUCTS).sum()))
+        n_at_once = max(1, int((np.cumsum(sizes) <= MOST_PRODUCTS).sum()))
         for given, products in _products_of_inputs(network, inputs[:n_at_once], few).items():
-            factor = rounding.factor_of(products)
-            for layer in layers:
-                if layer.input[0] == given:
-                    found[layer.name] = rounding.rounded(arrays[layer.name], factor)
-        inputs = inputs[n_at_once:]
-    return found
+            balance = np.ones(len(products), np.float32)
+            if given not in largest:
+                balance = rounding.balance(np.hstack([arrays[name] for name in readers[given]]), products)
+                balances[given] = balance
+            factor = rounding.factor_of(products / np.outer(balance, balance))
+            found |= {name: rounding.rounded(arrays[name] * balance[:, None], factor) for name in readers[given]}
+        del inputs[:n_at_once], sizes[:n_at_once]
+    return balances, found
 
 
 def _products_of_inputs(network: ModelProto, names: Sequence[str], clips: Clips) -> dict[str, np.ndarray]:

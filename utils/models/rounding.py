@@ -9,7 +9,8 @@ import numpy as np
 
 MOST_WHOLE = 127
 MOST_PAIR = 128
-# Share of the mean of the diagonal that is added to it: inputs that hardly vary get no large corrections.
+# Share of the mean square of the inputs (and of the weights) that is added to each: an input that hardly varies gets no
+# large corrections.
 DAMPING = 0.01
 ROWS_AT_ONCE = 64
 
@@ -59,6 +60,32 @@ def _steps(weight: np.ndarray) -> np.ndarray:
     # Rounding adds up to one half to each of a pair.
     steps = np.maximum(np.abs(weight).max(axis=0) / MOST_WHOLE, sums.max(axis=0) / (MOST_PAIR - 1))
     return np.where(steps == 0, 1, steps).astype(np.float32)
+
+
+def balance(weight: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """Return a number for each input: to divide the input and to multiply its weights by, before both are rounded.
+
+    The largest weight of an output sets the step of all its weights, and the largest input of a frame that of all
+    inputs. Where some inputs are small and have large weights, or the reverse, half of the imbalance goes to the other
+    side: SmoothQuant (Xiao et al., "SmoothQuant: Accurate and efficient post-training quantization for large language
+    models", ICML 2023, equation 4 with alpha 0.5), with the root mean square of an input in place of its largest value.
+
+    Parameters
+    ----------
+    weight : ndarray
+        Of shape (n_inputs, n_outputs); those of all layers with these inputs side by side.
+    products : ndarray
+        As for `factor_of`.
+
+    Returns
+    -------
+    ndarray
+        float32 of shape (n_inputs,), positive, with geometric mean 1.
+    """
+    squares = np.diag(products), np.square(weight, dtype=np.float64).max(axis=1)
+    inputs, weights = (each + DAMPING * (each.mean() or 1.0) for each in squares)
+    logs = (np.log(inputs) - np.log(weights)) / 4  # the squares' root, and half of it
+    return np.exp(logs - logs.mean()).astype(np.float32)
 
 
 def factor_of(products: np.ndarray) -> np.ndarray:
