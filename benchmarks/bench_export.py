@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.noise import N_LABELS, SAMPLE_RATE_HZ, new_whisper, noise_clips
+from utils.core import names
 from utils.data.clips import read_clips
 from utils.field import scoring
 from utils.models import cnn, encoders, export, exported, loading
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     torch.set_num_threads(1)
     loading.quiet_transformers()
-    models = {path.name: encoders.load_model(path, "cpu") for path in args.model_dir} or new_models()
+    models = {names.of_model(path): encoders.load_model(path, "cpu") for path in args.model_dir} or new_models()
     train = val = None
     if args.data_dir is not None:
         train, val = (read_clips(args.data_dir, split, None, 0, args.fold) for split in ("train", "val"))

@@ -1,6 +1,8 @@
 """Copy the complete results of a study to those that come with the code, without the files that can be made again.
 
     python -m experiments.publish --name birds34       # study/validation_results -> validation_results/published
+    python -m experiments.publish --name birds34 --results_dir study/analysis_results \
+        --published_dir analysis_results/published     # the tables of stage 04
 
 Figures, reports and logs are left out: `make figures` makes them from the tables and predictions. The copied run.json
 lists only the copied files; it is otherwise unchanged. A later study goes on from these results: see
@@ -18,12 +20,14 @@ from experiments import study_table
 from utils.core import cli, names, records
 from utils.core.errors import InputError
 from utils.core.files import write_json
-from utils.pruning import best, pruning_table
+from utils.core.text import counted
+from utils.pruning import best, pruning_table, recommendation
 from utils.scores import by_collection, predictions, summary
 
 log = logging.getLogger(__name__)
 
 KEPT = (summary.METRICS_NAME, predictions.NAME, by_collection.NAME, pruning_table.CSV_NAME, best.NAME)
+ANALYSIS, LIST_OF_CLIPS = "04_analysis", "_clips.csv"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         if record["status"] != "complete":
             log.warning("left out: %s is not complete", folder)
             continue
-        record["outputs"] = [output for output in record["outputs"] if output["path"] in KEPT]
+        record["outputs"] = [output for output in record["outputs"] if is_kept(record["stage"], output["path"])]
         records.check_outputs(folder, record)
         target = args.published_dir / folder.relative_to(args.results_dir)
         shutil.rmtree(target, ignore_errors=True)
@@ -61,7 +65,14 @@ def run(args: argparse.Namespace) -> None:
     latencies = Path(args.name, study_table.LATENCIES_NAME)
     if (args.results_dir / latencies).exists():
         shutil.copyfile(args.results_dir / latencies, args.published_dir / latencies)
-    log.info("%s: %d results of %s", args.published_dir, n_copied, args.name)
+    log.info("%s: %s of %s", args.published_dir, counted(n_copied, "result"), args.name)
+
+
+def is_kept(stage: str, path: str) -> bool:
+    """Return whether an output of a stage is published: of stage 04 all tables, but not the lists of clips."""
+    if stage == ANALYSIS:
+        return path == recommendation.NAME or (path.endswith(".csv") and not path.endswith(LIST_OF_CLIPS))
+    return path in KEPT
 
 
 def of_data_set(folder: Path, args: argparse.Namespace) -> bool:

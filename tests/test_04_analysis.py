@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import figures
+from experiments import figures, publish
 from tests.data import LABELS, small_model, write_processed
 from tests.stages import load_stage
+from utils.core import records
 from utils.data import clip_arrays, clips
 from utils.layers import analysis, hidden_states, linear_maps, similarity
 from utils.layers.convexity import graph_convexity, sample_pairs
@@ -243,6 +244,20 @@ def test_test_clips_are_probed_with_train_clips_only(model_dir, data_dir, tmp_pa
 def test_values_of_test_clips_should_not_choose_layers(split, is_named, model_dir, data_dir, tmp_path, caplog):
     assert run(model_dir, data_dir, tmp_path / "out", "--metrics", "cosine", "--split", split) == 0
     assert (f"--split {split} has the test clips: layers that these values choose" in caplog.text) == is_named
+
+
+def test_the_tables_are_published_without_what_can_be_made_again(model_dir, data_dir, tmp_path):
+    results_dir, published = tmp_path / "analysis_results", tmp_path / "published"
+    out = results_dir / "birds" / "base" / "seed-1"
+    assert run(model_dir, data_dir, out, "--metrics", "cosine") == 0
+    where = ["--results_dir", str(results_dir), "--published_dir", str(published)]
+    assert publish.main(["--name", "birds", *where]) == 0
+    copied = published / "birds" / "base" / "seed-1"
+    assert {path.name for path in copied.iterdir()} == {
+        *("cosine.csv", "null_levels.csv", "recommendation.json", "run.json")
+    }
+    records.check_outputs(copied, records.read_record(copied))
+    assert (copied / "cosine.csv").read_bytes() == (out / "cosine.csv").read_bytes()
 
 
 # ------------------------------------------------------------------------------------- two models
