@@ -125,15 +125,17 @@ def run(args: argparse.Namespace) -> None:
     listed, vanished = preparation.list_files(raw_dir, paths)
     model = field_model.read(args.model_dir, args.threshold)
     inputs = model.inputs | {"raw_dir": runs.Input(str(args.raw_dir), preparation.listing_sha256(listed.values()))}
-    check_arguments(args, model)
+    check_arguments(args, model, listed)
     if args.shard is not None:
         listen_to_shard(shards.args_of_shard(args, args.shard), inputs, model, raw_dir, listed)
     else:
         detect(args, inputs, model, raw_dir, listed, skipped + vanished)
 
 
-def check_arguments(args: argparse.Namespace, model: field_model.FieldModel) -> None:
-    """Refuse values that do not go together."""
+def check_arguments(
+    args: argparse.Namespace, model: field_model.FieldModel, listed: Mapping[str, spool.Listed]
+) -> None:
+    """Refuse values that do not go together, or not with the recordings."""
     model.check_overlap(args.overlap_seconds)
     if args.device == "cuda" and model.exported:
         raise UsageError(f"--device cuda: {args.model_dir} is an exported file, which runs on the CPU")
@@ -144,6 +146,8 @@ def check_arguments(args: argparse.Namespace, model: field_model.FieldModel) -> 
         raise UsageError(f"--combined: a table of {alone[0]} belongs to one recording; leave it out of --formats")
     for folder in (args.output_dir, shards.shard_dir(args.output_dir, 1, 1).parent):
         replacing.check_apart(folder, {name: getattr(args, name) for name in ("raw_dir", "model_dir")})
+    for name in args.formats:
+        detections.check_names(listed, name, args.combined)
 
 
 def detect(

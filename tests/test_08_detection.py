@@ -470,6 +470,25 @@ def test_arguments_that_do_not_go_together(model_dir, raw_dir, tmp_path, caplog,
     assert told in caplog.messages[-1] and not (tmp_path / "out").exists()
 
 
+def test_a_recording_whose_name_is_too_long_for_its_table(model_dir, tmp_path, caplog):
+    most = 255 - len("..partial") - len(".selections.txt")
+    names = ["ä" + "x" * (most - len("ä.wav".encode()) + more) + ".wav" for more in (0, 1)]
+    longest, longer = (tmp_path / "raw" / "site" / name for name in names)
+    write(longer, song(1.0, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)
+    assert detect(model_dir, tmp_path / "raw", tmp_path / "out", "--formats", "audacity", "raven") == 3
+    told = "1 recording has a name too long for a table of raven, which adds .selections.txt: expected at most"
+    assert f"{told} {most} bytes, found {most + 1} in site/ä" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith("rename the recording, or give --combined for one table of all")
+    assert not (tmp_path / "out").exists()
+    assert detect(model_dir, tmp_path / "raw", tmp_path / "all", "--formats", "raven", "--combined") == 0
+    longer.rename(longest)
+    assert detect(model_dir, tmp_path / "raw", tmp_path / "each", "--formats", "raven") == 0
+    assert (tmp_path / "each" / "raven" / "site" / f"{longest.name}.selections.txt").is_file()
+    longest.rename(longest.with_name("x" * 240 + ".wav"))
+    assert detect(model_dir, tmp_path / "raw", tmp_path / "out", "--formats", "audacity") == 3
+    assert caplog.messages[-1].endswith("rename the recording, or leave audacity out of --formats")
+
+
 def test_an_output_folder_among_the_recordings_is_refused(model_dir, raw_dir, caplog):
     assert detect(model_dir, raw_dir, raw_dir / "out") == 2
     assert "is inside" in caplog.messages[-1] and not (raw_dir / "out").exists()

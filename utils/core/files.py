@@ -13,6 +13,7 @@ from utils.core.errors import InputError
 from utils.core.text import printable
 
 PARTIAL_SUFFIX = ".partial"
+MOST_BYTES_OF_NAME = 255 - len(f".{PARTIAL_SUFFIX}")  # of a file that `atomic_path` can write, on usual file systems
 
 
 @contextmanager

@@ -1,14 +1,16 @@
 """Detections: windows above a threshold, merged; ``detections.csv`` and the tables of other programs."""
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 
-from utils.core.files import atomic_path
-from utils.core.text import printable
+from utils.core.errors import InputError
+from utils.core.files import MOST_BYTES_OF_NAME, atomic_path
+from utils.core.text import counted, printable
 from utils.data import annotations
 from utils.data.recorders import Start
 from utils.data.timed_labels import Annotation, seconds
@@ -94,6 +96,36 @@ def write_csv(
                 numbers = f"{row.score:.4f}", f"{thresholds[row.label]:.4f}"
                 moment = time_of_day(start, row.start_s)
                 writer.writerow([printable(row.file), *times, printable(row.label), *numbers, moment])
+
+
+def check_names(files: Iterable[str], name: str, combined: bool) -> None:
+    """Check, before anything is computed, that each recording's table can have the name that `write_tables` gives it.
+
+    Parameters
+    ----------
+    files : iterable of str
+        Paths of the recordings.
+    name, combined
+        As for `write_tables`.
+
+    Raises
+    ------
+    InputError
+        If the name of a table is longer than that of a file can be.
+    """
+    room = annotations.FORMATS[name]
+    most = MOST_BYTES_OF_NAME - len(room.SUFFIX)
+    sizes = {} if combined else {file: len(os.fsencode(Path(file).name)) for file in files}
+    too_long = [file for file, size in sizes.items() if size > most]
+    if too_long:
+        instead = (
+            "give --combined for one table of all" if room.HOLDS_SEVERAL_FILES else f"leave {name} out of --formats"
+        )
+        raise InputError(
+            f"{counted(len(too_long), 'recording has a name', 'recordings have names')} too long for a table of "
+            f"{name}, which adds {room.SUFFIX}: expected at most {most} bytes, found {sizes[too_long[0]]} in "
+            f"{printable(too_long[0])}; rename the recording, or {instead}"
+        )
 
 
 def write_tables(
