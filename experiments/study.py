@@ -50,6 +50,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
@@ -137,9 +138,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--heal_layers",
         type=cli.positive_int,
-        nargs="*",
+        nargs="+",
         default=None,
-        help=f"numbers of blocks for which all layers are trained, by {names.HEALED} and {names.TAUGHT} (default: all)",
+        help=f"with --heal {names.HEALED} or {names.TAUGHT}: only the repaired models with these numbers of blocks, "
+        "such as 2 4 (default: all of them)",
     )
     add("--jobs", type=cli.positive_int, default=2, help="steps that run at a time")
     add("--dry_run", action="store_true", help="print the commands and run none")
@@ -164,10 +166,14 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--claim_layers {claim_layers}: no such model in the study, which has {', '.join(rungs)}")
     if len({*args.seeds, *args.seeds_of_first_fold}) < len(args.seeds) + len(args.seeds_of_first_fold):
         raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
+    check_heal_layers(args, model.config.num_hidden_layers)
     question, rest = plan(args, rungs, claim_layers)
+    steps = [step for jobs in (*question, *rest) for job in jobs for step in job.steps]
+    made_twice = [folder for folder, n in Counter(step[-1] for step in steps).items() if n > 1]
+    if made_twice:
+        raise UsageError(f"two steps would write {made_twice[0]}: give each model, CNN, split and way to heal once")
     if args.dry_run:
-        for job in (job for jobs in (*question, *rest) for job in jobs):
-            print("\n".join(f"python {shlex.join(step)}" for step in job.steps))
+        print("\n".join(f"python {shlex.join(step)}" for step in steps))
         return
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // args.jobs)))
     logs_dir = args.output_dir / "logs"
@@ -180,6 +186,18 @@ def run(args: argparse.Namespace) -> None:
             log.info("%s: %s%s", "the question" if of_question else "the rest", counted(len(to_do), "job"), known)
             run_jobs(to_do, args.jobs, logs_dir)
         make_tables(args, claim_layers, rungs[-1], of_question)
+
+
+def check_heal_layers(args: argparse.Namespace, n_blocks: int) -> None:
+    """Refuse --heal_layers that changes nothing."""
+    asked = args.heal_layers or []
+    flag = f"--heal_layers {' '.join(map(str, asked))}"
+    if asked and not {names.HEALED, names.TAUGHT} & set(args.heal):
+        raise UsageError(f"{flag} is for --heal {names.HEALED} or {names.TAUGHT}: give one of them, or leave it out")
+    if not {*asked} <= {*range(1, n_blocks)}:
+        raise UsageError(
+            f"{flag}: the whole model has {counted(n_blocks, 'block')}, and a repaired one has fewer, but at least 1"
+        )
 
 
 # ------------------------------------------------------------------------------------------ what to do

@@ -15,6 +15,7 @@ from transformers import AutoModelForAudioClassification
 from experiments import publish, study
 from experiments.stage_processes import CONTEXT
 from tests.data import SMALL_CONFIGS, small_extractor, write_processed
+from tests.results import write_result
 from tests.stages import load_stage, without_figures
 from utils.data import synthetic
 from utils.models import encoders
@@ -197,11 +198,11 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
             assert args.learning_rate == 1e-3 and args.num_train_epochs == 1
             assert {str(folder) for folder in args.teacher_dir or ()} <= set(outputs[:number])
             assert bool(args.teacher_dir) == (".taught" in outputs[number])
-    assert study.main([*words, "--heal", "frozen", "taught", "--heal_layers", "3", "--dry_run"]) == 0
-    of_healing = [
-        line for line in capsys.readouterr().out.splitlines() if "repaired." in line.split(" --output_dir ")[1]
-    ]
-    assert len(of_healing) == 3 * 2 + 1 and not any("taught" in line for line in of_healing)
+    base = ("--base_model", "tiny=tiny", "--claim_layers", "0")
+    assert study.main([*words, *base, "--heal", "frozen", "taught", "--heal_layers", "2", "--dry_run"]) == 0
+    made = [Path(line.split(" --output_dir ")[1]).parts for line in capsys.readouterr().out.splitlines()]
+    healed = {model for *_, model, _ in made if ".repaired." in model}
+    assert healed == {*(f"tiny.after-{n}.repaired.frozen" for n in (1, 2, 3)), "tiny.after-2.repaired.taught"}
 
 
 def test_a_step_that_fails_is_told_and_nothing_starts_after_it(tmp_path, caplog):
@@ -228,6 +229,12 @@ def test_help_shows_its_defaults():
         (("--other_models", "a/b=tiny"), "'a/b=tiny' is not a short name and a model"),
         (("--name", "birds.by-clip"), "no result can be called 'birds.by-clip/small/fold-1.seed-1'"),
         (("--splits", "recordist"), "invalid choice: 'recordist'"),
+        (("--splits", "clip", "clip"), "birds.by-clip/folds: give each model, CNN, split and way to heal once"),
+        (("--heal", "frozen", "frozen"), "birds/small.after-1.repaired.frozen/fold-1.seed-1: give each model, CNN"),
+        (("--heal_layers", "1"), "--heal_layers 1 is for --heal healed or taught: give one of them, or leave it out"),
+        (("--heal", "frozen", "--heal_layers", "1"), "--heal_layers 1 is for --heal healed or taught"),
+        (("--heal", "healed", "--heal_layers", "1", "2"), "--heal_layers 1 2: the whole model has 2 blocks, and a"),
+        (("--heal", "healed", "--heal_layers", "0"), "an integer of at least 1"),
     ],
 )
 def test_wrong_arguments(words, more, text, tmp_path, caplog, capsys):
@@ -241,6 +248,63 @@ def test_base_model_that_is_missing(words, tmp_path, caplog):
     assert "gone cannot be loaded: no such folder" in caplog.text and not (tmp_path / "out").exists()
 
 
-def test_nothing_to_publish(tmp_path, caplog):
-    assert publish.main(["--name", "birds", "--results_dir", str(tmp_path)]) == 3
-    assert "has no result of birds: run experiments.study first" in caplog.text
+# ---------------------------------------------------------------------------------------- publishing
+
+RESULT = "birds/small/fold-1.seed-1"
+
+
+@pytest.fixture
+def results_dir(tmp_path, monkeypatch):
+    """Return a folder with one result of stage 03; the working folder is beside it."""
+    monkeypatch.chdir(tmp_path)
+    write_result(tmp_path / "study" / "validation_results", RESULT, [0, 1], [0, 0], ["a", "b"])
+    return tmp_path / "study" / "validation_results"
+
+
+def change_record(folder, **values):
+    record = json.loads((folder / "run.json").read_text()) | values
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def publish_all(results_dir, *more):
+    return publish.main([str(word) for word in ("--name", "birds", "--results_dir", results_dir, *more)])
+
+
+def test_results_are_published_beside_those_of_their_kind(results_dir):
+    assert publish_all(results_dir) == 0 and publish_all(results_dir) == 0
+    assert Path("validation_results", "published", RESULT, "metrics.csv").is_file()
+
+
+@pytest.mark.parametrize("folder", ["gone", "study", "study/validation_results/birds"])
+def test_a_folder_without_results_of_the_study(folder, results_dir, caplog):
+    assert publish_all(folder) == 3
+    assert f"{folder} has no complete result of birds; expected folders such as birds/<model>/fold-1" in caplog.text
+    assert [path.name for path in Path().iterdir()] == ["study"]
+
+
+def test_an_unfinished_result_is_left_out(results_dir, caplog):
+    write_result(results_dir, "birds/other/fold-1.seed-1", [0, 1], [0, 0], ["a", "b"])
+    change_record(results_dir / RESULT, status="interrupted")
+    assert publish_all(results_dir) == 0
+    assert f"left out: {results_dir / RESULT} is not complete" in caplog.text
+    assert [path.name for path in Path("validation_results/published/birds").iterdir()] == ["other"]
+    change_record(results_dir / "birds/other/fold-1.seed-1", status="running")
+    assert publish_all(results_dir, "--published_dir", "elsewhere") == 3
+    assert "has no complete result of birds among 2; expected" in caplog.text and not Path("elsewhere").exists()
+
+
+def test_nothing_is_replaced_by_what_does_not_belong_there(results_dir, caplog):
+    result, published = results_dir / RESULT, Path("validation_results", "published")
+    assert publish_all(results_dir, "--published_dir", results_dir.parent / ".." / "study" / results_dir.name) == 2
+    assert "is --results_dir: give another folder" in caplog.text and (result / "metrics.csv").is_file()
+    assert publish_all(results_dir) == 0
+    change_record(result, stage="04_analysis")
+    assert publish_all(results_dir) == 3
+    assert f"{published / RESULT} is a result of 03_model_validation and would be replaced by one of 04" in caplog.text
+    change_record(result, stage="02_finetuning")
+    assert publish_all(results_dir) == 3
+    assert f"{result} was made by 02_finetuning; expected results of 03_model_validation, 04_analysis" in caplog.text
+    change_record(result, stage="03_model_validation")
+    (result / "metrics.csv").write_text("damaged")
+    assert publish_all(results_dir) == 3
+    assert (published / RESULT / "metrics.csv").is_file() and "metrics.csv" in caplog.messages[-1]
