@@ -590,9 +590,10 @@ def configure_for_training(
     for name, value in clips.cutting().items():
         setattr(config, f"clip_{name}", value)
     if data_sha256 is not None:
-        config.data_sha256 = data_sha256
-        if hasattr(config, "pruned_after_fine_tuning"):
+        # Training on the data that the model knew when it was pruned is healing.
+        if hasattr(config, "pruned_after_fine_tuning") and getattr(config, "data_sha256", None) != data_sha256:
             config.pruned_after_fine_tuning = False
+        config.data_sha256 = data_sha256
     if has_blocks(config):
         config.kept_layers = kept_layers(config)
     if hasattr(config, "mask_time_prob"):  # data2vec-audio masks without apply_spec_augment in its config
