@@ -33,8 +33,8 @@ collection. A model with one label a clip is scored without the clips of silence
 --fit_thresholds scores val, never test. It fits the calibration of the scores, and for each label the lowest threshold
 with which its detections have --target_precision on unseen recordists; see docs/thresholds.md. It writes
 <output_dir>/thresholds.csv, and both into config.json of the model, where 08_detection.py reads them. A label for which
-val cannot tell gets no threshold. To score a model that has thresholds also writes thresholds.csv: precision and recall
-of its detections there, with intervals against the target.
+val cannot tell gets no threshold. Of a model that has thresholds, each score writes thresholds.csv too: precision and
+recall of its detections on the scored clips, with intervals, beside the target.
 
 --compare takes results of models that were scored on the same clips. For each pair of models it measures the
 difference clip by clip: its interval by itself and together with all pairs (max-t), a sign-flip p value, and that value

@@ -9,8 +9,10 @@
 Takes the output of stage 02 or 07, a model folder, the name of a base model on the hub, or tiny. Layer 0 is the input
 of block 0, layer l the output of block l - 1. A clip is the mean of its frames.
 
-graph_convexity     do shortest paths among the neighbours of a class stay in the class? (T23, arXiv 2305.17154)
-euclidean_convexity do straight lines between its clips? needs a model fine-tuned on this data; takes minutes
+graph_convexity     do shortest paths from neighbour to neighbour, between two clips of a class, stay in the class?
+                    (Tětková et al. 2023, arXiv 2305.17154)
+euclidean_convexity do straight lines between two clips of a class stay in it? needs a model fine-tuned on this data;
+                    takes minutes
 probe               accuracy of a linear classifier on the layer: trained on train clips; with --split train
                     or all cross-validated over groups
 cka, cka_biased, cka_rbf, mutual_knn, cosine    similarity of all pairs of layers
@@ -19,9 +21,10 @@ angular_distance    angle between the input and the output of each run of blocks
 linear_residual     share of the change by each run of blocks that no linear map predicts, on clips of other groups
 
 Each metric has a null level. Clips of one recordist resemble each other, so graph_convexity permutes labels between
-groups, mutual_knn shuffles clips only among those of the same recording, of the same group, and of other groups, and
-cka has the level of unrelated layers that know recordings and groups; cosine shuffles all clips, and linear_residual
-fits on the changes of other clips. That of the probe is the majority level: the share of the most frequent label.
+groups, and mutual_knn shuffles clips only among those of the same recording, of the same group, and of other groups.
+That of cka is the similarity of two layers that have only the recording and the group of a clip in common. cosine
+shuffles all clips, and linear_residual fits on the changes of other clips. That of the probe is the majority level: the
+share of the most frequent label.
 Where clips have several labels, or none, each counts with its first label, and silence is left out: convexity and
 probes need one label a clip, and all metrics are of the same clips.
 --compare_to compares the layers of two models by metrics that do not depend on the axes of a model.
@@ -246,7 +249,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     if args.split in ("test", ALL_SPLITS):
         log.warning(
             "--split %s has the test clips: layers that these values choose have scores on test that are too high; "
-            "choose layers on val",
+            "to choose layers, give --split val or train",
             args.split,
         )
     cross_validated = args.split in ("train", ALL_SPLITS)

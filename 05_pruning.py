@@ -176,10 +176,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--max_latency_ms",
         type=cli.positive_float,
         default=None,
-        help="also choose the best model that needs at most this time for a clip, with fewer blocks and FFN units",
+        help="also choose the best model that needs at most this time for a clip, with fewer blocks and fewer "
+        "units in their feed-forward networks",
     )
     add("--max_parameters", type=cli.positive_int, default=None, help="likewise, with at most this many parameters")
-    add("--max_gmacs", type=cli.positive_float, default=None, help="likewise, with at most this many GMACs per clip")
+    add(
+        "--max_gmacs",
+        type=cli.positive_float,
+        default=None,
+        help="likewise, with at most this many GMACs (10^9 multiply-accumulates) per clip",
+    )
     add("--batch_size", type=cli.positive_int, default=16, help="clips per batch")
     cli.add_data_arguments(parser)
     cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)

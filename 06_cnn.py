@@ -7,8 +7,8 @@
     python 06_cnn.py --architecture melspectrogram --width 0.25 --num_train_epochs 5 --output_dir runs/small
 
 melspectrogram  a residual network of 1.2 M parameters on log-mel spectrograms, for clips of any length
-waveform        the published network: two convolutions and two dense layers on the samples, with 32 x 2,322 features
-                before the first dense layer for 58,050 samples (3.63 s at 16 kHz), more for longer clips
+waveform        two convolutions and two dense layers on the samples, without a spectrogram; the longer the clips, the
+                more parameters it has
 
 Trains like 02_finetuning.py, with the same flags and the same run folder. It keeps the checkpoint with the best macro
 F1 on `val` (macro average precision where a clip can have several labels) and never reads `test`. After a stop, the

@@ -31,8 +31,9 @@ Prints blocks, parameters, multiply-accumulates per clip, the share of the front
 before and after. The front end is everything before the first block; removing blocks does not make it cheaper.
 
 Writes <output_dir>/model (plain `from_pretrained` loads it), with --ladder <output_dir>/00-blocks/model,
-01-blocks/model … up to the whole model, and log.txt and run.json. Each can be the --model_dir of stages 03 to 05
-and the --base_model of stage 02. Runs on the CPU; only --importance and --repair use the --device.
+01-blocks/model … up to the whole model. Each can be the --model_dir of stages 03 to 05 and the --base_model of stage
+02. If nothing is pruned, --export writes only its files. Every run also writes log.txt and run.json. Runs on the CPU;
+only --importance and --repair use the --device.
 """
 
 from __future__ import annotations

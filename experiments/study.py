@@ -129,7 +129,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--splits", choices=SPLIT_BY[1:], nargs="*", default=list(SPLIT_BY[1:]), help="other splits, of one model")
     add("--claim_layers", default=None, help="layers of the model for --splits, such as 0-3 (default: all)")
-    add("--data_args", type=shlex.split, default=[], help="more arguments for stage 01, in quotes after =")
+    add(
+        "--data_args",
+        type=shlex.split,
+        default=[],
+        help="more arguments for stage 01, such as --data_args='--clip_seconds 3'",
+    )
     add("--train_args", type=shlex.split, default=[], help="the same for stage 02")
     add("--head_args", type=shlex.split, default=[], help="the same for stage 02 with --freeze_encoder")
     add("--cnn_args", type=shlex.split, default=[], help="the same for stage 06")

@@ -84,7 +84,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace a result made with other arguments; it is kept aside until the new one is complete",
+        help="replace a result made with other arguments; the old one is kept aside until the new one is complete",
     )
     parser.add_argument(
         "--log_level",
