@@ -234,6 +234,8 @@ def test_convolutions_over_time_and_frequency_have_scales_of_clips(make, tmp_pat
         export.write(network, path, INT8, of_scales)
     operations = [{node.op_type for node in onnx.load(path).graph.node} for path in paths]
     assert "QuantizeLinear" in operations[1] - operations[0]
+    kernels = [list(w.dims) for w in onnx.load(paths[1]).graph.initializer if w.data_type == 1 and len(w.dims) == 4]
+    assert [dims[1] for dims in kernels] == [1], "only the one on the spectrogram is in float32"
     assert paths[1].stat().st_size < 0.7 * paths[0].stat().st_size
     waveforms = np.stack([clips.audio(number) for number in range(6)])
     with torch.inference_mode():

@@ -16,7 +16,7 @@ are many times those of another: on a Whisper-base of six blocks the error was 4
 logits 0.109, here 0.026). A convolution over time becomes a product of a matrix with the frames under its kernel: ONNX
 Runtime computes int8 convolutions several times slower than float32 ones. Convolutions over time and frequency, those
 of the log-mel CNN and the patches of AST and BEATs, have one scale for each tensor. It is found beforehand on some
-clips of train; without clips they stay in float32.
+clips of train; without clips they stay in float32, as does the first one of the CNN.
 
 The weights are signed: processors with VNNI multiply unsigned inputs by signed weights, but not by unsigned ones.
 `rounding` chooses them, with the inputs that the layers have on some clips of train, and balances inputs and weights.
@@ -55,12 +55,12 @@ from utils.scores import intervals, multi_label
 log = logging.getLogger(__name__)
 
 OPSET = 20
-LEAST_UNDER_KERNEL = 128  # numbers that make a product faster than a convolution
+LEAST_UNDER_KERNEL = 128  # numbers for which products of whole numbers are faster
 LEAST_HALVED = 1024  # numbers in a weight that is stored in 16 bits
 MOST_BYTES = 2**31 - 2**20  # a little less than a protobuf message can have
 BATCH_SIZE = 16
 N_NOISE_CLIPS = 8
-N_SCALE_CLIPS, N_ROUNDING_CLIPS = 64, 64
+N_SCALE_CLIPS, N_ROUNDING_CLIPS = 256, 64
 MOST_PRODUCTS = 2**27  # numbers of 8 bytes
 # Largest difference of a logit, relative to the largest logit. Float32 differs by rounding, and numbers of 16 bits have
 # three digits; more means that the exporter has changed the network.
@@ -419,8 +419,8 @@ def _products_of_inputs(network: ModelProto, names: Sequence[str], clips: Clips)
     session = onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for inputs in _inputs_of(clips):
         for name, found in zip(names, session.run(names, inputs), strict=True):
-            frames = found.reshape(-1, found.shape[-1]).astype(np.float64)
-            products[name] = products.get(name, 0) + frames.T @ frames
+            frames = found.reshape(-1, found.shape[-1])
+            products[name] = products.get(name, np.float64(0)) + frames.T @ frames
     return products
 
 
@@ -440,12 +440,16 @@ class _Waveforms(CalibrationDataReader):
 
 
 def _with_scales_of_clips(network: ModelProto, clips: Clips) -> ModelProto:
-    """Store convolutions over time and frequency in 8 bits; their inputs have the range that they have on the clips."""
+    """Store convolutions over time and frequency in 8 bits; their inputs have the range that they have on the clips.
+
+    A small one on the spectrogram itself stays in float32: it is as fast, and the spectrogram keeps its digits.
+    """
     weights = {weight.name: weight for weight in network.graph.initializer}
     names, kinds, made = [], set(), set()
     for node in network.graph.node:
         given = [name for name in node.input if name not in weights]
-        is_image = node.op_type == "Conv" and node.input[1] in weights and len(weights[node.input[1]].dims) == 4
+        kernel = weights[node.input[1]].dims if node.op_type == "Conv" and node.input[1] in weights else ()
+        is_image = len(kernel) == 4 and not (kernel[1] == 1 and np.prod(kernel[2:]) < LEAST_UNDER_KERNEL)
         follows = node.op_type in ("Relu", "Add") and given and made.issuperset(given)
         if follows or (is_image and not _is_of_features(node.input[1])):
             names.append(node.name)
