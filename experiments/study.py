@@ -32,7 +32,8 @@ kill the same command continues: a finished step has nothing to do, an unfinishe
 running steps end, and no other step starts.
 
 A study can go on from results alone, on another machine: a model whose run folder is gone is not trained again if its
-results are complete. To go on from the results that came with the code, copy them first:
+results are complete, with those of its repaired and healed versions. To go on from the results that came with the code,
+copy them first:
 
     mkdir -p study && cp -r validation_results/published study/validation_results
 
@@ -92,20 +93,41 @@ class Job:
     steps: tuple[tuple[str, ...], ...]
 
     @property
-    def is_known(self) -> bool:
-        """Whether the results of a model are complete although its run folder is gone, such as on a new machine."""
+    def results(self) -> dict[Path, bool]:
+        """Whether each result is complete, if the run folder of the model is gone, such as on a new machine."""
         folders = [Path(step[-1]) for step in self.steps]  # each step ends with its output folder
         made = {script for script, *_ in self.steps}
         if not made & {TRAIN, TRAIN_CNN} or folders[0].exists():
-            return False
+            return {}
         results = [folder for (script, *_), folder in zip(self.steps, folders, strict=True) if script in RESULTS_OF]
+        return {folder: self._is_complete(folder) for folder in results}
+
+    def _is_complete(self, folder: Path) -> bool:
         try:
-            for folder in results:
-                runs.folder_input(folder)
+            runs.folder_input(folder)
         except InputError as error:
             log.debug("%s is trained: %s", self.name, error)
             return False
         return True
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the results are complete although the run folder of the model is gone."""
+        results = self.results
+        return bool(results) and all(results.values())
+
+    def warn_of_results(self) -> None:
+        """Warn if some results of a model that will be trained again are there already."""
+        results = self.results
+        there = [folder for folder, is_complete in results.items() if is_complete]
+        if there:
+            missing = next(folder for folder, is_complete in results.items() if not is_complete)
+            log.warning(
+                "%s is trained again: its run folder is gone, and the result %s is missing. If the new model is not "
+                "exactly the old one, the study stops at an old result: to replace them, delete the old ones (%s, the "
+                "first is %s)",
+                *(self.name, missing, counted(len(there), "result"), there[0]),
+            )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -189,6 +211,8 @@ def run(args: argparse.Namespace) -> None:
             n_known = len(jobs) - len(to_do)
             known = f"; {n_known} more have results, without their models" if n_known else ""
             log.info("%s: %s%s", "the question" if of_question else "the rest", counted(len(to_do), "job"), known)
+            for job in to_do:
+                job.warn_of_results()
             run_jobs(to_do, args.jobs, logs_dir)
         make_tables(args, claim_layers, rungs[-1], of_question)
 

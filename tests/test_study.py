@@ -25,6 +25,8 @@ HEAD = "--num_train_epochs 1 --learning_rate 1e-3"
 QUICK = f"{HEAD} --augment none"
 MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0.frozen", "small.blocks-0-1", "small.blocks-0-1.frozen"}
 MODELS |= {"small.after-1", "small.after-1.repaired"}
+PART = "fold-1.seed-1"
+RESULT = f"birds/small/{PART}"
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +216,28 @@ def test_a_step_that_fails_is_told_and_nothing_starts_after_it(tmp_path, caplog)
     assert (tmp_path / "first.txt").read_text().count("no such folder") == 1
 
 
+@pytest.fixture
+def results_dir(tmp_path, monkeypatch):
+    """Return a folder with one result of stage 03; the working folder is beside it."""
+    monkeypatch.chdir(tmp_path)
+    write_result(tmp_path / "study" / "validation_results", RESULT, [0, 1], [0, 0], ["a", "b"])
+    return tmp_path / "study" / "validation_results"
+
+
+def test_a_model_that_lacks_one_result_and_its_run_is_trained_again_with_a_warning(results_dir, caplog):
+    def job(*models):
+        results = [(study.VALIDATE, "--output_dir", str(results_dir / "birds" / model / PART)) for model in models]
+        return study.Job("birds/small", ((study.TRAIN, "--output_dir", str(results_dir / "gone")), *results))
+
+    known, half, unknown = job("small"), job("small", "small.healed"), job("small.healed")
+    assert [each.is_known for each in (known, half, unknown)] == [True, False, False]
+    unknown.warn_of_results()
+    assert not caplog.messages
+    half.warn_of_results()
+    assert f"the result {results_dir / 'birds' / 'small.healed' / PART} is missing" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith(f"delete the old ones (1 result, the first is {results_dir / RESULT})")
+
+
 def test_help_shows_its_defaults():
     text = " ".join(study.build_parser().format_help().split())
     assert "seeds of the trainings on each fold (default: 1)" in text
@@ -249,16 +273,6 @@ def test_base_model_that_is_missing(words, tmp_path, caplog):
 
 
 # ---------------------------------------------------------------------------------------- publishing
-
-RESULT = "birds/small/fold-1.seed-1"
-
-
-@pytest.fixture
-def results_dir(tmp_path, monkeypatch):
-    """Return a folder with one result of stage 03; the working folder is beside it."""
-    monkeypatch.chdir(tmp_path)
-    write_result(tmp_path / "study" / "validation_results", RESULT, [0, 1], [0, 0], ["a", "b"])
-    return tmp_path / "study" / "validation_results"
 
 
 def change_record(folder, **values):
