@@ -25,14 +25,15 @@ def test_only_results_of_the_same_test_clips_are_counted(tmp_path, caplog):
     assert "scored these test clips before" not in caplog.text
     leave_result(root / "birds" / "cnn" / "fold-1.seed-1", split="test")
     leave_result(root / "birds" / "w2v.sweep" / "fold-1.seed-1", report_split="test", stage="05_pruning")
+    leave_result(root / "birds" / "w2v.all-clips" / "fold-1.seed-1", split="all", stage="04_analysis")
     other_fold = runs.Input(DATA.path, f"{'a' * 64}/fold-2-of-5")
     leave_result(root / "birds" / "cnn" / "fold-2.seed-1", other_fold, split="test")
     leave_result(root / "birds" / "on-val" / "fold-1.seed-1", split="val")
     leave_result(mine, split="test")  # this very result, when it is made again
     (root / "broken").mkdir()
     (root / "broken" / "run.json").write_text("{")
-    assert count_looks(mine, DATA, "test") == {"n_earlier_looks_at_test": 2}
-    assert f"these test clips were scored before (2 results in {root})" in caplog.text
+    assert count_looks(mine, DATA, "test") == count_looks(mine, DATA, "all") == {"n_earlier_looks_at_test": 3}
+    assert f"these test clips were scored before (3 results in {root})" in caplog.text
 
 
 def test_a_result_that_was_stopped_is_not_counted(tmp_path):

@@ -227,7 +227,7 @@ def _latencies(candidates: Sequence[_Candidate], load: "_Load") -> list[Latency]
     ]
     if load.is_high:
         log.warning(
-            "latency: %.1f of %s were free, PyTorch uses %s, other processes used the rest: times are too long; %s",
+            "latency: %.1f of %s were free, the model uses %s, other processes used the rest: times are too long; %s",
             *(load.n_free_cpus, counted(load.n_cpus, "CPU"), counted(load.n_threads, "thread"), ADVICE),
         )
     if any("unsteady" in doubt for doubt in doubts):

@@ -10,6 +10,8 @@ from utils.core.text import counted
 
 log = logging.getLogger(__name__)
 
+WITH_TEST = {"test", "all"}  # values of --split and --report_split
+
 
 def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int]:
     """Count and log earlier results in the same folder of results that scored the same test clips.
@@ -23,14 +25,14 @@ def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int
     data : Input
         The processed data set; its digest names the fold.
     split : str
-        Only looks at ``test`` are counted.
+        Only looks at ``test``, or at ``all`` clips, are counted.
 
     Returns
     -------
     dict of str to int
         ``n_earlier_looks_at_test``, as ``run.json`` holds it; empty for another split.
     """
-    if split != "test":
+    if split not in WITH_TEST:
         return {}
     root = names.root_of(output_dir)
     n_looks = sum(_looks_at_test(folder, data) for folder in names.result_folders(root) if folder != output_dir)
@@ -47,5 +49,6 @@ def _looks_at_test(folder: Path, data: runs.Input) -> bool:
         record = runs.read_record(folder)
         if record is not None and record["status"] == "complete":
             arguments, of_data = record["arguments"], {i["sha256"] for i in record["inputs"] if i["name"] == "data_dir"}
-            return data.sha256 in of_data and "test" in (arguments.get("split"), arguments.get("report_split"))
+            seen = {arguments.get("split"), arguments.get("report_split")}
+            return data.sha256 in of_data and bool(seen & WITH_TEST)
     return False
