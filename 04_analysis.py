@@ -246,7 +246,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     intervals.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     this_run.metrics |= metrics_of(split_clips)
     this_run.metrics |= looks.count_looks(args.output_dir, inputs["data_dir"], args.split)
-    if args.split in ("test", ALL_SPLITS):
+    if args.split in looks.WITH_TEST:
         log.warning(
             "--split %s has the test clips: layers that these values choose have scores on test that are too high; "
             "to choose layers, give --split val or train",

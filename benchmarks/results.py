@@ -191,8 +191,8 @@ def markdown(table: pd.DataFrame) -> str:
         lines += [
             "",
             f"{first['machine']}, {counted(first['n_threads'], 'thread')}, "
-            f"{first['busy_elsewhere']:g} CPUs busy with other work, {own['n_rounds'].max()} rounds, {first['date']}, "
-            f"commit {first['commit']}.",
+            f"{first['busy_elsewhere']:g} CPUs busy with other work, {counted(own['n_rounds'].max(), 'round')}, "
+            f"{first['date']}, commit {first['commit']}.",
             "",
         ]
     return "\n".join(lines)

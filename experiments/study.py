@@ -54,6 +54,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -92,7 +93,7 @@ class Job:
     name: str
     steps: tuple[tuple[str, ...], ...]
 
-    @property
+    @cached_property
     def results(self) -> dict[Path, bool]:
         """Whether each result is complete, if the run folder of the model is gone, such as on a new machine."""
         folders = [Path(step[-1]) for step in self.steps]  # each step ends with its output folder

@@ -491,7 +491,8 @@ def _draw_models(
         axes.vlines(models[column], low, high, color=look["color"], linewidth=1, alpha=0.4)
     for kind, marker in KINDS.items():
         chosen = (models["kind"] == kind).to_numpy()
-        point = {"marker": marker, "linestyle": "none", "clip_on": False, "in_layout": False, **look}  # whole at 1
+        # A marker at an accuracy of 1 is drawn whole, and takes no room from the axes.
+        point = {"marker": marker, "linestyle": "none", "clip_on": False, "in_layout": False, **look}
         lines.plot(accuracy[chosen], rows[chosen], markersize=5, **point)
         for axes, column in axes_of.items():
             axes.plot(models[column][chosen], accuracy[chosen], markersize=4.5, **point)

@@ -30,7 +30,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Container, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -332,8 +332,8 @@ def _with_linear_layers_in_int8(
     }
     linear = {name: node for name, node in linear.items() if name not in excluded}
     balances, whole_numbers = _whole_numbers(network, list(linear.values()), largest, weights, clips)
-    rounded_inputs: dict[str, tuple[str, str, str, str]] = {}
 
+    @cache  # layers share an input
     def rounded_input(given: str) -> tuple[str, str, str, str]:
         """Return the whole numbers of an input, their step and zero, and the scale of each frame."""
         rounded, step, zero = (f"{given}.{part}" for part in ("rounded", "step", "zero"))
@@ -353,10 +353,8 @@ def _with_linear_layers_in_int8(
         if node.name not in linear:
             nodes.append(node)
             continue
-        given, name = node.input[0], node.name
-        if given not in rounded_inputs:
-            rounded_inputs[given] = rounded_input(given)
-        rounded, step, zero, scale = rounded_inputs[given]
+        name = node.name
+        rounded, step, zero, scale = rounded_input(node.input[0])
         whole, steps = (f"{name}.weight.{part}" for part in ("rounded", "steps"))
         constants[whole], constants[steps] = whole_numbers[name]
         product = add("Cast", [add("MatMulInteger", [rounded, whole, zero], f"{name}.whole")], f"{name}.cast", to=1)
