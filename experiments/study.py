@@ -16,6 +16,8 @@ recordists. For every fold and seed these models are trained and scored on the s
                   --head_first also the others
 <other>                 other encoders, fine-tuned whole (02)
 cnn-<architecture>      the CNN baselines (06)
+<base>.blocks-<layers>.taught, cnn-<architecture>.taught  with --taught_layers and --taught_cnns, the same models,
+                  trained with a teacher (02, 06): the whole model, or for a CNN those of --cnn_teachers together
 
 With --head_first each encoder that has blocks is fine-tuned from such a head, and not from a random one, whose first
 steps would spoil what the encoder knows (Kumar et al. 2022, arXiv 2202.10054).
@@ -25,15 +27,15 @@ another way (<name>.by-<way>), to show the effect of the split.
 
 The question comes first: the whole model, its pruned, repaired and healed versions, and the CNNs of the first seed, on
 all folds, pooled and compared by experiments.ways_table. Then come the models pruned before, other encoders, seeds and
-splits.
+splits, and models that learn from a teacher.
 
 Every step is a stage with its command. --jobs steps run at a time, each with its share of the CPUs. After a stop or a
 kill the same command continues: a finished step has nothing to do, an unfinished one resumes. If a step fails, the
 running steps end, and no other step starts.
 
 A study can go on from results alone, on another machine: a model whose run folder is gone is not trained again if its
-results are complete, with those of its repaired and healed versions. To go on from the results that came with the code,
-copy them first:
+results are complete, with those of its repaired and healed versions. A model that would learn from it is left out, with
+a warning. To go on from the results that came with the code, copy them first:
 
     mkdir -p study && cp -r validation_results/published study/validation_results
 
@@ -88,10 +90,13 @@ class Job:
         Name of the result.
     steps : tuple of tuple of str
         The file name of a stage and its arguments.
+    reads : tuple of str
+        Folders that jobs of earlier rounds make.
     """
 
     name: str
     steps: tuple[tuple[str, ...], ...]
+    reads: tuple[str, ...] = ()
 
     @cached_property
     def results(self) -> dict[Path, bool]:
@@ -116,6 +121,11 @@ class Job:
         """Whether the results are complete although the run folder of the model is gone."""
         results = self.results
         return bool(results) and all(results.values())
+
+    @property
+    def missing(self) -> str | None:
+        """The first folder of `reads` that is not there."""
+        return next((folder for folder in self.reads if not Path(folder).exists()), None)
 
     def warn_of_results(self) -> None:
         """Warn if some results of a model that will be trained again are there already."""
@@ -161,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--train_args", type=shlex.split, default=[], help="the same for stage 02")
     add("--head_args", type=shlex.split, default=[], help="the same for stage 02 with --freeze_encoder")
     add("--cnn_args", type=shlex.split, default=[], help="the same for stage 06")
+    add("--taught_cnn_args", type=shlex.split, default=[], help="more arguments for stage 06 with a teacher")
     add("--head_first", action="store_true", help="train the head of each encoder alone, before all its layers")
     add("--heal", choices=HEALING, nargs="*", default=[], help="how to train repaired models further (default: not)")
     add(
@@ -170,6 +181,27 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help=f"with --heal {names.HEALED} or {names.TAUGHT}: only the repaired models with these numbers of blocks, "
         "such as 2 4 (default: all of them)",
+    )
+    add(
+        "--taught_layers",
+        nargs="*",
+        default=[],
+        metavar="LAYERS",
+        help="models pruned before, such as 0-2, to train also with the whole model as the teacher (default: none)",
+    )
+    add(
+        "--taught_cnns",
+        choices=CNNS,
+        nargs="*",
+        default=[],
+        help="CNNs to train also with teachers (default: none)",
+    )
+    add(
+        "--cnn_teachers",
+        nargs="+",
+        default=None,
+        metavar="LAYERS",
+        help="with --taught_cnns: fine-tuned models that teach together, such as 0-5 0-3 (default: the whole model)",
     )
     add("--jobs", type=cli.positive_int, default=2, help="steps that run at a time")
     add("--dry_run", action="store_true", help="print the commands and run none")
@@ -190,11 +222,9 @@ def run(args: argparse.Namespace) -> None:
     model = encoders.load_base_model(args.base_model[1], ["one", "another"]).model
     rungs = [cli.format_layer_list(range(n)) for n in range(model.config.num_hidden_layers + 1)]
     claim_layers = args.claim_layers or rungs[-1]
-    if claim_layers not in rungs:
-        raise UsageError(f"--claim_layers {claim_layers}: no such model in the study, which has {', '.join(rungs)}")
     if len({*args.seeds, *args.seeds_of_first_fold}) < len(args.seeds) + len(args.seeds_of_first_fold):
         raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
-    check_heal_layers(args, model.config.num_hidden_layers)
+    check_layers(args, rungs)
     question, rest = plan(args, rungs, claim_layers)
     steps = [step for jobs in (*question, *rest) for job in jobs for step in job.steps]
     made_twice = [folder for folder, n in Counter(step[-1] for step in steps).items() if n > 1]
@@ -208,19 +238,26 @@ def run(args: argparse.Namespace) -> None:
     logs_dir.mkdir(parents=True, exist_ok=True)
     for of_question, rounds in ((True, question), (False, rest)):
         for jobs in rounds:
-            to_do = [job for job in jobs if not job.is_known]
-            n_known = len(jobs) - len(to_do)
-            known = f"; {n_known} more have results, without their models" if n_known else ""
-            log.info("%s: %s%s", "the question" if of_question else "the rest", counted(len(to_do), "job"), known)
-            for job in to_do:
-                job.warn_of_results()
-            run_jobs(to_do, args.jobs, logs_dir)
+            run_jobs(jobs_to_do(jobs, "the question" if of_question else "the rest"), args.jobs, logs_dir)
         make_tables(args, claim_layers, rungs[-1], of_question)
 
 
-def check_heal_layers(args: argparse.Namespace, n_blocks: int) -> None:
-    """Refuse --heal_layers that changes nothing."""
-    asked = args.heal_layers or []
+def check_layers(args: argparse.Namespace, rungs: list[str]) -> None:
+    """Refuse layers that no model of the study has, and flags that change nothing."""
+    of_flags = {
+        "claim_layers": [args.claim_layers] if args.claim_layers else [],
+        "taught_layers": args.taught_layers,
+        "cnn_teachers": args.cnn_teachers or [],
+    }
+    for flag, asked in of_flags.items():
+        for layers in asked:
+            if layers not in rungs:
+                raise UsageError(f"--{flag} {layers}: no such model in the study, which has {', '.join(rungs)}")
+    if rungs[-1] in args.taught_layers:
+        raise UsageError(f"--taught_layers {rungs[-1]}: this is the whole model, which is the teacher")
+    if not args.taught_cnns and (args.cnn_teachers or args.taught_cnn_args):
+        raise UsageError("--cnn_teachers and --taught_cnn_args are for --taught_cnns: name a CNN, or leave them out")
+    n_blocks, asked = len(rungs) - 1, args.heal_layers or []
     flag = f"--heal_layers {' '.join(map(str, asked))}"
     if asked and not {names.HEALED, names.TAUGHT} & set(args.heal):
         raise UsageError(f"{flag} is for --heal {names.HEALED} or {names.TAUGHT}: give one of them, or leave it out")
@@ -231,6 +268,21 @@ def check_heal_layers(args: argparse.Namespace, n_blocks: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------ what to do
+
+
+def jobs_to_do(jobs: Sequence[Job], what: str) -> list[Job]:
+    """Return the jobs that are not known and have all that they read; say how many, and name those left out."""
+    unknown = [job for job in jobs if not job.is_known]
+    to_do = [job for job in unknown if job.missing is None]
+    n_known = len(jobs) - len(unknown)
+    known = f"; {n_known} more have results, without their models" if n_known else ""
+    log.info("%s: %s%s", what, counted(len(to_do), "job"), known)
+    for job in unknown:
+        if job.missing is None:
+            job.warn_of_results()
+        else:
+            log.warning("%s is left out: %s is missing, which it reads", job.name, job.missing)
+    return to_do
 
 
 def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple[list[list[Job]], list[list[Job]]]:
@@ -269,13 +321,40 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
         head = name.variant(names.FROZEN)
         return [training_of(head, TRAIN, *start, "--freeze_encoder", *args.head_args), validation(head)]
 
-    def fine_tuned(name: Name, model: str, *words: str) -> Job:
-        start, steps = ("--base_model", model, *words), []
+    def start_of(name: Name, model: str, *words: str) -> tuple[str, ...]:
+        """Return the words for the model from which all layers are trained."""
         if args.head_first and words != without_blocks:
-            steps += head_of(name, *start)
-            start = ("--base_model", path("runs", name.variant(names.FROZEN)))
+            model, words = path("runs", name.variant(names.FROZEN)), ()
+        return "--base_model", model, *words
+
+    def fine_tuned(name: Name, model: str, *words: str) -> Job:
+        first, start = ("--base_model", model, *words), start_of(name, model, *words)
+        steps = [] if start == first else head_of(name, *first)
         steps += [training_of(name, TRAIN, *start, *args.train_args), validation(name)]
         return Job(str(name), tuple(steps))
+
+    def cnn_of(of_base: Name, architecture: str) -> tuple[Name, tuple[str, ...]]:
+        return replace(of_base, model=f"cnn-{architecture}"), ("--architecture", architecture, *args.cnn_args)
+
+    def taught(of_base: Name) -> list[Job]:
+        """Return the jobs that train models with a teacher of the same fold and seed."""
+
+        def job(name: Name, script: str, teachers: Sequence[str], *words: str) -> Job:
+            name = name.variant(names.TAUGHT)
+            folders = (path("runs", of_base.variant(names.blocks(layers))) for layers in teachers)
+            training = training_of(name, script, *words, "--teacher_dir", *folders)
+            reads = [word for word in training[:-1] if Path(word).is_relative_to(path("runs", ""))]
+            return Job(str(name), (training, validation(name)), tuple(reads))
+
+        jobs = []
+        for keep in args.taught_layers:
+            name = of_base.variant(names.blocks(keep))
+            start = start_of(name, base_model, "--keep_layers", keep)
+            jobs.append(job(name, TRAIN, rungs[-1:], *start, *args.train_args))
+        for architecture in args.taught_cnns:
+            name, words = cnn_of(of_base, architecture)
+            jobs.append(job(name, TRAIN_CNN, args.cnn_teachers or rungs[-1:], *words, *args.taught_cnn_args))
+        return jobs
 
     def healing(repaired: Name, n: int, how: str, whole_dir: str) -> list[tuple[str, ...]]:
         """Return the steps that train a repaired model of n blocks further; none if this size is not asked for."""
@@ -314,13 +393,13 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
         name = replace(name, fold=names.ALL_FOLDS)
         # It is replaced if the result of a fold is another one by now.
         words = ("--pool", *folds, "--overwrite", "--output_dir", path("validation_results", name))
-        return Job(str(name), ((VALIDATE, *words),))
+        return Job(str(name), ((VALIDATE, *words),), tuple(folds))
 
     def asked(of_base: Name) -> list[Job]:
         """Return the jobs of the question, of one fold and seed."""
         jobs = [whole_and_pruned(of_base)]
         for architecture in args.architectures:
-            cnn, words = replace(of_base, model=f"cnn-{architecture}"), ("--architecture", architecture, *args.cnn_args)
+            cnn, words = cnn_of(of_base, architecture)
             jobs.append(Job(str(cnn), (training_of(cnn, TRAIN_CNN, *words), validation(cnn))))
         return jobs
 
@@ -345,7 +424,8 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
     question = [job for of_base in first for job in asked(of_base)]
     rest = [job for of_base in bases for job in others(of_base)]
     rest += [job for of_base in bases if of_base not in first for job in asked(of_base)]
-    return [preparing[:1], question, pooling(question)], [preparing[1:], rest, pooling(rest)]
+    learning = [job for of_base in bases for job in taught(of_base)]
+    return [preparing[:1], question, pooling(question)], [preparing[1:], rest, learning, pooling(rest + learning)]
 
 
 # ------------------------------------------------------------------------------------------- doing it

@@ -11,8 +11,9 @@ layers, or all layers with a teacher were trained); .frozen, only the head train
 networks. A difference is the accuracy minus that of the whole model, clip by clip, with intervals that are simultaneous
 for all models. The last column says whether a model is shown to be no worse by 0.02.
 
-A second table compares the ways that keep the same number of blocks with each other; its intervals are simultaneous,
-and its p values adjusted, for all of its rows. Of pooled results a third table has the accuracy of each fold.
+A second table compares the ways that keep the same number of blocks with each other, and a CNN with its taught version;
+its intervals are simultaneous, and its p values adjusted, for all of its rows. Of pooled results a third table has the
+accuracy of each fold.
 
 Writes <results_dir>/<name>/ways.csv, .pdf and .png, and ways_by_size.csv.
 """
@@ -38,15 +39,15 @@ from utils.scores import comparison, intervals, summary, verdicts
 TABLE_NAME, BY_SIZE_NAME = "ways", "ways_by_size"
 DODGE = 1.012  # between two ways, so that intervals at one latency do not hide each other
 WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
-NARROWED, CNN, CNN_TAUGHT, TAUGHT = "repaired, narrower", "CNN", "CNN, taught", "taught"
-FROZEN, OTHER = "only the head trained", "other encoder"
+NARROWED, CNN, CNN_TAUGHT = "repaired, narrower", "CNN", "CNN, taught"
+TAUGHT, FROZEN, OTHER = "pruned before, taught", "only the head trained", "other encoder"
 AFTER_REPAIR = {
     names.FROZEN: "repaired, head trained",
     names.HEALED: "repaired, healed",
     names.TAUGHT: "repaired, taught",
 }
-# Ways to fewer blocks, of which models of one size are compared.
-OF_A_SIZE = (REPAIRED, *AFTER_REPAIR.values(), TAUGHT, REMOVED, BEFORE, FROZEN)
+# Ways of which models of one size are compared.
+OF_A_SIZE = (REPAIRED, *AFTER_REPAIR.values(), TAUGHT, REMOVED, BEFORE, FROZEN, CNN_TAUGHT, CNN)
 # In the order of the legend; the sizes of one way are joined by a line.
 WAYS = (WHOLE, REPAIRED, *AFTER_REPAIR.values(), NARROWED, TAUGHT, REMOVED, BEFORE, FROZEN, OTHER, CNN_TAUGHT, CNN)
 
@@ -148,16 +149,20 @@ def compare(results_dir: Path, name: str, model: str, part: str) -> tuple[pd.Dat
 
 
 def compare_by_size(table: pd.DataFrame, scored: dict[str, comparison.Scored]) -> pd.DataFrame | None:
-    """Return a row for each pair of models of `compare` with as many blocks, by two of `OF_A_SIZE`; None without pairs.
+    """Return a row for each pair of models of `compare` of one size, by two of `OF_A_SIZE`; None without pairs.
+
+    Of one size are encoders with as many blocks, and CNNs of one architecture.
 
     The columns are those of `comparison.comparison_table`, after ``n_layers, first_way, second_way``.
     """
     table = table[table["way"].isin(OF_A_SIZE)].sort_values("n_layers", ascending=False, kind="stable")
-    rows = list(table[["n_layers", "way"]].itertuples(index=False))
+    is_cnn = table["way"].isin((CNN, CNN_TAUGHT))
+    table["size"] = table["model"].str.split(".").str[0].where(is_cnn, table["n_layers"])
+    rows = list(table[["n_layers", "way", "size"]].itertuples(index=False))
     pairs = [
         (first, second)
         for first, second in itertools.combinations(range(len(rows)), 2)
-        if rows[first].n_layers == rows[second].n_layers and rows[first].way != rows[second].way
+        if rows[first].size == rows[second].size and rows[first].way != rows[second].way
     ]
     if not pairs:
         return None
@@ -172,7 +177,7 @@ def markdown_by_size(table: pd.DataFrame) -> list[str]:
     lines = ["| blocks | | accuracy, first − second | p (Holm) | first no worse by 0.02 |", "|---" * 5 + "|"]
     for _, row in table.iterrows():
         ends = (row[f"accuracy_{end}"] for end in ("difference", "low_of_all", "high_of_all"))
-        cells = [str(row["n_layers"]), f"{row['first_way']} − {row['second_way']}"]
+        cells = [str(row["n_layers"] or ""), f"{row['first_way']} − {row['second_way']}"]
         cells += ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*ends), f"{row['accuracy_p_holm']:.3f}", row["accuracy_verdict"]]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

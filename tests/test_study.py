@@ -172,14 +172,16 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
     words = [word for word in words if head_first or word != "--head_first"]
     more = ("--other_models", "more=tiny", "--architectures", "waveform", "--splits", "clip")
     more += ("--heal", "frozen", "healed", "taught")
+    more += ("--taught_layers", "0", "--taught_cnns", "waveform", "--cnn_teachers", "0-1", "0")
+    more += ("--taught_cnn_args=--teacher_views 2",)
     assert study.main([*words, "--seeds", "1", "2", *more, "--dry_run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     # Two preparations; for each of two seeds and three folds: six models that are trained and scored, a sweep, its
-    # subset without and with repair, and their scores; three models made from the repaired subset; a model on other
-    # splits, trained and scored on each fold; then pooling.
+    # subset without and with repair, and their scores; three models made from the repaired subset; two with teachers; a
+    # model on other splits, trained and scored on each fold; then pooling.
     # With --head_first two more: the heads of one block, and of the other encoder; and that of the other split.
-    n_models, n_of_split = 11 + 2 * head_first, 1 + head_first
-    assert len(lines) == 2 + 2 * 3 * (9 * 2 + 5 + 4 * head_first) + 3 * 2 * n_of_split + 2 * n_models + n_of_split
+    n_models, n_of_split = 13 + 2 * head_first, 1 + head_first
+    assert len(lines) == 2 + 2 * 3 * (11 * 2 + 5 + 4 * head_first) + 3 * 2 * n_of_split + 2 * n_models + n_of_split
     parsed = []
     for line in lines:
         python, script, *arguments = study.shlex.split(line)
@@ -198,8 +200,12 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
             assert str(getattr(args, name, None)) in {"None", *outputs[:number]}, "made by an earlier step"
         if script == study.TRAIN:
             assert args.learning_rate == 1e-3 and args.num_train_epochs == 1
-            assert {str(folder) for folder in args.teacher_dir or ()} <= set(outputs[:number])
-            assert bool(args.teacher_dir) == (".taught" in outputs[number])
+        if script in (study.TRAIN, study.TRAIN_CNN):
+            teachers = [str(folder) for folder in args.teacher_dir or ()]
+            assert set(teachers) <= set(outputs[:number])
+            assert bool(teachers) == (".taught" in outputs[number])
+            if teachers and script == study.TRAIN_CNN:
+                assert args.teacher_views == 2 and len(teachers) == 2
     base = ("--base_model", "tiny=tiny", "--claim_layers", "0")
     assert study.main([*words, *base, "--heal", "frozen", "taught", "--heal_layers", "2", "--dry_run"]) == 0
     made = [Path(line.split(" --output_dir ")[1]).parts for line in capsys.readouterr().out.splitlines()]
@@ -238,6 +244,14 @@ def test_a_model_that_lacks_one_result_and_its_run_is_trained_again_with_a_warni
     assert caplog.messages[-1].endswith(f"delete the old ones (1 result, the first is {results_dir / RESULT})")
 
 
+def test_what_reads_a_model_that_is_gone_is_left_out(tmp_path, caplog):
+    caplog.set_level("INFO")
+    there, gone = str(tmp_path), str(tmp_path / "whole")
+    jobs = [study.Job("taught", (), (there, gone)), study.Job("another", (), (there,))]
+    assert study.jobs_to_do(jobs, "the rest") == jobs[1:]
+    assert caplog.messages == ["the rest: 1 job", f"taught is left out: {gone} is missing, which it reads"]
+
+
 def test_help_shows_its_defaults():
     text = " ".join(study.build_parser().format_help().split())
     assert "seeds of the trainings on each fold (default: 1)" in text
@@ -259,6 +273,11 @@ def test_help_shows_its_defaults():
         (("--heal", "frozen", "--heal_layers", "1"), "--heal_layers 1 is for --heal healed or taught"),
         (("--heal", "healed", "--heal_layers", "1", "2"), "--heal_layers 1 2: the whole model has 2 blocks, and a"),
         (("--heal", "healed", "--heal_layers", "0"), "an integer of at least 1"),
+        (("--taught_layers", "1"), "--taught_layers 1: no such model in the study, which has none, 0, 0-1"),
+        (("--taught_layers", "0-1"), "--taught_layers 0-1: this is the whole model, which is the teacher"),
+        (("--taught_cnns", "waveform", "--cnn_teachers", "0-2"), "--cnn_teachers 0-2: no such model in the study"),
+        (("--cnn_teachers", "0"), "--cnn_teachers and --taught_cnn_args are for --taught_cnns: name a CNN, or leave"),
+        (("--taught_cnn_args=--teacher_views 2",), "are for --taught_cnns: name a CNN, or leave them out"),
     ],
 )
 def test_wrong_arguments(words, more, text, tmp_path, caplog, capsys):

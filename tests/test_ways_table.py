@@ -20,7 +20,7 @@ MODELS = {
     "base.after-4": ("removed", 4, 20, 70.0),
     "base.blocks-0-3": ("pruned before", 4, 35, 70.0),
     "base-ffn-half.after-4.repaired": ("repaired, narrower", 4, 40, 50.0),
-    "base.blocks-0-2.taught": ("taught", 3, 44, 55.0),
+    "base.blocks-0-2.taught": ("pruned before, taught", 3, 44, 55.0),
     "base.after-5.repaired.healed": ("repaired, healed", 5, 46, 85.0),
     "base.after-2.repaired.frozen": ("repaired, head trained", 2, 41, 40.0),
     "base.after-1.repaired.taught": ("repaired, taught", 1, 42, 30.0),
@@ -63,26 +63,30 @@ def test_every_model_has_its_way_and_its_difference_to_the_whole(results_dir, ca
     printed = capsys.readouterr().out
     of_all, by_size = printed.split("\n\n")
     assert of_all.count("\n| ") == len(MODELS) and "| removed | base.after-4 | 4 |" in of_all
-    assert by_size.count("\n| ") == 3
+    assert by_size.count("\n| ") == 4
     assert all((results_dir / "birds" / f"ways.{suffix}").stat().st_size > 1000 for suffix in ("png", "pdf"))
 
 
 def test_ways_of_one_size_are_compared_with_each_other(results_dir, capsys):
     assert run(results_dir, "--model", "base") == 0
     table = pd.read_csv(results_dir / "birds" / "ways_by_size.csv")
-    of_four = ["base.after-4.repaired", "base.after-4", "base.blocks-0-3"]
-    scored = [comparison.read_scored(results_dir / "birds" / model / PART) for model in of_four]
-    expected = comparison.comparison_table(scored, seed=0, margin=0.02)  # the same three pairs, and no others
+    of_a_size = ["base.after-4.repaired", "base.after-4", "base.blocks-0-3"]
+    of_a_size += ["cnn-melspectrogram.taught", "cnn-melspectrogram"]
+    scored = [comparison.read_scored(results_dir / "birds" / model / PART) for model in of_a_size]
+    pairs = [(0, 1), (0, 2), (1, 2), (3, 4)]
+    expected = comparison.comparison_table(scored, seed=0, margin=0.02, pairs=pairs)
     pd.testing.assert_frame_equal(table[expected.columns], expected, check_dtype=False, rtol=1e-4, atol=1e-6)
-    ways = ["repaired", "repaired", "removed"], ["removed", "pruned before", "pruned before"]
-    assert (table["first_way"].tolist(), table["second_way"].tolist()) == ways and (table["n_layers"] == 4).all()
-    n_right = [45 - 20, 45 - 35, 20 - 35]  # one more of the last of 60 clips, of each model, is right
+    firsts, seconds = ["repaired", "repaired", "removed"], ["removed", "pruned before", "pruned before"]
+    assert table["first_way"].tolist() == [*firsts, "CNN, taught"]
+    assert table["second_way"].tolist() == [*seconds, "CNN"] and table["n_layers"].tolist() == [4, 4, 4, 0]
+    n_right = [45 - 20, 45 - 35, 20 - 35, 40 - 30]  # one more of the last of 60 clips, of each model, is right
     np.testing.assert_allclose(table["accuracy_difference"], np.array(n_right) / N_CLIPS, atol=1e-6)
-    assert "| 4 | repaired − removed | +0.417 [" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| 4 | repaired − removed | +0.417 [" in printed and "|  | CNN, taught − CNN | +0.167 [" in printed
 
 
 def test_no_two_ways_have_a_size_in_common(results_dir, capsys):
-    for model in ("base.after-4", "base.blocks-0-3"):
+    for model in ("base.after-4", "base.blocks-0-3", "cnn-melspectrogram.taught"):
         shutil.rmtree(results_dir / "birds" / model)
     assert run(results_dir, "--model", "base") == 0
     assert not (results_dir / "birds" / "ways_by_size.csv").exists() and "−" not in capsys.readouterr().out
