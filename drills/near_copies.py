@@ -8,13 +8,15 @@ Three tables:
 - copies: a row for each way to copy. A number of recordings, drawn with a seed, are copied, and all recordings and
   their copies are compared. A pair is false if it joins different recordings, unless the originals are joined too.
 - sets: the pairs of all recordings in all folders. A pair of files with the same recording_id is only counted.
-- scale: time and memory with more and more recordings. They are those of the folders at other speeds, so that none is
-  another's copy, and a hundred copies, trimmed at half a hop, that are to be found among them.
+- scale: time and memory with more and more recordings, of two kinds: chirps in noise, drawn anew for each recording,
+  and the recordings of the folders at other speeds, so that none is another's copy, but each has relatives. Each time a
+  hundred copies, trimmed at half a hop, are to be found among them. Seconds are those of the processor.
 
 The exit code is 1 if fewer copies are found than expected, or a pair is false.
 """
 
 import argparse
+import functools
 import logging
 import multiprocessing
 import random
@@ -185,14 +187,32 @@ def drill_sets(raw_dirs: Sequence[Path], scratch: Path, pool_map: workers.Map) -
 
 def drill_scale(sounds: Sequence[np.ndarray], sizes: Sequence[int], scratch: Path) -> None:
     """Print time and memory for each number of recordings; `sounds` are float32 at 16 kHz."""
-    print("| recordings | hours | peaks | index | comparison | pairs compared | memory | copies found | other pairs |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for size in sizes:
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            _write_many(sounds, size, N_COPIES, Path(folder))
-            # In a process of its own, whose memory is that of this size alone.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                print(pool.submit(_measure, Path(folder), N_COPIES).result(), flush=True)
+    print(
+        "| sound | recordings | hours | peaks | index | comparison | pairs compared | memory | copies found | other |"
+    )
+    print("|---" * 10 + "|")
+    for kind, draw in (("chirps", _chirps), ("at other speeds", functools.partial(_at_another_speed, sounds))):
+        for size in sizes:
+            with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                _write_many(draw, size, N_COPIES, Path(folder))
+                # In a process of its own, whose memory is that of this size alone.
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    print(f"| {kind} {pool.submit(_measure, Path(folder), N_COPIES).result()}", flush=True)
+
+
+def _at_another_speed(sounds: Sequence[np.ndarray], number: int, rng: np.random.Generator) -> np.ndarray:
+    speed = rng.uniform(0.8, 1.25)
+    return soxr.resample(sounds[number % len(sounds)], RATE_HZ * speed, RATE_HZ, quality="LQ")
+
+
+def _chirps(number: int, rng: np.random.Generator) -> np.ndarray:
+    """Return 40 chirps of 30 to 300 ms in 10 s of noise."""
+    sound = rng.normal(0, 0.003, 10 * RATE_HZ).astype(np.float32)
+    for start, seconds in zip(rng.uniform(0, 9.5, 40), rng.uniform(0.03, 0.3, 40), strict=True):
+        n = round(seconds * RATE_HZ)
+        hz = np.linspace(*rng.uniform(1500, 7000, 2), n)
+        sound[round(start * RATE_HZ) :][:n] += 0.1 * np.hanning(n) * np.sin(2 * np.pi * np.cumsum(hz) / RATE_HZ)
+    return sound
 
 
 class Sound(NamedTuple):
@@ -204,19 +224,15 @@ class Sound(NamedTuple):
     peaks: str
 
 
-def _write_many(sounds: Sequence[np.ndarray], size: int, n_copies: int, folder: Path) -> None:
+def _write_many(draw: Callable[[int, np.random.Generator], np.ndarray], size: int, n_copies: int, folder: Path) -> None:
+    """Write the PCM of `size` sounds; the last `n_copies` are copies of earlier ones."""
     rng = np.random.default_rng(0)
     originals = []
     for i in range(size):
         if i >= size - n_copies:
             pcm = originals[(i * 7919) % len(originals)][16_000 + landmarks.HOP // 2 :]
         else:
-            sound = sounds[i % len(sounds)]
-            speed = rng.uniform(0.8, 1.25)
-            pcm = np.rint(soxr.resample(sound, RATE_HZ * speed, RATE_HZ, quality="LQ") * 2**15).clip(
-                -(2**15), 2**15 - 1
-            )
-            pcm = pcm.astype("<i2")
+            pcm = np.rint(draw(i, rng) * 2**15).clip(-(2**15), 2**15 - 1).astype("<i2")
             if len(originals) < 2 * n_copies and len(pcm) > 5 * RATE_HZ:
                 originals.append(pcm)
         pcm.tofile(folder / spool.pcm_name(f"{i:06d}"))
@@ -225,20 +241,20 @@ def _write_many(sounds: Sequence[np.ndarray], size: int, n_copies: int, folder: 
 def _measure(folder: Path, n_copies: int) -> str:
     """Return a row of the table; the last `n_copies` sounds in the folder are copies."""
     names = {spool.pcm_name(f"{i:06d}"): f"{i:06d}" for i in range(sum(1 for _ in folder.iterdir()))}
-    start = time.perf_counter()
+    start = time.process_time()
     sounds = []
     for name, path in names.items():
         with (folder / name).open("rb") as file:
             n_samples = (folder / name).stat().st_size // 2
             sounds.append(Sound(path, n_samples, path, landmarks.find_peaks(file)))
-    peaks_s = time.perf_counter() - start
+    peaks_s = time.process_time() - start
     before_mb = _memory_mb()
-    start = time.perf_counter()
+    start = time.process_time()
     candidates = near_copies.propose([landmarks.unpack(sound.peaks) for sound in sounds], RATE_HZ)
-    index_s = time.perf_counter() - start
-    start = time.perf_counter()
+    index_s = time.process_time() - start
+    start = time.process_time()
     copies = near_copies.find(sounds, dict.fromkeys(names.values(), folder), RATE_HZ, map)
-    compare_s = time.perf_counter() - start - index_s
+    compare_s = time.process_time() - start - index_s
     first_copy = f"{len(sounds) - n_copies:06d}"
     found = {copy.other for copy in copies if copy.other >= first_copy}
     others = sum(copy.other < first_copy for copy in copies)

@@ -7,7 +7,7 @@ recordings are the same sound if they correlate at that lag.
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def propose(peaks: Sequence[tuple[np.ndarray, np.ndarray]], sample_rate_hz: int)
     """Return the pairs of recordings of which at least `LEAST_HITS` peaks start equal hashes at one lag.
 
     A hash is the frequencies of three peaks and the frames between them. Time and memory are linear in the number of
-    peaks.
+    hits, of which each hash has at most `LINKS`. A hit takes 8 bytes.
 
     Parameters
     ----------
@@ -170,12 +170,22 @@ def propose(peaks: Sequence[tuple[np.ndarray, np.ndarray]], sample_rate_hz: int)
     if not len(owners):
         return []
     frames = np.concatenate([frames for frames, _ in peaks])
-    one, other = _links(owners, frames, np.concatenate([bins for _, bins in peaks]))
+    chosen: list[Candidate] = []
+    for one, other in _hits(owners, frames, np.concatenate([bins for _, bins in peaks])):
+        chosen += _frequent(owners, frames, one, other, sample_rate_hz)
+    return sorted(chosen, key=lambda c: (c.one, c.other, c.lag))
+
+
+def _frequent(
+    owners: np.ndarray, frames: np.ndarray, one: np.ndarray, other: np.ndarray, sample_rate_hz: int
+) -> list[Candidate]:
+    """Return the candidates among some hits, which have all hits of a recording `one`, or none."""
     # One number holds a pair and a lag, so that one sort brings equal hits together.
+    n_recordings = int(owners[-1]) + 1
     lags = frames[other].astype(np.int64) - frames[one]
     lowest = int(lags.min(initial=0))
     n_lags = int(lags.max(initial=0)) - lowest + 2
-    keys = (owners[one].astype(np.int64) * len(peaks) + owners[other]) * n_lags + (lags - lowest)
+    keys = (owners[one].astype(np.int64) * n_recordings + owners[other]) * n_lags + (lags - lowest)
     ordered = np.sort(keys)  # most keys are hit once, by chance, and are removed here
     near = ordered[: 1 - LEAST_HITS][ordered[LEAST_HITS - 1 :] - ordered[: 1 - LEAST_HITS] <= 1]
     frequent = np.isin(keys, np.concatenate([near, near + 1]))
@@ -190,12 +200,12 @@ def propose(peaks: Sequence[tuple[np.ndarray, np.ndarray]], sample_rate_hz: int)
     both = hits.copy()
     both[:-1] += np.where(kinds[1:] == kinds[:-1] + 1, hits[1:], 0)
     enough = np.flatnonzero(both >= LEAST_HITS)
-    order = np.lexsort((kinds[enough], -both[enough], kinds[enough] // (n_lags * len(peaks))))
+    order = np.lexsort((kinds[enough], -both[enough], kinds[enough] // (n_lags * n_recordings)))
     chosen: list[Candidate] = []
     of_one, of_pair = Counter(), defaultdict(list)
     for i in enough[order]:
         pair, lag = divmod(int(kinds[i]), n_lags)
-        number = pair // len(peaks)
+        number, other_number = divmod(pair, n_recordings)
         near = any(abs(lag - taken) <= 1 for taken in of_pair[pair])
         if of_one[number] == CANDIDATES or len(of_pair[pair]) == LAGS_PER_PAIR or near:
             continue
@@ -204,12 +214,15 @@ def propose(peaks: Sequence[tuple[np.ndarray, np.ndarray]], sample_rate_hz: int)
         samples = np.sort(at[firsts[i] : firsts[i] + both[i]].astype(np.int64)) * landmarks.HOP
         starts = _fullest(samples, round(WINDOW_S * sample_rate_hz))
         middle = (lag + lowest) * landmarks.HOP + landmarks.HOP // 2
-        chosen.append(Candidate(number, pair % len(peaks), middle, starts))
-    return sorted(chosen, key=lambda c: (c.one, c.other, c.lag))
+        chosen.append(Candidate(number, other_number, middle, starts))
+    return chosen
 
 
-def _links(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the peaks of different recordings, int32 of shape (n,) each, that start equal hashes."""
+def _hits(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the peaks of different recordings, int32 of shape (n,) each, that start equal hashes.
+
+    The recording of the first is the lower. Some recordings after the other, each with all its hits.
+    """
     if len(owners) >= 2**PEAK_BITS:
         raise InputError(
             f"the spectra have {len(owners):,} peaks; the index of near copies holds at most {2**PEAK_BITS - 1:,} "
@@ -217,20 +230,36 @@ def _links(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> tuple[np
         )
     combinations = list(itertools.combinations(range(1, NEXT_PEAKS + 1), 2))
     n_parts = min(256, 1 + len(owners) * len(combinations) // HASHES_AT_ONCE)
-    ones, others = [], []
+    ends = len(owners) * np.arange(1, n_parts + 1) // n_parts  # of the peaks whose hits come together
+    ends = np.append(np.searchsorted(owners, owners[ends[:-1]]), len(owners))  # at the start of a recording
+    found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(n_parts)]
     for part in range(n_parts):
         peaks = np.flatnonzero(bins % n_parts == part)
         hashes = np.concatenate([_hashes(owners, frames, bins, peaks, *next_two) for next_two in combinations])
         hashes.sort()
         first = (hashes & (2**PEAK_BITS - 1)).astype(np.int32)
         hashes >>= PEAK_BITS
+        ones, others = [], []
         for step in range(1, LINKS + 1):
             same = np.flatnonzero(hashes[step:] == hashes[:-step])
             one, other = first[same], first[same + step]
             apart = owners[one] != owners[other]
             ones.append(one[apart])
             others.append(other[apart])
-    return np.concatenate(ones), np.concatenate(others)
+        one, other = np.concatenate(ones), np.concatenate(others)
+        order = np.argsort(one)
+        one, other = one[order], other[order]
+        for own, start, end in zip(found, *_bounds(one, ends), strict=True):
+            own.append((one[start:end].copy(), other[start:end].copy()))
+    while found:
+        ones, others = zip(*found.pop(), strict=True)
+        yield np.concatenate(ones), np.concatenate(others)
+
+
+def _bounds(ascending: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the numbers below each of `ends` start and end in an ascending array."""
+    at = np.searchsorted(ascending, ends)
+    return np.append(0, at[:-1]), at
 
 
 def _hashes(
