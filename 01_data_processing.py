@@ -161,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=number_of_folds,
         default=None,
         metavar="K",
-        help="divide into K folds instead: each recordist is in one test fold; the later stages take --fold 1 to K; "
+        help="divide into K folds instead: each recordist is in one test fold; 02 to 07 take --fold 1 to K; "
         "--val_fraction and --test_fraction are not used (default: one split)",
     )
     parser.add_argument(

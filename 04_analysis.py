@@ -20,11 +20,12 @@ block_influence     how much a block changes a frame; beside it 1 - mutual kNN o
 angular_distance    angle between the input and the output of each run of blocks
 linear_residual     share of the change by each run of blocks that no linear map predicts, on clips of other groups
 
-Each metric has a null level. Clips of one recordist resemble each other, so graph_convexity permutes labels between
-groups, and mutual_knn shuffles clips only among those of the same recording, of the same group, and of other groups.
-That of cka is the similarity of two layers that have only the recording and the group of a clip in common. cosine
-shuffles all clips, and linear_residual fits on the changes of other clips. That of the probe is the majority level: the
-share of the most frequent label.
+A null level is the value to expect by chance. Clips of one recordist resemble each other, so graph_convexity permutes
+labels between groups, and mutual_knn shuffles clips only among those of the same recording, of the same group, and of
+other groups. That of cka is the similarity of two layers that have only the recording and the group of a clip in
+common. cosine shuffles all clips, and linear_residual fits on the changes of other clips. That of the probe is the
+majority level: the share of the most frequent label. euclidean_convexity and angular_distance have none.
+
 Where clips have several labels, or none, each counts with its first label, and silence is left out: convexity and
 probes need one label a clip, and all metrics are of the same clips.
 --compare_to compares the layers of two models by metrics that do not depend on the axes of a model.

@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="factor on the channels of every convolution and the units of the hidden dense layer",
     )
     parser.add_argument(
-        "--pcen", action="store_true", help="per-channel energy normalisation of the spectrogram, no logarithm"
+        "--pcen",
+        action="store_true",
+        help="per-channel energy normalisation of the spectrogram in place of its logarithm",
     )
     cli.add_data_arguments(parser)
     training_arguments.add_arguments(parser)

@@ -11,7 +11,7 @@
 
 Takes a fine-tuned model, whose head is not changed, or a base model, which gets a new random head (--seed). Layers
 count from 0 in the given model. `kept_layers` in its config has the numbers of the base model, also after several
-prunings. Without --keep_layers, --drop_layers, --ladder and --from the stage asks for the layers on a terminal, step by
+prunings. If no flag says what to keep, make narrower or export, the stage asks for the layers on a terminal, step by
 step. At the end it prints the command that gives the same result.
 
 --ffn_size, --conv_channels and --heads make the model narrower, with or without fewer layers: units of the feed-forward
@@ -23,9 +23,9 @@ without labels and without training; see docs/repair.md. With --from it is on if
 
 --export onnx writes <output_dir>/float32.onnx: one file from waveform to scores, which ONNX Runtime runs without
 PyTorch, and which stages 03 and 08 take as their --model_dir. It is of the pruned model; of the given one, with its
-thresholds, if nothing is pruned. --precision float16 is half as large; int8 a quarter, and faster. Each file is loaded
-again and compared with the model, on val if --data_dir is given; export.csv has the figures. A file whose answers are
-not those of the model is refused. See docs/export.md.
+thresholds, if nothing is pruned. --precision float16 is about half as large; int8 of an encoder a quarter, and faster.
+Each file is loaded again and compared with the model, on val if --data_dir is given; export.csv has the figures. A file
+whose answers are not those of the model is refused. See docs/export.md.
 
 Prints blocks, parameters, multiply-accumulates per clip, the share of the front end, and the size of the weights,
 before and after. The front end is everything before the first block; removing blocks does not make it cheaper.
@@ -33,7 +33,7 @@ before and after. The front end is everything before the first block; removing b
 Writes <output_dir>/model (plain `from_pretrained` loads it), with --ladder <output_dir>/00-blocks/model,
 01-blocks/model … up to the whole model. Each can be the --model_dir of stages 03 to 05 and the --base_model of stage
 02. If nothing is pruned, --export writes only its files. Every run also writes log.txt and run.json. Runs on the CPU;
-only --importance and --repair use the --device.
+only a width and --repair use the --device.
 """
 
 from __future__ import annotations

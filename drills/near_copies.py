@@ -279,7 +279,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--raw_dirs", type=Path, nargs="+", required=True, help="folders of recordings")
     parser.add_argument("--n_recordings", type=cli.positive_int, default=150, help="recordings to copy (default: 150)")
     add, parts, sizes = parser.add_argument, ["copies", "sets", "scale"], [2500, 5000, 10_000]
-    add("--sizes", type=cli.positive_int, nargs="+", default=sizes, help=f"recordings of scale (default: {sizes})")
+    of_scale = f"recordings of scale (default: {' '.join(map(str, sizes))})"
+    add("--sizes", type=cli.positive_int, nargs="+", default=sizes, help=of_scale)
     add("--parts", nargs="+", choices=parts, default=parts, help="tables to make (default: all)")
     add("--seed", type=int, default=42, help="seed that draws the recordings (default: 42)")
     return parser

@@ -22,8 +22,8 @@ cnn-<architecture>      the CNN baselines (06)
 With --head_first each encoder that has blocks is fine-tuned from such a head, and not from a random one, whose first
 steps would spoil what the encoder knows (Kumar et al. 2022, arXiv 2202.10054).
 
-Then 03 pools the folds of each model. One of the first models is also trained and scored on clips that were divided in
-another way (<name>.by-<way>), to show the effect of the split.
+Then 03 pools the folds of each model. The model of --claim_layers is also trained and scored on clips that were divided
+in another way (<name>.by-<way>), to show the effect of the split.
 
 The question comes first: the whole model, its pruned, repaired and healed versions, and the CNNs of the first seed, on
 all folds, pooled and compared by experiments.ways_table. Then come the models pruned before, other encoders, seeds and
@@ -31,7 +31,7 @@ splits, and models that learn from a teacher.
 
 Every step is a stage with its command. --jobs steps run at a time, each with its share of the CPUs. After a stop or a
 kill the same command continues: a finished step has nothing to do, an unfinished one resumes. If a step fails, the
-running steps end, and no other step starts.
+steps that run go on to their end, and no other step starts.
 
 A study can go on from results alone, on another machine: a model whose run folder is gone is not trained again if its
 results are complete, with those of its repaired and healed versions. A model that would learn from it is left out, with

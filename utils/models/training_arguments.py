@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[ONE_LABEL, SEVERAL_LABELS],
         default=None,
         help="softmax over labels that exclude each other, without the clips of silence, or a sigmoid for each label "
-        "(default: multi_label if the labels of the data have times, otherwise single_label)",
+        "(default: multi_label if 01 had --annotations or --secondary_labels, otherwise single_label)",
     )
     add("--num_train_epochs", type=cli.positive_int, default=20, help="maximum number of epochs")
     add("--per_device_train_batch_size", type=cli.positive_int, default=8, help="clips per batch and device")
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head_learning_rate",
         type=cli.positive_float,
         default=None,
-        help="the same for the head, whose weights are new (default: that of --learning_rate)",
+        help="the same for the head (default: that of --learning_rate)",
     )
     add("--weight_decay", type=cli.non_negative_float, default=0.01, help="weight decay of AdamW")
     add("--warmup_ratio", type=cli.fraction, default=0.1, help="share of all steps in which the learning rate rises")
