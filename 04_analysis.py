@@ -69,6 +69,14 @@ log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "analysis_results/<name of the model's run>"
 ALL_SPLITS = "all"
+# Flags that change nothing but these metrics.
+OF_METRICS = {
+    "num_neighbors": ("graph_convexity", "mutual_knn"),
+    "num_pairs": ("graph_convexity",),
+    "num_segments": ("euclidean_convexity",),
+    "num_points": ("euclidean_convexity",),
+    "per_class": ("graph_convexity", "euclidean_convexity"),
+}
 STATES, TRAIN_STATES, OTHER_STATES = "hidden_states", "train_hidden_states", "other_hidden_states"
 OUTPUTS = (
     *(f"{name}*.{kind}" for name in (*analysis.METRICS, "overview", "null_levels") for kind in ("csv", "pdf", "png")),
@@ -121,6 +129,11 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Write a folder of results."""
     args.metrics = chosen_metrics(args.metrics, between_models=args.compare_to is not None)
+    parser = build_parser()
+    for flag, metrics in OF_METRICS.items():
+        if getattr(args, flag) != parser.get_default(flag) and not {*metrics} & {*args.metrics}:
+            needed = " or ".join(metrics)
+            raise UsageError(f"--{flag} is of use only with the metric {needed}, which is not measured here")
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         name = names.of_model(args.model_dir)
         if args.compare_to is not None:

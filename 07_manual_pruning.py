@@ -41,7 +41,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -194,7 +193,7 @@ def run(args: argparse.Namespace) -> None:
         if keep is None:
             return
         args.keep_layers = cli.format_layer_list(keep)  # run.json records the equivalent command
-        print(f"to repeat: {command_of(args)}")
+        print(f"to repeat: {cli.command_line(build_parser(), Path(__file__).name, args, dry_run=False)}")
     if args.dry_run:
         source = source or Source(args)
         show(source.sizes(layers_to_keep(args, inputs, source)))
@@ -334,15 +333,6 @@ def interact(n_layers: int, counter: SizeCounter) -> list[int] | None:
             line = "q"
         print(session.respond(line))
     return session.keep if session.is_accepted else None
-
-
-def command_of(args: argparse.Namespace) -> str:
-    """Return the command that makes the choice of a session."""
-    words = ["python", Path(__file__).name, "--model_dir", args.model_dir, "--keep_layers", args.keep_layers]
-    words += ["--output_dir", str(args.output_dir)]
-    if args.seed != build_parser().get_default("seed"):
-        words += ["--seed", str(args.seed)]
-    return shlex.join(words)
 
 
 def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source | None) -> None:

@@ -69,12 +69,12 @@ def way_of(name: names.Name, whole: names.Name) -> str:
         return WHOLE
     if name.model.startswith("cnn"):
         return CNN_TAUGHT if names.TAUGHT in kinds else CNN
-    if names.REPAIRED in kinds and name.model == whole.model:
+    if name.model != whole.model:  # its blocks have another size, so that its number of blocks is not comparable
+        return NARROWED if names.REPAIRED in kinds else OTHER
+    if names.REPAIRED in kinds:
         return AFTER_REPAIR.get(name.variants[-1], REPAIRED)
     if names.TAUGHT in kinds:
         return TAUGHT
-    if names.REPAIRED in kinds:
-        return NARROWED
     if names.FROZEN in kinds:
         return FROZEN
     return BEFORE if "blocks" in kinds else REMOVED if "after" in kinds else OTHER

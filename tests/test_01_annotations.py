@@ -336,6 +336,7 @@ def test_short_labels_are_counted(root, tmp_path, caplog):
         (["--label_column", "Call"], "--label_column says how"),
         (["--secondary_labels"], "--secondary_labels uses a column of --metadata: give --metadata too"),
         (["--annotations", "TABLES", "--label_level", 1], "--label_level and --annotations both give the labels"),
+        (["--metadata", "x.csv", "--label_level", 1], "--label_level and --metadata both give the labels: leave one"),
         (["--annotations", "TABLES", "--min_overlap_s", 0], "'0' is not a number above 0"),
         (["--annotations", "TABLES", "--min_overlap_s", 6], "--min_overlap_s 6.0 is longer than a clip"),
     ],

@@ -389,6 +389,10 @@ def test_bad_input_is_refused_with_the_fix(model_dir, data_dir, tmp_path, caplog
         return caplog.text
 
     assert "nearest neighbours" in refused(3, "--metrics", "graph_convexity", "--num_neighbors", 18)
+    told = "--num_neighbors is of use only with the metric graph_convexity or mutual_knn, which is not measured here"
+    assert told in refused(2, "--metrics", "cka", "--num_neighbors", 5)
+    assert "--num_points is of use only with the metric euclidean_convexity" in refused(2, "--num_points", 5)
+    assert "--per_class is of use only with" in refused(2, "--compare_to", model_dir, "--per_class")
     assert "no such folder" in refused(3, data=tmp_path / "nothing")
     assert "cannot be loaded" in refused(3, model=tmp_path / "nothing")
     broken = small_model("wav2vec2")

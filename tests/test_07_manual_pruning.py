@@ -741,6 +741,16 @@ def test_session_ends_with_the_command_that_does_the_same(run_dir, tmp_path, mon
     assert same(weights(first / "model"), weights(tmp_path / "second" / "model"))
 
 
+def test_command_of_a_session_has_all_that_changes_the_model(run_dir, data_dir, tmp_path, monkeypatch, capsys):
+    given = ("--repair", "linear", "--repair_clips", "9", "--data_dir", str(data_dir))
+    code, out = typed(monkeypatch, capsys, ["-2\n", "ok\n"], "--model_dir", run_dir, *given, "--dry_run")
+    assert code == 0
+    words = shlex.split(next(line for line in out.splitlines() if line.startswith("to repeat: ")))[4:]
+    read = stage.build_parser().parse_args(words)
+    assert (read.keep_layers, read.repair, read.repair_clips, read.data_dir) == ("0-1,3", "linear", 9, data_dir)
+    assert not read.dry_run
+
+
 def test_command_of_a_base_model_names_a_seed_that_is_not_the_default(base_dir, tmp_path, monkeypatch, capsys):
     command = ("--model_dir", base_dir, "--output_dir", tmp_path / "a", "--seed", 7)
     code, out = typed(monkeypatch, capsys, ["-2\n", "ok\n"], *command)

@@ -155,7 +155,10 @@ def test_bad_input_is_refused_with_the_fix(labelled, unlabelled, tmp_path, caplo
     write(tmp_path / "again" / "one.wav", read_sound(labelled), 16_000)
     assert cut(tmp_path / "again", tmp_path / "known", "--unlabelled") == 0
     refused(3, "no recording is left", cnn_stage.main, words(labelled, tmp_path / "f", *taught, tmp_path / "known"))
-    for flag in (("--folds", 3), ("--annotations", "x"), ("--secondary_labels", "--metadata", "x"), ("--shard", "1/2")):
+    for flag in (
+        *(("--folds", 3), ("--annotations", "x"), ("--secondary_labels", "--metadata", "x"), ("--shard", "1/2")),
+        *(("--min_recordings", 2), ("--split_by", "clip"), ("--val_fraction", 0)),
+    ):
         refused(2, f"leave {flag[0]} out", cut, tmp_path / "raw", tmp_path / "g", "--unlabelled", *flag)
 
 

@@ -16,6 +16,7 @@ MODELS = {
     "base": ("whole", 6, 48, 100.0),
     "base.frozen": ("only the head trained", 6, 33, 100.0),
     "small": ("other encoder", 4, 32, 60.0),
+    "small.frozen": ("other encoder", 4, 25, 60.0),  # its four blocks are not those of base
     "base.after-4.repaired": ("repaired", 4, 45, 70.0),
     "base.after-4": ("removed", 4, 20, 70.0),
     "base.blocks-0-3": ("pruned before", 4, 35, 70.0),
