@@ -507,10 +507,14 @@ def log_of(job: Job, logs_dir: Path) -> Path:
 
 
 def _told(job: Job, number: int, exit_code: int, logs_dir: Path) -> str:
-    printed = log_of(job, logs_dir)
-    lines = printed.read_text(encoding="utf-8").strip().splitlines()
-    last = lines[-1] if lines else "it printed nothing"
-    return f"{job.name}: {job.steps[number][0]} ended with exit code {exit_code}: {last} (whole output: {printed})"
+    printed, ended = log_of(job, logs_dir), f"ended with exit code {exit_code}"
+    if exit_code < 0:
+        ended = f"was ended by {signal.Signals(-exit_code).name}"
+    if exit_code == -signal.SIGKILL:
+        ended += ", most often because the machine or the job ran out of memory: give fewer --jobs or more memory"
+    lines = printed.read_text(encoding="utf-8").strip().splitlines() if printed.exists() else []
+    last = f"; the last line of its output: {lines[-1]}" if lines else "; it printed nothing"
+    return f"{job.name}: {job.steps[number][0]} {ended}{last} (whole output: {printed})"
 
 
 def make_tables(args: argparse.Namespace, claim_layers: str, all_layers: str, of_question: bool) -> None:

@@ -302,7 +302,7 @@ def stopped_at_the_end(data_dir, base_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "all", "best"])
 def test_checkpoint_with_files_gone_is_not_gone_on_from(
-    name, stopped_at_the_end, undisturbed, data_dir, base_dir, tmp_path
+    name, stopped_at_the_end, undisturbed, data_dir, base_dir, tmp_path, caplog
 ):
     args = words(data_dir, tmp_path / "run", epochs=3, base_model=base_dir)
     checkpoints = shutil.copytree(stopped_at_the_end, tmp_path / "run") / "checkpoints"
@@ -314,6 +314,7 @@ def test_checkpoint_with_files_gone_is_not_gone_on_from(
         path.unlink()
     (checkpoints / "checkpoint-good").mkdir()  # a user's own
     assert stage.main(args) == 0
+    assert f"{last} is incomplete and is deleted" in caplog.text
     assert_same_weights(weights_of(tmp_path / "run"), weights_of(undisturbed))
 
 

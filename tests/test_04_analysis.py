@@ -409,7 +409,7 @@ def test_bad_input_is_refused_with_the_fix(model_dir, data_dir, tmp_path, caplog
     assert "sample rates differ" in refused(3, model=tmp_path / "slow")
 
 
-def test_a_split_without_labels_in_common_cannot_be_probed(tmp_path):
+def test_a_split_without_labels_in_common_cannot_be_probed(caplog):
     rng = np.random.default_rng(0)
     states = rng.standard_normal((2, 12, 4)).astype(np.float32)
 
@@ -419,6 +419,9 @@ def test_a_split_without_labels_in_common_cannot_be_probed(tmp_path):
 
     with pytest.raises(Exception, match="no clip of this split has a label"):
         analysis.probe(hidden([3] * 12), hidden([0, 1] * 6), 0)
+    found = analysis.probe(hidden([0, 1, 3] * 4), hidden([0, 1] * 6), 0)
+    assert "4 of 12 clips have a label that no train clip has: a probe gets them wrong" in caplog.text
+    assert (found["accuracy"] <= 8 / 12).all()
 
 
 def test_help_shows_the_command(capsys):

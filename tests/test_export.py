@@ -428,6 +428,16 @@ def test_a_base_model_is_not_exported(tmp_path, caplog):
     assert "does not record how files are cut" in caplog.text
 
 
+@pytest.mark.parametrize(("precision", "advice"), [(FLOAT32, "--precision float16, or a model"), (FLOAT16, "a model")])
+def test_a_network_that_does_not_fit_into_a_file(precision, advice, files, tmp_path, monkeypatch):
+    network = onnx.load(files / "float32.onnx")
+    monkeypatch.setattr(export, "MOST_BYTES", 1000)
+    told = f"GB in {precision}, and one ONNX file holds 2 GB; give {advice} with fewer blocks$"
+    with pytest.raises(InputError, match=told):
+        export.write(network, tmp_path / "large.onnx", precision)
+    assert not any(tmp_path.iterdir())
+
+
 def test_stages_that_need_the_model_say_so(files, data_dir, tmp_path, caplog):
     path = files / "float32.onnx"
     for number, words in ((4, []), (5, []), (3, ["--fit_thresholds"])):

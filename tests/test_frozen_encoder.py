@@ -153,7 +153,7 @@ def test_the_encoder_runs_once_and_its_features_are_used_again(data_dir, base_di
 
 
 @pytest.mark.parametrize("moment", ["features", "training"])
-def test_stopped_and_resumed_it_ends_with_the_same_bytes(moment, data_dir, base_dir, tmp_path, monkeypatch):
+def test_stopped_and_resumed_it_ends_with_the_same_bytes(moment, data_dir, base_dir, tmp_path, monkeypatch, caplog):
     more = ("--per_device_eval_batch_size", 5)
     assert stage.main(words(data_dir, tmp_path / "whole", *more, base_model=base_dir)) == 0
     args = words(data_dir, tmp_path / "parts", *more, base_model=base_dir)
@@ -174,6 +174,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(moment, data_dir, base_
             assert stage.main(args) == 75
         progress = json.loads((tmp_path / "parts" / "features" / "train.json").read_text())
         assert progress["n_done"] == 15, "it stops after the third batch of five"
+        assert "stopped by SIGUSR2, features of train are saved for 15 of " in caplog.text
     assert stage.main(args) == 0
     kept = {name: digest for name, digest in digests(tmp_path / "whole").items() if "tensorboard" not in name}
     assert kept == {name: digests(tmp_path / "parts")[name] for name in kept}

@@ -545,6 +545,8 @@ def test_the_makefile_tests_a_fold(tmp_path):
 def test_mistakes_in_a_job(site):
     refused = site.run_job("01", RAW_DIR="")
     assert refused.returncode == 2 and "RAW_DIR=<folder of recordings> is missing" in refused.stderr
+    refused = site.run_job("08")
+    assert refused.returncode == 2 and "FIELD_DIR=<folder of recordings to listen to> is missing" in refused.stderr
     refused = site.run_job("01", SHARDS="4")
     assert refused.returncode == 2 and 'bsub -J "01[1-4]" < jobs/01.sh' in refused.stderr
     elsewhere = subprocess.run([site.folder / "jobs" / "02.sh"], capture_output=True, text=True, cwd=site.folder.parent)

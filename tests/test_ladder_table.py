@@ -54,8 +54,8 @@ def ladder(tmp_path_factory):
     return results_dir
 
 
-def main(results_dir, name="birds"):
-    return ladder_table.main(["--results_dir", str(results_dir), "--name", name, "--model", "base"])
+def main(results_dir, name="birds", model="base"):
+    return ladder_table.main(["--results_dir", str(results_dir), "--name", name, "--model", model])
 
 
 def test_tables_and_figure(ladder, capsys):
@@ -93,6 +93,8 @@ def test_tables_and_figure(ladder, capsys):
 def test_what_is_missing_is_named(ladder, tmp_path, caplog):
     assert main(ladder, name="wetland") == 3
     assert "or experiments.study" in caplog.text
+    assert main(ladder, model="bas") == 3
+    assert "has no birds/bas.blocks-<layers>/seed-<n>; run experiments.study" in caplog.text
     copy = tmp_path / "copy"
     shutil.copytree(ladder, copy)
     (copy / "birds" / "base.blocks-0-1.sweep" / "seed-2" / "best.json").unlink()

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import f1_score
 
+from experiments import figures
 from tests.results import write_result
 from tests.stages import load_stage
 from utils.core.files import sha256_of_file
@@ -140,6 +141,16 @@ def test_a_fold_that_does_not_belong_is_refused(case, tmp_path, caplog, capfd):
     folders = [write_fold(tmp_path / "validation_results", fold)[0] for fold in (1, 2)]
     folders += [write_fold(tmp_path / "validation_results", 3, **values)[0]]
     refused(folders, message, caplog, capfd)
+
+
+def test_results_of_an_early_version_that_do_not_name_their_labels(tmp_path, caplog, capfd):
+    for fold in (1, 2, 3):
+        values = {"data_sha256": f"d1/fold-{fold}-of-3", "split": "test"}
+        write_result(tmp_path / "results", f"birds/w2v/fold-{fold}.seed-1", [0, 1], [0, 1], "ab", **values)
+    folders = sorted((tmp_path / "results" / "birds" / "w2v").iterdir())
+    refused(folders, "fold-1.seed-1 does not name its labels; run 03_model_validation.py again", caplog, capfd)
+    assert figures.main([str(folders[1])]) == 0
+    assert f"left out: {folders[1] / predictions.NAME} does not name its labels; run 03_model" in caplog.text
 
 
 def refused(folders, message, caplog, capfd, code=3):

@@ -9,7 +9,7 @@ import pytest
 
 from utils.core.errors import InputError
 from utils.data import recordings
-from utils.data.recordings import Skipped, SourceFile, complete, find_recordings
+from utils.data.recordings import Skipped, SourceFile, complete, find_audio, find_recordings
 from utils.data.tags import Tags
 
 
@@ -323,6 +323,8 @@ def test_names_that_are_no_text_are_reported(tmp_path):
     except OSError:
         pytest.skip("this file system takes only names in UTF-8")
     assert reasons_of(tmp_path) == {"Jay/�.wav": "its name is not valid UTF-8: rename it"}
+    with pytest.raises(InputError, match=r"\\udcff\.wav: its name is not valid UTF-8: rename it"):
+        find_audio(tmp_path / "Jay" / os.fsdecode(b"\xff.wav"))
 
 
 @pytest.mark.parametrize("name", ["a b.wav", 'say "rook".wav', "-rook.wav", "Grünspecht ♂.wav", "it's, a; bird.wav"])

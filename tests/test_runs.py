@@ -1,6 +1,8 @@
 """The life of an output folder: taken, skipped, resumed, refused, replaced; and what run.json says of it."""
 
 import argparse
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -145,12 +147,12 @@ def fail(out, error, wrote=(), **changes):
 @pytest.mark.parametrize(
     "error", [InputError("no"), UsageError("wrong"), OSError(28, "full"), ZeroDivisionError("bug")]
 )
-def test_the_old_result_is_back_where_the_new_run_leaves_nothing(tmp_path, error):
+def test_the_old_result_is_back_where_the_new_run_leaves_nothing(tmp_path, error, caplog):
     out = tmp_path / "out"
     write_run(out)
     before = files_of(out)
     fail(out, error, overwrite=True, clip_seconds=3.0)
-    assert files_of(out) == before
+    assert files_of(out) == before and f"the old result is back in {out}" in caplog.text
     with pytest.raises(AlreadyComplete):
         write_run(out)
 
@@ -541,6 +543,24 @@ def test_failure_is_recorded_and_the_next_attempt_goes_on(tmp_path):
     with pytest.raises(OutputExistsError, match="clip_seconds"):
         write_run(out, clip_seconds=1.0)
     assert write_run(out).attempts == 5
+
+
+def test_a_disk_that_is_full_hides_no_other_error(tmp_path, monkeypatch, caplog):
+    with pytest.raises(ZeroDivisionError), open_run(tmp_path / "out"):
+        (tmp_path / "out" / "half.txt").write_text("")
+        monkeypatch.setattr(runs, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+        raise ZeroDivisionError
+    assert f"{tmp_path / 'out' / 'run.json'} could not be updated: [Errno 28] No space left on device" in caplog.text
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    write_run(tmp_path / "out")
+    assert "out: this file system has no locks (" in caplog.text and "start only one job per folder" in caplog.text
+    assert record_of(tmp_path / "out")["status"] == "complete"
 
 
 @pytest.mark.parametrize("garbage", ["", "{", "\x00\x01", "[" * 100_000, '{"stage": "01_data_proc'])

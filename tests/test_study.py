@@ -216,10 +216,19 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
 def test_a_step_that_fails_is_told_and_nothing_starts_after_it(tmp_path, caplog):
     broken = (study.PRUNE, "--model_dir", str(tmp_path / "nowhere"), "--keep_layers", "0", "--output_dir", "x")
     jobs = [study.Job("first", (broken, broken)), study.Job("second", (broken,))]
-    with pytest.raises(study.InputError, match=r"first: 07_manual_pruning.py ended with exit code 3: .*no such folder"):
+    told = r"first: 07_manual_pruning.py ended with exit code 3; the last line of its output: .*no such folder"
+    with pytest.raises(study.InputError, match=told):
         study.run_jobs(jobs, 1, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["first.txt"]
     assert (tmp_path / "first.txt").read_text().count("no such folder") == 1
+
+
+def test_a_step_that_is_killed_is_told_with_the_usual_reason(tmp_path, monkeypatch):
+    real, killed = study.start_stage, functools.partial(signal.raise_signal, signal.SIGKILL)
+    monkeypatch.setattr(study, "start_stage", lambda *step, prepare: real(*step, prepare=killed))
+    told = r"job: 02_finetuning.py was ended by SIGKILL, most often because .* memory: give fewer --jobs .* nothing \("
+    with pytest.raises(study.InputError, match=told):
+        study.run_jobs([study.Job("job", ((study.TRAIN,),))], 1, tmp_path)
 
 
 @pytest.fixture

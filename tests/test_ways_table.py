@@ -134,6 +134,13 @@ def test_names_of_ways_are_names_of_runs():
         assert parsed is not None and parsed.full_model == model
 
 
+def test_a_result_whose_files_do_not_belong_together_is_refused(results_dir, caplog):
+    metrics = results_dir / "birds" / "base.after-4" / PART / "metrics.csv"
+    pd.read_csv(metrics).assign(n_clips=59).to_csv(metrics, index=False)
+    assert run(results_dir, "--model", "base") == 3
+    assert f"base.after-4/{PART}/predictions.parquet has 60 clips, metrics.csv has 59; run 03_" in caplog.text
+
+
 def test_a_missing_model_is_named(results_dir, caplog):
     assert run(results_dir, "--model", "other") == 3
     assert "no result birds/other/fold-1.seed-1" in caplog.text

@@ -207,6 +207,8 @@ def find_audio(raw: Path) -> tuple[Path, list[str], list[Skipped]]:
             if suffix not in AUDIO_SUFFIXES:
                 advice = f"; {CONVERT_WITH.get(suffix, 'convert it')} to .wav or .flac"
                 raise InputError(f"{raw} is not a sound file that can be decoded{advice}")
+            if not _is_text(raw.name):
+                raise InputError(f"{printable(str(raw))}: its name is not valid UTF-8: rename it")
             return raw.parent, [raw.name], []
         if not raw.is_dir():
             raise InputError(f"{raw}: no such folder or file; expected a folder of recordings, or one recording")

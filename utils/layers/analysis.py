@@ -219,7 +219,9 @@ def probe(hidden: HiddenStates, train: HiddenStates | None, seed: int) -> pd.Dat
             "leave probe out of --metrics, or run 01_data_processing.py with other fractions"
         )
     if not known.all():
-        log.warning("%d clips have labels without a train clip: a probe cannot predict these labels", (~known).sum())
+        log.warning(
+            "%d of %d clips have a label that no train clip has: a probe gets them wrong", (~known).sum(), len(known)
+        )
     rows = []
     for layer, states in enumerate(hidden.pooled):
         if train is None:

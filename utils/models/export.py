@@ -200,9 +200,10 @@ def write(network: ModelProto, path: Path, precision: str, clips: Clips | None =
     helper.set_model_props(network, metadata | {"precision": json.dumps(precision)})
     network.producer_name, network.doc_string = "", f"audio classifier, opset {OPSET}, {precision}"
     if network.ByteSize() > MOST_BYTES:
+        smaller = f"--precision {FLOAT16}, or " if precision == FLOAT32 else ""
         raise InputError(
-            f"the network has {network.ByteSize() / 1e9:.1f} GB in {precision}, and one ONNX file holds 2 GB; give "
-            f"--precision {FLOAT16}, or a model with fewer blocks"
+            f"the network has {network.ByteSize() / 1e9:.2g} GB in {precision}, and one ONNX file holds 2 GB; give "
+            f"{smaller}a model with fewer blocks"
         )
     with atomic_path(path) as unfinished:
         unfinished.write_bytes(network.SerializeToString(deterministic=True))
