@@ -213,7 +213,7 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=None,
         metavar="LABEL",
-        help=f"with --annotations: labels that are no classes (default: {' '.join(annotated.BACKGROUND)})",
+        help=f"with --annotations: labels that are not classes (default: {' '.join(annotated.BACKGROUND)})",
     )
     parser.add_argument(
         "--label_column",

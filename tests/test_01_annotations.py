@@ -261,7 +261,7 @@ def test_secondary_labels_of_metadata_are_masked_where_no_label_tells_the_time(r
     assert windows["site0/night0.wav", 2.0] == ("", -1, [], ["Rook", "Wren"])
     assert windows["site2/night2.wav", 0.0] == ("Crow", 0, ["Crow", "Wren"], []), "it is known where Crow is"
     assert "3 of the 4 secondary labels in the metadata are classes" in caplog.text
-    assert "secondary labels that are no classes are not used: Jay" in caplog.text
+    assert "secondary labels that are not classes are not used: Jay" in caplog.text
 
 
 def test_secondary_labels_without_annotations(root, tmp_path, caplog):

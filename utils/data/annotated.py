@@ -67,7 +67,7 @@ class Annotations:
 
 
 def read(path: Path, label_column: str | None, background: Collection[str], min_overlap_s: float) -> Annotations:
-    """Read tables of labels with times; see `annotations.read_all`. Labels of `background` are no classes."""
+    """Read tables of labels with times; see `annotations.read_all`. Labels of `background` are not classes."""
     table = read_all(path, label_column)
     not_classes = {_plain(name) for name in background}
     by_name, n_background = defaultdict(list), Counter()
@@ -275,5 +275,5 @@ def with_secondary_labels(recorded: Sequence[Recorded]) -> list[Recorded]:
         completed.append(replace(r, windows=windows))
     log.info("%d of the %d secondary labels in the metadata are classes", len(named & classes), len(named))
     if named - classes:
-        log.info("secondary labels that are no classes are not used: %s", printable(some(sorted(named - classes))))
+        log.info("secondary labels that are not classes are not used: %s", printable(some(sorted(named - classes))))
     return completed
