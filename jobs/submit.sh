@@ -10,8 +10,8 @@ usage: jobs/submit.sh [--dry_run] [--email ADDRESS] [--after ID] [STEP …]
     NAME=wetland FOLD=2 jobs/submit.sh --after 4711 02 03
     NAME=wetland QUEUE=gpuv100 WALLTIME_02=48:00 NUM_GPUS=4 jobs/submit.sh 02 03
 
-Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn 08. All other steps must be complete, or be
-those of an earlier job, named by --after.
+Steps: 01 02 03 04 05 07 03-pruned (all of them, if none is named), 06 03-cnn 08. What a step reads must be there, or be
+made by another named step or by the job of --after.
 
   --dry_run        print the commands; submit nothing, write nothing
   --email ADDRESS  let the batch system write to ADDRESS when a job ends (default: no e-mail)
