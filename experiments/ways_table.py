@@ -227,18 +227,19 @@ def markdown(table: pd.DataFrame) -> list[str]:
 def draw(table: pd.DataFrame, path: Path, name: str) -> None:
     """Draw accuracy against latency: a line for each way, through its sizes."""
     with plots.style():
-        fig = Figure(figsize=(6.2, 4.0), layout="constrained")
+        fig = Figure(figsize=(7.2, 4.0), layout="constrained")
         axes = fig.subplots()
         whole = table[table["way"] == WHOLE].iloc[0]
         axes.axhline(whole["accuracy"], color="black", linewidth=0.8, linestyle=(0, (1, 3)))
-        for number, way in enumerate(way for way in WAYS if (table["way"] == way).any()):
+        ways = [way for way in WAYS if (table["way"] == way).any()]
+        for number, way in enumerate(ways):
             own = table[table["way"] == way].sort_values("latency_ms")
             look = {
                 "color": plots.COLOURS[number % len(plots.COLOURS)],
                 "marker": plots.MARKERS[number % len(plots.MARKERS)],
             }
             look |= {"linestyle": "-" if number < len(plots.COLOURS) else "--"}
-            beside = own["latency_ms"] * DODGE ** (number - len(WAYS) / 2)
+            beside = own["latency_ms"] * DODGE ** (number - (len(ways) - 1) / 2)
             errors = np.abs(own[["accuracy_low", "accuracy_high"]].to_numpy().T - own["accuracy"].to_numpy())
             axes.errorbar(
                 *(beside, own["accuracy"], errors),
@@ -258,7 +259,7 @@ def draw(table: pd.DataFrame, path: Path, name: str) -> None:
                 )
         axes.set(xlabel="latency of one clip (ms)", ylabel="accuracy, with its 95 % interval", ylim=(0, None))
         plots.set_log_axis(axes, table["latency_ms"], 1.0)
-        axes.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=4)
+        axes.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(1.01, 1))
         fig.suptitle(plots.drawable(f"{name}; numbers: blocks"), x=0.01, ha="left", fontsize=9)
         plots.save_figure(fig, path)
 
