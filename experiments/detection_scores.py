@@ -4,13 +4,16 @@
 
 A detection is right if it and a song of its label have --min_overlap_s in common, or all of the shorter one. Such a
 song is found. Precision is the share of detections that are right; recall, the share of songs that are
-found. The truth is a table of any format that 01 --annotations reads.
+found. The truth is a table of any format that 01 --annotations reads. Files are compared by name; by path, if two of a
+table have one name.
 """
 
 import argparse
+import logging
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -18,6 +21,8 @@ import pandas as pd
 from utils.core import cli
 from utils.data import annotations
 from utils.data.annotations import Annotation
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ["label", "songs", "found", "recall", "detections", "right", "precision"]
 
@@ -41,7 +46,7 @@ def count(detected: Sequence[Annotation], songs: Sequence[Annotation], min_overl
     Parameters
     ----------
     detected, songs : sequence of Annotation
-        Files are compared by their names without folders.
+        Files are compared by their names without folders, or by path if two have one name.
     min_overlap_s : float
         In seconds.
 
@@ -50,6 +55,16 @@ def count(detected: Sequence[Annotation], songs: Sequence[Annotation], min_overl
     DataFrame
         Columns `COLUMNS`; a row per label, by name, and a last one named ``all``. A share of nothing is NaN.
     """
+    is_unique = all(len(names) == len(set(names)) for names in map(_names, (detected, songs)))
+    detected, songs = (
+        [replace(a, file=_name(a.file) if is_unique else a.file) for a in of] for of in (detected, songs)
+    )
+    files, of_songs = ({a.file for a in of} for of in (detected, songs))
+    if files and of_songs and not files & of_songs:
+        log.warning(
+            "no file has both detections and songs: detections are in %s, songs in %s. Files are compared by %s",
+            *(min(files), min(of_songs), "name" if is_unique else "path, because two in a table have one name"),
+        )
     right, found = _matched(detected, songs, min_overlap_s), _matched(songs, detected, min_overlap_s)
     labels = sorted({a.label for a in [*detected, *songs]})
     rows = []
@@ -68,21 +83,32 @@ def _matched(these: Sequence[Annotation], others: Sequence[Annotation], min_over
     """Return for each of `these` whether one of the `others` in its file, with its label, overlaps it enough."""
     by_place = defaultdict(list)
     for other in others:
-        by_place[PurePosixPath(other.file).name, other.label].append(other)
+        by_place[other.file, other.label].append(other)
     return [
         any(
             min(this.end_s, other.end_s) - max(this.start_s, other.start_s)
             >= min(min_overlap_s, this.end_s - this.start_s, other.end_s - other.start_s)
-            for other in by_place[PurePosixPath(this.file).name, this.label]
+            for other in by_place[this.file, this.label]
         )
         for this in these
     ]
 
 
+def _names(of: Sequence[Annotation]) -> list[str]:
+    """Return the name of each file of a table."""
+    return [_name(file) for file in {a.file for a in of}]
+
+
+def _name(file: str) -> str:
+    return PurePosixPath(file).name
+
+
 def run(args: argparse.Namespace) -> None:
     """Print the table, and write it if asked."""
-    found, songs = (annotations.read_all(path).annotations for path in (args.detections, args.truth))
-    table = count(found, songs, args.min_overlap_s)
+    found, songs = (annotations.read_all(path) for path in (args.detections, args.truth))
+    for problem in (*found.problems, *songs.problems):
+        log.warning("left out: %s", problem)
+    table = count(found.annotations, songs.annotations, args.min_overlap_s)
     print(table.to_string(index=False, float_format=lambda share: f"{share:.2f}", na_rep=""))
     if args.output is not None:
         table.to_csv(args.output, index=False, float_format="%.4g")

@@ -54,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Check all numbers; raise `InputError` with all differences."""
+    for path in (args.results_dir, args.results, args.readme):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder; run this in the root of the repository")
     wrong = check_scores(args.results_dir)
     text = args.results.read_text(encoding="utf-8")
     wrong += check_tables(text, printed_lines(commands(text), args.results_dir), args.results.name)

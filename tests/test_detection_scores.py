@@ -30,19 +30,35 @@ def test_counts_are_those_of_a_hand():
     assert detection_scores.count(DETECTED, SONGS, 0.3).set_index("label").loc["wren", "right"] == 2
 
 
+def test_files_of_one_name_are_told_apart_by_their_folder():
+    songs = [Annotation("a/x.wav", 0.0, 2.0, "wren"), Annotation("b/x.wav", 10.0, 12.0, "wren")]
+    detected = [Annotation("a/x.wav", 10.0, 12.0, "wren"), Annotation("b/x.wav", 10.0, 12.0, "wren")]
+    assert detection_scores.count(detected, songs, 0.5).set_index("label").loc["all", ["found", "right"]].to_list() == [
+        1,
+        1,
+    ]
+
+
+def test_tables_of_other_files_are_told(caplog):
+    table = detection_scores.count([Annotation("dusk.wav", 0.0, 3.0, "owl")], SONGS, 0.5).set_index("label")
+    assert table.loc["all", "recall"] == 0
+    assert "detections are in dusk.wav, songs in dawn.wav. Files are compared by name" in caplog.text
+
+
 def test_of_nothing_there_is_no_share():
     table = detection_scores.count([], SONGS, 0.5).set_index("label")
     assert table.loc["all", "recall"] == 0 and np.isnan(table.loc["all", "precision"])
     assert np.isnan(detection_scores.count(DETECTED, [], 0.5).set_index("label").loc["all", "recall"])
 
 
-def test_it_reads_tables_and_prints_and_writes_one(tmp_path, capsys):
+def test_it_reads_tables_and_prints_and_writes_one(tmp_path, capsys, caplog):
     detected, truth = tmp_path / "detections.csv", tmp_path / "planted.csv"
     detected.write_text("file,start_s,end_s,label,score,threshold,recorded_at\nnight.wav,0.0,3.0,wren,0.9,0.5,\n")
-    truth.write_text("file,start,end,label\nnight.wav,1.0,2.0,wren\nnight.wav,5.0,6.0,wren\n")
+    truth.write_text("file,start,end,label\nnight.wav,1.0,2.0,wren\nnight.wav,5.0,6.0,wren\nnight.wav,x,6.0,wren\n")
     words = ["--detections", str(detected), "--truth", str(truth), "--output", str(tmp_path / "scores.csv")]
     assert detection_scores.main(words) == 0
     assert "0.50" in capsys.readouterr().out
+    assert [message.startswith("left out: ") and "planted.csv" in message for message in caplog.messages] == [True]
     assert (tmp_path / "scores.csv").read_text().splitlines()[-1] == "all,2,1,0.5,1,1,1"
 
 

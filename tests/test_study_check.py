@@ -68,3 +68,9 @@ def test_a_wrong_document_ends_with_code_3(results_dir, tmp_path, caplog):
     words = ["--results_dir", results_dir, "--results", tmp_path / "RESULTS.md", "--readme", tmp_path / "README.md"]
     assert study_check.main([str(word) for word in words]) == 3
     assert "1 number does not agree with the predictions: README.md has 0.5" in caplog.text
+
+
+@pytest.mark.parametrize("flag", ["--results_dir", "--results", "--readme"])
+def test_what_is_missing_is_named(flag, tmp_path, caplog):
+    assert study_check.main([flag, str(tmp_path / "gone")]) == 3
+    assert f"{tmp_path / 'gone'}: no such file or folder" in caplog.text
