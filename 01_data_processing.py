@@ -394,8 +394,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             *("annotations", "label_level", "secondary_labels", "min_recordings", "collection_column"),
             *("split_by", "val_fraction", "test_fraction", "folds", "shard", "merge_shards"),
         )
-        parser = build_parser()
-        if given := [name for name in others if getattr(args, name) != parser.get_default(name)]:
+        if given := cli.changed(build_parser(), args, others):
             raise UsageError(f"--unlabelled makes no labels and no split: leave --{given[0]} out")
     if args.label_level is not None and args.annotations is not None:
         raise UsageError("--label_level and --annotations both give the labels: leave one out")

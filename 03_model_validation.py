@@ -184,10 +184,10 @@ def refuse_flags_of_another_way(args: argparse.Namespace) -> None:
         build_parser(),
         ("split", "batch_size", "data_dir", "fold", "max_clips_per_class", "review", *FITTING),
     )
-    given = [name for name in flags if getattr(args, name) != parser.get_default(name)]
+    given = cli.changed(parser, args, flags)
     if way and given:
         raise UsageError(f"--{given[0]} is for scoring a model: the results that --{way} takes are scored already")
-    if way != "compare" and args.margin != parser.get_default("margin"):
+    if way != "compare" and cli.changed(parser, args, ["margin"]):
         raise UsageError("--margin is for --compare: a model by itself is not compared with another one")
     if not args.fit_thresholds and args.target_precision != TARGET_PRECISION:
         raise UsageError("--target_precision is for --fit_thresholds: other scores have no target")

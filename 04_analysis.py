@@ -129,10 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Write a folder of results."""
     args.metrics = chosen_metrics(args.metrics, between_models=args.compare_to is not None)
-    parser = build_parser()
-    for flag, metrics in OF_METRICS.items():
-        if getattr(args, flag) != parser.get_default(flag) and not {*metrics} & {*args.metrics}:
-            needed = " or ".join(metrics)
+    for flag in cli.changed(build_parser(), args, OF_METRICS):
+        if not {*OF_METRICS[flag]} & {*args.metrics}:
+            needed = " or ".join(OF_METRICS[flag])
             raise UsageError(f"--{flag} is of use only with the metric {needed}, which is not measured here")
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         name = names.of_model(args.model_dir)

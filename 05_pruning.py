@@ -87,8 +87,7 @@ log = logging.getLogger(Path(__file__).stem)
 
 DEFAULT_OUTPUT_DIR = "validation_results/<name of the model's run>.sweep"
 SCRATCH = ".sweep"
-BEAM_WIDTH = 4
-HEALED, HEAL_PART = "healed", "head"
+HEALED = "healed"
 OUTPUTS = (
     *("pruning.csv", "pruning.pdf", "pruning.png", "strategies.*", "pareto.*"),
     *(best.NAME, budget.CSV_NAME, "healing.csv", f"{HEALED}/model/*"),
@@ -115,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"{pruning_plan.MOST_BY_DEFAULT} subsets, race above them up to {pruning_plan.MOST_RACED})",
     )
     add("--sizes", default=None, help="numbers of layers that exhaustive or race keeps, such as 3-6,9 (default: all)")
-    add("--beam_width", type=cli.positive_int, default=BEAM_WIDTH, help="subsets that beam follows at each size")
+    add("--beam_width", type=cli.positive_int, default=4, help="subsets that beam follows at each size")
     add(
         "--iterative",
         action="store_true",
@@ -159,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--heal_part",
         choices=pruning_plan.HEAL_PARTS,
-        default=HEAL_PART,
+        default="head",
         help="part that healing trains: head, head and last block, all",
     )
     add(
@@ -210,7 +209,8 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.repair_clips is not None and args.repair == pruning_plan.NO_REPAIR:
         raise UsageError("--repair_clips is of use only with --repair linear")
-    if args.beam_width != BEAM_WIDTH and "beam" not in (args.strategies or pruning_plan.STRATEGIES):
+    swept = args.strategies or pruning_plan.STRATEGIES
+    if cli.changed(build_parser(), args, ["beam_width"]) and "beam" not in swept:
         raise UsageError("--beam_width is of use only with the strategy beam, which is not among --strategies")
     args.repair_clips = args.repair_clips or pruning_plan.REPAIR_CLIPS  # run.json has the number
     inputs = {
@@ -454,10 +454,9 @@ def parse_heal_keep(args: argparse.Namespace, config: PreTrainedConfig) -> Keep 
     UsageError
         If it is impossible for this model, or --heal is 0.
     """
-    if not args.heal:
-        for flag, default in (("heal_keep", None), ("heal_teacher", False), ("heal_part", HEAL_PART)):
-            if getattr(args, flag) != default:
-                raise UsageError(f"--{flag} is of use only with --heal: give the number of epochs with --heal")
+    of_healing = cli.changed(build_parser(), args, ("heal_keep", "heal_teacher", "heal_part"))
+    if of_healing and not args.heal:
+        raise UsageError(f"--{of_healing[0]} is of use only with --heal: give the number of epochs with --heal")
     if args.heal_keep is None:
         return None
     keep = cli.parse_layer_list(args.heal_keep, config.num_hidden_layers)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from utils.core import cli
-from utils.data import annotations
+from utils.data import annotations, preparation
 from utils.data.annotations import Annotation
 
 log = logging.getLogger(__name__)
@@ -55,15 +55,15 @@ def count(detected: Sequence[Annotation], songs: Sequence[Annotation], min_overl
     DataFrame
         Columns `COLUMNS`; a row per label, by name, and a last one named ``all``. A share of nothing is NaN.
     """
-    is_unique = all(len(names) == len(set(names)) for names in map(_names, (detected, songs)))
-    detected, songs = (
-        [replace(a, file=_name(a.file) if is_unique else a.file) for a in of] for of in (detected, songs)
-    )
-    files, of_songs = ({a.file for a in of} for of in (detected, songs))
+    compared_by = "path, because two in a table have one name"
+    if all(_has_unique_names(table) for table in (detected, songs)):
+        compared_by = "name"
+        detected, songs = ([replace(a, file=_name(a.file)) for a in table] for table in (detected, songs))
+    files, of_songs = ({a.file for a in table} for table in (detected, songs))
     if files and of_songs and not files & of_songs:
         log.warning(
             "no file has both detections and songs: detections are in %s, songs in %s. Files are compared by %s",
-            *(min(files), min(of_songs), "name" if is_unique else "path, because two in a table have one name"),
+            *(min(files), min(of_songs), compared_by),
         )
     right, found = _matched(detected, songs, min_overlap_s), _matched(songs, detected, min_overlap_s)
     labels = sorted({a.label for a in [*detected, *songs]})
@@ -94,9 +94,9 @@ def _matched(these: Sequence[Annotation], others: Sequence[Annotation], min_over
     ]
 
 
-def _names(of: Sequence[Annotation]) -> list[str]:
-    """Return the name of each file of a table."""
-    return [_name(file) for file in {a.file for a in of}]
+def _has_unique_names(table: Sequence[Annotation]) -> bool:
+    files = {a.file for a in table}
+    return len({_name(file) for file in files}) == len(files)
 
 
 def _name(file: str) -> str:
@@ -106,8 +106,7 @@ def _name(file: str) -> str:
 def run(args: argparse.Namespace) -> None:
     """Print the table, and write it if asked."""
     found, songs = (annotations.read_all(path) for path in (args.detections, args.truth))
-    for problem in (*found.problems, *songs.problems):
-        log.warning("left out: %s", problem)
+    preparation.report([*found.problems, *songs.problems], "left out")
     table = count(found.annotations, songs.annotations, args.min_overlap_s)
     print(table.to_string(index=False, float_format=lambda share: f"{share:.2f}", na_rep=""))
     if args.output is not None:

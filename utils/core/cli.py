@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -112,6 +112,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="use at most this many clips of each class and split, drawn by --seed (default: all)",
     )
+
+
+def changed(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Return those of some arguments that differ from their default."""
+    return [name for name in names if getattr(args, name) != parser.get_default(name)]
 
 
 def command_line(parser: argparse.ArgumentParser, script: str, args: argparse.Namespace, **changes: object) -> str:

@@ -230,9 +230,9 @@ def _hits(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> Iterator[
         )
     combinations = list(itertools.combinations(range(1, NEXT_PEAKS + 1), 2))
     n_parts = min(256, 1 + len(owners) * len(combinations) // HASHES_AT_ONCE)
-    ends = len(owners) * np.arange(1, n_parts + 1) // n_parts  # of the peaks whose hits come together
-    ends = np.append(np.searchsorted(owners, owners[ends[:-1]]), len(owners))  # at the start of a recording
-    found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(n_parts)]
+    # Peaks at which other hits begin to come together: the first of some recordings.
+    starts = np.searchsorted(owners, owners[len(owners) * np.arange(1, n_parts) // n_parts])
+    found: list[list[list[np.ndarray]]] = [[] for _ in range(n_parts)]
     for part in range(n_parts):
         peaks = np.flatnonzero(bins % n_parts == part)
         hashes = np.concatenate([_hashes(owners, frames, bins, peaks, *next_two) for next_two in combinations])
@@ -249,17 +249,12 @@ def _hits(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> Iterator[
         one, other = np.concatenate(ones), np.concatenate(others)
         order = np.argsort(one)
         one, other = one[order], other[order]
-        for own, start, end in zip(found, *_bounds(one, ends), strict=True):
-            own.append((one[start:end].copy(), other[start:end].copy()))
+        places = np.searchsorted(one, starts)
+        for own, *hits in zip(found, np.split(one, places), np.split(other, places), strict=True):
+            own.append([part.copy() for part in hits])  # a view would keep the hits of all recordings
     while found:
         ones, others = zip(*found.pop(), strict=True)
         yield np.concatenate(ones), np.concatenate(others)
-
-
-def _bounds(ascending: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the numbers below each of `ends` start and end in an ascending array."""
-    at = np.searchsorted(ascending, ends)
-    return np.append(0, at[:-1]), at
 
 
 def _hashes(
