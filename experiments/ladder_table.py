@@ -13,6 +13,7 @@ each seed its difference to the random subsets of the same sizes; "none" if a ru
 
 import argparse
 import functools
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from utils.pruning import best, pruning_table
 from utils.pruning.layer_selection import SEARCHES
 from utils.pruning.pruning_table import FULL
 from utils.scores import comparison, intervals, verdicts
+
+log = logging.getLogger(__name__)
 
 RANDOM = "random"
 
@@ -194,6 +197,9 @@ def rules(whole: dict[str, str], results_dir: Path) -> list[str]:
     rows = rows[~rows["strategy"].isin([FULL, *SEARCHES]) & (rows["n_layers"] < rows["n_layers"].max())]
     # Several subsets of one size from one strategy, such as the random ones, count as one: their mean.
     by_size = rows.groupby(["strategy", "seed", "n_layers"])["report_accuracy"].mean()
+    if RANDOM not in by_size.index.get_level_values("strategy"):
+        log.warning("no table of the rules: the sweeps have no random subsets, to which it compares them")
+        return []
     gains = (by_size - by_size.loc[RANDOM]).groupby(["strategy", "seed"]).mean().unstack("seed")
     means = by_size.groupby(["strategy", "n_layers"]).mean().unstack("n_layers")
     sizes = " | ".join(str(n) for n in means.columns)

@@ -257,6 +257,10 @@ def check_layers(args: argparse.Namespace, rungs: list[str]) -> None:
         raise UsageError(f"--taught_layers {rungs[-1]}: this is the whole model, which is the teacher")
     if not args.taught_cnns and (args.cnn_teachers or args.taught_cnn_args):
         raise UsageError("--cnn_teachers and --taught_cnn_args are for --taught_cnns: name a CNN, or leave them out")
+    if args.claim_layers and not args.splits:
+        raise UsageError("--claim_layers is for --splits: name a split, or leave it out")
+    if args.cnn_args and not (args.architectures or args.taught_cnns):
+        raise UsageError("--cnn_args is for CNNs: name one in --architectures or --taught_cnns, or leave it out")
     n_blocks, asked = len(rungs) - 1, args.heal_layers or []
     flag = f"--heal_layers {' '.join(map(str, asked))}"
     if asked and not {names.HEALED, names.TAUGHT} & set(args.heal):
@@ -539,8 +543,9 @@ def make_tables(args: argparse.Namespace, claim_layers: str, all_layers: str, of
             make(leak_table, *of_study, "--model", first.variant(names.blocks(claim_layers)).full_model)
         make(ladder_table, *of_study, "--model", first.model)
         make(study_table, *of_study)
-    part = replace(first, fold=names.ALL_FOLDS).part
-    make(ways_table, *of_study, "--model", first.variant(names.blocks(all_layers)).full_model, "--part", part)
+    seeds = args.seeds[:1] if of_question else args.seeds
+    parts = [replace(first, fold=names.ALL_FOLDS, seed=seed).part for seed in seeds]
+    make(ways_table, *of_study, "--model", first.variant(names.blocks(all_layers)).full_model, "--part", *parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,8 +30,9 @@ from matplotlib.figure import Figure
 from utils.core import cli, names
 from utils.core.errors import InputError
 from utils.core.files import write_text
+from utils.core.text import counted
 from utils.figures import plots
-from utils.scores import comparison, evaluation, intervals, summary, verdicts
+from utils.scores import comparison, intervals, summary, verdicts
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,14 @@ def read_rows(results_dir: Path, name: str) -> pd.DataFrame:
     rows, parsed = rows[is_own], parsed[is_own]
     if rows.empty:
         raise InputError(f"{results_dir} has no result {name}/<model>/seed-<n>; run make study, or experiments.study")
+    is_pooled = parsed.map(lambda one: one.fold is not None)
+    if is_pooled.any() and not is_pooled.all():
+        log.warning(
+            "%s of %s are left out: they are of no fold, and others are pooled over folds, on other test clips; the "
+            "first is %s",
+            *(counted((~is_pooled).sum(), "result"), name, rows["model_name"][~is_pooled].iloc[0]),
+        )
+        rows, parsed = rows[is_pooled], parsed[is_pooled]
     return rows.assign(
         model=[label(one.full_model, one.split_by) for one in parsed],
         split_by=[one.split_by for one in parsed],
@@ -107,10 +116,23 @@ def label(model: str, split_by: str) -> str:
 
 
 def read_latencies(path: Path) -> pd.DataFrame:
-    """Return the table of `experiments.latencies`; without rows if there is no such file."""
+    """Return the table of `experiments.latencies`; without rows if there is no such file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or lacks a column.
+    """
     if not path.exists():
         return pd.DataFrame(columns=["model", "latency_doubt"])
-    latencies = pd.read_csv(path, dtype={"model": str})
+    again = "delete it, and run experiments.latencies"
+    try:
+        latencies = pd.read_csv(path, dtype={"model": str})
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {again}") from error
+    missing = [column for column in ("model", "latency_ms") if column not in latencies]
+    if missing or not pd.api.types.is_numeric_dtype(latencies["latency_ms"]):
+        raise InputError(f"{path} has no column {missing[0] if missing else 'latency_ms of numbers'}; {again}")
     if "latency_doubt" not in latencies:  # written by an earlier version
         latencies["latency_doubt"] = summary.DEFAULTS["latency_doubt"]
     return latencies
@@ -154,27 +176,23 @@ def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]]
     """Return each model's scores over the clips of all its seeds, with intervals; one row per model."""
     found = []
     for model, own in rows.groupby("model"):
-        clips = pd.concat([one.predictions for one in scored[model]])
-        label_ids, predicted_ids = clips["label_id"].to_numpy(), clips["predicted_id"].to_numpy()
+        of_all = comparison.joined(scored[model])
         row = {
             "model": model,
             "kind": own["kind"].iloc[0],
             "n_seeds": len(own),
-            "n_clips": len(clips),
-            "n_groups": clips["group"].nunique(),
+            **of_all.metrics[["n_clips", "n_groups"]],
             "n_layers": own["n_layers"].iloc[0],
             "n_parameters": int(own["n_parameters"].median()),
             "gmacs_per_clip": own["gmacs_per_clip"].median(),
             "latency_ms_median": own["latency_ms_median"].median(),
             "latency_doubt": " ".join(sorted(set(own["latency_doubt"]))),
-            "accuracy": float((label_ids == predicted_ids).mean()),
-            "macro_f1": evaluation.macro_f1(label_ids, predicted_ids),
+            **of_all.metrics[list(comparison.SCORES)],
             "accuracy_of_seeds": " ".join(f"{accuracy:.3f}" for accuracy in own["accuracy"]),
         }
-        ends = intervals.score_intervals(label_ids, predicted_ids, clips["group"].to_numpy())
         of_recipe = comparison.recipe_intervals(trainings_of(own, scored[model], results_dir))
-        for name, (low, high) in ends.items():
-            row[f"{name}_low"], row[f"{name}_high"] = low, high
+        for name in comparison.SCORES:
+            row |= dict(of_all.metrics[[f"{name}_low", f"{name}_high"]])
             row[f"{name}_recipe"], row[f"{name}_recipe_low"], row[f"{name}_recipe_high"] = of_recipe[name]
         found.append(row)
     return pd.DataFrame(found)

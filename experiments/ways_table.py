@@ -3,7 +3,9 @@
     python -m experiments.ways_table --name birds34 --model whisper-base --part fold-1.seed-1
     python -m experiments.ways_table --name birds34 --model whisper-base.blocks-0-5 --part fold-all.seed-1
 
-The second command compares the models of experiments.study; --model names the whole one. Takes the results
+The second command compares the models of experiments.study; --model names the whole one. Several parts, such as
+fold-all.seed-1 fold-all.seed-2, are several trainings of each model: then a score is over the test clips of all of
+them, and the unit of an interval is still the group, with its clips of every training. Takes the results
 <name>/<model>…/<part> of stage 03, and <name>/latency.csv, which experiments.latencies measured side by side. The way
 of a model follows from its name: the whole model; .blocks-0-3, pruned before fine-tuning; .after-3, blocks removed
 after fine-tuning; .repaired, their kept blocks repaired (.frozen, .healed or .taught after it: then the head, all
@@ -13,13 +15,14 @@ for all models. The last column says whether a model is shown to be no worse by 
 
 A second table compares the ways that keep the same number of blocks with each other, and a CNN with its taught version;
 its intervals are simultaneous, and its p values adjusted, for all of its rows. Of pooled results a third table has the
-accuracy of each fold.
+accuracy of each fold, and of each training.
 
 Writes <results_dir>/<name>/ways.csv, .pdf and .png, and ways_by_size.csv.
 """
 
 import argparse
 import itertools
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,6 +38,8 @@ from utils.core.errors import InputError
 from utils.core.files import write_text
 from utils.figures import plots
 from utils.scores import comparison, intervals, summary, verdicts
+
+log = logging.getLogger(__name__)
 
 TABLE_NAME, BY_SIZE_NAME = "ways", "ways_by_size"
 DODGE = 1.012  # between two ways, so that intervals at one latency do not hide each other
@@ -57,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.build_stage_parser(__doc__)
     parser.add_argument("--name", required=True, help="data set")
     parser.add_argument("--model", required=True, help="short name of the whole model")
-    parser.add_argument("--part", required=True, help="the last part of the names, such as fold-all.seed-1")
+    parser.add_argument(
+        "--part", nargs="+", required=True, help="the last part of the names, or several, such as fold-all.seed-1"
+    )
     study_table.add_arguments(parser)
     return parser
 
@@ -95,7 +102,35 @@ def run(args: argparse.Namespace) -> None:
         print("", *by_fold, sep="\n")
 
 
-def compare(results_dir: Path, name: str, model: str, part: str) -> tuple[pd.DataFrame, dict[str, comparison.Scored]]:
+def read_models(results_dir: Path, name: str, model: str, parts: Sequence[str]) -> dict[names.Name, comparison.Scored]:
+    """Return the results of each model, of all parts together; a model that lacks a part is left out with a warning.
+
+    The keys are the names of the first part.
+
+    Raises
+    ------
+    InputError
+        If the whole model lacks a part, or a result cannot be read.
+    """
+    folders = [path for part in parts for path in (results_dir / name).glob(f"*/{part}")]
+    folders = [path for path in folders if (path / summary.METRICS_NAME).is_file()]
+    found = {}
+    for own in sorted({path.parent for path in folders}):
+        missing = [part for part in parts if own / part not in folders]
+        parsed = names.parse(names.of_folder(own / parts[0]))
+        if missing and own.name != model:
+            log.warning("%s is left out: it has no result %s", own.name, ", ".join(missing))
+        elif not missing and parsed is not None:
+            found[parsed] = comparison.joined([comparison.read_scored(own / part) for part in parts])
+    if model not in {one.full_model for one in found}:
+        missing = next((part for part in parts if results_dir / name / model / part not in folders), parts[0])
+        raise InputError(f"{results_dir} has no result {name}/{model}/{missing}: score the whole model by stage 03")
+    return found
+
+
+def compare(
+    results_dir: Path, name: str, model: str, parts: Sequence[str]
+) -> tuple[pd.DataFrame, dict[str, comparison.Scored]]:
     """Return a row for each model: its way, size, latency, accuracy, and the difference to the whole model.
 
     Returns
@@ -109,12 +144,8 @@ def compare(results_dir: Path, name: str, model: str, part: str) -> tuple[pd.Dat
     InputError
         If the whole model is missing, or models were scored on different clips.
     """
-    folders = sorted(path for path in (results_dir / name).glob(f"*/{part}") if (path / summary.METRICS_NAME).is_file())
-    parsed = [names.parse(names.of_folder(folder)) for folder in folders]
-    found = [(one, comparison.read_scored(folder)) for one, folder in zip(parsed, folders, strict=True) if one]
-    whole_name, whole = next((pair for pair in found if pair[0].full_model == model), (None, None))
-    if whole is None:
-        raise InputError(f"{results_dir} has no result {name}/{model}/{part}: score the whole model by stage 03")
+    found = list(read_models(results_dir, name, model, parts).items())
+    whole_name, whole = next(pair for pair in found if pair[0].full_model == model)
     for _, scored in found:
         comparison.check_same_clips(whole, scored)
     rows = pd.DataFrame(
@@ -183,23 +214,31 @@ def markdown_by_size(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def markdown_by_fold(models: Sequence[str], folder: Path, part: str) -> list[str]:
+def markdown_by_fold(models: Sequence[str], folder: Path, parts: Sequence[str]) -> list[str]:
     """Return the lines of a table of the accuracy and the kept blocks in each fold in Markdown; none if not pooled."""
-    name = names.parse(f"{folder.name}/{models[0]}/{part}")
-    if name.fold != names.ALL_FOLDS:
+    pooled = [names.parse(f"{folder.name}/{models[0]}/{part}") for part in parts]
+    if any(name.fold != names.ALL_FOLDS for name in pooled):
         return []
-    folds = (folder / models[0]).glob(f"fold-[0-9]*.{replace(name, fold=None).part}")
-    parts = sorted((path.name for path in folds), key=lambda one: int(one.split(".")[0].removeprefix("fold-")))
-    lines = [f"| model | {' | '.join(one.partition('.')[0].replace('-', ' ') for one in parts)} |"]
-    lines.append("|---" * (1 + len(parts)) + "|")
+    trainings = [replace(name, fold=None).part for name in pooled]
+    found = (
+        path.name.partition(".")[0] for part in trainings for path in (folder / models[0]).glob(f"fold-[0-9]*.{part}")
+    )
+    folds = sorted(set(found), key=lambda fold: int(fold.removeprefix("fold-")))
+    lines = [f"| model | {' | '.join(fold.replace('-', ' ') for fold in folds)} |", "|---" * (1 + len(folds)) + "|"]
     for model in models:
-        cells = []
-        for path in (folder / model / one / summary.METRICS_NAME for one in parts):
-            metrics = summary.read_metrics(path).iloc[0] if path.is_file() else None  # a study may not be complete yet
-            kept = f" ({metrics['kept_layers']})" if metrics is not None and metrics["n_layers"] else ""
-            cells.append("" if metrics is None else f"{metrics['accuracy']:.3f}{kept}")
+        cells = [cell_of_fold([folder / model / f"{fold}.{part}" for part in trainings]) for fold in folds]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return lines
+
+
+def cell_of_fold(folders: Sequence[Path]) -> str:
+    """Return the accuracy of each training on a fold, and the blocks that it kept; blocks of all are named once."""
+    paths = (folder / summary.METRICS_NAME for folder in folders)
+    rows = [summary.read_metrics(path).iloc[0] for path in paths if path.is_file()]  # a study may not be complete yet
+    kept = [f" ({row['kept_layers']})" if row["n_layers"] else "" for row in rows]
+    is_same = len(set(kept)) == 1
+    cells = [f"{row['accuracy']:.3f}{'' if is_same else own}" for row, own in zip(rows, kept, strict=True)]
+    return ", ".join(cells) + (kept[0] if is_same else "")
 
 
 def markdown(table: pd.DataFrame) -> list[str]:

@@ -111,3 +111,15 @@ def test_models_of_other_clips_are_not_compared(ladder, tmp_path, caplog):
     summary.rebuild_summary(copy)
     assert main(copy) == 3
     assert "were scored on different clips" in caplog.text
+
+
+def test_without_random_subsets_there_is_no_table_of_the_rules(ladder, tmp_path, capsys, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(ladder, copy)
+    for path in copy.glob("birds/*.sweep/*/pruning.csv"):
+        table = pd.read_csv(path)
+        table[table["strategy"] != "random"].to_csv(path, index=False)
+    assert main(copy) == 0
+    printed = capsys.readouterr().out
+    assert "| 1 | 2.0 | 15 | 0.45, 0.55 |" in printed and "| rule," not in printed
+    assert "no table of the rules: the sweeps have no random subsets" in caplog.text

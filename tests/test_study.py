@@ -42,10 +42,10 @@ def words(tmp_path_factory):
     encoders.save_model(LoadedModel(model, small_extractor("wav2vec2")), folder / "base")
     return [
         *("--name", "birds", "--raw_dir", str(folder / "raw"), "--metadata", str(folder / "raw" / "metadata.csv")),
-        *("--base_model", f"small={folder / 'base'}", "--claim_layers", "0", "--splits"),
+        *("--base_model", f"small={folder / 'base'}", "--splits"),
         *("--folds", "3"),
         *("--architectures", "--data_args=--min_recordings 3 --clip_seconds 1"),
-        *(f"--train_args={QUICK}", f"--head_args={HEAD}", "--head_first", f"--cnn_args=--width 0.125 {QUICK}"),
+        *(f"--train_args={QUICK}", f"--head_args={HEAD}", "--head_first"),
     ]
 
 
@@ -170,7 +170,8 @@ def wait_for(condition, most_s=120.0):
 @pytest.mark.parametrize("head_first", [False, True])
 def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys):
     words = [word for word in words if head_first or word != "--head_first"]
-    more = ("--other_models", "more=tiny", "--architectures", "waveform", "--splits", "clip")
+    more = ("--other_models", "more=tiny", "--architectures", "waveform", f"--cnn_args=--width 0.125 {QUICK}")
+    more += ("--splits", "clip", "--claim_layers", "0")
     more += ("--heal", "frozen", "healed", "taught")
     more += ("--taught_layers", "0", "--taught_cnns", "waveform", "--cnn_teachers", "0-1", "0")
     more += ("--taught_cnn_args=--teacher_views 2",)
@@ -206,7 +207,7 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
             assert bool(teachers) == (".taught" in outputs[number])
             if teachers and script == study.TRAIN_CNN:
                 assert args.teacher_views == 2 and len(teachers) == 2
-    base = ("--base_model", "tiny=tiny", "--claim_layers", "0")
+    base = ("--base_model", "tiny=tiny")
     assert study.main([*words, *base, "--heal", "frozen", "taught", "--heal_layers", "2", "--dry_run"]) == 0
     made = [Path(line.split(" --output_dir ")[1]).parts for line in capsys.readouterr().out.splitlines()]
     healed = {model for *_, model, _ in made if ".repaired." in model}
@@ -286,6 +287,8 @@ def test_help_shows_its_defaults():
         (("--taught_layers", "0-1"), "--taught_layers 0-1: this is the whole model, which is the teacher"),
         (("--taught_cnns", "waveform", "--cnn_teachers", "0-2"), "--cnn_teachers 0-2: no such model in the study"),
         (("--cnn_teachers", "0"), "--cnn_teachers and --taught_cnn_args are for --taught_cnns: name a CNN, or leave"),
+        (("--claim_layers", "0"), "--claim_layers is for --splits: name a split, or leave it out"),
+        (("--cnn_args=--width 0.125",), "--cnn_args is for CNNs: name one in --architectures or --taught_cnns, or"),
         (("--taught_cnn_args=--teacher_views 2",), "are for --taught_cnns: name a CNN, or leave them out"),
     ],
 )

@@ -213,3 +213,32 @@ def test_the_interval_of_a_recipe_takes_each_fold_and_seed_as_a_training(tmp_pat
     _, low, high = comparison.recipe_intervals(trainings)["accuracy"]
     assert table[["accuracy_recipe_low", "accuracy_recipe_high"]].iloc[0].tolist() == pytest.approx([low, high])
     assert table["accuracy"].item() == (answers == LABEL_IDS).mean(), "the score is that of the pooled folds"
+
+
+def test_results_of_no_fold_are_not_counted_beside_pooled_ones(results_dir, tmp_path, capsys, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(results_dir, copy)
+    answers = answers_of(45, 0)
+    for model in ("whole", "half"):
+        write_result(copy, f"birds/{model}/fold-all.seed-1", answers, LABEL_IDS, GROUPS, n_layers=6, data_sha256="a")
+    summary.rebuild_summary(copy)
+    assert main(copy) == 0
+    assert "8 results of birds are left out: they are of no fold" in caplog.text
+    table = pd.read_csv(copy / "birds" / "study.csv")
+    assert set(table["model"]) == {"whole", "half"} and (table["n_clips"] == N_CLIPS).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "cannot be read"),
+        ("model,latency_doubt\nwhole,no\n", "has no column latency_ms;"),
+        ("model,latency_ms\nwhole,fast\n", "has no column latency_ms of numbers;"),
+    ],
+)
+def test_damaged_latencies_are_told(content, told, results_dir, tmp_path, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(results_dir, copy)
+    (copy / "birds" / "latency.csv").write_text(content)
+    assert main(copy) == 3
+    assert f"latency.csv {told}" in caplog.text and "delete it, and run experiments.latencies" in caplog.text

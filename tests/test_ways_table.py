@@ -117,6 +117,44 @@ def test_pooled_results_have_a_table_of_their_folds(results_dir, capsys):
     assert "(" not in row and row.split(" | ")[2] == ""
 
 
+def test_several_trainings_are_pooled(results_dir, capsys, caplog):
+    folder, parts = results_dir / "birds", ("fold-all.seed-1", "fold-all.seed-2")
+    for model in MODELS:
+        (folder / model / PART).rename(folder / model / parts[0])
+        shutil.copytree(folder / model / parts[0], folder / model / parts[1])
+        for seed in (1, 2):
+            shutil.copytree(folder / model / parts[0], folder / model / f"fold-1.seed-{seed}")
+    shutil.rmtree(folder / "cnn-melspectrogram" / parts[1])
+    label_ids, groups = np.arange(N_CLIPS) % 5, [f"g{i // 3}" for i in range(N_CLIPS)]
+    again = np.where(np.arange(N_CLIPS) < 50, label_ids, (label_ids + 1) % 5)
+    for name in (parts[1], "fold-1.seed-2"):
+        shutil.rmtree(folder / "base.after-4" / name)
+        values = {"n_layers": 4, "kept_layers": "0,2-4"}
+        write_result(results_dir, f"birds/base.after-4/{name}", again, label_ids, groups, **values)
+    words = ["--results_dir", str(results_dir), "--name", "birds", "--model", "base"]
+    assert ways_table.main([*words, "--part", *parts]) == 0
+    assert "cnn-melspectrogram is left out: it has no result fold-all.seed-2" in caplog.text
+    table = pd.read_csv(folder / "ways.csv", index_col="model")
+    assert set(table.index) == {*MODELS} - {"cnn-melspectrogram"}
+    first = pd.read_parquet(folder / "base.after-4" / parts[0] / "predictions.parquet")["predicted_id"].to_numpy()
+    whole = pd.read_parquet(folder / "base" / parts[0] / "predictions.parquet")["predicted_id"].to_numpy()
+    pooled = (np.tile(label_ids, 2), np.concatenate([first, again]), np.array(groups * 2))
+    row = table.loc["base.after-4"]
+    assert row["accuracy"] == pytest.approx((pooled[0] == pooled[1]).mean(), abs=1e-6)
+    low, high = intervals.score_intervals(*pooled)["accuracy"]
+    np.testing.assert_allclose(row[["accuracy_low", "accuracy_high"]].tolist(), [low, high], atol=1e-6)
+    difference = intervals.paired_difference(*pooled[:2], np.tile(whole, 2), pooled[2])["accuracy"]
+    assert row[["difference", "difference_low", "difference_high"]].tolist() == pytest.approx(difference, abs=1e-5)
+    by_size = pd.read_csv(folder / "ways_by_size.csv")
+    assert (by_size["n_clips"] == 2 * N_CLIPS).all() and (by_size["n_groups"] == N_CLIPS // 3).all()
+    by_fold = capsys.readouterr().out.split("\n\n")[2].splitlines()
+    assert by_fold[0] == "| model | fold 1 |" and "| base.after-4 | 0.350 (x), 0.833 (0,2-4) |" in by_fold
+    assert "| base | 0.817, 0.817 (x) |" in by_fold
+    shutil.rmtree(folder / "base" / parts[1])
+    assert ways_table.main([*words, "--part", *parts]) == 3
+    assert "has no result birds/base/fold-all.seed-2: score the whole model by stage 03" in caplog.text
+
+
 def test_the_whole_model_of_a_study(results_dir):
     whole = "base.blocks-0-5"
     (results_dir / "birds" / "base").rename(results_dir / "birds" / whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.core import lazy, names, runs
@@ -18,7 +18,7 @@ with lazy.imported_on_first_use():
     import numpy as np
     import pandas as pd
 
-    from utils.scores import intervals, multi_label, verdicts
+    from utils.scores import evaluation, intervals, multi_label, verdicts
 
 COMPARISON_NAME = "comparison"
 # Of a folder, in bytes; file systems allow 255.
@@ -80,6 +80,24 @@ def read_scored(folder: Path) -> Scored:
             f"{predictions.AGAIN}"
         )
     return Scored(printable(names.of_folder(folder)), table, labels, metrics, predictions.read_answers(folder))
+
+
+def joined(results: Sequence[Scored]) -> Scored:
+    """Return the results of several trainings of one model as one, with scores and intervals over all their clips.
+
+    The unit of an interval is the group, with its clips of every training. Costs are those of the first result. Of
+    models with one label a clip.
+    """
+    table = pd.concat([one.predictions for one in results], ignore_index=True)
+    label_ids, predicted_ids, groups = (table[name].to_numpy() for name in COUNTED)
+    scores = {"accuracy": float((label_ids == predicted_ids).mean()), "n_clips": len(table)}
+    scores["macro_f1"] = evaluation.macro_f1(label_ids, predicted_ids)
+    for name, (low, high) in intervals.score_intervals(label_ids, predicted_ids, groups).items():
+        scores |= {f"{name}_low": low, f"{name}_high": high}
+    scores["n_groups"] = table["group"].nunique()
+    metrics = results[0].metrics.copy()
+    metrics[list(scores)] = list(scores.values())
+    return replace(results[0], predictions=table, metrics=metrics)
 
 
 def check_same_clips(first: Scored, second: Scored) -> None:
