@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="only load and prune the base model, to check it without clips",
+        help="only load and prune the base model, and find the teachers, to check them without clips",
     )
     cli.add_data_arguments(parser)
     training_arguments.add_arguments(parser)
@@ -95,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
         training_arguments.check_frozen(args)
     args.augment = training_arguments.augmentations(args.augment, args.freeze_encoder)
     if vars(args).pop("check"):
+        training_arguments.teacher_inputs(args)
         model_folder.any_model_input(args.base_model, "--base_model")
         loaded = load(args, labels=["a", "b"])
         log.info("%s can be fine-tuned: %s", args.base_model, start_line.describe_model(loaded.model))

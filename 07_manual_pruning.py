@@ -171,20 +171,21 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"model_dir": given or model_folder.any_model_input(args.model_dir)}
     if best_path is not None:
         inputs["from"] = runs.file_input(best_path)
-        chosen_width = {}
+        chosen_width, repaired_in_sweep = {}, False
         if not is_narrower(args):  # run.json records the flags that give the same model
             chosen_width = best.width_within_budget(best_path, inputs["model_dir"], args.n_layers)
             vars(args).update(chosen_width)
         if args.repair is None:
             args.repair, n_clips = best.repair_of(best_path, inputs["model_dir"])
             args.repair_clips = args.repair_clips or n_clips
+            repaired_in_sweep = is_repaired(args)
     check_arguments_for_clips(args, best_path)
     if args.data_dir is not None:
         inputs["data_dir"] = clips.data_input(args.data_dir, args.fold)
     if only_exports:
         export_alone(args, inputs | fitted_thresholds.as_input(Path(args.model_dir)))
         return
-    if args.data_dir is not None and best_path is not None and chosen_width:
+    if args.data_dir is not None and best_path is not None and (chosen_width or repaired_in_sweep):
         best.check_data(best_path, inputs["data_dir"])
     source = None
     if not asked:

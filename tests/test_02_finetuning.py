@@ -108,6 +108,8 @@ def test_check_loads_the_base_model_and_needs_no_clips(base_dir, tmp_path, caplo
     assert stage.main([*words, str(base_dir), "--keep_layers", "0-7"]) == 2
     assert "there is no layer 7" in caplog.text
     assert stage.main([*words, "runs/of/nobody"]) == 3
+    assert stage.main([*words, str(base_dir), "--teacher_dir", str(tmp_path / "gone")]) == 3
+    assert f"--teacher_dir {tmp_path / 'gone'}: no such folder" in caplog.text
     assert not (tmp_path / "out").exists()
 
 

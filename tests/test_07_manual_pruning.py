@@ -975,6 +975,9 @@ def test_a_best_json_of_repaired_subsets_repairs(rough_dir, data_dir, tmp_path, 
         "is of repaired models (--repair none leaves it out): --repair linear: give --data_dir"
         in capfd.readouterr().err
     )
+    other = write_processed(tmp_path / "other", seed=5)
+    assert main(*asked, "--data_dir", other, "--output_dir", tmp_path / "out") == 3
+    assert "which would give another model: give the data, and the --fold, of the sweep" in capfd.readouterr().err
     assert main(*asked, "--data_dir", data_dir, "--output_dir", tmp_path / "out") == 0
     assert ", repaired on 7 clips of train" in capfd.readouterr().err
     assert config_of(tmp_path / "out" / "model")["repair"]["n_clips"] == 7

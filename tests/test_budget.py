@@ -236,7 +236,7 @@ def test_bad_input_of_07(narrow_result, run_dir, data_dir, tmp_path, capfd):
 
     refused(2, "give --data_dir, whose clips of train")
     other = write_processed(tmp_path / "other", seed=2)
-    refused(3, "which could choose other units", "--data_dir", other)
+    refused(3, "which would give another model", "--data_dir", other)
     content = best_of(narrow_result)
     for name, value in (("ffn_size", "many"), ("ffn_size", 0), ("importance", "luck"), ("seed", 1.5)):
         broken = {**content, "within_budget": {**content["within_budget"], name: value}}

@@ -175,7 +175,7 @@ def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
     Raises
     ------
     UsageError
-        If a flag needs ``--teacher_dir``, and it is not given.
+        If a flag needs ``--teacher_dir``, and it is not given; or a teacher is named twice.
     InputError
         If a teacher's folder is missing or has a fault.
     """
@@ -192,6 +192,8 @@ def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
                 "--hidden_weight needs the teacher in each epoch, and --teacher_views keeps only its probabilities: "
                 "leave one out"
             )
+    if len({folder.resolve() for folder in args.teacher_dir}) < len(args.teacher_dir):
+        raise UsageError("--teacher_dir names a folder twice: it would count twice in the mean; name each teacher once")
     inputs = {}
     for number, folder in enumerate(args.teacher_dir, start=1):
         if not (folder.is_dir() or folder.is_file()):

@@ -146,7 +146,7 @@ def width_within_budget(path: Path, model: runs.Input, n_layers: int | None) -> 
 
 
 def check_data(path: Path, data: runs.Input) -> None:
-    """Check that clips are those of the sweep, so that they choose the same units.
+    """Check that clips are those of the sweep, so that they give the same units and the same repair.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def check_data(path: Path, data: runs.Input) -> None:
     if best.get("data_sha256") != data.sha256:
         raise InputError(
             f"{path} is of a sweep on {_describe_data(best)}; --data_dir {data.path} (sha256 {data.sha256[:12]}…) has "
-            "other clips, which could choose other units: give the data, and the --fold, of the sweep"
+            "other clips, which would give another model: give the data, and the --fold, of the sweep"
         )
 
 
