@@ -1,14 +1,15 @@
-"""Speed and size of narrower models with fewer blocks, beside a whole wav2vec2-base, on one thread.
+"""Speed and size of narrower models, of models of fewer blocks, and of the CNN, beside wav2vec2-base, on one thread.
 
     python -m benchmarks.bench_width
     python -m benchmarks.bench_width --seconds 2.5 --rounds 20
 
-Full-size models with random weights: wav2vec2-base, and the encoder of Whisper-base with its window cropped to the
-clip. Units are cut at random, which does not matter for speed; every model is saved, loaded by plain `from_pretrained`,
-and compared with the one in memory. Then all run in turn, one clip at a time, with feature extraction. The times are
-medians of the CPU time of the process, so that other processes disturb them little; the range is from the lowest to the
-highest. Two goals: with half of the channels and of the blocks, 3 times as fast; with at most 5 % of the parameters, 10
-times as fast.
+Full-size models with random weights: wav2vec2-base, the encoder of Whisper-base with its window cropped to the clip,
+and the CNN of `06_cnn.py --architecture melspectrogram`, of which a teacher changes only the weights. Units are cut at
+random, which does not matter for speed; every narrower model is saved, loaded by plain `from_pretrained`, and compared
+with the one in memory. Then all run in turn, one clip at a time, with feature extraction. The times are medians of the
+CPU time of the process, so that other processes disturb them little; the range is from the lowest to the highest. Two
+goals: with half of the channels and of the blocks, 3 times as fast; with at most 5 % of the parameters, 10 times as
+fast.
 """
 
 import argparse
@@ -24,8 +25,8 @@ import numpy as np
 import torch
 
 from benchmarks import results
-from benchmarks.noise import SAMPLE_RATE_HZ, new_model, new_whisper
-from utils.models import architectures, encoders, latency, loading
+from benchmarks.noise import N_LABELS, SAMPLE_RATE_HZ, new_model, new_whisper
+from utils.models import architectures, cnn, encoders, latency, loading
 from utils.models.loaded_model import LoadedModel
 from utils.pruning import width
 
@@ -39,7 +40,7 @@ CASES = {
     ],
     "whisper": [(1, 1, 1), (1 / 2, 1, 1), (1 / 2, 1 / 2, 1), (1 / 6, 1, 1), (1 / 3, 1 / 4, 1), (1 / 2, 1 / 32, 1)],
 }
-WHOLE = ("wav2vec2", (1, 1, 1))
+WHOLE, CNN = ("wav2vec2", (1, 1, 1)), ("log-mel CNN", ())
 
 
 def smaller(whole: LoadedModel, shares: tuple[float, float, float], audio: np.ndarray, folder: Path) -> LoadedModel:
@@ -81,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for shares in CASES[kind]:
                 models[kind, shares] = smaller(whole, shares, audio, Path(name))
 
+    labels = [str(number) for number in range(N_LABELS)]
+    models[CNN] = cnn.build_cnn("melspectrogram", labels, SAMPLE_RATE_HZ, args.seconds).ready("cpu")
+
     def forward(loaded: LoadedModel) -> None:
         loaded.model(**loaded.prepare([audio], SAMPLE_RATE_HZ))
 
@@ -101,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def described(kind: str, loaded: LoadedModel, audio: np.ndarray, share: float) -> str:
     """Return what a model keeps, and its share of the parameters of the whole wav2vec2-base."""
     macs = latency.count_macs(loaded.model, loaded.prepare([audio], SAMPLE_RATE_HZ))[0]
+    if kind == CNN[0]:
+        return f"{kind}: {macs / 1e9:.2f} GMACs, {share:.1%} of the parameters"
     channels = "" if kind == "whisper" else f", {loaded.config.conv_dim[0]} channels"
     return (
         f"{kind}: {loaded.config.num_hidden_layers} blocks, {architectures.widths_of(loaded.config)['ffn_size']} FFN "
