@@ -27,7 +27,7 @@ from utils.core.errors import InputError
 from utils.core.files import write_text
 from utils.data import clips
 from utils.models import encoders, latency, model_folder
-from utils.scores.summary import NO_DOUBT
+from utils.scores.summary import METRICS_NAME, NO_DOUBT
 
 APART = "apart"
 log = logging.getLogger(__name__)
@@ -76,6 +76,12 @@ def run(args: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, table.to_csv(index=False, float_format="%.6g"))
     print(table.to_string(index=False, float_format="%.1f"))
+    scored = {folder.parent.parent.name for folder in path.parent.glob(f"*/*/{METRICS_NAME}")}
+    if without := sorted(scored - set(table["model"])):
+        log.warning(
+            "no latency of %s: a model is measured if %s/<model>/<part> is its run folder",
+            *(", ".join(without), args.runs_dir / args.name),
+        )
 
 
 def former(path: Path, measured: Collection[str]) -> list[dict]:

@@ -144,13 +144,16 @@ def side_by_side(path: Path, models: pd.Series) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If one of the models is not in the table.
+        If there is no table, or one of the models is not in it.
     """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; measure the latencies by python -m experiments.latencies")
     latencies = read_latencies(path).set_index("model")
     missing = sorted(set(models) - set(latencies.index))
     if missing:
         raise InputError(
-            f"{path} has no latency of {', '.join(missing)}; run experiments.latencies again, or delete it"
+            f"{path} has no latency of {', '.join(missing)}; run experiments.latencies again, with a run folder of "
+            "each in its --runs_dir. If you delete the table, experiments.study_table takes the latencies of stage 03"
         )
     return latencies
 

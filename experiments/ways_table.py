@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 
 from experiments import study_table
 from utils.core import cli, names
-from utils.core.errors import InputError
+from utils.core.errors import InputError, UsageError
 from utils.core.files import write_text
 from utils.figures import plots
 from utils.scores import comparison, intervals, summary, verdicts
@@ -89,6 +89,9 @@ def way_of(name: names.Name, whole: names.Name) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table; write it, and draw the figure."""
+    twice = [part for part in args.part if args.part.count(part) > 1]
+    if twice:
+        raise UsageError(f"--part names {twice[0]} twice: its clips would count twice; name each training once")
     table, scored = compare(args.results_dir, args.name, args.model, args.part)
     folder = args.results_dir / args.name
     write_text(folder / f"{TABLE_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
@@ -124,7 +127,11 @@ def read_models(results_dir: Path, name: str, model: str, parts: Sequence[str]) 
             found[parsed] = comparison.joined([comparison.read_scored(own / part) for part in parts])
     if model not in {one.full_model for one in found}:
         missing = next((part for part in parts if results_dir / name / model / part not in folders), parts[0])
-        raise InputError(f"{results_dir} has no result {name}/{model}/{missing}: score the whole model by stage 03")
+        there = sorted({path.parent.name for path in (results_dir / name / model).glob(f"*/{summary.METRICS_NAME}")})
+        has = f"; this model has {', '.join(there)}" if there else ""
+        raise InputError(
+            f"{results_dir} has no result {name}/{model}/{missing}: score the whole model by stage 03{has}"
+        )
     return found
 
 
@@ -142,9 +149,14 @@ def compare(
     Raises
     ------
     InputError
-        If the whole model is missing, or models were scored on different clips.
+        If the whole model or its latency is missing, there is no other model, or models were scored on different clips.
     """
     found = list(read_models(results_dir, name, model, parts).items())
+    if len(found) == 1:
+        raise InputError(
+            f"{results_dir}/{name} has no model but {model} with results of {' and '.join(parts)}: there is nothing to "
+            "compare it with; score the smaller models by stage 03, and pool their folds, if this one is pooled"
+        )
     whole_name, whole = next(pair for pair in found if pair[0].full_model == model)
     for _, scored in found:
         comparison.check_same_clips(whole, scored)

@@ -28,6 +28,7 @@ def folders(tmp_path_factory):
     shutil.copytree(of_all / "seed-1", folder / "runs" / "birds.by-clip" / "whole" / "seed-1")
     for name in ("whole", "none", "head.frozen"):
         (folder / "results" / "birds" / name / "seed-2").mkdir(parents=True)
+        (folder / "results" / "birds" / name / "seed-2" / "metrics.csv").touch()
     return folder, write_processed(folder / "data")
 
 
@@ -36,7 +37,7 @@ def main(folder, data_dir, *more):
     return latencies.main([str(word) for word in (*words, "--seconds", 0.01, *more)])
 
 
-def test_each_model_with_a_result_has_one_row(folders, capsys):
+def test_each_model_with_a_result_has_one_row(folders, capsys, caplog):
     assert main(*folders, "--name", "birds") == 0
     table = pd.read_csv(folders[0] / "results" / "birds" / "latency.csv")
     assert list(table.columns) == latencies.COLUMNS
@@ -46,6 +47,7 @@ def test_each_model_with_a_result_has_one_row(folders, capsys):
     n_parameters = table.set_index("model")["n_parameters"]
     assert n_parameters["none"] < n_parameters["whole"]
     assert "whole" in capsys.readouterr().out
+    assert "no latency of head.frozen: a model is measured if" in caplog.text
 
 
 def test_a_model_whose_run_is_gone_keeps_its_time_with_a_doubt(folders, tmp_path):

@@ -181,7 +181,25 @@ def test_a_result_whose_files_do_not_belong_together_is_refused(results_dir, cap
 
 def test_a_missing_model_is_named(results_dir, caplog):
     assert run(results_dir, "--model", "other") == 3
-    assert "no result birds/other/fold-1.seed-1" in caplog.text
+    assert "no result birds/other/fold-1.seed-1: score the whole model by stage 03\n" in caplog.text
+    words = ["--results_dir", str(results_dir), "--name", "birds", "--model", "base"]
+    assert ways_table.main([*words, "--part", "fold-1"]) == 3
+    assert "no result birds/base/fold-1: score the whole model by stage 03; this model has fold-1.seed-1" in caplog.text
     (results_dir / "birds" / "latency.csv").write_text("model,latency_ms,latency_doubt\nbase,1,no\n")
     assert run(results_dir, "--model", "base") == 3
     assert "has no latency of" in caplog.text
+    (results_dir / "birds" / "latency.csv").unlink()
+    assert run(results_dir, "--model", "base") == 3
+    assert "latency.csv: no such file; measure the latencies by python -m experiments.latencies" in caplog.text
+
+
+def test_a_training_that_is_named_twice_is_refused(results_dir, caplog):
+    assert run(results_dir, PART, "--model", "base") == 2
+    assert "--part names fold-1.seed-1 twice" in caplog.text
+
+
+def test_a_whole_model_alone_is_refused(results_dir, caplog):
+    for model in set(MODELS) - {"base"}:
+        shutil.rmtree(results_dir / "birds" / model)
+    assert run(results_dir, "--model", "base") == 3
+    assert "has no model but base with results of fold-1.seed-1" in caplog.text
