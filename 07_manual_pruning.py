@@ -265,8 +265,11 @@ def check_arguments_for_clips(args: argparse.Namespace, best_path: Path | None) 
         if is_narrower(args):
             raise UsageError(f"{wanted}: give --data_dir, whose clips of train measure which units matter")
         if is_repaired(args):
-            of_sweep = "" if best_path is None else f"{best_path} is of repaired models (--repair none leaves it out): "
-            raise UsageError(f"{of_sweep}--repair {args.repair}: give --data_dir, on whose clips of train it is fitted")
+            of_sweep = "" if best_path is None else f" of {best_path} (leave it out by --repair none)"
+            raise UsageError(
+                f"--repair {args.repair}{of_sweep} is fitted on clips of train: give --data_dir, and --fold for the "
+                "model of a fold"
+            )
     if args.repair_clips is not None and not is_repaired(args):
         raise UsageError("--repair_clips is of use only with --repair linear")
     if args.importance is not None and not is_narrower(args):

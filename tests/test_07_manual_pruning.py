@@ -444,11 +444,26 @@ def test_the_clips_that_chose_the_layers_are_recorded_in_the_config(run_dir, tmp
     assert "layers_chosen_on" not in config_of(tmp_path / "by-hand" / "model")
 
 
+def test_another_fold_than_that_of_the_sweep_is_named(tmp_path):
+    """The folds of one data set have one digest."""
+    content = {"schema_version": 1, "model_sha256": "m", "model_dir": "run", "by_depth": {}}
+    content |= {"data_dir": "data", "data_sha256": "d1/fold-1-of-3", "clip_seconds": 2}
+    (tmp_path / "best.json").write_text(json.dumps(content))
+    best.check_data(tmp_path / "best.json", runs.Input("data", "d1/fold-1-of-3"))
+    for digest, fold in (("d1", ""), ("d1/fold-2-of-3", ", fold 2 of 3")):
+        with pytest.raises(
+            InputError, match=rf"of data \(sha256 d1…, fold 1 of 3\); .* \(sha256 d1…{fold}\) has other"
+        ):
+            best.check_data(tmp_path / "best.json", runs.Input("data", digest))
+
+
 @pytest.mark.parametrize("text", ["", "[", "[]", "7", "\x00"])
 def test_best_json_that_is_none(text, run_dir, tmp_path, capfd):
     (tmp_path / "best.json").write_text(text)
     refuse(capfd, 3, "best.json", tmp_path / "no", "--model_dir", run_dir, "--from", tmp_path / "best.json")
     refuse(capfd, 3, "no such file", tmp_path / "no", "--model_dir", run_dir, "--from", tmp_path / "none.json")
+    (tmp_path / "sweep").mkdir()
+    refuse(capfd, 3, "is a folder; expected", tmp_path / "no", "--model_dir", run_dir, "--from", tmp_path / "sweep")
 
 
 # ----------------------------------------------------------------------------------------------- width
@@ -972,7 +987,7 @@ def test_a_best_json_of_repaired_subsets_repairs(rough_dir, data_dir, tmp_path, 
     asked = ("--model_dir", rough_dir, "--from", tmp_path / "sweep" / "best.json", "--n_layers", 2)
     assert main(*asked, "--output_dir", tmp_path / "out") == 2
     assert (
-        "is of repaired models (--repair none leaves it out): --repair linear: give --data_dir"
+        "best.json (leave it out by --repair none) is fitted on clips of train: give --data_dir"
         in capfd.readouterr().err
     )
     other = write_processed(tmp_path / "other", seed=5)
@@ -988,7 +1003,10 @@ def test_a_best_json_of_repaired_subsets_repairs(rough_dir, data_dir, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--keep_layers", "0", "--repair", "linear"), "--repair linear: give --data_dir, on whose clips of train"),
+        (
+            ("--keep_layers", "0", "--repair", "linear"),
+            "--repair linear is fitted on clips of train: give --data_dir, and",
+        ),
         (("--keep_layers", "0", "--repair_clips", "5"), "--repair_clips is of use only with --repair linear"),
         (("--keep_layers", "0", "--data_dir", "."), "--data_dir is of use only with one of"),
     ],

@@ -88,10 +88,12 @@ def file_input(path: Path) -> Input:
     Raises
     ------
     InputError
-        If there is no such file.
+        If there is no such file, or it is a folder.
     """
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; expected a file, such as one in this folder")
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file; correct the path")
     return Input(str(path), sha256_of_file(path))
 
 

@@ -156,8 +156,8 @@ def check_data(path: Path, data: runs.Input) -> None:
     best = read_best(path, "run 05_pruning.py")
     if best.get("data_sha256") != data.sha256:
         raise InputError(
-            f"{path} is of a sweep on {_describe_data(best)}; --data_dir {data.path} (sha256 {data.sha256[:12]}…) has "
-            "other clips, which would give another model: give the data, and the --fold, of the sweep"
+            f"{path} is of a sweep on {_describe_data(best)}; --data_dir {data.path} ({_describe_digest(data.sha256)}) "
+            "has other clips, which would give another model: give the data, and the --fold, of the sweep"
         )
 
 
@@ -188,8 +188,14 @@ def _describe_data(source: dict) -> str:
     """Return clip length and data set that a ``best.json`` or a model's config records, in words."""
     folder, seconds, digest = (source.get(name) for name in ("data_dir", "clip_seconds", "data_sha256"))
     clips = f"clips of {seconds:g} s" if isinstance(seconds, int | float) else "clips of unknown length"
-    data = f"sha256 {digest[:12]}…" if isinstance(digest, str) else "an unknown data set"
+    data = _describe_digest(digest) if isinstance(digest, str) else "an unknown data set"
     return f"{clips} of {folder} ({data})" if isinstance(folder, str) else f"{clips} ({data})"
+
+
+def _describe_digest(digest: str) -> str:
+    """Return the digest of a data set in short, with the fold that `clips.data_input` adds to it."""
+    data, _, fold = digest.partition("/")
+    return f"sha256 {data[:12]}…" + (f", {fold.replace('-', ' ')}" if fold else "")
 
 
 def _warn_of_choice(path: Path, best: dict, config: PreTrainedConfig) -> None:
