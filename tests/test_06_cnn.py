@@ -149,6 +149,11 @@ def test_bad_input_is_refused_with_the_fix(data_dir, tmp_path, caplog, capsys):
     refused(3, "at least 25 samples (0.0015625 s at 16000 Hz)", architecture="waveform", data=short)
 
 
+def test_a_cnn_that_learns_nothing_is_not_told_of_a_frozen_encoder(data_dir, tmp_path, caplog):
+    assert stage.main([*words(data_dir, tmp_path / "run", "melspectrogram", epochs=1), "--learning_rate", "1e-12"]) == 0
+    assert "try more epochs or another --learning_rate" in caplog.text and "--freeze_encoder" not in caplog.text
+
+
 def test_help_shows_its_own_defaults():
     text = " ".join(stage.build_parser().format_help().split())
     assert "falling linearly (default: 0.001)" in text and "maximum number of epochs (default: 50)" in text

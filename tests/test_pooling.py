@@ -123,7 +123,7 @@ def test_what_differs_between_the_models_is_told(tmp_path, caplog):
 
 REFUSED = {
     "not a fold": ({"data_sha256": "d1"}, "is not the result of a fold: score the model with 03_model_validation"),
-    "all folds": ({"data_sha256": "d1/all-3-folds"}, "is not the result of a fold"),
+    "all folds": ({"data_sha256": "d1/all-3-folds"}, "is pooled already: leave it out"),
     "other data": ({"data": "d2"}, "2 different data sets, splits or sets of classes"),
     "another number of folds": ({"n_folds": 4}, "2 different data sets, splits or sets of classes"),
     "another split": ({"split": "val"}, "2 different data sets, splits or sets of classes"),

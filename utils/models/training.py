@@ -33,6 +33,7 @@ from utils.data import recordings_table, unlabelled
 from utils.data.clips import Clips, read_clips
 from utils.figures import plots
 from utils.models import distillation, encoders, frozen_encoder, loading, memory, training_history
+from utils.models.architectures import has_blocks
 from utils.models.augmentation import UNKNOWN, augment_audio, batch_generator, mask_spectrogram
 from utils.models.loaded_model import MULTI_LABEL, LoadedModel, prepare
 from utils.models.start_line import log_start, majority
@@ -289,7 +290,8 @@ def train(
     if teachers is not None and teachers.match is not None:
         teachers.match.remove()
     trainer.accelerator.wait_for_everyone()
-    _leave_results(trainer, loaded, run, val_clips)
+    # A CNN is trained from random weights as a whole.
+    _leave_results(trainer, loaded, run, val_clips, frozen is None and has_blocks(model.config))
     trainer.accelerator.wait_for_everyone()
 
 
@@ -322,7 +324,9 @@ def _train_from(last: Path | None, trainer: "ClassifierTrainer", patience: int) 
     )
 
 
-def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.Run, val_clips: Clips) -> None:
+def _leave_results(
+    trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.Run, val_clips: Clips, head_could_be_first: bool
+) -> None:
     """Write the curves; unless a signal has ended the training, draw them and save the best model.
 
     Raises
@@ -352,8 +356,8 @@ def _leave_results(trainer: "ClassifierTrainer", loaded: LoadedModel, run: runs.
     if not loaded.is_multi_label and best["eval_accuracy"] <= (level := majority(val_clips.table["label_id"])):
         log.warning(
             "the model has learned nothing that helps on val: always naming the most frequent label would have an "
-            "accuracy of %.3f; try more epochs, a lower --learning_rate, or train the head first with --freeze_encoder",
-            level,
+            "accuracy of %.3f; try more epochs or another --learning_rate%s",
+            *(level, ", or train the head first with --freeze_encoder" if head_could_be_first else ""),
         )
     if writes:
         of_val = {"val": (n_clips, n_groups)}

@@ -68,6 +68,8 @@ def read_folds(folders: Sequence[Path]) -> dict[Path, comparison.Scored]:
         scored = comparison.read_scored(folder)
         found = _FOLD.fullmatch(str(scored.metrics["data_sha256"]))
         if found is None:
+            if str(scored.metrics["data_sha256"]).endswith("-folds"):
+                raise InputError(f"{folder} is pooled already: leave it out; --pool takes the single folds")
             raise InputError(
                 f"{folder} is not the result of a fold: score the model with {summary.STAGE}.py --fold on a data set "
                 "that 01_data_processing.py made with --folds"
