@@ -1,10 +1,12 @@
-"""Repair: the folded layers against the explicit map, and the chain of stages."""
+"""Repair: the folded layers against the explicit map and scikit-learn, and what cannot be repaired."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
+from transformers import AutoModelForAudioClassification
 
 from tests.data import SMALL_CONFIGS, small_model, write_processed
 from utils.core.errors import UsageError
@@ -73,6 +75,83 @@ def test_a_repaired_block_gives_what_the_whole_model_gave(name, options, train):
     assert encoders.count_parameters(repaired.model) == encoders.count_parameters(
         encoders.pruned_copy(loaded, keep).model
     )
+
+
+def inputs_and_outputs(model, inputs, paths):
+    """Return what some modules of a model of transformers read and give for inputs."""
+    seen, handles = {}, []
+    for path in paths:
+        handles.append(
+            model.get_submodule(path).register_forward_hook(
+                lambda _, args, output, path=path: seen.update({path: (args[0], output)})
+            )
+        )
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "blocks", "last", "norm"),
+    [
+        ("whisper", {}, "encoder.layers", "fc2", None),
+        ("ast", {}, "audio_spectrogram_transformer.layers", "mlp.fc2", None),
+        ("wav2vec2", STABLE, "wav2vec2.encoder.layers", "feed_forward.output_dense", None),
+        ("wav2vec2", {}, "wav2vec2.encoder.layers", "feed_forward.output_dense", "final_layer_norm"),
+        ("hubert", {}, "hubert.encoder.layers", "feed_forward.output_dense", "final_layer_norm"),
+    ],
+)
+def test_the_saved_layers_are_those_of_scikit_learn(name, options, blocks, last, norm, train, tmp_path):
+    """Blocks 0 and 2 of three, as transformers runs them: each is fitted by hand to what the whole model gave."""
+    loaded = rough(name, options)
+    inputs = loaded.prepare([train.audio(i) for i in range(len(train))], train.sample_rate_hz)
+    wanted_of = inputs_and_outputs(
+        loaded.model,
+        inputs,
+        [f"{blocks}.{i}.{part}" for i in (1, 2) for part in (norm, last) if part] + [f"{blocks}.{i}" for i in (1, 2)],
+    )
+    pruned = encoders.pruned_copy(loaded, (0, 2)).model
+    for own, whole in enumerate((1, 2)):
+        paths = [f"{blocks}.{own}", *(f"{blocks}.{own}.{part}" for part in (last, norm) if part)]
+        seen = inputs_and_outputs(pruned, inputs, paths)
+        linear = pruned.get_submodule(paths[1])
+        features, given = seen[paths[1]]
+        if norm is None:
+            total, target, weights = first(seen[paths[0]][1]), first(wanted_of[f"{blocks}.{whole}"][1]), None
+        else:  # before the norm; a frame keeps its present mean and scale, and counts by the error behind the norm
+            total, target = seen[paths[2]][0], wanted_of[f"{blocks}.{whole}.{norm}"][0]
+            mean, scale = total.mean(-1, keepdim=True), total.std(-1, keepdim=True, unbiased=False)
+            target = (target - target.mean(-1, keepdim=True)) / target.std(-1, keepdim=True, unbiased=False)
+            target, weights = target * scale + mean, scale.double().numpy().ravel() ** -2
+        x = features.flatten(0, 1).double().numpy()
+        y = (target - total + given).flatten(0, 1).double().numpy()  # without the residual stream
+        before = linear.weight.detach().double().numpy().T
+        n_rows = len(x) if weights is None else weights.sum()
+        variance = np.average((x - np.average(x, 0, weights)) ** 2, 0, weights).mean()
+        fitted = Ridge(alpha=repair.RIDGE * variance * n_rows).fit(x, y - x @ before, sample_weight=weights)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(before.T + fitted.coef_))
+            linear.bias.copy_(torch.from_numpy(fitted.intercept_))
+            if norm is not None:
+                pruned.get_submodule(paths[2]).load_state_dict(
+                    loaded.model.get_submodule(f"{blocks}.{whole}.{norm}").state_dict()
+                )
+    repairer = repair.Repairer(loaded, train, batch_size=5)
+    encoders.save_model(repair.repaired_copy(loaded, (0, 2), repairer), tmp_path)
+    found = AutoModelForAudioClassification.from_pretrained(tmp_path).eval()
+    for own in (0, 1):
+        for part in ("weight", "bias"):
+            path = f"{blocks}.{own}.{last}.{part}"
+            torch.testing.assert_close(found.state_dict()[path], pruned.state_dict()[path], rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(found(**inputs).logits, pruned(**inputs).logits, rtol=1e-3, atol=1e-3)
+
+
+def first(output):
+    """Return the hidden states of a block, which some give in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def test_blocks_that_are_as_in_the_whole_model_stay_as_they_are(train):
