@@ -55,7 +55,7 @@ def unlabelled(labelled, tmp_path_factory):
         "named": (calls(3, seed=52), ""),
         "same": (calls(3, seed=number[test[1]]), ""),
         "nearly": (0.4 * calls(3, seed=number[val[0]])[5000:], ""),
-        "person": (calls(3, seed=53), f"person {number[test[0]]}"),
+        "person": (calls(3, seed=53), f"{number[test[0]]}, PÉRSON"),  # another spelling
     }
     rows = []
     for name, (sound, recordist) in sounds.items():

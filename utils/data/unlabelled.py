@@ -22,6 +22,7 @@ from utils.core.text import some
 from utils.data import landmarks, near_copies, recordings_table, spool
 from utils.data.clips import NO_LABEL_ID, Clips, read_clips
 from utils.data.recorders import Start
+from utils.data.recordists import recordist_key
 from utils.data.tags import Tags
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def _known(clips: Clips, scored: Clips, split: str) -> dict[str, str]:
 
 
 def _recordists(row: Mapping[str, str] | None) -> set[str]:
-    return {" ".join(text.casefold().split()) for text in (row or {}).get("recordist", "").split("|") if text.strip()}
+    return {recordist_key(text) for text in (row or {}).get("recordist", "").split("|")} - {""}
 
 
 def _same_sounds(clips: Clips, scored: Clips) -> dict[str, str]:
