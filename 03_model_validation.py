@@ -81,7 +81,7 @@ with lazy.imported_on_first_use():
         start_line,
         training_history,
     )
-    from utils.scores import drawing, evaluation, intervals, multi_label, thresholds
+    from utils.scores import drawing, evaluation, intervals, multi_label, thresholds, verdicts
 
 if TYPE_CHECKING:
     from utils.models.loaded_model import LoadedModel
@@ -253,13 +253,15 @@ def compare(args: argparse.Namespace) -> None:
         }
         main, other = first.compared
         words = {main: main.replace("_", " "), other: other.replace("_", " ").replace("f1", "F1")}
+        of_all = f", which hold for all {len(table)} pairs together" if len(table) > 1 else ""
+        log.info("in square brackets: 95 %% intervals of differences%s: %s", of_all, verdicts.OF_PAIR)
         for _, row in table.iterrows():
             log.info(
                 "%s minus %s: %s %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); %s %+.3f [%+.3f, %+.3f]; "
-                "no worse in %s than by %g, by simultaneous intervals: %s",
+                "no worse in %s than by %g, by these intervals: %s",
                 *(row["first"], row["second"], words[main]),
-                *(row[f"{main}_{end}"] for end in ("difference", "low", "high", "p", "p_holm")),
-                *(words[other], *(row[f"{other}_{end}"] for end in ("difference", "low", "high"))),
+                *(row[f"{main}_{end}"] for end in ("difference", "low_of_all", "high_of_all", "p", "p_holm")),
+                *(words[other], *(row[f"{other}_{end}"] for end in ("difference", "low_of_all", "high_of_all"))),
                 *(words[main], args.margin, row[f"{main}_verdict"]),
             )
 
@@ -453,6 +455,8 @@ def score_collections(
         return
     recordings_table.warn_of_labels_of_one_collection(args.data_dir)
     write_text(args.output_dir / by_collection.NAME, scores.to_csv(index=False, float_format="%.6g"))
+    model = "this model" if args.pool is None else "these models"
+    log.info("by collection, with the 95 %% interval of %s on other recordists of the same collections:", model)
     for _, row in scores.iterrows():
         log.info(
             "%s: %d clips in %d groups, %d labels; accuracy %.3f [%.3f, %.3f], macro F1 %.3f [%.3f, %.3f]",

@@ -38,6 +38,7 @@ hidden_states.npy and the table of its clips; the next run reuses them if model 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -257,7 +258,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     loaded = load(args.model_dir, split_clips, device)
     start_line.log_start(args.device, device, {args.model_dir: loaded.model}, {args.split: split_clips})
     intervals.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
-    this_run.metrics |= metrics_of(split_clips)
+    this_run.metrics |= metrics_of(args.split, split_clips)
     this_run.metrics |= looks.count_looks(args.output_dir, inputs["data_dir"], args.split)
     if args.split in looks.WITH_TEST:
         log.warning(
@@ -309,7 +310,8 @@ def measure_classes(
         best = layers.loc[layers["convexity"].idxmax()]
         if not best["mostly_direct"]:  # otherwise a warning has said that it is not informative
             log.info(
-                "graph convexity is highest at layer %d: %.3f [%.3f, %.3f], null (labels permuted between groups) %.3f",
+                "graph convexity is highest at layer %d: %.3f  (95 %% interval %.3f to %.3f: this model on other "
+                "recordists), null (labels permuted between groups) %.3f",
                 *best[["layer", "convexity", "convexity_low", "convexity_high", "null_of_groups"]],
             )
     if heard.logits is not None:
@@ -325,7 +327,8 @@ def measure_classes(
         tables.write("probe", found["probe"])
         best = found["probe"].loc[found["probe"]["accuracy"].idxmax()]
         log.info(
-            "the linear probe is best at layer %d: accuracy %.3f [%.3f, %.3f], majority level %.3f",
+            "the linear probe is best at layer %d: accuracy %.3f  (95 %% interval %.3f to %.3f: this model on other "
+            "recordists), majority level %.3f",
             *best[["layer", "accuracy", "accuracy_low", "accuracy_high", "majority"]],
         )
     return found
@@ -334,7 +337,7 @@ def measure_classes(
 def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run, device: str) -> None:
     """Compare all layers of one model with all layers of another."""
     split_clips = read_split(args, args.split)
-    this_run.metrics |= metrics_of(split_clips)
+    this_run.metrics |= metrics_of(args.split, split_clips)
     states = []
     for flag, stem in (("model_dir", STATES), ("compare_to", OTHER_STATES)):
         loaded = load(getattr(args, flag), split_clips, device)
@@ -356,13 +359,15 @@ def read_split(args: argparse.Namespace, split: str) -> clips.Clips:
     return clips.read_clips(args.data_dir, name, args.max_clips_per_class, args.seed, args.fold).with_one_label()
 
 
-def metrics_of(split_clips: clips.Clips) -> dict:
+def metrics_of(split: str, split_clips: clips.Clips) -> dict:
     """Return the facts about the clips that ``run.json`` records."""
     table = split_clips.table
+    heard = split_clips.heard_in_train if split in ("val", "test") else None
     return {
         "kept_together": split_clips.kept_together,
         "n_clips": len(table),
         "n_groups": int(table["group"].nunique()),
+        **({} if heard is None else {"heard_in_train": dataclasses.asdict(heard)}),
     }
 
 

@@ -18,6 +18,7 @@ from datasets import load_dataset
 
 from experiments import figures
 from tests.data import LABELS, write_processed
+from tests.results import write_result
 from tests.stages import load_stage
 from utils.core import runs
 from utils.core.errors import InputError
@@ -598,6 +599,25 @@ def test_comparison_says_what_the_predictions_say(two_results, tmp_path):
     for name, expected in verdicts.sign_flip_p_values(*(c.to_numpy() for c in columns), seed=3).items():
         assert row[f"{name}_verdict"].split(":")[0] in ("shown", "not shown", "undecidable here")
         assert row[[f"{name}_p", f"{name}_p_holm"]].tolist() == pytest.approx([expected] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("n_models", [2, 3])
+def test_the_log_names_the_intervals_of_a_comparison(n_models, tmp_path, caplog):
+    """Of several pairs it has the simultaneous ones, which the verdicts are from; of one pair these are its own."""
+    rng, label_ids = np.random.default_rng(0), np.arange(80) % 4
+    groups = [f"g{i // 4}" for i in range(80)]
+    folders = [tmp_path / f"m{number}" for number in range(n_models)]
+    for folder in folders:
+        predicted_ids = np.where(rng.random(80) < 0.6, label_ids, (label_ids + 1) % 4)
+        write_result(tmp_path, folder.name, predicted_ids, label_ids, groups, n_classes=4)
+    assert compare(folders, "--output_dir", tmp_path / "out") == 0
+    rows = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    ends = rows[["accuracy_difference", "accuracy_low_of_all", "accuracy_high_of_all"]].to_numpy()
+    for text in ("m0 minus m1: accuracy {:+.3f} [{:+.3f}, {:+.3f}], p".format(*ends[0]), "by these intervals: "):
+        assert text in caplog.text
+    assert (rows["accuracy_low_of_all"] < rows["accuracy_low"]).all() == (n_models > 2)
+    said = {2: "intervals of differences: these", 3: "differences, which hold for all 3 pairs together: these"}
+    assert f"{said[n_models]} two models on other recordists" in caplog.text
 
 
 def test_comparison_lies_beside_the_results_and_is_none_of_them(two_results, run_dir, data_dir):

@@ -67,6 +67,7 @@ def test_layers_whose_pairs_are_mostly_neighbours_are_named(num_neighbors, model
     assert table["mostly_direct"].equals(mostly) and mostly.all() == (num_neighbors == 12)
     assert ("in 4 of 4 layers (0, 1, 2, 3) more than half of the pairs of clips are joined" in text) == mostly.all()
     assert ("graph convexity is highest at layer" in text) == (not mostly.any())
+    assert (": this model on other recordists), null (labels permuted between groups)" in text) == (not mostly.any())
     assert "val: 9 groups are few: intervals from fewer than 30 are rough" in text
 
 

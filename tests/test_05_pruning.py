@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -219,6 +220,7 @@ def test_the_answer_is_in_the_log(data_dir, run_dir, tmp_path):
     assert f"3 of 4 blocks are shown to be removable {known_by.format('simultaneous intervals')}" in text
     assert "val: 9 groups are few" in text and "test: 9 groups are few" in text
     assert "the subset was chosen among 7 by its accuracy on val" in text
+    assert len(re.findall(r"\(95 % interval .* to .*: these two models on other recordists\)", text)) == 4
     best = best_of(tmp_path / "out")
     assert best["n_pruned"] == 7 and best["smallest_within_margin_by_interval"]["keep"] == [0]
 

@@ -1,5 +1,6 @@
 """Stages 02 to 06 on a data set of three folds: what each reads, records and warns of."""
 
+import dataclasses
 import json
 import re
 
@@ -100,13 +101,18 @@ def test_folds_are_scored_and_pooled_and_clips_that_were_heard_are_told_of(data_
         recorded = json.loads((folder / "run.json").read_text())["metrics"]["collections"]
         assert recorded[by_collection.ALONE] == expected
         assert found.loc[by_collection.MEAN, "accuracy"] == pytest.approx(found["accuracy"].iloc[:2].mean(), abs=1e-6)
-        assert "3 of 3 labels have recordings of one collection only" in (folder / "log.txt").read_text()
+        log = (folder / "log.txt").read_text()
+        assert "3 of 3 labels have recordings of one collection only" in log
+        model = "these models" if folder == pooled else "this model"
+        assert f"by collection, with the 95 % interval of {model} on other recordists" in log
 
 
 def test_an_analysis_and_a_sweep_are_of_a_fold(data_dir, run_dir, tmp_path, caplog):
     words = ("--model_dir", run_dir, "--fold", 1)
     analyse = ("--split", "val", "--metrics", "block_influence")
     assert main("04_analysis", data_dir, tmp_path / "analysis", *words, *analyse) == 0
+    heard = json.loads((tmp_path / "analysis" / "run.json").read_text())["metrics"]["heard_in_train"]
+    assert heard == dataclasses.asdict(clips.read_clips(data_dir, "val", fold=1).heard_in_train)
     sweep = ("--strategies", "forward", "block_influence", "--analysis_dir", tmp_path / "analysis")
     assert main("05_pruning", data_dir, tmp_path / "sweep", *words, *sweep) == 0
     for name in ("analysis", "sweep"):

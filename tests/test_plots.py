@@ -370,6 +370,24 @@ def test_comparison_names_every_pair_and_fills_what_is_sure(drawn, n_pairs):
         assert set(sure) == set(filled) - {0}  # the line at zero
 
 
+def test_comparison_draws_both_kinds_of_intervals(drawn):
+    """The thin lines are those of all pairs together, by which a margin is judged; early tables have none."""
+    table = comparison(3)
+    ends = {
+        f"{name}_{end}_of_all": table[f"{name}_{end}"] * 2
+        for name in ("accuracy", "macro_f1")
+        for end in ("low", "high")
+    }
+    plots.comparison_figure(table.assign(**ends), "unused")
+    plots.comparison_figure(table, "unused")
+    for axes, name in zip(drawn[0].axes, ("accuracy", "macro_f1"), strict=True):
+        thick, thin = (sorted(path.vertices[:, 0].tolist() for path in lines.get_paths()) for lines in axes.collections)
+        by_itself = sorted(table[[f"{name}_low", f"{name}_high"]].to_numpy().tolist())
+        assert thick == by_itself and thin == [[2 * low, 2 * high] for low, high in by_itself]
+    assert "thin: intervals of all pairs together" in drawn[0].get_suptitle()
+    assert "thin" not in drawn[1].get_suptitle() and [len(axes.collections) for axes in drawn[1].axes] == [1, 1]
+
+
 def test_summary_without_intervals_is_drawn(drawn):
     plots.summary_figure(summary(2).assign(accuracy_low=np.nan, accuracy_high=np.nan), "unused")
     low, high = drawn[0].axes[0].get_xlim()

@@ -540,7 +540,8 @@ def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None)
 
     With several labels a clip, in macro average precision and in accuracy.
 
-    A filled marker means an adjusted p value under 0.05. Of more than 200 pairs only those with the smallest
+    A thick line is the interval of a pair by itself; a thin line is simultaneous for all pairs of the table. A filled
+    marker means an adjusted p value under 0.05. Of more than 200 pairs only those with the smallest
     p values of accuracy are drawn.
 
     Parameters
@@ -555,6 +556,7 @@ def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None)
     n_pairs, scores = len(table), {"accuracy": "accuracy", "macro_f1": "macro F1"}
     if "macro_f1_difference" not in table:
         scores = {"macro_average_precision": "macro average precision", "accuracy": "accuracy"}
+    has_both = n_pairs > 1 and "accuracy_low_of_all" in table  # an early version wrote one kind
     if n_pairs > MOST_ROWS:
         table = table.sort_values("accuracy_p_holm", kind="stable").head(MOST_ROWS).sort_index()
     rows = np.arange(len(table))
@@ -563,7 +565,9 @@ def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None)
         panels = fig.subplots(1, 2, sharey=True)
         for number, (axes, (name, score)) in enumerate(zip(panels, scores.items(), strict=True)):
             axes.axvline(0, color="black", linewidth=0.8)
-            axes.hlines(rows, table[f"{name}_low"], table[f"{name}_high"], color=COLOURS[number])
+            for end, width in (("", 2.5), ("_of_all", 0.8))[: 1 + has_both]:
+                ends = table[f"{name}_low{end}"], table[f"{name}_high{end}"]
+                axes.hlines(rows, *ends, color=COLOURS[number], linewidth=width)
             sure = table[f"{name}_p_holm"] < 0.05
             for chosen, fill, label in ((sure, COLOURS[number], "p < 0.05"), (~sure, "white", "p ≥ 0.05")):
                 axes.plot(
@@ -591,5 +595,6 @@ def comparison_figure(table: pd.DataFrame, path: Path, title: str | None = None)
         panels[0].tick_params(axis="y", length=0)
         panels[0].set_ylim(max(len(table), 3) - 0.4, -0.6)
         some = f"The {len(table)} pairs of {n_pairs:,} with the smallest p values" if n_pairs > len(table) else None
-        fig.suptitle("\n".join(filter(None, [title, some])), x=0.01, ha="left")
+        lines = "thick: interval of a pair by itself; thin: intervals of all pairs together" if has_both else None
+        fig.suptitle("\n".join(filter(None, [title, some, lines])), x=0.01, ha="left")
         save_figure(fig, path)

@@ -28,6 +28,7 @@ with lazy.imported_on_first_use():
 
     from utils.models import architectures, encoders, latency, model_size
     from utils.pruning import pruning_table, repair
+    from utils.scores import verdicts
 
 if TYPE_CHECKING:
     from utils.data.clips import Clips
@@ -224,8 +225,8 @@ class BudgetSearch:
             difference = own.difference(keep, scores.predicted(self._whole))
             found[f"{name}_difference"] = [number if np.isfinite(number) else None for number in difference]
             log.info(
-                "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f)",
-                *(scores.split, own.score(keep)[0], *difference),
+                "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f: %s)",
+                *(scores.split, own.score(keep)[0], *difference, verdicts.OF_PAIR),
             )
         if best.cost.get("latency_doubt", NO_DOUBT) != NO_DOUBT:
             log.warning("its latency is in doubt (%s): %s", best.cost["latency_doubt"], latency.ADVICE)

@@ -16,6 +16,7 @@ from utils.models.loaded_model import LoadedModel
 from utils.pruning.layer_selection import Keep
 from utils.pruning.repair import Repairer, repaired_copy
 from utils.pruning.subset_scores import SubsetScores
+from utils.scores import verdicts
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +109,9 @@ def compare(folder: Path, keep: Keep, before_on: dict[str, SubsetScores], device
         difference, low, high = after.difference(whole, before.predicted(keep))
         row |= {f"{name}_difference": difference, f"{name}_difference_low": low, f"{name}_difference_high": high}
         log.info(
-            "healed layers %s: %s accuracy %.3f -> %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f)",
+            "healed layers %s: %s accuracy %.3f -> %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f: %s)",
             *(cli.format_layer_list(keep), before.split, before.score(keep)[0], after.score(whole)[0]),
-            *(difference, low, high),
+            *(difference, low, high, verdicts.OF_PAIR),
         )
     return row
 

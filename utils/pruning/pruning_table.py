@@ -395,8 +395,8 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
         for scores in (on_search, on_report):
             difference, low, high = scores.difference(candidate.keep, scores.predicted(whole))
             log.info(
-                "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f)",
-                *(scores.split, scores.score(candidate.keep)[0], difference, low, high),
+                "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f: %s)",
+                *(scores.split, scores.score(candidate.keep)[0], difference, low, high, verdicts.OF_PAIR),
             )
     if choices.within is None:
         return

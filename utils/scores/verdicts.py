@@ -12,6 +12,8 @@ N_RESAMPLES = 10_000
 POWER = 0.80
 # Differences that are equal in exact arithmetic may differ in their last bits.
 ROUNDING = 1e-9
+# What an interval of a difference covers, in the words of a log.
+OF_PAIR = "these two models on other recordists"
 SHOWN, NOT_SHOWN, UNDECIDABLE = "shown", "not shown", "undecidable here"
 
 
