@@ -9,7 +9,7 @@ In every round each model is timed in turn on the same clip, so that other load 
 latency is the median over the rounds; the table also has their range. Other load is recorded, and latency_doubt says
 why a latency cannot be trusted. A model that has a result but no run any more keeps its former latency, with the doubt
 "apart": it was not measured beside the others.
-Writes <results_dir>/<name>/latency.csv, which experiments.study_table reads.
+Writes <results_dir>/<name>/latency.csv, which experiments.study_table and experiments.ways_table read.
 """
 
 import argparse

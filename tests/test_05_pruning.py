@@ -733,7 +733,10 @@ def test_what_an_analysis_lacks_is_measured(data_dir, run_dir, result, tmp_path)
         ({"sha256": "0" * 64}, "is of another model"),
         ({"split": "test"}, "the clips of the report must not influence the choice"),
         ({"split": "all"}, "the clips of the report must not influence the choice"),
-        ({"stage_name": "03_model_validation"}, "is not a complete output of 04_analysis.py"),
+        (
+            {"stage_name": "03_model_validation"},
+            "is a result of 03_model_validation.py, complete; give the folder that",
+        ),
         ({"text": "{"}, "cannot be read as JSON"),
         ({"text": "[]"}, "holds a list […]; expected an object {…}"),
     ],

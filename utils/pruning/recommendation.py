@@ -159,9 +159,10 @@ def analysis_input(analysis_dir: Path) -> runs.Input:
     """
     record = runs.read_record(analysis_dir)
     if record is None or record["stage"] != ANALYSIS_STAGE or record["status"] != "complete":
-        found = f"it is from {record['stage']}.py, {record['status']}" if record else "it has no run.json"
+        found = f"it is a result of {record['stage']}.py, {record['status']}" if record else "it has no run.json"
         raise InputError(
-            f"--analysis_dir {analysis_dir} is not a complete output of {ANALYSIS_STAGE}.py: {found}; run it first"
+            f"--analysis_dir {analysis_dir} is not a complete output of {ANALYSIS_STAGE}.py: {found}; give the folder "
+            f"that {ANALYSIS_STAGE}.py has written for this model, and run that stage to its end"
         )
     outputs = [output for output in record["outputs"] if output["path"] == NAME]
     if not outputs:
