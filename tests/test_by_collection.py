@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from tests.data import write_processed
 from tests.results import write_result
@@ -106,7 +107,10 @@ def test_intervals_are_those_of_each_collection_and_of_their_mean():
 
     left_out = np.array([means(table[table["group"] != g], names[table["group"] != g]) for g in range(30)])
     error = np.sqrt(29 / 30 * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0))
-    low, high = intervals.share_interval(means(table, names), error, 30, 90)
+    shares = pd.crosstab(table["group"], names, normalize="columns").to_numpy()
+    weights = (shares**2).sum(axis=1)
+    critical = stats.t.ppf(0.975, weights.sum() ** 2 / (weights**2).sum() - 1)
+    low, high = intervals.share_interval(means(table, names), error, 30, 90, critical)
     assert found.loc[by_collection.MEAN, ["accuracy_low", "macro_f1_low"]].tolist() == pytest.approx(list(low))
     assert found.loc[by_collection.MEAN, ["accuracy_high", "macro_f1_high"]].tolist() == pytest.approx(list(high))
 

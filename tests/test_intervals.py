@@ -72,31 +72,32 @@ def test_chunks_do_not_change_the_draws(monkeypatch):
 # ------------------------------------------------------------------------------------------- one model
 
 
-def wilson(n_right, n):
-    """Wilson's interval as the roots of (p - x)^2 = z^2 x (1 - x) / n."""
-    z2, p = stats.norm.ppf(0.975) ** 2, n_right / n
-    return np.sort(np.roots([1 + z2 / n, -(2 * p + z2 / n), p**2]).real)
+def wilson(n_right, n, degrees):
+    """Wilson's interval as the roots of (p - x)^2 = t^2 x (1 - x) / n."""
+    t2, p = stats.t.ppf(0.975, degrees) ** 2, n_right / n
+    return np.sort(np.roots([1 + t2 / n, -(2 * p + t2 / n), p**2]).real)
 
 
 def test_interval_of_independent_clips_is_wilsons():
     label_ids, predicted_ids = np.zeros(400, int), (np.arange(400) >= 280).astype(int)
     found = intervals.score_intervals(label_ids, predicted_ids, np.arange(400))["accuracy"]
     # The jackknife has n - 1 where the binomial variance has n.
-    assert found == pytest.approx(wilson(0.7 * 399, 399), abs=1e-9)
-    assert found == pytest.approx((0.6534, 0.7428), abs=2e-4), "Wilson's interval of 280 of 400, from a table"
+    assert found == pytest.approx(wilson(0.7 * 399, 399, 399), abs=1e-9)
+    assert found == pytest.approx((0.6534, 0.7428), abs=3e-4), "Wilson's interval of 280 of 400, from a table"
 
 
 def test_clips_of_a_group_that_answer_alike_count_once():
     label_ids, predicted_ids = np.zeros(400, int), (np.arange(400) >= 280).astype(int)
     groups = np.arange(400) // 10
     found = intervals.score_intervals(label_ids, predicted_ids, groups)["accuracy"]
-    assert found == pytest.approx(wilson(0.7 * 39, 39), abs=1e-9)
+    assert found == pytest.approx(wilson(0.7 * 39, 39, 39), abs=1e-9)
 
 
 @pytest.mark.parametrize("right", [1, 0])
 def test_interval_has_a_width_where_all_groups_score_the_same(right):
     label_ids, groups = np.zeros(120, int), np.arange(120) // 3
-    expected = np.sort([right, abs(right - 1.959964**2 / (40 + 1.959964**2))])
+    t2 = stats.t.ppf(0.975, 39) ** 2
+    expected = np.sort([right, abs(right - t2 / (40 + t2))])
     found = intervals.score_intervals(label_ids, np.full(120, 1 - right), groups)
     assert found["accuracy"] == pytest.approx(expected, abs=1e-6)
     assert found["macro_f1"] == pytest.approx(expected, abs=1e-6)
@@ -104,7 +105,37 @@ def test_interval_has_a_width_where_all_groups_score_the_same(right):
 
 def test_half_of_every_group_has_a_width():
     low, high = intervals.score_intervals(np.zeros(80, int), np.arange(80) % 2, np.arange(80) // 2)["accuracy"]
-    assert (low, high) == pytest.approx(wilson(20, 40))
+    assert (low, high) == pytest.approx(wilson(20, 40, 39))
+
+
+def test_degrees_of_freedom_are_those_of_equal_groups_minus_one():
+    equal = np.zeros((12, 3), int)
+    equal[np.arange(12), np.arange(12) % 3] = 5
+    np.testing.assert_allclose(intervals.degrees_of_freedom(equal), 11)
+    # By hand: clips 30, 10, 10 of two labels.
+    unequal = np.array([[10, 20], [10, 0], [0, 10]])
+    of_labels = np.array([0.25 + 4 / 9, 0.25, 1 / 9])
+    expected = [50**2 / (30**2 + 10**2 + 10**2) - 1, of_labels.sum() ** 2 / (of_labels**2).sum() - 1]
+    np.testing.assert_allclose(intervals.degrees_of_freedom(unequal), np.maximum(expected, 1))
+    many = np.stack([equal, np.pad(unequal, ((0, 9), (0, 1)))])
+    found = intervals.degrees_of_freedom(many)
+    np.testing.assert_allclose(found[:, 0], 11)
+    np.testing.assert_allclose(found[:, 1], np.maximum(expected, 1))
+
+
+def test_one_large_group_makes_intervals_wider():
+    """As many groups and clips, and each group answers alike; half of the clips of one set are of one group."""
+    label_ids = np.zeros(100, int)
+    even, uneven = np.arange(100) // 5, np.r_[np.zeros(52, int), 1 + np.arange(48) % 19]
+    widths = []
+    for groups in (even, uneven):
+        predicted_ids = np.array([0, 0, 0, 1])[groups % 4]
+        found = intervals.score_intervals(label_ids, predicted_ids, groups)["accuracy"]
+        counts = intervals.count(label_ids, predicted_ids, groups)
+        some = intervals.jackknife(counts)
+        usual = intervals.share_interval(some.estimate, some.error, 20, 100)
+        widths.append((found[1] - found[0]) / (usual[1] - usual[0])[0])
+    assert 1 < widths[0] < 1.1 < 1.4 < widths[1]
 
 
 def test_intervals_hold_the_scores_and_no_seed_moves_them(answers):

@@ -127,5 +127,7 @@ def _mean_over(
     means, error = found.estimate.mean(axis=1), intervals.standard_error(left_out)
     if len(known) < 2:
         return [(mean, (np.nan, np.nan)) for mean in means]
-    ends = intervals.share_interval(means, error, len(known), int((of_clip != "").sum()))
+    # A mean of collections is like macro F1, a mean of labels.
+    critical = intervals.critical_values(np.stack([each.n_true.sum(axis=-1) for each in counts], axis=-1))[1]
+    ends = intervals.share_interval(means, error, len(known), int((of_clip != "").sum()), critical)
     return list(zip(means, zip(*ends, strict=True), strict=True))

@@ -164,6 +164,38 @@ def critical_value(n_groups: int) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, n_groups - 1)) if n_groups > 1 else float("nan")
 
 
+def degrees_of_freedom(n_true: np.ndarray) -> np.ndarray:
+    """Return the degrees of freedom of the standard errors of accuracy and macro F1, at least 1.
+
+    A few recordists often have most of the clips, and some labels have few recordists. Then a standard error is as
+    uncertain as that of fewer equal groups. Their number minus 1 is returned. For accuracy this number is
+    ``(sum n)² / sum n²``, with n the clips of a group. For macro F1 it is ``(sum v)² / sum v²``, with v the sum over
+    labels of the squared share of the label's clips that are of the group; labels are taken as independent.
+
+    Sources: effective number: Kish, "Survey Sampling", 1965, section 11.7; for a t distribution: Carter, Schnepel &
+    Steigerwald, "Asymptotic behavior of a t-test robust to cluster heterogeneity", Review of Economics and Statistics
+    99, 2017; of a sum of variances: Satterthwaite, Biometrics Bulletin 2, 1946.
+
+    Parameters
+    ----------
+    n_true : ndarray, shape (..., n_groups, n_classes)
+        Of `Counts`.
+
+    Returns
+    -------
+    ndarray, shape (2, ...)
+    """
+    of_groups, of_labels = n_true.sum(axis=-1).astype(float), n_true.sum(axis=-2, keepdims=True)
+    shares = np.divide(n_true, of_labels, out=np.zeros(n_true.shape), where=of_labels > 0)
+    effective = [total.sum(axis=-1) ** 2 / (total**2).sum(axis=-1) for total in (of_groups, (shares**2).sum(axis=-1))]
+    return np.maximum(np.subtract(effective, 1), 1)
+
+
+def critical_values(n_true: np.ndarray) -> np.ndarray:
+    """Return the two-sided critical values of accuracy and macro F1, of `degrees_of_freedom`, shape (2, ...)."""
+    return stats.t.ppf((1 + LEVEL) / 2, degrees_of_freedom(n_true))
+
+
 def share_interval(
     estimate: np.ndarray, error: np.ndarray, n_groups: int, n_clips: int, critical: float = NORMAL
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -211,13 +243,27 @@ def difference_interval(
     return low, high
 
 
+def score_ends(found: Jackknife, n_true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95 % intervals of accuracy and macro F1 of one model, shape (2, ...).
+
+    They are those of `share_interval` with `critical_values`.
+
+    Parameters
+    ----------
+    found : Jackknife
+    n_true : ndarray, shape (..., n_groups, n_classes)
+        Of `Counts`.
+    """
+    n_groups, n_clips = n_true.shape[-2], n_true.sum(axis=(-1, -2))
+    return share_interval(found.estimate, found.error, n_groups, n_clips, critical_values(n_true))
+
+
 def score_intervals(
     label_ids: np.ndarray, predicted_ids: np.ndarray, groups: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Return 95 % intervals of accuracy and macro F1: of this model, on other recordists like these.
 
-    See `share_interval`. In a simulation with the groups of the study (`drills.coverage`) they reach 95 % coverage with
-    15 or more groups. The percentile bootstrap covers 86 to 96 %.
+    See `score_ends`. `drills.coverage` measures how often they hold the true value; docs/intervals.md has the table.
 
     Parameters
     ----------
@@ -231,12 +277,10 @@ def score_intervals(
         Lower and upper end; NaN, with a warning in the log, if all clips are of one group.
     """
     counts = count(label_ids, predicted_ids, groups)
-    n_groups = len(counts.n_true)
-    if n_groups < 2:
+    if len(counts.n_true) < 2:
         log.warning("all clips are of one group, so there is no interval: it is NaN")
         return dict.fromkeys(SCORES, (float("nan"), float("nan")))
-    found = jackknife(counts)
-    ends = share_interval(found.estimate, found.error, n_groups, len(label_ids))
+    ends = score_ends(jackknife(counts), counts.n_true)
     return {name: (float(low), float(high)) for name, low, high in zip(SCORES, *ends, strict=True)}
 
 
@@ -450,8 +494,8 @@ def recipe_intervals(trainings: Sequence[Training]) -> dict[str, tuple[float, fl
     the recipe in 69 to 97 % of the cases. Here the variance has two parts. The part of the groups is from the jackknife
     of the answers of all trainings together. The part of the training is the variance between trainings on the same
     test clips, minus the part that comes from the finite number of groups. If each test set has one training, it is the
-    variance between test sets minus that of their groups. The degrees of freedom are Satterthwaite's; the ends are
-    those of `share_interval`.
+    variance between test sets minus that of their groups. The degrees of freedom are Satterthwaite's, of these parts
+    (of the groups: `degrees_of_freedom`); the ends are those of `share_interval`.
 
     Sources: crossed random effects of models and cases: Gallas, "One-shot estimate of MRMC variance: AUC", Academic
     Radiology 13, 2006; Bouthillier et al., "Accounting for variance in machine learning benchmarks", MLSys 2021;
@@ -517,11 +561,11 @@ def recipe_of_counts(
         degrees, between, within = len(scores) - 1, scores.var(axis=0, ddof=1), variances.mean(axis=0)
     shares = [n_answers[numbers].sum(axis=0) / n_answers.sum(axis=0) for numbers in members.values()]
     factor = sum(share**2 / len(numbers) for share, numbers in zip(shares, members.values(), strict=True))
-    n_groups = together.left_out.shape[-1]
+    n_groups, degrees_of_groups = together.left_out.shape[-1], degrees_of_freedom(sum(table.n_true for table in tables))
     of_groups = together.error**2
     variance = of_groups + np.maximum(between - within, 0) * factor
-    uncertain = of_groups**2 / max(n_groups - 1, 1) + (between * factor) ** 2 / degrees
-    freedom = np.divide(variance**2, uncertain, out=np.full(np.shape(variance), n_groups - 1.0), where=uncertain > 0)
+    uncertain = of_groups**2 / degrees_of_groups + (between * factor) ** 2 / degrees
+    freedom = np.divide(variance**2, uncertain, out=degrees_of_groups.copy(), where=uncertain > 0)
     critical = stats.t.ppf((1 + LEVEL) / 2, freedom)
     ends = share_interval(together.estimate, np.sqrt(variance), n_groups, n_answers.sum(axis=0), critical)
     return together.estimate, *ends
