@@ -126,7 +126,7 @@ def test_a_collection_may_be_called_like_a_row(tmp_path, caplog):
     table, known = scored()
     renamed = known.replace({"C1": by_collection.MEAN, "C2": by_collection.ALONE})
     this_run = SimpleNamespace(metrics={})
-    args = SimpleNamespace(output_dir=tmp_path, data_dir=tmp_path)
+    args = SimpleNamespace(output_dir=tmp_path, data_dir=tmp_path, pool=None)
     load_stage("03_model_validation").score_collections(args, this_run, table, renamed)
     collections = this_run.metrics["collections"]
     assert [of["accuracy"] for of in collections.values()] == pytest.approx([5 / 8, 4 / 7])

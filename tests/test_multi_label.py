@@ -79,7 +79,11 @@ def test_intervals_are_those_of_the_jackknife_over_groups(answers):
             "accuracy": answers.targets.any(axis=1).sum(),
             "precision": (answers.is_detected & answers.is_known).sum(),
         }
-        low, high = intervals.share_interval(scores[name], error[number], 12, n_cases.get(name, 120))
+        counted = {"accuracy": answers.targets.any(axis=1), "precision": answers.is_detected & answers.is_known}
+        cases = counted.get(name, answers.targets).reshape(120, -1).sum(axis=1)
+        sizes = np.array([cases[answers.groups == group].sum() for group in range(12)])
+        t = stats.t.ppf(0.975, sizes.sum() ** 2 / (sizes**2).sum() - 1)
+        low, high = intervals.share_interval(scores[name], error[number], 12, n_cases.get(name, 120), t)
         if name in multi_label.BIASED:  # the interval also holds the score without its bias
             bias = 11 * (without[:, number].mean() - scores[name])
             low, high = min(low, low - bias), max(high, high - bias)
@@ -118,7 +122,8 @@ def test_false_alarms_by_hand():
     assert labels["false_alarms_per_hour"].tolist() == pytest.approx([1 / 0.003, 1 / 0.003])
     rates = [2 / 0.003, 0, 2 / 0.002, 2 / 0.002]
     error = np.sqrt(3 / 4 * ((rates - np.mean(rates)) ** 2).sum())
-    hours = (2 / 0.003) / error**2
+    t = stats.t.ppf(0.975, 2)  # three groups have one silent clip each
+    hours = (2 / 0.003) / error**2 * (stats.norm.ppf(0.975) / t) ** 2
     n = 2 / 0.003 * hours
     expected = stats.chi2.ppf([0.025, 0.975], [2 * n, 2 * n + 2]) / 2 / hours
     assert [scores["false_alarms_per_hour_low"], scores["false_alarms_per_hour_high"]] == pytest.approx(expected)

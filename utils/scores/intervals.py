@@ -187,13 +187,23 @@ def degrees_of_freedom(n_true: np.ndarray) -> np.ndarray:
     """
     of_groups, of_labels = n_true.sum(axis=-1).astype(float), n_true.sum(axis=-2, keepdims=True)
     shares = np.divide(n_true, of_labels, out=np.zeros(n_true.shape), where=of_labels > 0)
-    effective = [total.sum(axis=-1) ** 2 / (total**2).sum(axis=-1) for total in (of_groups, (shares**2).sum(axis=-1))]
-    return np.maximum(np.subtract(effective, 1), 1)
+    return _degrees_of_weights(np.stack([of_groups, (shares**2).sum(axis=-1)]))
+
+
+def _degrees_of_weights(weights: np.ndarray) -> np.ndarray:
+    squares = (weights**2).sum(axis=-1)
+    effective = np.divide(weights.sum(axis=-1) ** 2, squares, out=np.ones(squares.shape), where=squares > 0)
+    return np.maximum(effective - 1, 1)
 
 
 def critical_values(n_true: np.ndarray) -> np.ndarray:
     """Return the two-sided critical values of accuracy and macro F1, of `degrees_of_freedom`, shape (2, ...)."""
     return stats.t.ppf((1 + LEVEL) / 2, degrees_of_freedom(n_true))
+
+
+def critical_values_of_cases(n_cases: np.ndarray) -> np.ndarray:
+    """Return the two-sided critical value of a share, from its cases in each group (last axis), as for accuracy."""
+    return stats.t.ppf((1 + LEVEL) / 2, _degrees_of_weights(np.asarray(n_cases, dtype=float)))
 
 
 def share_interval(

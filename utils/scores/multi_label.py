@@ -206,13 +206,21 @@ class _Scorer:
         )
 
     def n_cases(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of cases that each of `SCORES` counts, and of groups that have one."""
+        """Return the number of cases that each of `SCORES` counts, and how many of them each group has."""
         answers, (n_true, n_detected, _) = self._answers, (table.sum(axis=1) for table in self._counted)
         labelled, background = self._has_label.astype(float), self.is_background.astype(float)
         everything = np.ones(len(answers.groups))
         cases = np.array([labelled, everything, everything, everything, n_detected, n_true, background])
         in_groups = np.array([labelled, n_true, n_true, n_true, n_detected, n_true, background])
-        return cases.sum(axis=1), np.array([len(np.unique(answers.groups[own > 0])) for own in in_groups])
+        return cases.sum(axis=1), of_each_group(in_groups.T, answers.groups)
+
+
+def of_each_group(of_clips: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the sums of columns over the clips of each group, shape (n_columns, n_groups)."""
+    names, index = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(names), of_clips.shape[1]))
+    np.add.at(sums, index, of_clips)
+    return sums.T
 
 
 def point_scores(answers: Answers) -> dict[str, float]:
@@ -228,17 +236,23 @@ def compared(answers: Answers) -> intervals.Jackknife:
     return intervals.Jackknife(found.estimate[rows], found.left_out[rows])
 
 
-def rate_interval(rate: float, error: float, hours: float, least_hours: float) -> tuple[float, float]:
+def rate_interval(
+    rate: float, error: float, hours: float, least_hours: float, critical: float = intervals.NORMAL
+) -> tuple[float, float]:
     """Return Garwood's exact 95 % interval of a rate, on its effective number of hours.
 
     That is the number of hours in which independent alarms would have the same standard error, and at most `hours`. If
     no group changes the rate, the standard error is 0; then it is `least_hours`: one clip of each group. So the
-    interval always has a width. Sources: Garwood, "Fiducial limits for the Poisson distribution", Biometrika 28, 1936;
-    effective numbers as in `intervals.share_interval`.
+    interval always has a width. With a `critical` value of Student's t, for a standard error from few groups, the hours
+    are fewer by the square of its ratio to the normal one. Sources: Garwood, "Fiducial limits for the Poisson
+    distribution", Biometrika 28, 1936; effective numbers as in `intervals.share_interval`.
     """
     if not np.isfinite([rate, error]).all():
         return float("nan"), float("nan")
-    effective = min(rate / error**2 if error > intervals.ROUNDING else least_hours, hours)
+    effective = least_hours
+    if error > intervals.ROUNDING:
+        effective = rate / error**2 * (intervals.NORMAL / critical) ** 2
+    effective = min(effective, hours)
     n_alarms, tail = rate * effective, (1 - intervals.LEVEL) / 2
     low = stats.chi2.ppf(tail, 2 * n_alarms) / 2 / effective if n_alarms > 0 else 0.0
     return float(low), float(stats.chi2.ppf(1 - tail, 2 * n_alarms + 2) / 2 / effective)
@@ -263,13 +277,14 @@ def score_all(answers: Answers) -> Result:
     """
     scorer = _Scorer(answers)
     overall, of_labels = scorer.jackknife()
-    n_cases, n_groups = scorer.n_cases()
+    n_cases, in_groups = scorer.n_cases()
     if len(np.unique(answers.groups)) < 2:
         log.warning("all clips are of one group, so there is no interval: it is NaN")
-    low, high = _share_ends(overall, n_groups, n_cases, np.isin(SCORES, BIASED))
+    low, high = _share_ends(overall, in_groups, n_cases, np.isin(SCORES, BIASED))
     hours = float(scorer.hours.sum())
-    least_hours = hours * min(1.0, n_groups[-1] / max(n_cases[-1], 1))
-    low[-1], high[-1] = rate_interval(overall.estimate[-1], overall.error[-1], hours, least_hours)
+    least_hours = hours * min(1.0, np.count_nonzero(in_groups[-1]) / max(n_cases[-1], 1))
+    critical = float(intervals.critical_values_of_cases(in_groups[-1]))
+    low[-1], high[-1] = rate_interval(overall.estimate[-1], overall.error[-1], hours, least_hours, critical)
     scores: dict[str, float] = {}
     for name, *values in zip(SCORES, overall.estimate, low, high, strict=True):
         scores |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, values), strict=True))
@@ -285,16 +300,17 @@ def score_all(answers: Answers) -> Result:
 
 
 def _share_ends(
-    found: intervals.Jackknife, n_groups: np.ndarray, n_cases: np.ndarray, is_biased: np.ndarray | bool = False
+    found: intervals.Jackknife, in_groups: np.ndarray, n_cases: np.ndarray, is_biased: np.ndarray | bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return Wilson's interval of each score, as of macro F1; NaN without one of the groups there is none.
+    """Return the interval of each score, as of accuracy, from its cases in each group; none where only one has cases.
 
     If a score is biased, the interval is that of the score and that of the score without its bias, together.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         error = found.error
         estimate = np.clip(found.estimate, 0, 1)  # a rate is not a share; its ends are replaced
-        low, high = intervals.share_interval(estimate, np.nan_to_num(error), n_groups, n_cases)
+        n_groups, critical = np.count_nonzero(in_groups, axis=1), intervals.critical_values_of_cases(in_groups)
+        low, high = intervals.share_interval(estimate, np.nan_to_num(error), n_groups, n_cases, critical)
         bias = np.where(is_biased, found.bias, 0)
     low, high = np.maximum(low - np.maximum(bias, 0), 0), np.minimum(high - np.minimum(bias, 0), 1)
     return tuple(np.where(np.isfinite(error) & (n_groups > 1), end, np.nan) for end in (low, high))
@@ -308,7 +324,7 @@ def _table_of_labels(answers: Answers, found: intervals.Jackknife) -> pd.DataFra
     for number, name in enumerate(OF_LABELS):
         columns[name] = found.estimate[number]
         if name in cases:
-            n_groups = np.array([len(np.unique(answers.groups[own])) for own in cases[name].T])
             own = intervals.Jackknife(found.estimate[number], found.left_out[number])
-            columns[f"{name}_low"], columns[f"{name}_high"] = _share_ends(own, n_groups, cases[name].sum(axis=0))
+            in_groups = of_each_group(cases[name], answers.groups)
+            columns[f"{name}_low"], columns[f"{name}_high"] = _share_ends(own, in_groups, cases[name].sum(axis=0))
     return pd.DataFrame({**columns, "support": support})

@@ -187,5 +187,5 @@ def _ratio(parts: np.ndarray, wholes: np.ndarray) -> tuple[float, float, float]:
         return (float(parts.sum() / n) if n else np.nan), np.nan, np.nan
     share = parts.sum() / n
     error = intervals.standard_error((parts.sum() - parts) / (n - wholes))
-    low, high = intervals.share_interval(share, error, n_groups, int(n))
+    low, high = intervals.share_interval(share, error, n_groups, int(n), intervals.critical_values_of_cases(wholes))
     return float(share), float(low), float(high)
