@@ -73,7 +73,8 @@ REASONS = {
     RANKS: "the average precision of a label with few clips is too high; the interval reaches down by the jackknife's "
     "estimate of that: further than needed with several recordists a label, not far enough with one",
     SMALL_MEAN: "without its only group a label is missing in the mean, so the jackknife's standard error is too large",
-    ALARMS: "a noisy recordist has most of the alarms; with few of them Garwood's interval is wider than needed",
+    ALARMS: "a noisy recordist has most of the alarms, and may not be among these; with few of them Garwood's interval "
+    "is wider than needed",
     HOLM: "Holm's adjustment allows for the worst dependence of the tests",
 }
 
@@ -474,12 +475,12 @@ def several_labels(world: World, auroc: float) -> Measured:
         "macro_average_precision": ((0.94, 0.99) if world.n_groups >= intervals.FEW_GROUPS else (0.88, 0.97), RANKS),
         "macro_auroc": ((0.94, 1.0), SMALL_MEAN),
         "macro_f1": ((0.92, 0.98), SMALL_MEAN),
-        "false_alarms_per_hour": ((0.94, 1.0), ALARMS),
+        "false_alarms_per_hour": ((0.90, 1.0), ALARMS),
     }
     for name in multi_label.SCORES:
         low, high = (np.array([scores[f"{name}_{end}"] for scores in found]) for end in ("low", "high"))
         inside = holds(low, high, truth[name])[np.isfinite(low)]
-        yield f"several labels, {name}", inside, *expected.get(name, world.expects((0.93, 0.96), (0.92, 0.98)))
+        yield f"several labels, {name}", inside, *expected.get(name, world.expects((0.93, 0.96), (0.91, 0.98)))
 
 
 MEASURES: dict[str, Callable[[World, float], Measured]] = {
