@@ -97,6 +97,14 @@ def count(
     return Counts(table(label_ids), table(predicted_ids), table(label_ids, label_ids == predicted_ids))
 
 
+def of_each_group(of_clips: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the sums of columns over the clips of each group, shape (n_columns, n_groups)."""
+    names, index = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(names), of_clips.shape[1]))
+    np.add.at(sums, index, of_clips)
+    return sums.T
+
+
 def scores_of_counts(n_true: np.ndarray, n_predicted: np.ndarray, n_hits: np.ndarray) -> np.ndarray:
     """Return accuracy and macro F1 of counts by class.
 
@@ -185,15 +193,16 @@ def degrees_of_freedom(n_true: np.ndarray) -> np.ndarray:
     -------
     ndarray, shape (2, ...)
     """
-    of_groups, of_labels = n_true.sum(axis=-1).astype(float), n_true.sum(axis=-2, keepdims=True)
+    of_groups, of_labels = n_true.sum(axis=-1), n_true.sum(axis=-2, keepdims=True)
     shares = np.divide(n_true, of_labels, out=np.zeros(n_true.shape), where=of_labels > 0)
-    return _degrees_of_weights(np.stack([of_groups, (shares**2).sum(axis=-1)]))
+    return np.maximum(effective_groups(np.stack([of_groups, (shares**2).sum(axis=-1)])) - 1, 1)
 
 
-def _degrees_of_weights(weights: np.ndarray) -> np.ndarray:
+def effective_groups(weights: np.ndarray) -> np.ndarray:
+    """Return how many equal groups say as much as groups with these weights (last axis): `degrees_of_freedom`."""
+    weights = np.asarray(weights, dtype=float)
     squares = (weights**2).sum(axis=-1)
-    effective = np.divide(weights.sum(axis=-1) ** 2, squares, out=np.ones(squares.shape), where=squares > 0)
-    return np.maximum(effective - 1, 1)
+    return np.divide(weights.sum(axis=-1) ** 2, squares, out=np.ones(squares.shape), where=squares > 0)
 
 
 def critical_values(n_true: np.ndarray) -> np.ndarray:
@@ -203,7 +212,7 @@ def critical_values(n_true: np.ndarray) -> np.ndarray:
 
 def critical_values_of_cases(n_cases: np.ndarray) -> np.ndarray:
     """Return the two-sided critical value of a share, from its cases in each group (last axis), as for accuracy."""
-    return stats.t.ppf((1 + LEVEL) / 2, _degrees_of_weights(np.asarray(n_cases, dtype=float)))
+    return stats.t.ppf((1 + LEVEL) / 2, np.maximum(effective_groups(n_cases) - 1, 1))
 
 
 def share_interval(

@@ -212,15 +212,7 @@ class _Scorer:
         everything = np.ones(len(answers.groups))
         cases = np.array([labelled, everything, everything, everything, n_detected, n_true, background])
         in_groups = np.array([labelled, n_true, n_true, n_true, n_detected, n_true, background])
-        return cases.sum(axis=1), of_each_group(in_groups.T, answers.groups)
-
-
-def of_each_group(of_clips: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the sums of columns over the clips of each group, shape (n_columns, n_groups)."""
-    names, index = np.unique(groups, return_inverse=True)
-    sums = np.zeros((len(names), of_clips.shape[1]))
-    np.add.at(sums, index, of_clips)
-    return sums.T
+        return cases.sum(axis=1), intervals.of_each_group(in_groups.T, answers.groups)
 
 
 def point_scores(answers: Answers) -> dict[str, float]:
@@ -325,6 +317,6 @@ def _table_of_labels(answers: Answers, found: intervals.Jackknife) -> pd.DataFra
         columns[name] = found.estimate[number]
         if name in cases:
             own = intervals.Jackknife(found.estimate[number], found.left_out[number])
-            in_groups = of_each_group(cases[name], answers.groups)
+            in_groups = intervals.of_each_group(cases[name], answers.groups)
             columns[f"{name}_low"], columns[f"{name}_high"] = _share_ends(own, in_groups, cases[name].sum(axis=0))
     return pd.DataFrame({**columns, "support": support})

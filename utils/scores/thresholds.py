@@ -149,10 +149,7 @@ def at_thresholds(
     """
     detected, has = detections(scores, thresholds) & known, np.array([one is not None for one in thresholds])
     truth = truth & known
-    group_index = np.unique(groups, return_inverse=True)[1]
-    sums = [np.zeros((group_index.max(initial=-1) + 1, len(labels))) for _ in range(3)]
-    for table, cells in zip(sums, (truth, detected, truth & detected), strict=True):
-        np.add.at(table, group_index, cells)
+    sums = [intervals.of_each_group(cells, groups).T for cells in (truth, detected, truth & detected)]
     rows = [
         {"label": label, "threshold": threshold, **_row(*(table[:, i] for table in sums), target)}
         for i, (label, threshold) in enumerate(zip(labels, thresholds, strict=True))
