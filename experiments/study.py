@@ -18,6 +18,8 @@ recordists. For every fold and seed these models are trained and scored on the s
 cnn-<architecture>      the CNN baselines (06)
 <base>.blocks-<layers>.taught, cnn-<architecture>.taught  with --taught_layers and --taught_cnns, the same models,
                   trained with a teacher (02, 06): the whole model, or for a CNN those of --cnn_teachers together
+<base>.blocks-<layers>.ffn-<percent>  with --narrow_layers, the same models with a part of the units of their
+                  feed-forward networks (07 --ffn_size), and these repaired, and trained further as by --heal
 
 With --head_first each encoder that has blocks is fine-tuned from such a head, and not from a random one, whose first
 steps would spoil what the encoder knows (Kumar et al. 2022, arXiv 2202.10054).
@@ -78,6 +80,7 @@ PREPARE, TRAIN, VALIDATE = "01_data_processing.py", "02_finetuning.py", "03_mode
 SWEEP, TRAIN_CNN, PRUNE = "05_pruning.py", "06_cnn.py", "07_manual_pruning.py"
 RESULTS_OF = (VALIDATE, SWEEP)
 HEALING = (names.FROZEN, names.HEALED, names.TAUGHT)
+FFN_SIZE = 0.5
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="models pruned before, such as 0-2, to train also with the whole model as the teacher (default: none)",
     )
     add(
+        "--narrow_layers",
+        nargs="*",
+        default=[],
+        metavar="LAYERS",
+        help="fine-tuned models, such as 0-5 0-3, to make narrower without retraining (default: none)",
+    )
+    add(
+        "--ffn_size",
+        type=cli.share,
+        default=None,
+        help=f"with --narrow_layers: share of the units that each feed-forward network keeps (default: {FFN_SIZE})",
+    )
+    add(
         "--taught_cnns",
         choices=CNNS,
         nargs="*",
@@ -247,6 +263,7 @@ def check_layers(args: argparse.Namespace, rungs: list[str]) -> None:
     of_flags = {
         "claim_layers": [args.claim_layers] if args.claim_layers else [],
         "taught_layers": args.taught_layers,
+        "narrow_layers": args.narrow_layers,
         "cnn_teachers": args.cnn_teachers or [],
     }
     for flag, asked in of_flags.items():
@@ -257,6 +274,12 @@ def check_layers(args: argparse.Namespace, rungs: list[str]) -> None:
         raise UsageError(f"--taught_layers {rungs[-1]}: this is the whole model, which is the teacher")
     if not args.taught_cnns and (args.cnn_teachers or args.taught_cnn_args):
         raise UsageError("--cnn_teachers and --taught_cnn_args are for --taught_cnns: name a CNN, or leave them out")
+    if args.ffn_size is not None and not args.narrow_layers:
+        raise UsageError("--ffn_size is for --narrow_layers: name a model, such as 0-3, or leave it out")
+    if args.ffn_size == 1:
+        raise UsageError("--ffn_size 1 keeps all units: give a share below 1, such as 0.5")
+    if rungs[0] in args.narrow_layers:
+        raise UsageError(f"--narrow_layers {rungs[0]}: this model has no block to make narrower")
     if args.claim_layers and not args.splits:
         raise UsageError("--claim_layers is for --splits: name a split, or leave it out")
     if args.cnn_args and not (args.architectures or args.taught_cnns):
@@ -360,6 +383,21 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
             jobs.append(job(name, TRAIN_CNN, args.cnn_teachers or rungs[-1:], *words, *args.taught_cnn_args))
         return jobs
 
+    def narrowed(of_base: Name) -> list[Job]:
+        """Return the jobs that make fine-tuned models narrower, without training, and then train them further."""
+        share, jobs = args.ffn_size or FFN_SIZE, []
+        for keep in args.narrow_layers:
+            tuned = of_base.variant(names.blocks(keep))
+            name, whole_dir = tuned.variant(names.narrower(share)), path("runs", tuned)
+            repaired = name.variant(names.REPAIRED)
+            words, steps = ("--model_dir", whole_dir, "--ffn_size", f"{share:g}", *on_data_of(name)), []
+            for own, how in ((name, ()), (repaired, ("--repair", "linear"))):
+                steps += [(PRUNE, *words, *how, "--output_dir", path("runs", own)), validation(own)]
+            for how in args.heal:
+                steps += healing(repaired, rungs.index(keep), how, whole_dir)
+            jobs.append(Job(str(name), tuple(steps), (whole_dir,)))
+        return jobs
+
     def healing(repaired: Name, n: int, how: str, whole_dir: str) -> list[tuple[str, ...]]:
         """Return the steps that train a repaired model of n blocks further; none if this size is not asked for."""
         start = ("--base_model", path("runs", repaired))
@@ -428,7 +466,7 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
     question = [job for of_base in first for job in asked(of_base)]
     rest = [job for of_base in bases for job in others(of_base)]
     rest += [job for of_base in bases if of_base not in first for job in asked(of_base)]
-    learning = [job for of_base in bases for job in taught(of_base)]
+    learning = [job for of_base in bases for job in (*taught(of_base), *narrowed(of_base))]
     return [preparing[:1], question, pooling(question)], [preparing[1:], rest, learning, pooling(rest + learning)]
 
 

@@ -8,10 +8,11 @@ fold-all.seed-1 fold-all.seed-2, are several trainings of each model: then a sco
 them, and the unit of an interval is still the group, with its clips of every training. Takes the results
 <name>/<model>…/<part> of stage 03, and <name>/latency.csv, which experiments.latencies measured side by side. The way
 of a model follows from its name: the whole model; .blocks-0-3, pruned before fine-tuning; .after-3, blocks removed
-after fine-tuning; .repaired, their kept blocks repaired (.frozen, .healed or .taught after it: then the head, all
-layers, or all layers with a teacher were trained); .frozen, only the head trained; .taught, with a teacher; and other
-networks. A difference is the accuracy minus that of the whole model, clip by clip, with intervals that are simultaneous
-for all models. The last column says whether a model is shown to be no worse by 0.02.
+after fine-tuning; .ffn-50, blocks made narrower after fine-tuning; .repaired, their kept blocks repaired (.frozen,
+.healed or .taught after it: then the head, all layers, or all layers with a teacher were trained); .frozen, only the
+head trained; .taught, with a teacher; and other networks. A difference is the accuracy minus that of the whole model,
+clip by clip, with intervals that are simultaneous for all models. The last column says whether a model is shown to be
+no worse by 0.02.
 
 A second table compares the ways that keep the same number of blocks with each other, and a CNN with its taught version;
 its intervals are simultaneous, and its p values adjusted, for all of its rows. Of pooled results a third table has the
@@ -44,17 +45,32 @@ log = logging.getLogger(__name__)
 TABLE_NAME, BY_SIZE_NAME = "ways", "ways_by_size"
 DODGE = 1.012  # between two ways, so that intervals at one latency do not hide each other
 WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
-NARROWED, CNN, CNN_TAUGHT = "repaired, narrower", "CNN", "CNN, taught"
+CNN, CNN_TAUGHT = "CNN", "CNN, taught"
 TAUGHT, FROZEN, OTHER = "pruned before, taught", "only the head trained", "other encoder"
 AFTER_REPAIR = {
     names.FROZEN: "repaired, head trained",
     names.HEALED: "repaired, healed",
     names.TAUGHT: "repaired, taught",
 }
+NARROWER = {
+    way: f"narrower{'' if way == REMOVED else f', {way}'}" for way in (REMOVED, REPAIRED, *AFTER_REPAIR.values())
+}
 # Ways of which models of one size are compared.
 OF_A_SIZE = (REPAIRED, *AFTER_REPAIR.values(), TAUGHT, REMOVED, BEFORE, FROZEN, CNN_TAUGHT, CNN)
 # In the order of the legend; the sizes of one way are joined by a line.
-WAYS = (WHOLE, REPAIRED, *AFTER_REPAIR.values(), NARROWED, TAUGHT, REMOVED, BEFORE, FROZEN, OTHER, CNN_TAUGHT, CNN)
+WAYS = (
+    WHOLE,
+    REPAIRED,
+    *AFTER_REPAIR.values(),
+    *NARROWER.values(),
+    TAUGHT,
+    REMOVED,
+    BEFORE,
+    FROZEN,
+    OTHER,
+    CNN_TAUGHT,
+    CNN,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,9 +93,12 @@ def way_of(name: names.Name, whole: names.Name) -> str:
     if name.model.startswith("cnn"):
         return CNN_TAUGHT if names.TAUGHT in kinds else CNN
     if name.model != whole.model:  # its blocks have another size, so that its number of blocks is not comparable
-        return NARROWED if names.REPAIRED in kinds else OTHER
-    if names.REPAIRED in kinds:
-        return AFTER_REPAIR.get(name.variants[-1], REPAIRED)
+        return OTHER
+    repaired = AFTER_REPAIR.get(name.variants[-1], REPAIRED) if names.REPAIRED in kinds else None
+    if "ffn" in kinds:
+        return NARROWER[repaired or REMOVED]
+    if repaired:
+        return repaired
     if names.TAUGHT in kinds:
         return TAUGHT
     if names.FROZEN in kinds:
@@ -287,7 +306,8 @@ def draw(table: pd.DataFrame, path: Path, name: str) -> None:
             own = table[table["way"] == way].sort_values("latency_ms")
             look = {
                 "color": plots.COLOURS[number % len(plots.COLOURS)],
-                "marker": plots.MARKERS[number % len(plots.MARKERS)],
+                # In the second round of colours, each has another marker than in the first.
+                "marker": plots.MARKERS[(number + number // len(plots.COLOURS)) % len(plots.MARKERS)],
             }
             look |= {"linestyle": "-" if number < len(plots.COLOURS) else "--"}
             beside = own["latency_ms"] * DODGE ** (number - (len(ways) - 1) / 2)

@@ -174,15 +174,16 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
     more += ("--splits", "clip", "--claim_layers", "0")
     more += ("--heal", "frozen", "healed", "taught")
     more += ("--taught_layers", "0", "--taught_cnns", "waveform", "--cnn_teachers", "0-1", "0")
-    more += ("--taught_cnn_args=--teacher_views 2",)
+    more += ("--taught_cnn_args=--teacher_views 2", "--narrow_layers", "0-1")
     assert study.main([*words, "--seeds", "1", "2", *more, "--dry_run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     # Two preparations; for each of two seeds and three folds: six models that are trained and scored, a sweep, its
-    # subset without and with repair, and their scores; three models made from the repaired subset; two with teachers; a
-    # model on other splits, trained and scored on each fold; then pooling.
+    # subset without and with repair, and their scores; three models made from the repaired subset; two with teachers;
+    # the whole model narrower, without and with repair, and three models made from that; a model on other splits,
+    # trained and scored on each fold; then pooling.
     # With --head_first two more: the heads of one block, and of the other encoder; and that of the other split.
-    n_models, n_of_split = 13 + 2 * head_first, 1 + head_first
-    assert len(lines) == 2 + 2 * 3 * (11 * 2 + 5 + 4 * head_first) + 3 * 2 * n_of_split + 2 * n_models + n_of_split
+    n_models, n_of_split = 18 + 2 * head_first, 1 + head_first
+    assert len(lines) == 2 + 2 * 3 * (16 * 2 + 5 + 4 * head_first) + 3 * 2 * n_of_split + 2 * n_models + n_of_split
     parsed = []
     for line in lines:
         python, script, *arguments = study.shlex.split(line)
@@ -199,6 +200,8 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
         assert {str(folder) for folder in pools} <= set(outputs[:number])
         for name in () if pools else ("data_dir", "model_dir"):
             assert str(getattr(args, name, None)) in {"None", *outputs[:number]}, "made by an earlier step"
+        if script == study.PRUNE and ".ffn-50" in outputs[number]:
+            assert args.ffn_size == 0.5 and ("repaired" in outputs[number]) == (args.repair == "linear")
         if script == study.TRAIN:
             assert args.learning_rate == 1e-3 and args.num_train_epochs == 1
         if script in (study.TRAIN, study.TRAIN_CNN):
@@ -289,6 +292,10 @@ def test_help_shows_its_defaults():
         (("--cnn_teachers", "0"), "--cnn_teachers and --taught_cnn_args are for --taught_cnns: name a CNN, or leave"),
         (("--claim_layers", "0"), "--claim_layers is for --splits: name a split, or leave it out"),
         (("--cnn_args=--width 0.125",), "--cnn_args is for CNNs: name one in --architectures or --taught_cnns, or"),
+        (("--narrow_layers", "1"), "--narrow_layers 1: no such model in the study, which has none, 0, 0-1"),
+        (("--narrow_layers", "none"), "--narrow_layers none: this model has no block to make narrower"),
+        (("--narrow_layers", "0", "--ffn_size", "1"), "--ffn_size 1 keeps all units: give a share below 1, such as"),
+        (("--ffn_size", "0.5"), "--ffn_size is for --narrow_layers: name a model, such as 0-3, or leave it out"),
         (("--taught_cnn_args=--teacher_views 2",), "are for --taught_cnns: name a CNN, or leave them out"),
     ],
 )

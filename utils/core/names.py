@@ -8,6 +8,7 @@ is ``birds34/folds``, and that of one split ``birds34/seed-1``. A model may have
 
 blocks-0-3    fine-tuned with only these blocks of its base model; ``blocks-none`` has no block
 after-3       pruned to three blocks after fine-tuning
+ffn-50        narrower: each block keeps 50 % of the units of its feed-forward network
 pruned        pruned after fine-tuning, to the blocks that stage 05 or the user has chosen
 sweep         not a model: the results of a pruning search of stage 05
 thresholds    not a model: the thresholds that stage 03 fits
@@ -43,8 +44,8 @@ DEPTH = 3
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".safetensors")  # of other programs
 PRECISIONS = ("float32", "float16", "int8")  # of exported files
 _LAYERS = r"(?:none|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)"
-_VARIANT = rf"blocks-{_LAYERS}|after-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|repaired|healed|taught|"
-_VARIANT += "|".join((EXPORTED, *PRECISIONS))
+_VARIANT = rf"blocks-{_LAYERS}|after-\d+|ffn-\d+|pruned|sweep|thresholds|pretrained|all-clips|frozen|repaired|healed|"
+_VARIANT += "|".join((TAUGHT, EXPORTED, *PRECISIONS))
 _NAME = re.compile(
     r"(?P<data_set>[^/.][^/]*?)(?:\.by-(?P<split_by>[a-z_]+))?/"
     rf"(?P<model>[^/.+][^/+]*?)(?P<variants>(?:\.(?:{_VARIANT}))*)/"
@@ -149,6 +150,11 @@ def blocks(layers: str) -> str:
 def after(n_layers: int) -> str:
     """Return the variant of a model that is pruned to a number of blocks after fine-tuning: ``after-3``."""
     return f"after-{n_layers}"
+
+
+def narrower(ffn_share: float) -> str:
+    """Return the variant of a model that keeps a share of the units of its feed-forward networks: ``ffn-50``."""
+    return f"ffn-{round(100 * ffn_share)}"
 
 
 # ------------------------------------------------------------------------------------------------ folders
