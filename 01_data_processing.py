@@ -161,8 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=number_of_folds,
         default=None,
         metavar="K",
-        help="divide into K folds instead: each recordist is in one test fold; 02 to 07 take --fold 1 to K; "
-        "--val_fraction and --test_fraction are not used (default: one split)",
+        help="divide into K folds of equal size instead: each recordist is in one test fold; 02 to 07 take --fold 1 to "
+        "K (default: one split)",
     )
     parser.add_argument(
         "--collection_column",
@@ -416,7 +416,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(
             f"--min_seconds {args.min_seconds} is longer than --clip_seconds {args.clip_seconds}: no clip would be left"
         )
-    if args.folds is None and args.val_fraction + args.test_fraction >= 1:
+    if args.folds is not None and (given := cli.changed(build_parser(), args, ("val_fraction", "test_fraction"))):
+        raise UsageError(
+            f"--folds {args.folds} makes folds of equal size, and val is one of them: leave --{given[0]} out"
+        )
+    if args.val_fraction + args.test_fraction >= 1:
         raise UsageError(
             f"--val_fraction {args.val_fraction} and --test_fraction {args.test_fraction} leave nothing to train on; "
             "expected a sum below 1"

@@ -5,7 +5,8 @@
 1. The scores in each metrics.csv are computed again from its predictions.parquet.
 2. The commands that RESULTS.md names for its tables are run again. Each row that they print must be in RESULTS.md, and
    each row of these tables in RESULTS.md must be printed.
-3. Each number with decimals in the section "Results" of README.md must be in RESULTS.md.
+3. Each number in the section "Results" of README.md that has decimals or several digits must be in RESULTS.md. The
+   numbers in a row of a table there must be in one row of RESULTS.md.
 
 Nothing is written. Exit code 3 if a number differs; the message names it.
 """
@@ -38,6 +39,7 @@ TABLES = ("study_table", "ladder_table", "leak_table", "ways_table")
 # Scores that need only the predictions. Intervals are checked in results that have the column of their method.
 SCORES = ("accuracy", "macro_f1", "weighted_f1", "top5_accuracy", "macro_auroc", "macro_average_precision")
 INTERVALS = ("accuracy_low", "accuracy_high", "macro_f1_low", "macro_f1_high")
+NUMBER = re.compile(r"(?<![\w.,])(?:\d+\.\d+|\d{1,3}(?:,\d{3})+|\d{2,})\b")  # such as 0.594 or 1,181 or 142
 DIGITS = 1e-5  # metrics.csv has six significant digits
 
 
@@ -129,11 +131,20 @@ def section(text: str, title: str) -> str:
 
 
 def check_numbers(text: str, source: str, name: str) -> list[str]:
-    """Return the numbers with decimals in `text` that are not in `source`."""
-    number = re.compile(r"\d+\.\d+")
-    known = set(number.findall(source))
-    missing = [one for one in dict.fromkeys(number.findall(text)) if one not in known]
-    return [f"{name} has {some(missing)}, not in the tables"] if missing else []
+    """Return the numbers in `text` that are not in `source`, and the rows whose numbers are not in one of its rows."""
+    known = set(NUMBER.findall(source))
+    missing = [one for one in dict.fromkeys(NUMBER.findall(text)) if one not in known]
+    wrong = [f"{name} has {some(missing)}, not in the tables"] if missing else []
+    rows = [_cells(line) for line in source.splitlines() if line.startswith("|")]
+    for line in text.splitlines():
+        numbers = {cell for cell in _cells(line) if NUMBER.match(cell.lstrip("+-"))} if line.startswith("|") else set()
+        if numbers and not any(numbers <= row for row in rows):
+            wrong.append(f"{name} has the row {line}, whose numbers are not in one row of the tables")
+    return wrong
+
+
+def _cells(row: str) -> set[str]:
+    return {cell.strip() for cell in row.split("|")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

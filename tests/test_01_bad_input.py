@@ -446,6 +446,7 @@ def test_a_row_that_is_there_twice_counts_once(raw_dir):
         (["--clip_seconds", "0.0249"], "is a clip of 398 samples; the later stages need 400 to"),
         (["--min_seconds", "6"], "--min_seconds 6.0 is longer than --clip_seconds 5.0"),
         (["--val_fraction", "0.5", "--test_fraction", "0.5"], "leave nothing to train on"),
+        (["--folds", "5", "--val_fraction", "0.2"], "val is one of them: leave --val_fraction out"),
     ],
 )
 def test_values_that_do_not_go_together(raw_dir, caplog, more, message):

@@ -366,7 +366,7 @@ def test_no_such_number_of_folds(by_people, tmp_path, capsys, number):
 
 
 def test_more_folds_than_groups(by_people, tmp_path, caplog):
-    assert run_by_people(by_people, tmp_path / "out", "--folds", 20, "--val_fraction", 0.9) == 2  # a fraction unused
+    assert run_by_people(by_people, tmp_path / "out", "--folds", 20) == 2
     assert "--folds 20: there are only 18 groups; give fewer folds" in caplog.text
     assert not (tmp_path / "out" / "clips-00000.parquet").exists()
 

@@ -662,7 +662,7 @@ def test_bad_models(run_dir, tmp_path, capfd):
     (images / "preprocessor_config.json").write_text("{}")
     refused("a 'resnet' model has no transformer blocks", images)
     refused("no/such.* cannot be loaded", tmp_path / "no" / "such")
-    wanted = "expected a run folder of 02_finetuning.py, or the folder of a model"
+    wanted = "expected a run folder of 02_finetuning.py or 06_cnn.py, or the folder of a model"
     refused(f"has no config.json.*{wanted}", broken("a", lambda folder: (folder / "config.json").unlink()))
     other = broken("g", lambda folder: (folder / "config.json").write_text('{"stage": 5}'))
     refused(f"config.json holds 'stage' and no 'model_type', so it does not describe a model; {wanted}", other)

@@ -60,6 +60,16 @@ def test_numbers_of_the_section_must_stand_in_the_tables(tmp_path):
     assert study_check.check_numbers("0.427 and +0.070 of 5", "| 0.427 | -0.070 |", "README.md") == []
     found = study_check.check_numbers("0.427 and 0.5", "| 0.427 |", "README.md")
     assert found == ["README.md has 0.5, not in the tables"]
+    # A whole number counts too; the numbers of a row must stand in one row.
+    source = "1,181 clips\n| a | b | 142 | 0.5 [0.4, 0.6] |\n| a | c | 101 | 0.3 [0.2, 0.4] |\n"
+    right, mixed = "| whole | 142 | 0.5 [0.4, 0.6] |", "| whole | 101 | 0.5 [0.4, 0.6] |"
+    assert study_check.check_numbers(f"1,181 clips, 142 ms\n{right}\n", source, "README.md") == []
+    assert study_check.check_numbers("181 clips, 780 groups", source, "README.md") == [
+        "README.md has 181, 780, not in the tables"
+    ]
+    assert study_check.check_numbers(mixed, source, "README.md") == [
+        f"README.md has the row {mixed}, whose numbers are not in one row of the tables"
+    ]
 
 
 def test_a_wrong_document_ends_with_code_3(results_dir, tmp_path, caplog):

@@ -47,7 +47,10 @@ CODE_KEYS = ("auto_map", "custom_pipelines")
 LARGEST_DEPTH = 1000
 MOST_LABELS = 1_000_000
 ADVICE = "repair the file, or copy the whole model folder again"
-WANTED = "expected a run folder of 02_finetuning.py, or the folder of a model for transformers with its config.json"
+WANTED = (
+    "expected a run folder of 02_finetuning.py or 06_cnn.py, or the folder of a model for transformers with its "
+    "config.json"
+)
 
 
 @dataclass(frozen=True)
