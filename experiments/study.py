@@ -47,6 +47,7 @@ output of the steps, and the tables of experiments.leak_table, ladder_table, lat
 """
 
 import argparse
+import itertools
 import logging
 import multiprocessing
 import os
@@ -200,10 +201,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="fine-tuned models, such as 0-5 0-3, to make narrower without retraining (default: none)",
     )
     add(
-        "--ffn_size",
+        "--ffn_sizes",
         type=cli.share,
+        nargs="+",
         default=None,
-        help=f"with --narrow_layers: share of the units that each feed-forward network keeps (default: {FFN_SIZE})",
+        metavar="SHARE",
+        help=f"with --narrow_layers: shares of the units that each feed-forward network keeps (default: {FFN_SIZE})",
     )
     add(
         "--taught_cnns",
@@ -245,7 +248,9 @@ def run(args: argparse.Namespace) -> None:
     steps = [step for jobs in (*question, *rest) for job in jobs for step in job.steps]
     made_twice = [folder for folder, n in Counter(step[-1] for step in steps).items() if n > 1]
     if made_twice:
-        raise UsageError(f"two steps would write {made_twice[0]}: give each model, CNN, split and way to heal once")
+        raise UsageError(
+            f"two steps would write {made_twice[0]}: give each model, CNN, split, share and way to heal once"
+        )
     if args.dry_run:
         print("\n".join(f"python {shlex.join(step)}" for step in steps))
         return
@@ -274,10 +279,10 @@ def check_layers(args: argparse.Namespace, rungs: list[str]) -> None:
         raise UsageError(f"--taught_layers {rungs[-1]}: this is the whole model, which is the teacher")
     if not args.taught_cnns and (args.cnn_teachers or args.taught_cnn_args):
         raise UsageError("--cnn_teachers and --taught_cnn_args are for --taught_cnns: name a CNN, or leave them out")
-    if args.ffn_size is not None and not args.narrow_layers:
-        raise UsageError("--ffn_size is for --narrow_layers: name a model, such as 0-3, or leave it out")
-    if args.ffn_size == 1:
-        raise UsageError("--ffn_size 1 keeps all units: give a share below 1, such as 0.5")
+    if args.ffn_sizes is not None and not args.narrow_layers:
+        raise UsageError("--ffn_sizes is for --narrow_layers: name a model, such as 0-3, or leave it out")
+    if 1 in (args.ffn_sizes or ()):
+        raise UsageError("--ffn_sizes 1 keeps all units: give a share below 1, such as 0.5")
     if rungs[0] in args.narrow_layers:
         raise UsageError(f"--narrow_layers {rungs[0]}: this model has no block to make narrower")
     if args.claim_layers and not args.splits:
@@ -385,8 +390,8 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
 
     def narrowed(of_base: Name) -> list[Job]:
         """Return the jobs that make fine-tuned models narrower, without training, and then train them further."""
-        share, jobs = args.ffn_size or FFN_SIZE, []
-        for keep in args.narrow_layers:
+        jobs = []
+        for keep, share in itertools.product(args.narrow_layers, args.ffn_sizes or (FFN_SIZE,)):
             tuned = of_base.variant(names.blocks(keep))
             name, whole_dir = tuned.variant(names.narrower(share)), path("runs", tuned)
             repaired = name.variant(names.REPAIRED)
