@@ -22,10 +22,12 @@ def test_only_results_of_the_same_test_clips_are_counted(tmp_path, caplog):
     assert count_looks(mine, DATA, "val") == {}
     root.mkdir()
     assert count_looks(mine, DATA, "test") == {"n_earlier_looks_at_test": 0}
-    assert "scored these test clips before" not in caplog.text
+    assert "these test clips" not in caplog.text
     leave_result(root / "birds" / "cnn" / "fold-1.seed-1", split="test")
     leave_result(root / "birds" / "w2v.sweep" / "fold-1.seed-1", report_split="test", stage="05_pruning")
-    leave_result(root / "birds" / "w2v.all-clips" / "fold-1.seed-1", split="all", stage="04_analysis")
+    analysed = tmp_path / "analysis_results"
+    leave_result(analysed / "birds" / "w2v.all-clips" / "fold-1.seed-1", split="all", stage="04_analysis")
+    leave_result(analysed / "birds" / "w2v" / "fold-1.seed-1", split="val", stage="04_analysis")
     other_fold = runs.Input(DATA.path, f"{'a' * 64}/fold-2-of-5")
     leave_result(root / "birds" / "cnn" / "fold-2.seed-1", other_fold, split="test")
     leave_result(root / "birds" / "on-val" / "fold-1.seed-1", split="val")
@@ -33,7 +35,9 @@ def test_only_results_of_the_same_test_clips_are_counted(tmp_path, caplog):
     (root / "broken").mkdir()
     (root / "broken" / "run.json").write_text("{")
     assert count_looks(mine, DATA, "test") == count_looks(mine, DATA, "all") == {"n_earlier_looks_at_test": 3}
-    assert f"these test clips were scored before (3 results in {root})" in caplog.text
+    assert f"these test clips were used before (3 results in {root} and {analysed})" in caplog.text
+    theirs = analysed / "birds" / "cnn" / "fold-1.seed-1"
+    assert count_looks(theirs, DATA, "test") == {"n_earlier_looks_at_test": 4}  # mine too
 
 
 def test_a_result_that_was_stopped_is_not_counted(tmp_path):

@@ -39,7 +39,8 @@ ALL_FOLDS = "all"
 PRUNED, SWEEP, FROZEN, THRESHOLDS, EXPORTED = "pruned", "sweep", "frozen", "thresholds", "onnx"
 REPAIRED, HEALED, TAUGHT = "repaired", "healed", "taught"
 # Root folders of the results, and the depth of a result below its root.
-ROOTS = ("runs", "validation_results", "analysis_results", PUBLISHED)
+OF_RESULTS = ("validation_results", "analysis_results")
+ROOTS = ("runs", *OF_RESULTS, PUBLISHED)
 DEPTH = 3
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".safetensors")  # of other programs
 PRECISIONS = ("float32", "float16", "int8")  # of exported files

@@ -1,4 +1,4 @@
-"""Count how often the test clips of a data set were scored, from the results in the same folder."""
+"""Count how often the test clips of a data set were scored or analysed, from the results beside this one."""
 
 import contextlib
 import logging
@@ -14,7 +14,9 @@ WITH_TEST = {"test", "all"}  # values of --split and --report_split
 
 
 def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int]:
-    """Count and log earlier results in the same folder of results that scored the same test clips.
+    """Count and log earlier results on the same test clips, beside this result.
+
+    They are those in the same ``validation_results`` and ``analysis_results``, or in another folder of results.
 
     Each look helps to choose the model that fits these clips best. So the score of the best of many is too high.
 
@@ -35,11 +37,14 @@ def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int
     if split not in WITH_TEST:
         return {}
     root = names.root_of(output_dir)
-    n_looks = sum(_looks_at_test(folder, data) for folder in names.result_folders(root) if folder != output_dir)
+    roots = [root.with_name(name) for name in names.OF_RESULTS] if root.name in names.OF_RESULTS else [root]
+    roots = [root for root in roots if root.is_dir()]
+    folders = [folder for root in roots for folder in names.result_folders(root) if folder != output_dir.resolve()]
+    n_looks = sum(_looks_at_test(folder, data) for folder in folders)
     if n_looks:
         log.info(
-            "these test clips were scored before (%s in %s): do not choose a model by these scores",
-            *(counted(n_looks, "result"), root),
+            "these test clips were used before (%s in %s): do not choose a model by these scores",
+            *(counted(n_looks, "result"), " and ".join(map(str, roots))),
         )
     return {"n_earlier_looks_at_test": n_looks}
 
