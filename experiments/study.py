@@ -19,7 +19,7 @@ cnn-<architecture>      the CNN baselines (06)
 <base>.blocks-<layers>.taught, cnn-<architecture>.taught  with --taught_layers and --taught_cnns, the same models,
                   trained with a teacher (02, 06): the whole model, or for a CNN those of --cnn_teachers together
 <base>.blocks-<layers>.ffn-<percent>  with --narrow_layers, the same models with a part of the units of their
-                  feed-forward networks (07 --ffn_size), and these repaired, and trained further as by --heal
+                  feed-forward networks, without retraining (07 --ffn_size); .repaired as above
 
 With --head_first each encoder that has blocks is fine-tuned from such a head, and not from a random one, whose first
 steps would spoil what the encoder knows (Kumar et al. 2022, arXiv 2202.10054).
@@ -389,17 +389,14 @@ def plan(args: argparse.Namespace, rungs: list[str], claim_layers: str) -> tuple
         return jobs
 
     def narrowed(of_base: Name) -> list[Job]:
-        """Return the jobs that make fine-tuned models narrower, without training, and then train them further."""
+        """Return the jobs that make fine-tuned models narrower, without and with repair."""
         jobs = []
         for keep, share in itertools.product(args.narrow_layers, args.ffn_sizes or (FFN_SIZE,)):
             tuned = of_base.variant(names.blocks(keep))
             name, whole_dir = tuned.variant(names.narrower(share)), path("runs", tuned)
-            repaired = name.variant(names.REPAIRED)
             words, steps = ("--model_dir", whole_dir, "--ffn_size", f"{share:g}", *on_data_of(name)), []
-            for own, how in ((name, ()), (repaired, ("--repair", "linear"))):
+            for own, how in ((name, ()), (name.variant(names.REPAIRED), ("--repair", "linear"))):
                 steps += [(PRUNE, *words, *how, "--output_dir", path("runs", own)), validation(own)]
-            for how in args.heal:
-                steps += healing(repaired, rungs.index(keep), how, whole_dir)
             jobs.append(Job(str(name), tuple(steps), (whole_dir,)))
         return jobs
 

@@ -179,11 +179,11 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
     lines = capsys.readouterr().out.splitlines()
     # Two preparations; for each of two seeds and three folds: six models that are trained and scored, a sweep, its
     # subset without and with repair, and their scores; three models made from the repaired subset; two with teachers;
-    # the whole model narrower, without and with repair, and three models made from that; a model on other splits,
-    # trained and scored on each fold; then pooling.
+    # the whole model narrower, without and with repair; a model on other splits, trained and scored on each fold; then
+    # pooling.
     # With --head_first two more: the heads of one block, and of the other encoder; and that of the other split.
-    n_models, n_of_split = 18 + 2 * head_first, 1 + head_first
-    assert len(lines) == 2 + 2 * 3 * (16 * 2 + 5 + 4 * head_first) + 3 * 2 * n_of_split + 2 * n_models + n_of_split
+    n_models, n_of_split = 15 + 2 * head_first, 1 + head_first
+    assert len(lines) == 2 + 2 * 3 * (13 * 2 + 5 + 4 * head_first) + 3 * 2 * n_of_split + 2 * n_models + n_of_split
     parsed = []
     for line in lines:
         python, script, *arguments = study.shlex.split(line)
