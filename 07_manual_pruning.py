@@ -379,6 +379,11 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
                 fitted = "" if repairer is None else f", repaired on {len(some)} clips of train"
                 log.info("%s: layers %s%s", folder, cli.format_layer_list(encoders.kept_layers(pruned.config)), fitted)
             encoders.log_without_classifier(source.config)
+            if repairer is None and whole.has_head:  # a head that was trained on what the whole encoder gives
+                log.info(
+                    "the blocks are not repaired: --repair linear --data_dir … fits them to the whole model, without "
+                    "training"
+                )
         this_run.metrics["sizes"] = source.sizes(keeps)
         if args.export is not None:
             digest = model_folder.digest(model_folder.open_folder(str(folder), folder))

@@ -488,7 +488,7 @@ def test_a_narrower_model(run_dir, data_dir, tmp_path, capsys):
     assert not (tmp_path / "narrow").exists()
     assert main(*command, "--output_dir", tmp_path / "narrow") == 0
     out, log = capsys.readouterr().out, (tmp_path / "narrow" / "log.txt").read_text()
-    assert out == dry and "36 clips of train" in log
+    assert out == dry and "36 clips of train" in log and "not repaired: --repair linear" in log
     head, (before, after) = columns(out)
     assert head[2:4] == ["FFN units", "channels"]
     assert (before[:5], after[:5]) == (["before", "4", "0-3", "128", "256"], ["after", "4", "0-3", "64", "64"])
