@@ -98,7 +98,8 @@ study: study-birds34 study-birds20
 # by then (folds 1 to 4), none of this one.
 study-birds34: RECIPE = --learning_rate 5e-5 --head_learning_rate 5e-4 --num_train_epochs 3
 study-birds34: PLAN = --seeds 1 --seeds_of_first_fold 2 3 --splits recordist_and_species clip --heal frozen healed taught --heal_layers 3 \
-    --taught_layers 0-2 --taught_cnns melspectrogram --cnn_teachers 0-5 0-3 0-2 --taught_cnn_args="--teacher_views 5"
+    --taught_layers 0-2 --taught_cnns melspectrogram --cnn_teachers 0-5 0-3 0-2 --taught_cnn_args="--teacher_views 5" \
+    --narrow_layers 0-5 0-3 --ffn_sizes 0.5 0.25
 study-birds20: RECIPE = --learning_rate 5e-5 --head_learning_rate 5e-4 --num_train_epochs 6
 study-birds20: PLAN = --seeds 1 2 3
 study-birds34 study-birds20: study-%: venv
