@@ -524,7 +524,9 @@ def _score_limits(summary: pd.DataFrame) -> tuple[float, float]:
 
 def set_log_axis(axes: Axes, values: pd.Series, unit: float) -> None:
     """Give an axis of sizes or times round numbers on a logarithmic scale, in multiples of `unit`."""
-    low, high = values.min() / 2, values.max() * 2  # a factor of four holds at least one of 1, 2, 5
+    low, high = values.min(), values.max()
+    room = max(1.2, (5 * low / high) ** 0.5)  # a factor of five holds at least two of 1, 2, 5
+    low, high = low / room, high * room
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
