@@ -168,6 +168,28 @@ def test_equal_sound_is_joined_without_peaks(tmp_path):
     assert copies == [near_copies.Copy("a", "b", 0, 1.0), near_copies.Copy("a", "c", 0, 1.0)]
 
 
+def test_one_note_in_common_is_no_reason_to_compare():
+    rng = np.random.default_rng(4)
+
+    def recording(*notes):
+        """Return peaks at random, and at some frames a note of ten peaks in ten frames, the same in each recording."""
+        frames, bins = np.arange(0, 900, 3, np.int32), rng.integers(8, 240, 300).astype(np.uint8)
+        for start in notes:
+            keep = (frames < start) | (frames >= start + 30)
+            frames = np.concatenate([frames[keep], start + np.arange(10, dtype=np.int32)])
+            bins = np.concatenate([bins[keep], np.arange(20, 220, 20, np.uint8)])
+        order = np.argsort(frames, kind="stable")
+        return frames[order], bins[order]
+
+    def pairs(*recordings):
+        return [(c.one, c.other, c.lag // landmarks.HOP) for c in near_copies.propose(recordings, RATE_HZ)]
+
+    assert pairs(recording(300), recording(400)) == []
+    assert pairs(recording(300, 600), recording(400, 700)) == [(0, 1, 100)]
+    one = recording()
+    assert pairs(one, one) == [(0, 1, 0)]
+
+
 def test_no_recordings_and_those_without_peaks():
     assert near_copies.propose([], RATE_HZ) == []
     nothing = np.empty(0, np.int32), np.empty(0, np.uint8)

@@ -27,6 +27,7 @@ PEAK_BITS = 27  # the index holds 134 million peaks: about 1,400 h at 16 kHz
 HASHES_AT_ONCE = 2**21
 LINKS = 4  # a hash is compared with the next four equal ones only, so that a common hash takes no more time
 LEAST_HITS = 3
+LEAST_SPREAD = 16  # frames from the first to the last hit; one note that two recordings share by chance has less
 LAGS_PER_PAIR = 3
 CANDIDATES = 8  # of a recording, among those after it
 # ---- the decision
@@ -145,10 +146,11 @@ class Candidate:
 
 
 def propose(peaks: Sequence[tuple[np.ndarray, np.ndarray]], sample_rate_hz: int) -> list[Candidate]:
-    """Return the pairs of recordings of which at least `LEAST_HITS` peaks start equal hashes at one lag.
+    """Return the pairs of recordings that share hashes at one lag.
 
-    A hash is the frequencies of three peaks and the frames between them. Time and memory are linear in the number of
-    hits, of which each hash has at most `LINKS`. A hit takes 8 bytes.
+    At least `LEAST_HITS` peaks start equal hashes, the last at least `LEAST_SPREAD` frames after the first. A hash is
+    the frequencies of three peaks and the frames between them. Time and memory are linear in the number of hits, of
+    which each hash has at most `LINKS`. A hit takes 8 bytes.
 
     Parameters
     ----------
@@ -197,9 +199,12 @@ def _frequent(
     keys, at = keys[fresh], frames[one[fresh]]
     kinds, firsts, hits = np.unique(keys, return_index=True, return_counts=True)
     # A lag that is not a whole number of frames is divided between two.
-    both = hits.copy()
-    both[:-1] += np.where(kinds[1:] == kinds[:-1] + 1, hits[1:], 0)
-    enough = np.flatnonzero(both >= LEAST_HITS)
+    both, earliest, latest = hits.copy(), at[firsts], at[firsts + hits - 1]
+    is_next = kinds[1:] == kinds[:-1] + 1
+    both[:-1][is_next] += hits[1:][is_next]
+    earliest[:-1][is_next] = np.minimum(earliest[:-1], earliest[1:])[is_next]
+    latest[:-1][is_next] = np.maximum(latest[:-1], latest[1:])[is_next]
+    enough = np.flatnonzero((both >= LEAST_HITS) & (latest - earliest >= LEAST_SPREAD))
     order = np.lexsort((kinds[enough], -both[enough], kinds[enough] // (n_lags * n_recordings)))
     chosen: list[Candidate] = []
     of_one, of_pair = Counter(), defaultdict(list)
