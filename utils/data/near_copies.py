@@ -4,7 +4,6 @@ An index of the peaks of all spectra (`landmarks`) proposes pairs of recordings 
 recordings are the same sound if they correlate at that lag.
 """
 
-import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -190,7 +189,9 @@ def _frequent(
     keys = (owners[one].astype(np.int64) * n_recordings + owners[other]) * n_lags + (lags - lowest)
     ordered = np.sort(keys)  # most keys are hit once, by chance, and are removed here
     near = ordered[: 1 - LEAST_HITS][ordered[LEAST_HITS - 1 :] - ordered[: 1 - LEAST_HITS] <= 1]
-    frequent = np.isin(keys, np.concatenate([near, near + 1]))
+    table = np.zeros(2**20, bool)  # by the last bits of a key; the few others that share them are removed below
+    table[near & (len(table) - 1)] = table[(near + 1) & (len(table) - 1)] = True
+    frequent = table[keys & (len(table) - 1)]
     keys, one = keys[frequent], one[frequent]
     order = np.lexsort((one, keys))
     keys, one = keys[order], one[order]
@@ -233,53 +234,43 @@ def _hits(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray) -> Iterator[
             f"the spectra have {len(owners):,} peaks; the index of near copies holds at most {2**PEAK_BITS - 1:,} "
             "(about 1,400 h at 16 kHz): divide the recordings among several data sets"
         )
-    combinations = list(itertools.combinations(range(1, NEXT_PEAKS + 1), 2))
-    n_parts = min(256, 1 + len(owners) * len(combinations) // HASHES_AT_ONCE)
+    n_parts = min(256, 1 + len(owners) * math.comb(NEXT_PEAKS, 2) // HASHES_AT_ONCE)
     # Peaks at which other hits begin to come together: the first of some recordings.
     starts = np.searchsorted(owners, owners[len(owners) * np.arange(1, n_parts) // n_parts])
-    found: list[list[list[np.ndarray]]] = [[] for _ in range(n_parts)]
+    found: list[list[np.ndarray]] = [[] for _ in range(n_parts)]
     for part in range(n_parts):
-        peaks = np.flatnonzero(bins % n_parts == part)
-        hashes = np.concatenate([_hashes(owners, frames, bins, peaks, *next_two) for next_two in combinations])
+        hashes = _hashes(owners, frames, bins, np.flatnonzero(bins % n_parts == part))
         hashes.sort()
         first = (hashes & (2**PEAK_BITS - 1)).astype(np.int32)
         hashes >>= PEAK_BITS
-        ones, others = [], []
+        hits = []
         for step in range(1, LINKS + 1):
             same = np.flatnonzero(hashes[step:] == hashes[:-step])
             one, other = first[same], first[same + step]
             apart = owners[one] != owners[other]
-            ones.append(one[apart])
-            others.append(other[apart])
-        one, other = np.concatenate(ones), np.concatenate(others)
-        order = np.argsort(one)
-        one, other = one[order], other[order]
-        places = np.searchsorted(one, starts)
-        for own, *hits in zip(found, np.split(one, places), np.split(other, places), strict=True):
-            own.append([part.copy() for part in hits])  # a view would keep the hits of all recordings
+            hits.append((one[apart].astype(np.int64) << 32) | other[apart])
+        ordered = np.sort(np.concatenate(hits))
+        for own, some in zip(found, np.split(ordered, np.searchsorted(ordered, starts << 32)), strict=True):
+            own.append(some.copy())  # a view would keep the hits of all recordings
     while found:
-        ones, others = zip(*found.pop(), strict=True)
-        yield np.concatenate(ones), np.concatenate(others)
+        hits = np.concatenate(found.pop())
+        yield (hits >> 32).astype(np.int32), hits.astype(np.int32)  # the lower half of an int64 is what fits
 
 
-def _hashes(
-    owners: np.ndarray, frames: np.ndarray, bins: np.ndarray, peaks: np.ndarray, near: int, far: int
-) -> np.ndarray:
-    """Return hash and number, as one int64 each, of the `peaks` with the peaks `near` and `far` places later."""
-    peaks = peaks[: np.searchsorted(peaks, len(owners) - far)]
-    apart = frames[peaks + far] - frames[peaks]
-    peaks = peaks[(owners[peaks + far] == owners[peaks]) & (apart <= MOST_FRAMES_APART)]
-    hashes = bins[peaks].astype(np.int64)
-    for value, n_bits in (
-        (bins[peaks + near], 8),
-        (bins[peaks + far], 8),
-        (frames[peaks + near] - frames[peaks], 6),
-        (frames[peaks + far] - frames[peaks], 6),
-        (peaks, PEAK_BITS),
-    ):
-        hashes <<= n_bits
-        hashes |= value
-    return hashes
+def _hashes(owners: np.ndarray, frames: np.ndarray, bins: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+    """Return hash and number, as one int64 each, of `peaks` with each two of their next `NEXT_PEAKS` peaks."""
+    starts = bins[peaks].astype(np.int64) << 28
+    nearer: list[np.ndarray] = []
+    hashes = []
+    for step in range(1, NEXT_PEAKS + 1):
+        later = np.minimum(peaks + step, len(owners) - 1)
+        apart, of = (frames[later] - frames[peaks]).astype(np.int64), bins[later].astype(np.int64)
+        whole = (peaks + step < len(owners)) & (owners[later] == owners[peaks]) & (apart <= MOST_FRAMES_APART)
+        rows = np.flatnonzero(whole)  # so the nearer peaks are of this recording, and as near
+        far = starts[rows] | (of[rows] << 12) | apart[rows]
+        hashes += [((far | near[rows]) << PEAK_BITS) | peaks[rows] for near in nearer]
+        nearer.append((of << 20) | (apart << 6))
+    return np.concatenate(hashes)
 
 
 def _fullest(hits: np.ndarray, window: int) -> tuple[int, ...]:
