@@ -72,6 +72,7 @@ def fine_tuned(results_dir: Path, name: str, model: str) -> pd.DataFrame:
     rows = rows[rows["model"] == f"{model}." + rows["kept_layers"].map(names.blocks)]
     if rows.empty:
         raise InputError(f"{results_dir} has no {name}/{model}.blocks-<layers>/seed-<n>; run experiments.study")
+    rows = study_table.with_side_by_side(rows, results_dir / name)
     return rows.sort_values(["n_layers", "seed"], ignore_index=True)
 
 

@@ -66,12 +66,7 @@ def report(results_dir: Path, name: str) -> pd.DataFrame:
     """Print the table and the answers of one study; write and return the table, and draw the figure."""
     rows = read_rows(results_dir, name)
     of_leak = rows["split_by"] != names.DEFAULT_SPLIT
-    table = study(rows[~of_leak], results_dir)
-    latencies = results_dir / name / LATENCIES_NAME
-    if latencies.exists():
-        measured = side_by_side(latencies, table["model"])
-        for name_here, name_there in (("latency_ms_median", "latency_ms"), ("latency_doubt", "latency_doubt")):
-            table[name_here] = table["model"].map(measured[name_there])
+    table = with_side_by_side(study(rows[~of_leak], results_dir), results_dir / name)
     claims = pooled_scores(rows[of_leak], read_seeds(rows[of_leak], results_dir), results_dir)
     write_text(results_dir / name / f"{TABLE_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
     draw(table, results_dir / name / TABLE_NAME, name)
@@ -156,6 +151,17 @@ def side_by_side(path: Path, models: pd.Series) -> pd.DataFrame:
             "each in its --runs_dir. If you delete the table, experiments.study_table takes the latencies of stage 03"
         )
     return latencies
+
+
+def with_side_by_side(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Return a table of models with the latencies of `side_by_side` in place of those of stage 03, if there are any."""
+    if not (folder / LATENCIES_NAME).exists():
+        return table
+    measured = side_by_side(folder / LATENCIES_NAME, table["model"])
+    return table.assign(
+        latency_ms_median=table["model"].map(measured["latency_ms"]),
+        latency_doubt=table["model"].map(measured["latency_doubt"]),
+    )
 
 
 def read_seeds(rows: pd.DataFrame, results_dir: Path) -> dict[str, list[comparison.Scored]]:

@@ -58,6 +58,18 @@ def main(results_dir, name="birds", model="base"):
     return ladder_table.main(["--results_dir", str(results_dir), "--name", name, "--model", model])
 
 
+def test_latencies_measured_side_by_side_come_first(ladder, capsys):
+    path = ladder / "birds" / "latency.csv"
+    models = [f"base.blocks-{layers}" for layers in ("none", "0", "0-1")]
+    pd.DataFrame({"model": models, "latency_ms": [77, 88, 99], "latency_doubt": "no"}).to_csv(path, index=False)
+    try:
+        assert main(ladder) == 0
+    finally:
+        path.unlink()
+    cells = [line.split(" | ")[:3] for line in capsys.readouterr().out.splitlines()]
+    assert [latency for blocks, _, latency in cells[2:5]] == ["77", "88", "99"]
+
+
 def test_tables_and_figure(ladder, capsys):
     assert main(ladder) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -245,18 +245,26 @@ def share_interval(
     return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
+def unseen_share(n_groups: int, critical: float) -> float:
+    """Return how large the share of a kind of group can be of which none is among the groups.
+
+    It is the upper end at 0 of the exact interval of a share with the level of `critical` (Clopper & Pearson,
+    Biometrika 26, 1934), with Student's t of ``n_groups - 1`` degrees: about 3.7 / `n_groups` for one comparison.
+    """
+    return float(1 - stats.t.sf(critical, n_groups - 1) ** (1 / n_groups))
+
+
 def difference_interval(
     difference: np.ndarray, error: np.ndarray, n_groups: int, critical: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ``difference ± critical × error``, or a wider interval if few groups differ.
 
-    A model may fail on a kind of recordist that is not in these data. The share of such groups can be up to
-    ``critical² / (n_groups + critical²)``, Wilson's upper end at 0 of `n_groups`. In them the difference can be from -1
-    to 1. The interval covers this too. So two models with the same answers also have an interval, and one differing
-    clip does not make it narrower.
+    A model may fail on a kind of recordist that is not in these data; see `unseen_share`. In them the difference can be
+    from -1 to 1. The interval covers this too. So two models with the same answers also have an interval, and one
+    differing clip does not make it narrower.
     """
     difference, error = np.asarray(difference, dtype=float), np.asarray(error, dtype=float)
-    unseen = critical**2 / (n_groups + critical**2)
+    unseen = unseen_share(n_groups, critical)
     low = np.minimum(difference - critical * error, difference * (1 - unseen) - unseen)
     high = np.maximum(difference + critical * error, difference * (1 - unseen) + unseen)
     return low, high

@@ -71,10 +71,10 @@ def within_margin(
         return Verdict(NOT_SHOWN)
     if not margin or not np.isfinite(error):
         return Verdict(UNDECIDABLE)
-    # The share of recordists that are not in the data must be below the margin, too: see difference_interval.
-    needed = max(
-        n_groups * ((critical + stats.norm.ppf(POWER)) * error / margin) ** 2, critical**2 * (1 - margin) / margin
-    )
+    of_error = n_groups * ((critical + stats.norm.ppf(POWER)) * error / margin) ** 2
+    # The share of recordists that are not in the data must be below the margin, too: see intervals.unseen_share.
+    of_unseen = np.log1p(-intervals.unseen_share(n_groups, critical)) * n_groups / np.log1p(-margin)
+    needed = max(of_error, of_unseen)
     return Verdict(UNDECIDABLE, int(np.ceil(needed)) if needed > n_groups else None)
 
 
