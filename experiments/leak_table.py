@@ -84,7 +84,9 @@ def leak(loose: Sequence[comparison.Scored], strict: Sequence[comparison.Scored]
     columns = [clips[name].to_numpy() for name in ("label_id", "loose_id", "predicted_id", "group")]
     found, p_values = intervals.paired_difference(*columns), verdicts.sign_flip_p_values(*columns)
     said = ", ".join(
-        "{} {:+.3f} [{:+.3f}, {:+.3f}], p {:.3f}".format(word, *found[name], p_values[name])
+        "{} {:+.3f} [{:+.3f}, {:+.3f}], p {}".format(
+            word, *found[name], "< 0.001" if p_values[name] < 0.0005 else f"{p_values[name]:.3f}"
+        )
         for name, word in (("accuracy", "accuracy"), ("macro_f1", "macro F1"))
     )
     n_clips, n_groups = clips["clip_id"].nunique(), clips["group"].nunique()
