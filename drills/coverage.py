@@ -30,7 +30,7 @@ from scipy.special import ndtr, ndtri
 from utils.core import cli, names
 from utils.core.errors import InputError
 from utils.layers import convexity
-from utils.scores import intervals, multi_label, predictions, verdicts
+from utils.scores import by_collection, intervals, multi_label, predictions, verdicts
 
 RESULTS_DIR = Path("validation_results", names.PUBLISHED)
 # Correlation of the clips of a recordist in being right, before the probit: usual, and others that are tried.
@@ -40,6 +40,7 @@ SPECIES_SPREAD = 0.5
 # Of one training: 0.04 to 0.09 of the accuracy, in the same units.
 TRAINING_SPREAD = 0.15
 N_CANDIDATES = 6
+N_COLLECTIONS = 6
 LEAST_GROUPS = 15  # with fewer, no test can find anything
 # Share of the right answers of a model that another one has wrong.
 RARE = 0.03
@@ -323,6 +324,23 @@ def two_models(world: World, accuracy: float) -> Measured:
     yield "margin, decided at the margin", np.array(wrong), *world.expects(WRONG, (0.0, 0.06))
 
 
+def mean_over_collections(world: World, accuracy: float) -> Measured:
+    """Mean of the scores over collections, each with some of the species: `by_collection.mean_interval`."""
+    by_class, found = world.accuracy_by_class(accuracy), []
+    of_collections = np.arange(world.n_classes) % N_COLLECTIONS == np.arange(N_COLLECTIONS)[:, None]
+    n_true = world.n_of_class * of_collections
+    n_predicted = n_true * by_class + (n_true * (1 - by_class)) @ world.mistakes
+    truth = np.mean(intervals.scores_of_counts(n_true, n_predicted, n_true * by_class), axis=1)
+    for classes, n_clips in world.data_sets():
+        difficulty = world.difficulties(len(classes))
+        counts = [world.answers(classes, n_clips * here[classes], by_class, difficulty) for here in of_collections]
+        for number in range(len(classes)):
+            some = intervals.Counts(*map(np.stack, zip(*(one_of(one, number) for one in counts), strict=True)))
+            found.append(holds(*by_collection.mean_interval(some)[1:], truth))
+    for name, inside in zip(("accuracy", "macro F1"), np.transpose(found), strict=True):
+        yield f"mean over collections, {name}", inside, (0.93, 0.99), JACKKNIFE
+
+
 def rare_losses(world: World, accuracy: float) -> Measured:
     """Difference of two models that answer alike, but for a few clips that the second has wrong."""
     by_class, found, wrong = world.accuracy_by_class(accuracy), [], []
@@ -486,6 +504,7 @@ def several_labels(world: World, auroc: float) -> Measured:
 MEASURES: dict[str, Callable[[World, float], Measured]] = {
     "accuracy": one_model,
     "difference": two_models,
+    "collections": mean_over_collections,
     "rare": rare_losses,
     "simultaneous": many_models,
     "recipe": recipe,
@@ -508,7 +527,7 @@ def plan(groups: Sequence[Groups]) -> Iterator[tuple[str, Groups, float, float]]
         if one.n_clips.sum() <= MOST_CLIPS_OF_SEVERAL:
             yield from (("several", one, auroc, RESEMBLANCE) for auroc in DETECTORS)
     for one in whole:
-        yield from ((what, one, 0.6, RESEMBLANCE) for what in ("rare", "simultaneous", "recipe"))
+        yield from ((what, one, 0.6, RESEMBLANCE) for what in ("collections", "rare", "simultaneous", "recipe"))
         yield from (("pairs", one, mean, RESEMBLANCE) for mean in (0.2, 0.4))
 
 

@@ -113,21 +113,38 @@ def _row(name: str, here: np.ndarray, table: pd.DataFrame, scores: Iterable[tupl
 def _mean_over(
     names: Sequence[str], of_clip: np.ndarray, label_ids: np.ndarray, predicted_ids: np.ndarray, groups: np.ndarray
 ) -> list[tuple[float, tuple[float, float]]]:
-    """Return the mean of each score over collections, with its interval by the jackknife over all their groups."""
+    """Return the mean of each score over collections, with its interval."""
     known = np.unique(groups[of_clip != ""])
     n_classes = int(max(label_ids.max(), predicted_ids.max())) + 1
     counts = [
         intervals.count(label_ids[here], predicted_ids[here], groups[here], known, n_classes)
         for here in (of_clip == name for name in names)
     ]
-    found = intervals.jackknife(intervals.Counts(*(np.stack(of_all) for of_all in zip(*counts, strict=True))))
+    means, *ends = mean_interval(intervals.Counts(*(np.stack(of_all) for of_all in zip(*counts, strict=True))))
+    return list(zip(means, zip(*ends, strict=True), strict=True))
+
+
+def mean_interval(counts: intervals.Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mean of accuracy and of macro F1 over collections, and its interval by the jackknife over all groups.
+
+    Parameters
+    ----------
+    counts : Counts
+        Of shape (n_collections, n_groups, n_classes): the same groups in each collection.
+
+    Returns
+    -------
+    means, low, high : ndarray, shape (2,)
+        The ends are NaN if there is one group.
+    """
+    found, n_true = intervals.jackknife(counts), counts.n_true.sum(axis=-1)
+    means = found.estimate.mean(axis=1)
+    if n_true.shape[1] < 2:
+        return means, np.full(2, np.nan), np.full(2, np.nan)
     # Without its only group, a collection has no score, and the mean is over the others.
     has_score = np.isfinite(found.left_out)
     left_out = np.nan_to_num(found.left_out).sum(axis=1) / np.maximum(has_score.sum(axis=1), 1)
-    means, error = found.estimate.mean(axis=1), intervals.standard_error(left_out)
-    if len(known) < 2:
-        return [(mean, (np.nan, np.nan)) for mean in means]
     # A mean of collections is like macro F1, a mean of labels.
-    critical = intervals.critical_values(np.stack([each.n_true.sum(axis=-1) for each in counts], axis=-1))[1]
-    ends = intervals.share_interval(means, error, len(known), int((of_clip != "").sum()), critical)
-    return list(zip(means, zip(*ends, strict=True), strict=True))
+    critical = intervals.critical_values(n_true.T)[1]
+    error = intervals.standard_error(left_out)
+    return means, *intervals.share_interval(means, error, n_true.shape[1], int(n_true.sum()), critical)
