@@ -18,7 +18,7 @@ several labels a clip, outputs are drawn; a recordist has a noise of his own, to
 import argparse
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,7 @@ EXACT, SIMULTANEOUS, WRONG = (0.94, 0.96), (0.94, 0.97), (0.04, 0.06)
 FEW, JACKKNIFE, TRAININGS, HOLM = "few groups", "jackknife", "few trainings", "Holm"
 PAIRS = "pairs"
 RANKS, SMALL_MEAN, ALARMS = "few clips of a label", "mean of labels", "alarms"
+ONE_LABEL = "one label"
 TIES, RARITY = "ties", "few clips"
 REASONS = {
     FEW: f"few groups have most of the clips, as if there were fewer than {intervals.FEW_GROUPS}: the interval of a "
@@ -68,6 +69,7 @@ REASONS = {
     JACKKNIFE: "with few groups of a species the jackknife's standard error of macro F1 is 10 to 20 % too large, and "
     "uncertain",
     TRAININGS: "Satterthwaite's degrees of freedom are too few where little of the variance is between trainings",
+    ONE_LABEL: "a label has few recordists, and Student's t for so few is large",
     TIES: "differences in accuracy are whole clips; a draw that equals the observed one counts as further",
     RARITY: "the interval allows for recordists on whom a model fails, and of whom none is among these",
     PAIRS: "the jackknife of pairs is too wide with few groups of a species",
@@ -475,17 +477,18 @@ def answers_of_several(world: World, auroc: float, classes: np.ndarray, n_clips:
 
 
 def several_labels(world: World, auroc: float) -> Measured:
-    """Scores of several labels a clip: `multi_label.score_all`."""
+    """Scores of several labels a clip, and precision and recall of the most frequent one: `multi_label.score_all`."""
     many = World(world.groups, N_TRUE, 1)
     many.spread = world.spread
-    truth = multi_label.point_scores(
-        multi_label.joined(
-            [answers_of_several(many, auroc, *one) for sets in many.data_sets() for one in zip(*sets, strict=True)],
-            of_one_model=True,
-        )
+    together = multi_label.joined(
+        [answers_of_several(many, auroc, *one) for sets in many.data_sets() for one in zip(*sets, strict=True)],
+        of_one_model=True,
     )
+    truth, label = multi_label.point_scores(together), int(world.n_of_class.argmax())
+    is_true, is_detected = together.targets[:, label], (together.is_detected & together.is_known)[:, label]
+    truth_of_label = {"precision": is_true[is_detected].mean(), "recall": is_detected[is_true].mean()}
     found = [
-        multi_label.score_all(answers_of_several(world, auroc, *one)).scores
+        multi_label.score_all(answers_of_several(world, auroc, *one))
         for sets in world.data_sets()
         for one in zip(*sets, strict=True)
     ]
@@ -495,10 +498,23 @@ def several_labels(world: World, auroc: float) -> Measured:
         "macro_f1": ((0.92, 0.98), SMALL_MEAN),
         "false_alarms_per_hour": (world.expects((0.94, 1.0), (0.90, 1.0))[0], ALARMS),
     }
+    usual = world.expects((0.93, 0.96), (0.90, 0.98))
     for name in multi_label.SCORES:
-        low, high = (np.array([scores[f"{name}_{end}"] for scores in found]) for end in ("low", "high"))
-        inside = holds(low, high, truth[name])[np.isfinite(low)]
-        yield f"several labels, {name}", inside, *expected.get(name, world.expects((0.93, 0.96), (0.90, 0.98)))
+        yield (
+            f"several labels, {name}",
+            *_held([one.scores for one in found], name, truth[name], *expected.get(name, usual)),
+        )
+    of_label = [one.labels.loc[label] for one in found]
+    for name, value in truth_of_label.items():
+        yield f"several labels, {name} of one label", *_held(of_label, name, value, (0.94, 1.0), ONE_LABEL)
+
+
+def _held(
+    rows: Sequence[Mapping[str, float]], name: str, truth: float, expected: tuple[float, float], why: str
+) -> tuple[np.ndarray, tuple[float, float], str]:
+    """Return in which rows the interval of a score, where there is one, holds the truth; and what is expected."""
+    low, high = (np.array([row[f"{name}_{end}"] for row in rows]) for end in ("low", "high"))
+    return holds(low, high, truth)[np.isfinite(low)], expected, why
 
 
 MEASURES: dict[str, Callable[[World, float], Measured]] = {

@@ -29,15 +29,15 @@ in another way (<name>.by-<way>), to show the effect of the split.
 
 The question comes first: the whole model, its pruned, repaired and healed versions, and the CNNs of the first seed, on
 all folds, pooled and compared by experiments.ways_table. Then come the models pruned before, other encoders, seeds and
-splits, and models that learn from a teacher.
+splits, models that learn from a teacher, and narrower models.
 
 Every step is a stage with its command. --jobs steps run at a time, each with its share of the CPUs. After a stop or a
 kill the same command continues: a finished step has nothing to do, an unfinished one resumes. If a step fails, the
 steps that run go on to their end, and no other step starts.
 
 A study can go on from results alone, on another machine: a model whose run folder is gone is not trained again if its
-results are complete, with those of its repaired and healed versions. A model that would learn from it is left out, with
-a warning. To go on from the results that came with the code, copy them first:
+results are complete, with those of its repaired and healed versions. A model that would learn from it, or be made from
+it, is left out, with a warning. To go on from the results that came with the code, copy them first:
 
     mkdir -p study && cp -r validation_results/published study/validation_results
 
