@@ -107,7 +107,7 @@ class Job:
         """Whether each result is complete, if the run folder of the model is gone, such as on a new machine."""
         folders = [Path(step[-1]) for step in self.steps]  # each step ends with its output folder
         made = {script for script, *_ in self.steps}
-        if not made & {TRAIN, TRAIN_CNN} or folders[0].exists():
+        if not made & {TRAIN, TRAIN_CNN, PRUNE} or folders[0].exists():
             return {}
         results = [folder for (script, *_), folder in zip(self.steps, folders, strict=True) if script in RESULTS_OF]
         return {folder: self._is_complete(folder) for folder in results}
@@ -132,13 +132,13 @@ class Job:
         return next((folder for folder in self.reads if not Path(folder).exists()), None)
 
     def warn_of_results(self) -> None:
-        """Warn if some results of a model that will be trained again are there already."""
+        """Warn if some results of a model that will be made again are there already."""
         results = self.results
         there = [folder for folder, is_complete in results.items() if is_complete]
         if there:
             missing = next(folder for folder, is_complete in results.items() if not is_complete)
             log.warning(
-                "%s is trained again: its run folder is gone, and the result %s is missing. If the new model is not "
+                "%s is made again: its run folder is gone, and the result %s is missing. If the new model is not "
                 "exactly the old one, the study stops at an old result: to replace them, delete the old ones (%s, the "
                 "first is %s)",
                 *(self.name, missing, counted(len(there), "result"), there[0]),

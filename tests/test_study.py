@@ -243,10 +243,11 @@ def results_dir(tmp_path, monkeypatch):
     return tmp_path / "study" / "validation_results"
 
 
-def test_a_model_that_lacks_one_result_and_its_run_is_trained_again_with_a_warning(results_dir, caplog):
+@pytest.mark.parametrize("script", [study.TRAIN, study.TRAIN_CNN, study.PRUNE])
+def test_a_model_that_lacks_one_result_and_its_run_is_made_again_with_a_warning(results_dir, caplog, script):
     def job(*models):
         results = [(study.VALIDATE, "--output_dir", str(results_dir / "birds" / model / PART)) for model in models]
-        return study.Job("birds/small", ((study.TRAIN, "--output_dir", str(results_dir / "gone")), *results))
+        return study.Job("birds/small", ((script, "--output_dir", str(results_dir / "gone")), *results))
 
     known, half, unknown = job("small"), job("small", "small.healed"), job("small.healed")
     assert [each.is_known for each in (known, half, unknown)] == [True, False, False]
