@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from experiments import study_table
 from utils.core import cli, names
 from utils.core.errors import InputError
+from utils.core.text import counted
 from utils.figures import plots
 from utils.pruning import best, pruning_table
 from utils.pruning.layer_selection import SEARCHES
@@ -223,9 +224,8 @@ def draw(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path, name: str
     """Draw accuracy against the number of blocks kept: each seed as a point, means as lines."""
     scored = [comparison.read_scored(results_dir / whole) for whole in whole_models(before).values()]
     clips = pd.concat([one.predictions for one in scored])
-    title = (
-        f"{model} on {name}: {len(clips):,} test clips of {len(scored)} seeds in {clips['group'].nunique():,} groups"
-    )
+    n_groups = clips["group"].nunique()
+    title = f"{model} on {name}: {len(clips):,} test clips of {counted(len(scored), 'seed')} in {n_groups:,} groups"
     with plots.style():
         fig = Figure(figsize=(4.8, 3.8), layout="constrained")
         axes = fig.subplots()
