@@ -87,8 +87,8 @@ pipeline: venv
 	$(PY) 05_pruning.py $(OF_THE_RUN) --output_dir "$(SWEEP_DIR)" $(COMMON_ARGS) $(PRUNE_ARGS)
 
 # The study: two data sets in five folds by recordist, each with the base model cut to every depth before fine-tuning and
-# after it, with and without repair, a head alone, a smaller encoder, two CNNs, and what other splits would have claimed.
-# Three trainings on each fold of birds20, and on the first fold of birds34. An estimate for two cores: 18 hours or more
+# after it, with and without repair, narrower, a head alone, a smaller encoder, two CNNs, and what other splits would have claimed.
+# Three trainings on each fold of birds20, and on the first fold of birds34. An estimate for two cores: 19 hours or more
 # with AVX-512 BF16, about twice that without. Continues where it was stopped; on another machine, from the results that
 # came with the code, as experiments.study says. Its results lie apart from those, for experiments.reproduced to compare.
 study: study-birds34 study-birds20
