@@ -361,7 +361,7 @@ def test_the_log_says_which_subset_is_healed_and_whether_it_could_go_as_it_is(sc
         "without healing"
     )
     assert said(0.12).startswith(f"{start}the smallest within the margin. ")
-    assert said(0.12).endswith("by the point estimate; by its interval, undecidable here: about 53 groups are needed")
+    assert said(0.12).endswith("by the point estimate; by its interval, undecidable here: about 34 groups are needed")
     assert said(0.6, (0, 2)).endswith("within the margin of 0.6 by the point estimate; by its interval, shown")
     assert said(0.25, (0,)).startswith("--heal trains layers 0 (1 of 3 blocks): as given by --heal_keep. Before it, ")
     assert said(0.25, of=candidates[:1]) == "--heal trains the whole model: no smaller subset was scored"
