@@ -39,6 +39,7 @@ only a width and --repair use the --device.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import shutil
@@ -380,10 +381,12 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
                 log.info("%s: layers %s%s", folder, cli.format_layer_list(encoders.kept_layers(pruned.config)), fitted)
             encoders.log_without_classifier(source.config)
             if repairer is None and whole.has_head:  # a head that was trained on what the whole encoder gives
-                log.info(
-                    "the blocks are not repaired: --repair linear --data_dir … fits them to the whole model, without "
-                    "training"
-                )
+                with contextlib.suppress(UsageError):
+                    repair.check_possible(source.config)
+                    log.info(
+                        "the blocks are not repaired: --repair linear --data_dir … fits them to the whole model, "
+                        "without training"
+                    )
         this_run.metrics["sizes"] = source.sizes(keeps)
         if args.export is not None:
             digest = model_folder.digest(model_folder.open_folder(str(folder), folder))

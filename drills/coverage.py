@@ -72,7 +72,7 @@ REASONS = {
     ONE_LABEL: "a label has few recordists, and Student's t for so few is large",
     TIES: "differences in accuracy are whole clips; a draw that equals the observed one counts as further",
     RARITY: "the interval allows for recordists on whom a model fails, and of whom none is among these",
-    PAIRS: "the jackknife of pairs is too wide with few groups of a species",
+    PAIRS: "the jackknife of pairs is too wide with few groups of a species, and too narrow where some have most clips",
     RANKS: "the average precision of a label with few clips is too high; the interval reaches down by the jackknife's "
     "estimate of that: further than needed with several recordists a label, not far enough with one",
     SMALL_MEAN: "without its only group a label is missing in the mean, so the jackknife's standard error is too large",

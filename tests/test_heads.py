@@ -275,6 +275,13 @@ def test_a_head_that_reads_all_layers_cannot_be_repaired():
         repair.check_possible(small_model("wav2vec2-weighted-layer-sum").config)
 
 
+@pytest.mark.parametrize("pooling", architectures.POOLINGS)
+def test_repair_is_named_only_where_it_is_possible(run_dirs, tmp_path, pooling):
+    words = ["--model_dir", run_dirs[pooling], "--keep_layers", "0", "--output_dir", tmp_path / "out"]
+    assert load_stage("07_manual_pruning").main([*map(str, words)]) == 0
+    assert ("not repaired: --repair linear" in (tmp_path / "out" / "log.txt").read_text()) == (pooling != "layers")
+
+
 def test_the_attention_of_its_blocks_can_be_switched():
     """So that the multiply-accumulates are all counted: the counter does not see the fused kernel."""
     model = small_model("wav2vec2-attention").model
