@@ -42,6 +42,8 @@ TRAINING_SPREAD = 0.15
 N_CANDIDATES = 6
 N_COLLECTIONS = 6
 LEAST_GROUPS = 15  # with fewer, no test can find anything
+# Share of the variance between recordists that several models have in common.
+COMMON = 0.7
 # Share of the right answers of a model that another one has wrong.
 RARE = 0.03
 DRAWS_AT_ONCE = 200
@@ -226,12 +228,12 @@ class World:
         return np.bincount((rows + classes).ravel(), values.ravel(), np.prod(shape)).reshape(shape)
 
     def models(self, accuracies: Sequence[float]) -> Iterator[list[intervals.Counts]]:
-        """Yield the answers of models to the same clips: 70 % of what is hard is hard for all."""
+        """Yield the answers of models to the same clips: most of what is hard is hard for all (`COMMON`)."""
         by_class = [self.accuracy_by_class(accuracy) for accuracy in accuracies]
         for classes, n_clips in self.data_sets():
-            common = self.difficulties(len(classes), 0.7)
+            common = self.difficulties(len(classes), COMMON)
             yield [
-                self.answers(classes, n_clips, one, common + self.difficulties(len(classes), 0.3)) for one in by_class
+                self.answers(classes, n_clips, one, common + self.difficulties(len(classes), 1 - COMMON)) for one in by_class
             ]
 
 
@@ -453,8 +455,13 @@ def mean_of_pairs(world: World, mean: float) -> Measured:
     yield "mean of pairs", holds(*np.transpose(ends), np.mean(estimates)), (0.92, 0.99), PAIRS
 
 
-def answers_of_several(world: World, auroc: float, classes: np.ndarray, n_clips: np.ndarray) -> multi_label.Answers:
-    """Draw outputs for clips with several labels or none; both arrays have the shape (n_groups, n_cells)."""
+def answers_of_several(
+    world: World, auroc: float, classes: np.ndarray, n_clips: np.ndarray, n_models: int = 1
+) -> list[multi_label.Answers]:
+    """Draw outputs for clips with several labels or none; both arrays have the shape (n_groups, n_cells).
+
+    Of several models, most of what a recordist does is the same for all (`COMMON`).
+    """
     rng, n_classes = world.rng, world.n_classes
     first = np.repeat(classes.ravel(), n_clips.ravel())
     groups = np.repeat(np.arange(len(classes)), n_clips.sum(axis=1))
@@ -465,15 +472,38 @@ def answers_of_several(world: World, auroc: float, classes: np.ndarray, n_clips:
         clips = np.flatnonzero(has_one & (rng.random(len(first)) < share))
         table[clips, rng.integers(n_classes, size=len(clips))] = table is targets
     targets &= is_known
-    # Half of what a recordist does to the sounds and to the noise is of one label, half of all labels.
-    of_sound, of_noise = (
-        np.sqrt(0.5) * world.spread * sum(rng.normal(size=(2, len(classes), n)) for n in (n_classes, 1))
-    )
+
+    def recordists(share: float) -> np.ndarray:
+        """Return what they do to the sounds and to the noise, half of it of one label and half of all labels."""
+        scale = np.sqrt(share / 2) * world.spread
+        return scale * sum(rng.normal(size=(2, len(classes), n)) for n in (n_classes, 1))
+
     usual = ndtri(auroc) * np.sqrt(2 * (1 + world.spread**2) + SPECIES_SPREAD**2)
-    logits = np.where(targets, (usual + world.difficulty + of_sound)[groups], of_noise[groups])
-    logits += rng.normal(size=logits.shape)
-    is_detected = logits >= -ndtri(DETECTORS[auroc]) * np.sqrt(1 + world.spread**2)
-    return multi_label.Answers(targets, is_known, logits, is_detected, groups, np.full(len(first), CLIP_SECONDS))
+    common = recordists(1.0 if n_models == 1 else COMMON)
+    models = []
+    for _ in range(n_models):
+        of_sound, of_noise = common if n_models == 1 else common + recordists(1 - COMMON)
+        logits = np.where(targets, (usual + world.difficulty + of_sound)[groups], of_noise[groups])
+        logits += rng.normal(size=logits.shape)
+        is_detected = logits >= -ndtri(DETECTORS[auroc]) * np.sqrt(1 + world.spread**2)
+        seconds = np.full(len(first), CLIP_SECONDS)
+        models.append(multi_label.Answers(targets, is_known, logits, is_detected, groups, seconds))
+    return models
+
+
+def two_of_several_labels(world: World, auroc: float) -> Measured:
+    """Difference in cmAP of two models that are equal, and its test, as in 03 --compare."""
+    found = []
+    for sets in world.data_sets():
+        for one in zip(*sets, strict=True):
+            models = [multi_label.compared(answers) for answers in answers_of_several(world, auroc, *one, n_models=2)]
+            found.append(intervals.differences(models, [(0, 1)], multi_label.COMPARED)["macro_average_precision"])
+    low, high, estimate, error = (
+        np.concatenate([getattr(one, column) for one in found]) for column in ("low", "high", "estimate", "error")
+    )
+    p_values = [intervals.p_of_t(*pair, found[0].n_groups) for pair in zip(estimate, error, strict=True)]
+    yield "difference in cmAP", holds(low, high, 0.0), *world.expects(EXACT, (0.94, 1.0))
+    yield "t test of cmAP, wrong", np.array(p_values) <= 0.05, WRONG, ""
 
 
 def several_labels(world: World, auroc: float) -> Measured:
@@ -481,14 +511,14 @@ def several_labels(world: World, auroc: float) -> Measured:
     many = World(world.groups, N_TRUE, 1)
     many.spread = world.spread
     together = multi_label.joined(
-        [answers_of_several(many, auroc, *one) for sets in many.data_sets() for one in zip(*sets, strict=True)],
+        [answers_of_several(many, auroc, *one)[0] for sets in many.data_sets() for one in zip(*sets, strict=True)],
         of_one_model=True,
     )
     truth, label = multi_label.point_scores(together), int(world.n_of_class.argmax())
     is_true, is_detected = together.targets[:, label], (together.is_detected & together.is_known)[:, label]
     truth_of_label = {"precision": is_true[is_detected].mean(), "recall": is_detected[is_true].mean()}
     found = [
-        multi_label.score_all(answers_of_several(world, auroc, *one))
+        multi_label.score_all(answers_of_several(world, auroc, *one)[0])
         for sets in world.data_sets()
         for one in zip(*sets, strict=True)
     ]
@@ -526,6 +556,7 @@ MEASURES: dict[str, Callable[[World, float], Measured]] = {
     "recipe": recipe,
     "pairs": mean_of_pairs,
     "several": several_labels,
+    "two of several": two_of_several_labels,
 }
 
 
@@ -542,6 +573,7 @@ def plan(groups: Sequence[Groups]) -> Iterator[tuple[str, Groups, float, float]]
         yield from (("difference", one, accuracy, RESEMBLANCE) for accuracy in (0.4, 0.6))
         if one.n_clips.sum() <= MOST_CLIPS_OF_SEVERAL:
             yield from (("several", one, auroc, RESEMBLANCE) for auroc in DETECTORS)
+            yield "two of several", one, min(DETECTORS), RESEMBLANCE
     for one in whole:
         yield from ((what, one, 0.6, RESEMBLANCE) for what in ("collections", "rare", "simultaneous", "recipe"))
         yield from (("pairs", one, mean, RESEMBLANCE) for mean in (0.2, 0.4))

@@ -4,7 +4,7 @@
 
 1. The scores in each metrics.csv are computed again from its predictions.parquet.
 2. The commands that RESULTS.md names for its tables are run again. Each row that they print must be in RESULTS.md, and
-   each row of these tables in RESULTS.md must be printed.
+   each row of these tables in RESULTS.md must be printed. The tables that they write must equal the committed ones.
 3. Each number in the section "Results" of README.md that has decimals or several digits must be in RESULTS.md. The
    numbers in a row of a table there must be in one row of RESULTS.md.
 
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
             raise InputError(f"{path}: no such file or folder; run this in the root of the repository")
     wrong = check_scores(args.results_dir)
     text = args.results.read_text(encoding="utf-8")
-    wrong += check_tables(text, printed_lines(commands(text), args.results_dir), args.results.name)
+    printed, stale = run_again(commands(text), args.results_dir)
+    wrong += check_tables(text, printed, args.results.name) + stale
     wrong += check_numbers(section(args.readme.read_text(encoding="utf-8"), "Results"), text, args.readme.name)
     if wrong:
         found = counted(len(wrong), "number does", "numbers do")
@@ -97,18 +98,29 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(command) for command in dict.fromkeys(found)]
 
 
-def printed_lines(of_commands: Iterable[Sequence[str]], results_dir: Path) -> list[str]:
-    """Run the commands on a copy of the results; return the lines that they print."""
-    lines = []
+def run_again(of_commands: Iterable[Sequence[str]], results_dir: Path) -> tuple[list[str], list[str]]:
+    """Run the commands on a copy of the results.
+
+    Returns
+    -------
+    printed : list of str
+        The lines that they print.
+    stale : list of str
+        The tables of `results_dir` that the commands write with other content.
+    """
+    printed = []
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(results_dir, Path(folder) / names.PUBLISHED)
         for script, *words in of_commands:
-            module, printed = importlib.import_module(f"experiments.{script}"), io.StringIO()
-            with contextlib.redirect_stdout(printed):
+            module, text = importlib.import_module(f"experiments.{script}"), io.StringIO()
+            with contextlib.redirect_stdout(text):
                 module.run(module.build_parser().parse_args([*words, "--results_dir", str(copy)]))
-            lines += printed.getvalue().splitlines()
-            log.info("%s: %d lines", shlex.join([script, *words]), len(printed.getvalue().splitlines()))
-    return lines
+            lines = text.getvalue().splitlines()
+            printed += lines
+            log.info("%s: %s", shlex.join([script, *words]), counted(len(lines), "line"))
+        tables = sorted(results_dir.glob("*/*.csv"))
+        stale = [path for path in tables if path.read_bytes() != (copy / path.relative_to(results_dir)).read_bytes()]
+    return printed, [f"{path} is not the table that the predictions give" for path in stale]
 
 
 def check_tables(text: str, printed: Sequence[str], name: str) -> list[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import study_check
+from experiments import study_check, ways_table
 from tests.data import LABELS
 from tests.results import write_result
 from tests.stages import ROOT
@@ -52,6 +52,26 @@ def test_rows_of_tables_are_compared_in_both_ways():
 def test_the_commands_of_a_document_are_read_once():
     text = "`python -m experiments.study_table --name a` and `python -m experiments.study_table --name a`; `make study`"
     assert study_check.commands(text) == [["study_table", "--name", "a"]]
+
+
+def test_a_table_that_no_longer_follows_from_the_predictions_is_named(tmp_path):
+    label_ids, groups = np.arange(24) % 3, [f"g{i // 2}" for i in range(24)]
+    models = {"base": (6, 20), "base.after-4": (4, 15)}
+    for model, (n_layers, n_right) in models.items():
+        predicted = np.where(np.arange(24) < n_right, label_ids, (label_ids + 1) % 3)
+        write_result(tmp_path, f"birds/{model}/seed-1", predicted, label_ids, groups, n_layers=n_layers)
+    latencies = pd.DataFrame({"model": list(models), "latency_ms": 5, "latency_doubt": "no"})
+    latencies.to_csv(tmp_path / "birds" / "latency.csv", index=False)
+    command = ["ways_table", "--name", "birds", "--model", "base", "--part", "seed-1"]
+    assert ways_table.main([*command[1:], "--results_dir", str(tmp_path)]) == 0
+    printed, stale = study_check.run_again([command], tmp_path)
+    assert printed[0].startswith("| way |") and stale == []
+    path = tmp_path / "birds" / "ways.csv"
+    path.write_text(path.read_text().replace("removed", "repaired"))
+    assert study_check.run_again([command], tmp_path) == (
+        printed,
+        [f"{path} is not the table that the predictions give"],
+    )
 
 
 def test_numbers_of_the_section_must_stand_in_the_tables(tmp_path):
