@@ -306,6 +306,11 @@ def budget_of(args: argparse.Namespace) -> budget.Budget | None:
     return limits if limits.limits else None
 
 
+def drawn_by(args: argparse.Namespace) -> dict:
+    """Return the flags that draw the clips of train, for 07 to draw the same."""
+    return {name: vars(args)[name] for name in best.DRAWN_BY}
+
+
 def sweep(asked: Sweep, this_run: runs.Run) -> None:
     """Score the subsets of the strategies, choose, and report."""
     args, loaded, plan = asked.args, asked.loaded, asked.plan
@@ -384,8 +389,7 @@ def sweep(asked: Sweep, this_run: runs.Run) -> None:
             unrepaired.run(finalists)
         table.write()
         if within.get("within_budget"):
-            drawn = {"max_clips_per_class": args.max_clips_per_class, "seed": args.seed}
-            within["within_budget"] = search.described(within_budget, drawn)
+            within["within_budget"] = search.described(within_budget, drawn_by(args))
     this_run.metrics = write_choices(asked, {**choices.scored(on_search, on_report), **within}, on_search, on_report)
     this_run.metrics |= looks.count_looks(args.output_dir, asked.inputs["data_dir"], args.report_split)
     if heard := asked.report_clips.heard_in_train:
@@ -420,7 +424,7 @@ def write_choices(
         "report_split": args.report_split,
         "n_of_splits": {scores.split: [scores.n_clips, scores.n_groups] for scores in (on_search, on_report)},
         "margin": args.margin,
-        "repair": asked.repairer.settings if asked.repairer else None,
+        "repair": asked.repairer.settings | drawn_by(args) if asked.repairer else None,
     }
     written = best.write_best(args.output_dir, swept, chosen)
     recorded = ("smallest_within_margin", "smallest_within_margin_by_interval", "n_pruned", "kept_together")

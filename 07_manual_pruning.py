@@ -153,7 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_data_arguments(parser)
     parser.set_defaults(data_dir=None)  # without a width, a repair or an export, no clip is read
     parser.add_argument("--dry_run", action="store_true", help="print the sizes; write nothing")
-    cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR)
+    cli.add_common_arguments(parser, output_dir=DEFAULT_OUTPUT_DIR, other_seed="with --from, as in the sweep")
     return parser
 
 
@@ -172,21 +172,19 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"model_dir": given or model_folder.any_model_input(args.model_dir)}
     if best_path is not None:
         inputs["from"] = runs.file_input(best_path)
-        chosen_width, repaired_in_sweep = {}, False
-        if not is_narrower(args):  # run.json records the flags that give the same model
-            chosen_width = best.width_within_budget(best_path, inputs["model_dir"], args.n_layers)
-            vars(args).update(chosen_width)
-        if args.repair is None:
-            args.repair, n_clips = best.repair_of(best_path, inputs["model_dir"])
-            args.repair_clips = args.repair_clips or n_clips
-            repaired_in_sweep = is_repaired(args)
+        of_sweep = best.flags_of(best_path, inputs["model_dir"], args.n_layers, vars(args))
+        vars(args).update(of_sweep)  # run.json records the flags that give the same model
+        if args.data_dir is not None and not reads_clips(args):
+            log.info("%s: this model needs no clips, so --data_dir is not read", best_path)
+            args.data_dir = args.fold = args.max_clips_per_class = None
+    args.seed = cli.SEED if args.seed is None else args.seed
     check_arguments_for_clips(args, best_path)
     if args.data_dir is not None:
         inputs["data_dir"] = clips.data_input(args.data_dir, args.fold)
     if only_exports:
         export_alone(args, inputs | fitted_thresholds.as_input(Path(args.model_dir)))
         return
-    if args.data_dir is not None and best_path is not None and (chosen_width or repaired_in_sweep):
+    if args.data_dir is not None and best_path is not None and of_sweep:
         best.check_data(best_path, inputs["data_dir"])
     source = None
     if not asked:
@@ -195,7 +193,8 @@ def run(args: argparse.Namespace) -> None:
         if keep is None:
             return
         args.keep_layers = cli.format_layer_list(keep)  # run.json records the equivalent command
-        print(f"to repeat: {cli.command_line(build_parser(), Path(__file__).name, args, dry_run=False)}")
+        changed = {"dry_run": False, "seed": None if args.seed == cli.SEED else args.seed}
+        print(f"to repeat: {cli.command_line(build_parser(), Path(__file__).name, args, **changed)}")
     if args.dry_run:
         source = source or Source(args)
         show(source.sizes(layers_to_keep(args, inputs, source)))
@@ -276,7 +275,7 @@ def check_arguments_for_clips(args: argparse.Namespace, best_path: Path | None) 
     if args.importance is not None and not is_narrower(args):
         raise UsageError(f"--importance is of use only with one of {wanted}")
     for flag in ("data_dir", "fold", "max_clips_per_class"):
-        if not (is_narrower(args) or is_repaired(args) or args.export) and vars(args)[flag] is not None:
+        if not reads_clips(args) and vars(args)[flag] is not None:
             raise UsageError(f"--{flag} is of use only with one of {wanted}, --repair, --export")
         if args.export and args.data_dir is None and vars(args)[flag] is not None:
             raise UsageError(f"--{flag} chooses among clips: give --data_dir")
@@ -295,6 +294,11 @@ def precisions(args: argparse.Namespace) -> list[str]:
 def is_repaired(args: argparse.Namespace) -> bool:
     """Return whether the kept blocks are fitted to the states of the whole model."""
     return args.repair == pruning_plan.LINEAR
+
+
+def reads_clips(args: argparse.Namespace) -> bool:
+    """Return whether clips are of use."""
+    return is_narrower(args) or is_repaired(args) or args.export is not None
 
 
 def layers_to_keep(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source) -> dict[Path, list[int]]:
@@ -342,16 +346,16 @@ def interact(n_layers: int, counter: SizeCounter) -> list[int] | None:
 
 def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source | None) -> None:
     """Write one model, or the models of a ladder that a stopped run did not write."""
-    stage, reads_clips = Path(__file__).stem, is_narrower(args) or is_repaired(args)
+    stage, needs_train = Path(__file__).stem, is_narrower(args) or is_repaired(args)
     with runs.open_run(stage, args, inputs, outputs=OUTPUTS, scratch=[SCRATCH], result_neutral={"dry_run"}) as this_run:
-        device = this_run.choose_device(args.device if reads_clips else "cpu")
+        device = this_run.choose_device(args.device if needs_train else "cpu")
         with this_run.checking():
             source = source or Source(args)
             keeps = layers_to_keep(args, inputs, source)
             largest = next(iter(keeps.values()))
             if is_repaired(args):
                 repair.check_possible(source.config)
-            train = clips_of_train(args, source, largest) if reads_clips else None
+            train = clips_of_train(args, source, largest) if needs_train else None
             if "from" in inputs and (chosen_on := best.chosen_on(vars(args)["from"])):
                 source.config.layers_chosen_on = chosen_on
         whole = source.loaded
@@ -377,8 +381,11 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
                 pruned = repair.repaired_copy(made, tuple(own), repairer).ready("cpu")
                 folder.parent.mkdir(exist_ok=True)
                 encoders.save_model(pruned, folder)
-                fitted = "" if repairer is None else f", repaired on {len(some)} clips of train"
-                log.info("%s: layers %s%s", folder, cli.format_layer_list(encoders.kept_layers(pruned.config)), fitted)
+                how = ""
+                if repairer is not None:
+                    is_fitted = getattr(pruned.config, "repair", None) is repairer.settings
+                    how = f", repaired on {len(some)} clips of train" if is_fitted else ", nothing to repair"
+                log.info("%s: layers %s%s", folder, cli.format_layer_list(encoders.kept_layers(pruned.config)), how)
             encoders.log_without_classifier(source.config)
             if repairer is None and whole.has_head:  # a head that was trained on what the whole encoder gives
                 with contextlib.suppress(UsageError):

@@ -233,7 +233,8 @@ class World:
         for classes, n_clips in self.data_sets():
             common = self.difficulties(len(classes), COMMON)
             yield [
-                self.answers(classes, n_clips, one, common + self.difficulties(len(classes), 1 - COMMON)) for one in by_class
+                self.answers(classes, n_clips, one, common + self.difficulties(len(classes), 1 - COMMON))
+                for one in by_class
             ]
 
 

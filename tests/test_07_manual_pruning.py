@@ -1016,8 +1016,53 @@ def test_a_repair_that_cannot_be_is_refused(words, message, rough_dir, tmp_path,
     assert message in capfd.readouterr().err
 
 
+def test_a_repair_draws_the_clips_of_the_sweep(rough_dir, data_dir, tmp_path, capfd):
+    # With other clips, by another seed, the layers would be fitted otherwise.
+    words = ["--model_dir", rough_dir, "--data_dir", data_dir, "--output_dir", tmp_path / "sweep", "--device", "cpu"]
+    words += ["--strategies", "backward", "--repair", "linear", "--repair_clips", 7, "--seed", 3]
+    assert load_stage("05_pruning").main([str(word) for word in [*words, "--max_clips_per_class", 6]]) == 0
+    path = tmp_path / "sweep" / "best.json"
+    swept = json.loads(path.read_text())
+    asked = ("--model_dir", rough_dir, "--from", path, "--n_layers", 2, "--data_dir", data_dir)
+    drawn = clips.read_clips(data_dir, "train", 6, 3).drawn(7, 3)
+    repairer = repair.Repairer(encoders.load_model(rough_dir, "cpu"), drawn, 16)
+    expected = repair.repaired_copy(
+        encoders.load_model(rough_dir, "cpu"), tuple(swept["by_depth"]["2"]["keep"]), repairer
+    ).model.state_dict()
+    for more in ((), ("--repair", "linear")):  # the second is what the sweep had, too
+        output_dir = tmp_path / f"out{len(more)}"
+        assert main(*asked, *more, "--output_dir", output_dir) == 0
+        built = encoders.load_model(output_dir, "cpu").model.state_dict()
+        assert all(torch.allclose(built[name], weight, atol=1e-5) for name, weight in expected.items())
+    record = json.loads((tmp_path / "out0" / "run.json").read_text())["arguments"]
+    assert (record["seed"], record["max_clips_per_class"], record["repair_clips"]) == (3, 6, 7)
+    capfd.readouterr()
+    assert main(*asked, "--seed", 4, "--output_dir", tmp_path / "other") == 0
+    assert "the sweep had --seed 3, so this is not the model that it scored" in capfd.readouterr().err
+    assert json.loads((tmp_path / "other" / "run.json").read_text())["arguments"]["seed"] == 4
+    other = write_processed(tmp_path / "other_data", seed=5)
+    words = (*asked[:-1], other, "--repair", "linear", "--output_dir", tmp_path / "no")
+    assert main(*words) == 3
+    assert "which would give another model" in capfd.readouterr().err
+
+
+def test_what_was_not_fitted_is_not_called_repaired(rough_dir, data_dir, tmp_path, capfd):
+    whole = ("--model_dir", rough_dir, "--keep_layers", "0-3")
+    repaired = ("--repair", "linear", "--repair_clips", 7, "--data_dir", data_dir)
+    assert main(*whole, *repaired, "--output_dir", tmp_path / "noop") == 0
+    assert "layers 0-3, nothing to repair" in capfd.readouterr().err
+    assert "repair" not in config_of(tmp_path / "noop" / "model")
+    # A repair is of the blocks that it was fitted for.
+    assert main("--model_dir", rough_dir, "--ffn_size", 0.5, *repaired, "--output_dir", tmp_path / "narrow") == 0
+    assert config_of(tmp_path / "narrow" / "model")["repair"]["n_clips"] == 7
+    again = ("--model_dir", tmp_path / "narrow", "--keep_layers", "0-1", "--output_dir", tmp_path / "again")
+    assert main(*again) == 0
+    assert "repair" not in config_of(tmp_path / "again" / "model")
+
+
 def test_a_damaged_repair_in_a_best_json_is_refused(tmp_path):
-    content = {"schema_version": 1, "model_sha256": "a", "model_dir": "b", "by_depth": {}, "repair": {"method": "x"}}
+    content = {"schema_version": 1, "model_sha256": "a", "model_dir": "b", "by_depth": {"2": {"keep": [0, 1]}}}
+    content["repair"] = {"method": "x"}
     (tmp_path / "best.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="expected a repair of none, linear, got"):
-        best.repair_of(tmp_path / "best.json", runs.Input("b", "a"))
+        best.flags_of(tmp_path / "best.json", runs.Input("b", "a"), 2, {})

@@ -223,8 +223,9 @@ def test_where_nothing_fits(run_dir, data_dir, tmp_path, monkeypatch, capfd):
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "no model is within the budget (--max_latency_ms 5); the nearest keeps layers" in log and "11 ms" in log
     capfd.readouterr()
-    assert build(run_dir, tmp_path / "out" / "best.json", tmp_path / "built") == 2
-    assert "no model is within the budget of the sweep; choose one by --n_layers" in capfd.readouterr().err
+    for more in ((), ("--data_dir", data_dir)):
+        assert build(run_dir, tmp_path / "out" / "best.json", tmp_path / "built", *more) == 2
+        assert "no model is within the budget of the sweep; choose one by --n_layers" in capfd.readouterr().err
     assert build(run_dir, tmp_path / "out" / "best.json", tmp_path / "built", "--n_layers", 1) == 0
 
 
@@ -281,9 +282,30 @@ def test_clips_that_measure_are_at_equal_distances(data_dir, monkeypatch):
     assert np.array_equal(some.audio(1), train.audio(12)) and np.array_equal(some.targets[2], train.targets[23])
 
 
-def test_the_width_of_another_choice_is_none(narrow_result, run_dir):
-    model = model_folder.model_input(run_dir)
-    assert best.width_within_budget(narrow_result / "best.json", model, None)["ffn_size"] < 128
-    assert best.width_within_budget(narrow_result / "best.json", model, 2) == {}
+def test_the_flags_of_another_choice_are_none(narrow_result, run_dir):
+    path, model = narrow_result / "best.json", model_folder.model_input(run_dir)
+    found = best.flags_of(path, model, None, {})
+    assert found["ffn_size"] < 128 and found["importance"] == "activation" and found["seed"] == 42
+    assert best.flags_of(path, model, 2, {}) == {}
+    assert best.flags_of(path, model, None, {"ffn_size": 32}) == {}, "the user's width, with the user's clips"
+    assert best.flags_of(path, model, None, {"conv_channels": 0.5}) == found, "both are cut"
     with pytest.raises(InputError):
-        best.width_within_budget(narrow_result / "pruning.csv", model, None)
+        best.flags_of(narrow_result / "pruning.csv", model, None, {})
+
+
+def test_a_flag_that_is_given_wins_with_a_warning(narrow_result, run_dir, caplog):
+    model = model_folder.model_input(run_dir)
+    given = {"importance": "taylor", "seed": 42, "max_clips_per_class": None}
+    found = best.flags_of(narrow_result / "best.json", model, None, given)
+    assert found == {**best.flags_of(narrow_result / "best.json", model, None, {}), "importance": "taylor"}
+    assert "the sweep had --importance activation, so this is not the model that it scored" in caplog.text
+
+
+def test_clips_that_the_chosen_model_does_not_need_are_not_read(run_dir, data_dir, tmp_path, capfd):
+    assert main(run_dir, data_dir, tmp_path / "out", "--max_parameters", 10**9) == 0
+    asked = (run_dir, tmp_path / "out" / "best.json", tmp_path / "built", "--data_dir", data_dir)
+    assert "importance" not in best_of(tmp_path / "out")["within_budget"]
+    assert build(*asked) == 0
+    assert "this model needs no clips, so --data_dir is not read" in capfd.readouterr().err
+    record = json.loads((tmp_path / "built" / "run.json").read_text())
+    assert [one["name"] for one in record["inputs"]] == ["model_dir", "from"]

@@ -40,7 +40,12 @@ def test_answers_have_the_accuracy_that_was_asked_for(results_dir):
 def test_rows_say_how_often_and_all_are_inside(results_dir, capsys, monkeypatch):
     monkeypatch.setattr(coverage, "TOLERANCE", 4)  # of some 80 rows of few draws
     words = ["--results_dir", str(results_dir), "--draws", "100", "--only"]
-    assert coverage.main([*words, "accuracy", "difference", "simultaneous", "recipe", "pairs", "several", "two of several"]) == 0
+    assert (
+        coverage.main(
+            [*words, "accuracy", "difference", "simultaneous", "recipe", "pairs", "several", "two of several"]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert "0 outside their range" in lines[-1]
     said = {line.split("  ")[0].strip() for line in lines}

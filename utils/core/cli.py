@@ -17,6 +17,8 @@ from utils.core.errors import AlreadyComplete, InputError, Interrupted, StageErr
 
 log = logging.getLogger(__name__)
 
+SEED = 42
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keep the description's lines; add each default that the help text does not name."""
@@ -57,7 +59,7 @@ def build_stage_parser(doc: str) -> StageParser:
     return StageParser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None) -> None:
+def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None, other_seed: str = "") -> None:
     """Add ``--output_dir --seed --device --overwrite --log_level``.
 
     Parameters
@@ -66,6 +68,8 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None
         Parser to extend.
     output_dir : str or None
         Default of ``--output_dir``; None makes the flag required.
+    other_seed : str
+        When the seed is not `SEED` by default, in words; the stage then replaces None.
     """
     parser.add_argument(
         "--output_dir",
@@ -74,7 +78,12 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str | None
         required=output_dir is None,
         help="folder to write, exactly this one",
     )
-    parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of everything random")
+    parser.add_argument(
+        "--seed",
+        type=non_negative_int,
+        default=None if other_seed else SEED,
+        help=f"seed of everything random{f' (default: {SEED}; {other_seed})' if other_seed else ''}",
+    )
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],

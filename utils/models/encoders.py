@@ -522,6 +522,8 @@ def note_pruning(config: PreTrainedConfig) -> None:
     config.pruned_after_fine_tuning = getattr(config, "data_sha256", None) is not None
     if getattr(config, "pruned_from", None) is None:
         config.pruned_from = config.name_or_path
+    if hasattr(config, "repair"):
+        del config.repair  # of blocks that read other states now
 
 
 def pruned_copy(loaded: LoadedModel, keep: Sequence[int], shares_weights: bool = False) -> LoadedModel:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 NAME = "best.json"
 SCHEMA_VERSION = 1
+# The flags that draw the clips of train.
+DRAWN_BY = ("max_clips_per_class", "seed")
 NEEDED = {"schema_version": int, "model_sha256": str, "model_dir": str, "by_depth": dict}
 
 
@@ -95,19 +97,7 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
             f"{_describe_data(vars(config))}; {redo}"
         )
     _warn_of_choice(path, best, config)
-    depths = f"it has subsets of {', '.join(sorted(best['by_depth'], key=lambda depth: (len(depth), depth)))} layers"
-    if n_layers is None and "within_budget" in best:
-        subset = best["within_budget"]
-        if subset is None:
-            raise UsageError(f"{path}: no model is within the budget of the sweep; choose one by --n_layers: {depths}")
-    elif n_layers is None:
-        subset = best.get("smallest_within_margin")
-        if subset is None:
-            raise UsageError(f"{path}: no subset is within the margin of the sweep; choose one by --n_layers: {depths}")
-    else:
-        subset = best["by_depth"].get(str(n_layers))
-        if subset is None:
-            raise UsageError(f"--n_layers {n_layers}: {path} has no subset of that depth; {depths}")
+    subset = _chosen(path, best, n_layers)
     keep = subset.get("keep") if isinstance(subset, dict) else None
     if not isinstance(keep, list) or any(type(layer) is not int for layer in keep):
         raise InputError(f"{path}: expected a list of layers under 'keep', got {keep!r}; {redo} again")
@@ -120,28 +110,70 @@ def layers_to_keep(path: Path, model: runs.Input, config: PreTrainedConfig, n_la
     return keep
 
 
-def width_within_budget(path: Path, model: runs.Input, n_layers: int | None) -> dict:
-    """Return how to cut the FFN units of the model that `layers_to_keep` chooses within a budget.
+def _chosen(path: Path, best: dict, n_layers: int | None) -> object:
+    depths = f"it has subsets of {', '.join(sorted(best['by_depth'], key=lambda depth: (len(depth), depth)))} layers"
+    if n_layers is not None:
+        subset = best["by_depth"].get(str(n_layers))
+        if subset is None:
+            raise UsageError(f"--n_layers {n_layers}: {path} has no subset of that depth; {depths}")
+        return subset
+    is_budget = "within_budget" in best
+    subset = best["within_budget"] if is_budget else best.get("smallest_within_margin")
+    if subset is None:
+        of_sweep = "no model is within the budget" if is_budget else "no subset is within the margin"
+        raise UsageError(f"{path}: {of_sweep} of the sweep; choose one by --n_layers: {depths}")
+    return subset
+
+
+def flags_of(path: Path, model: runs.Input, n_layers: int | None, given: dict) -> dict:
+    """Return the flags of 07 with which it makes the model that `layers_to_keep` chooses as the sweep scored it.
+
+    Parameters
+    ----------
+    path : Path
+    model : runs.Input
+    n_layers : int or None
+        As for `layers_to_keep`.
+    given : dict
+        The flags that the user gave, by name; the others are missing or None.
 
     Returns
     -------
     dict
-        ``ffn_size``, ``importance``, and the flags that draw the clips of train: ``max_clips_per_class``, ``seed``.
-        Empty if the choice is not by a budget, or keeps all units.
+        What the sweep had of ``ffn_size, importance, repair, repair_clips, max_clips_per_class, seed``, but for what is
+        given. The last two draw the clips of train. Empty if the subset needs no clips.
 
     Raises
     ------
     InputError
         If the file cannot be read or breaks its schema.
+    UsageError
+        If the sweep holds no such subset.
     """
-    redo = _redo(model)
-    chosen = read_best(path, redo).get("within_budget")
-    if n_layers is not None or not isinstance(chosen, dict) or "importance" not in chosen:
-        return {}
-    found = {name: chosen.get(name) for name in ("ffn_size", "importance", "max_clips_per_class", "seed")}
+    best = read_best(path, _redo(model))
+    subset, given = _chosen(path, best, n_layers), {name: value for name, value in given.items() if value is not None}
+    found = {}
+    if n_layers is None and isinstance(subset, dict) and "importance" in subset and "ffn_size" not in given:
+        found |= _width(path, subset, model)
+    method, repair = _repair(path, best)
+    if given.get("repair", method) == method == pruning_plan.LINEAR:
+        found |= repair
+    differing = [name for name, value in found.items() if given.get(name, value) != value]
+    if differing:
+        log.warning(
+            "%s: the sweep had %s, so this is not the model that it scored; to repeat it leave the flags out",
+            *(path, ", ".join(f"--{name} {found[name]}" for name in differing)),
+        )
+    return found | {name: value for name, value in given.items() if name in found}
+
+
+def _width(path: Path, chosen: dict, model: runs.Input) -> dict:
+    found = {name: chosen.get(name) for name in ("ffn_size", "importance", *DRAWN_BY)}
     counts = [value for name, value in found.items() if name != "importance" and value is not None]
     if found["importance"] not in width.IMPORTANCES or not found["ffn_size"] or not all(type(n) is int for n in counts):
-        raise InputError(f"{path}: the width of the model within the budget cannot be read: {found}; {redo} again")
+        raise InputError(
+            f"{path}: the width of the model within the budget cannot be read: {found}; {_redo(model)} again"
+        )
     return found
 
 
@@ -173,15 +205,18 @@ def _redo(model: runs.Input) -> str:
     return f"expected the result of 05_pruning.py for this model, by default {usual}; run it on this model"
 
 
-def repair_of(path: Path, model: runs.Input) -> tuple[str, int | None]:
-    """Return how the sweep of a model repaired its subsets, and on how many clips; an early file notes no repair."""
-    found = read_best(path, _redo(model)).get("repair")
+def _repair(path: Path, best: dict) -> tuple[str, dict]:
+    """Return how a sweep repaired its subsets, and the flags for it; an early file notes no repair, or no seed."""
+    found = best.get("repair")
     if found is None:
-        return pruning_plan.NO_REPAIR, None
-    method, n_clips = (found.get(name) for name in ("method", "n_clips")) if isinstance(found, dict) else (None, None)
-    if method not in pruning_plan.REPAIRS or type(n_clips) is not int or n_clips < 1:
+        return pruning_plan.NO_REPAIR, {}
+    method, n_clips, *drawn = (
+        (found.get(name) for name in ("method", "n_clips", *DRAWN_BY)) if isinstance(found, dict) else (None, None)
+    )
+    is_read = method in pruning_plan.REPAIRS and type(n_clips) is int and n_clips > 0
+    if not is_read or not all(value is None or type(value) is int for value in drawn):
         raise InputError(f"{path}: expected a repair of {', '.join(pruning_plan.REPAIRS)}, got {found!r}")
-    return method, n_clips
+    return method, {"repair": method, "repair_clips": n_clips, **dict(zip(DRAWN_BY, drawn, strict=True))}
 
 
 def _describe_data(source: dict) -> str:
