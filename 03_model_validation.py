@@ -224,8 +224,10 @@ def compare(args: argparse.Namespace) -> None:
         )
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         args.output_dir = names.root_of(args.compare[0]) / comparison.folder_name(compared)
+    # A difference and its margin have a direction, so the order counts.
     inputs = {
-        f"compare {name}": comparison.results_input(folder) for name, folder in zip(compared, args.compare, strict=True)
+        f"compare {number}: {name}": comparison.results_input(folder)
+        for number, (name, folder) in enumerate(zip(compared, args.compare, strict=True), start=1)
     }
     models = [comparison.read_scored(folder) for folder in args.compare]
     for model in models[1:]:
@@ -254,7 +256,8 @@ def compare(args: argparse.Namespace) -> None:
         main, other = first.compared
         words = {main: main.replace("_", " "), other: other.replace("_", " ").replace("f1", "F1")}
         of_all = f", which hold for all {len(table)} pairs together" if len(table) > 1 else ""
-        log.info("in square brackets: 95 %% intervals of differences%s: %s", of_all, verdicts.OF_PAIR)
+        on = verdicts.on_others(first.metrics["kept_together"])
+        log.info("in square brackets: 95 %% intervals of differences%s: %s", of_all, on)
         for _, row in table.iterrows():
             log.info(
                 "%s minus %s: %s %+.3f [%+.3f, %+.3f], p %.3g (adjusted %.3g); %s %+.3f [%+.3f, %+.3f]; "
@@ -272,7 +275,7 @@ def load(
     """Load the model and the clips; return also how many recordings it was trained on, by split."""
     is_file, name = model_folder.is_exported(args.model_dir), str(args.model_dir)
     device = this_run.choose_device("cpu" if is_file and args.device == "auto" else args.device)
-    split_clips = clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed, args.fold)
+    split_clips = read_split(args)
     loaded = encoders.load_model(args.model_dir, device)
     encoders.check_matches(loaded, split_clips)
     if not loaded.is_multi_label:
@@ -284,6 +287,11 @@ def load(
     training_history.warn_of_choice(loaded.config, name, data, args.split)
     encoder_window.warn_of_window(loaded, split_clips.clip_seconds, name)
     return loaded, split_clips, known
+
+
+def read_split(args: argparse.Namespace) -> clips.Clips:
+    """Return the clips to score, with all their labels."""
+    return clips.read_clips(args.data_dir, args.split, args.max_clips_per_class, args.seed, args.fold)
 
 
 def fit_thresholds(args: argparse.Namespace) -> None:
@@ -381,7 +389,9 @@ def validate(args: argparse.Namespace) -> None:
         if args.review:
             path = args.output_dir / review_page.NAME
             title = f"Worst mistakes of {row['model_name']} on {args.split}"
-            n_mistakes = mistakes.write_review(path, title, split_clips, logits, model.config, args.review)
+            # A label of the clip that the model was not to give is no mistake.
+            with_all_labels = split_clips if loaded.is_multi_label else read_split(args).without_silence()
+            n_mistakes = mistakes.write_review(path, title, with_all_labels, logits, model.config, args.review)
             log.info("%d mistakes to review: %s", n_mistakes, path)
         log_scores(row)
         if fitted is not None:
@@ -438,11 +448,10 @@ def pool(args: argparse.Namespace) -> None:
         this_run.metrics["heard_in_train"] = pooling.who_was_heard(folds)
         write_results(args.output_dir, table, folds[first].labels, logits, row, several)
         log_scores(row, scored="these models")
-        if several is None and (args.data_dir / recordings_table.NAME).is_file():
-            if pooling.is_data_of(args.data_dir, row["data_sha256"]):
-                score_collections(args, this_run, table, pooling.collections_of(folds, args.data_dir))
-            else:
-                log.warning("%s is not the data set of these folds any more: no scores by collection", args.data_dir)
+        if several is None and pooling.is_data_of(args.data_dir, row["data_sha256"]):
+            score_collections(args, this_run, table, pooling.collections_of(folds, args.data_dir))
+        elif several is None:
+            log.warning("%s is not the data set of these folds, or not there: no scores by collection", args.data_dir)
         drawing.draw_result(args.output_dir)
 
 
@@ -456,7 +465,8 @@ def score_collections(
     recordings_table.warn_of_labels_of_one_collection(args.data_dir)
     write_text(args.output_dir / by_collection.NAME, scores.to_csv(index=False, float_format="%.6g"))
     model = "this model" if args.pool is None else "these models"
-    log.info("by collection, with the 95 %% interval of %s on other recordists of the same collections:", model)
+    others = verdicts.others(str(this_run.metrics.get("kept_together")))
+    log.info("by collection, with the 95 %% interval of %s on %s of the same collections:", model, others)
     for _, row in scores.iterrows():
         log.info(
             "%s: %d clips in %d groups, %d labels; accuracy %.3f [%.3f, %.3f], macro F1 %.3f [%.3f, %.3f]",
@@ -544,12 +554,13 @@ def log_one_label(row: dict, scored: str) -> None:
     """Log accuracy, macro F1 and calibration of a model with one label a clip."""
     for name in ("accuracy", "macro_f1"):
         log.info(
-            "%-9s %.3f  (95 %% interval %.3f to %.3f: %s on other recordists), of recordings %.3f",
+            "%-9s %.3f  (95 %% interval %.3f to %.3f: %s on %s), of recordings %.3f",
             name,
             row[name],
             row[f"{name}_low"],
             row[f"{name}_high"],
             scored,
+            verdicts.others(row["kept_together"]),
             row[f"recording_{name}"],
         )
     log.info(
@@ -571,7 +582,8 @@ def log_several(row: dict, scored: str) -> None:
     }
     for name, text in words.items():
         ends = (row[name], row[f"{name}_low"], row[f"{name}_high"])
-        log.info("%s %.3f  (95 %% interval %.3f to %.3f: %s on other recordists)", text, *ends, scored)
+        others = verdicts.others(row["kept_together"])
+        log.info("%s %.3f  (95 %% interval %.3f to %.3f: %s on %s)", text, *ends, scored, others)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

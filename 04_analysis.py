@@ -61,7 +61,7 @@ with lazy.imported_on_first_use():
     from utils.layers import drawing, euclidean_convexity, hidden_states, linear_maps
     from utils.models import encoder_parts, encoder_window, encoders, predict, start_line, training_history
     from utils.pruning import layer_selection
-    from utils.scores import intervals, looks
+    from utils.scores import intervals, looks, verdicts
 
 if TYPE_CHECKING:
     from utils.models.loaded_model import LoadedModel
@@ -259,13 +259,7 @@ def hear(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs
     start_line.log_start(args.device, device, {args.model_dir: loaded.model}, {args.split: split_clips})
     intervals.warn_of_few_groups(args.split, split_clips.table["group"].nunique())
     this_run.metrics |= metrics_of(args.split, split_clips)
-    this_run.metrics |= looks.count_looks(args.output_dir, inputs["data_dir"], args.split)
-    if args.split in looks.WITH_TEST:
-        log.warning(
-            "--split %s has the test clips: layers that these values choose have scores on test that are too high; "
-            "to choose layers, give --split val or train",
-            args.split,
-        )
+    note_looks(args, inputs, this_run)
     cross_validated = args.split in ("train", ALL_SPLITS)
     if loaded.has_head and cross_validated:
         log.warning(
@@ -299,7 +293,7 @@ def measure_classes(
     args: argparse.Namespace, heard: Heard, tables: Tables, this_run: runs.Run
 ) -> dict[str, pd.DataFrame]:
     """Measure and write the metrics of the classes at every layer; return the tables by layer."""
-    found = {}
+    found, others = {}, verdicts.others(heard.clips.kept_together)
     if "graph_convexity" in args.metrics:
         with this_run.timed("graph_convexity"):
             layers, classes = analysis.graph_convexity(
@@ -310,9 +304,10 @@ def measure_classes(
         best = layers.loc[layers["convexity"].idxmax()]
         if not best["mostly_direct"]:  # otherwise a warning has said that it is not informative
             log.info(
-                "graph convexity is highest at layer %d: %.3f  (95 %% interval %.3f to %.3f: this model on other "
-                "recordists), null (labels permuted between groups) %.3f",
-                *best[["layer", "convexity", "convexity_low", "convexity_high", "null_of_groups"]],
+                "graph convexity is highest at layer %d: %.3f  (95 %% interval %.3f to %.3f: this model on %s), null "
+                "(labels permuted between groups) %.3f",
+                *best[["layer", "convexity", "convexity_low", "convexity_high"]],
+                *(others, best["null_of_groups"]),
             )
     if heard.logits is not None:
         with this_run.timed("euclidean_convexity"):
@@ -327,9 +322,10 @@ def measure_classes(
         tables.write("probe", found["probe"])
         best = found["probe"].loc[found["probe"]["accuracy"].idxmax()]
         log.info(
-            "the linear probe is best at layer %d: accuracy %.3f  (95 %% interval %.3f to %.3f: this model on other "
-            "recordists), majority level %.3f",
-            *best[["layer", "accuracy", "accuracy_low", "accuracy_high", "majority"]],
+            "the linear probe is best at layer %d: accuracy %.3f  (95 %% interval %.3f to %.3f: this model on %s), "
+            "majority level %.3f",
+            *best[["layer", "accuracy", "accuracy_low", "accuracy_high"]],
+            *(others, best["majority"]),
         )
     return found
 
@@ -338,6 +334,7 @@ def compare_models(args: argparse.Namespace, inputs: dict[str, runs.Input], this
     """Compare all layers of one model with all layers of another."""
     split_clips = read_split(args, args.split)
     this_run.metrics |= metrics_of(args.split, split_clips)
+    note_looks(args, inputs, this_run)
     states = []
     for flag, stem in (("model_dir", STATES), ("compare_to", OTHER_STATES)):
         loaded = load(getattr(args, flag), split_clips, device)
@@ -357,6 +354,17 @@ def read_split(args: argparse.Namespace, split: str) -> clips.Clips:
     """Return the clips of a split, or of all: those that have a label, each with its first one."""
     name = None if split == ALL_SPLITS else split
     return clips.read_clips(args.data_dir, name, args.max_clips_per_class, args.seed, args.fold).with_one_label()
+
+
+def note_looks(args: argparse.Namespace, inputs: dict[str, runs.Input], this_run: runs.Run) -> None:
+    """Count the earlier looks at the test clips, and warn of them, if they are read."""
+    this_run.metrics |= looks.count_looks(args.output_dir, inputs["data_dir"], args.split)
+    if args.split in looks.WITH_TEST:
+        log.warning(
+            "--split %s has the test clips: layers that these values choose have scores on test that are too high; "
+            "to choose layers, give --split val or train",
+            args.split,
+        )
 
 
 def metrics_of(split: str, split_clips: clips.Clips) -> dict:

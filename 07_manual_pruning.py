@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--ffn_size",
         type=cli.number_or_share,
         default=None,
-        help="units of the feed-forward network that each block keeps, as a number or a share: 1536, 0.5",
+        help="units of the feed-forward network that each block keeps, as a number or a share: 1536, 0.5; 1 is one",
     )
     parser.add_argument(
         "--conv_channels",
@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--heads",
         type=cli.number_or_share,
         default=None,
-        help="heads that each block keeps, as a number or a share: 6, 0.5",
+        help="heads that each block keeps, as a number or a share: 6, 0.5; 1 is one head",
     )
     parser.add_argument(
         "--importance",

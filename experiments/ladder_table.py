@@ -142,7 +142,7 @@ def differences_to_whole(before: pd.DataFrame, results_dir: Path) -> dict[int, t
     """
     whole = whole_models(before)
     largest = before["n_layers"].max()
-    read = functools.cache(lambda name: comparison.read_scored(results_dir / name))
+    read = functools.cache(lambda name: comparison.read_one_label(results_dir / name))
     groups = np.unique(np.concatenate([read(name).predictions["group"] for name in whole.values()]))
     sizes, models = [], []
     for n_layers, rows in before[before["n_layers"] < largest].groupby("n_layers"):
@@ -222,7 +222,7 @@ def rules(whole: dict[str, str], results_dir: Path) -> list[str]:
 
 def draw(before: pd.DataFrame, after: pd.DataFrame, results_dir: Path, name: str, model: str) -> None:
     """Draw accuracy against the number of blocks kept: each seed as a point, means as lines."""
-    scored = [comparison.read_scored(results_dir / whole) for whole in whole_models(before).values()]
+    scored = [comparison.read_one_label(results_dir / whole) for whole in whole_models(before).values()]
     clips = pd.concat([one.predictions for one in scored])
     n_groups = clips["group"].nunique()
     title = f"{model} on {name}: {len(clips):,} test clips of {counted(len(scored), 'seed')} in {n_groups:,} groups"

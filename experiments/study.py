@@ -243,6 +243,11 @@ def run(args: argparse.Namespace) -> None:
     claim_layers = args.claim_layers or rungs[-1]
     if len({*args.seeds, *args.seeds_of_first_fold}) < len(args.seeds) + len(args.seeds_of_first_fold):
         raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
+    if several := {"--annotations", "--secondary_labels"} & {*args.data_args}:
+        raise UsageError(
+            f"--data_args {several.pop()} gives clips several labels, and the tables of a study are of one label a "
+            "clip: train such models by 02_finetuning.py, and compare them by 03_model_validation.py --compare"
+        )
     check_layers(args, rungs)
     question, rest = plan(args, rungs, claim_layers)
     steps = [step for jobs in (*question, *rest) for job in jobs for step in job.steps]
@@ -283,6 +288,9 @@ def check_layers(args: argparse.Namespace, rungs: list[str]) -> None:
         raise UsageError("--ffn_sizes is for --narrow_layers: name a model, such as 0-3, or leave it out")
     if 1 in (args.ffn_sizes or ()):
         raise UsageError("--ffn_sizes 1 keeps all units: give a share below 1, such as 0.5")
+    for share in args.ffn_sizes or ():
+        if round(100 * share) != round(100 * share, 9):
+            raise UsageError(f"--ffn_sizes {share:g}: the names of the models have whole percents, such as 0.13")
     if rungs[0] in args.narrow_layers:
         raise UsageError(f"--narrow_layers {rungs[0]}: this model has no block to make narrower")
     if args.claim_layers and not args.splits:

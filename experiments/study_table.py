@@ -167,7 +167,7 @@ def with_side_by_side(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
 def read_seeds(rows: pd.DataFrame, results_dir: Path) -> dict[str, list[comparison.Scored]]:
     """Return the results of every model, by seed."""
     return {
-        model: [comparison.read_scored(results_dir / name) for name in own.sort_values("seed")["model_name"]]
+        model: [comparison.read_one_label(results_dir / name) for name in own.sort_values("seed")["model_name"]]
         for model, own in rows.groupby("model")
     }
 
@@ -178,7 +178,7 @@ def trainings_of(rows: pd.DataFrame, scored: list[comparison.Scored], results_di
     if name.fold is None:
         return scored
     folders = sorted((results_dir / name.data_folder / name.full_model).glob("fold-[0-9]*.seed-*"))
-    return [comparison.read_scored(folder) for folder in folders]
+    return [comparison.read_one_label(folder) for folder in folders]
 
 
 def pooled_scores(rows: pd.DataFrame, scored: dict[str, list[comparison.Scored]], results_dir: Path) -> pd.DataFrame:

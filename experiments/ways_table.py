@@ -47,11 +47,13 @@ DODGE = 1.008  # between two ways, so that intervals at one latency do not hide 
 WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
 CNN, CNN_TAUGHT = "CNN", "CNN, taught"
 TAUGHT, FROZEN, OTHER = "pruned before, taught", "only the head trained", "other encoder"
+MORE = "other way"  # of the same encoder
 AFTER_REPAIR = {
     names.FROZEN: "repaired, head trained",
     names.HEALED: "repaired, healed",
     names.TAUGHT: "repaired, taught",
 }
+MADE_BY = {"blocks", "after", "ffn", names.REPAIRED, *AFTER_REPAIR}
 NARROWER = {
     way: f"narrower{'' if way == REMOVED else f', {way}'}" for way in (REMOVED, REPAIRED, *AFTER_REPAIR.values())
 }
@@ -68,6 +70,7 @@ WAYS = (
     BEFORE,
     FROZEN,
     OTHER,
+    MORE,
     CNN_TAUGHT,
     CNN,
 )
@@ -94,6 +97,9 @@ def way_of(name: names.Name, whole: names.Name) -> str:
         return CNN_TAUGHT if names.TAUGHT in kinds else CNN
     if name.model != whole.model:  # its blocks have another size, so that its number of blocks is not comparable
         return OTHER
+    is_trained_after = kinds & {*AFTER_REPAIR} and kinds & {"after", "ffn"} and names.REPAIRED not in kinds
+    if kinds - MADE_BY or is_trained_after or kinds == {"blocks", names.HEALED}:
+        return MORE
     repaired = AFTER_REPAIR.get(name.variants[-1], REPAIRED) if names.REPAIRED in kinds else None
     if "ffn" in kinds:
         return NARROWER[repaired or REMOVED]
@@ -143,7 +149,7 @@ def read_models(results_dir: Path, name: str, model: str, parts: Sequence[str]) 
         if missing and own.name != model:
             log.warning("%s is left out: it has no result %s", own.name, ", ".join(missing))
         elif not missing and parsed is not None:
-            found[parsed] = comparison.joined([comparison.read_scored(own / part) for part in parts])
+            found[parsed] = comparison.joined([comparison.read_one_label(own / part) for part in parts])
     if model not in {one.full_model for one in found}:
         missing = next((part for part in parts if results_dir / name / model / part not in folders), parts[0])
         there = sorted({path.parent.name for path in (results_dir / name / model).glob(f"*/{summary.METRICS_NAME}")})

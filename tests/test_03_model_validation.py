@@ -17,7 +17,7 @@ import torch
 from datasets import load_dataset
 
 from experiments import figures
-from tests.data import LABELS, write_processed
+from tests.data import LABELS, write_annotated, write_processed
 from tests.results import write_result
 from tests.stages import load_stage
 from utils.core import runs
@@ -130,6 +130,21 @@ def test_review_writes_the_worst_mistakes_of_each_label(data_dir, run_dir, resul
     assert {one["why"] for one in found} == {"mistake"} and {float(one["end"]) for one in found} <= {0.5, 1.0}
 
 
+def test_a_label_that_a_clip_also_has_is_no_mistake_of_a_model_with_one_label(run_dir, tmp_path):
+    data_dir = write_annotated(tmp_path / "data")
+    assert main(run_dir, data_dir, tmp_path / "result", "--review", "99") == 0
+    page = re.findall(
+        r'<script type="application/json" id="page">(.*?)</script>', (tmp_path / "result/review.html").read_text()
+    )
+    found = json.loads(page[0])["items"]
+    heard = clips.read_clips(data_dir, "test").without_silence()
+    answers = predictions.read_predictions(tmp_path / "result")[0]["predicted_id"].to_numpy()
+    wrong = (heard.targets[range(len(heard)), answers] == 0) & heard.is_known[range(len(heard)), answers]
+    assert 0 < len(found) == wrong.sum() < (answers != heard.table["label_id"]).sum()
+    labels_of = {(row.source_path, str(row.start_s)): list(row.labels) for row in heard.table.itertuples()}
+    assert all(one["named"] == labels_of[one["file"], one["start"]] for one in found)
+
+
 # ------------------------------------------------------------------------------------------- artifacts
 
 
@@ -235,7 +250,7 @@ def test_log_tells_the_scores(result):
     row = pd.read_csv(result / "metrics.csv").iloc[0]
     expected = (
         f"accuracy  {row['accuracy']:.3f}  (95 % interval {row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}: "
-        "this model on other recordists)"
+        "this model on other recordings)"
     )
     assert expected in text
     assert "clips of test, split by recording; 3 classes, chance 0.333, majority 0.333 (test)" in text
@@ -617,7 +632,29 @@ def test_the_log_names_the_intervals_of_a_comparison(n_models, tmp_path, caplog)
         assert text in caplog.text
     assert (rows["accuracy_low_of_all"] < rows["accuracy_low"]).all() == (n_models > 2)
     said = {2: "intervals of differences: these", 3: "differences, which hold for all 3 pairs together: these"}
-    assert f"{said[n_models]} two models on other recordists" in caplog.text
+    assert f"{said[n_models]} two models on other groups" in caplog.text
+
+
+def test_a_comparison_has_a_direction(tmp_path, caplog):
+    label_ids, groups = np.arange(20) % 4, [f"g{i // 2}" for i in range(20)]
+    folders = [tmp_path / name for name in "ab"]
+    for folder, n_right in zip(folders, (15, 10), strict=True):
+        predicted_ids = np.where(np.arange(20) < n_right, label_ids, (label_ids + 1) % 4)
+        write_result(tmp_path, folder.name, predicted_ids, label_ids, groups, n_classes=4)
+    assert compare(folders, "--output_dir", tmp_path / "out") == 0
+    assert compare(folders[::-1], "--output_dir", tmp_path / "out") == 4
+    assert pd.read_csv(tmp_path / "out" / "comparison.csv")["accuracy_difference"].item() == 0.25
+    assert compare(folders[::-1], "--output_dir", tmp_path / "out", "--overwrite") == 0
+    assert pd.read_csv(tmp_path / "out" / "comparison.csv")["accuracy_difference"].item() == -0.25
+
+
+@pytest.mark.parametrize(("unit", "words"), [("recording", "recordings"), ("clip", "clips"), ("x", "groups")])
+def test_an_interval_is_about_what_the_split_keeps_together(unit, words, tmp_path, caplog):
+    label_ids, groups = np.arange(20) % 4, [f"g{i // 2}" for i in range(20)]
+    for name in "ab":
+        write_result(tmp_path, name, label_ids, label_ids, groups, n_classes=4, kept_together=unit)
+    assert compare([tmp_path / "a", tmp_path / "b"], "--output_dir", tmp_path / "out") == 0
+    assert f"these two models on other {words}" in caplog.text
 
 
 def test_comparison_lies_beside_the_results_and_is_none_of_them(two_results, run_dir, data_dir):

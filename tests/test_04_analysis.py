@@ -67,7 +67,7 @@ def test_layers_whose_pairs_are_mostly_neighbours_are_named(num_neighbors, model
     assert table["mostly_direct"].equals(mostly) and mostly.all() == (num_neighbors == 12)
     assert ("in 4 of 4 layers (0, 1, 2, 3) more than half of the pairs of clips are joined" in text) == mostly.all()
     assert ("graph convexity is highest at layer" in text) == (not mostly.any())
-    assert (": this model on other recordists), null (labels permuted between groups)" in text) == (not mostly.any())
+    assert (": this model on other recordings), null (labels permuted between groups)" in text) == (not mostly.any())
     assert "val: 9 groups are few: intervals from fewer than 30 are rough" in text
 
 
@@ -267,6 +267,10 @@ def test_two_models_are_compared_by_what_no_rotation_changes(model_dir, data_dir
     encoders.save_model(small_model("hubert"), tmp_path / "other")
     out = tmp_path / "out"
     assert run(model_dir, data_dir, out, "--compare_to", tmp_path / "other") == 0
+    looked, words = tmp_path / "looked", ("--compare_to", tmp_path / "other", "--metrics", "cka")
+    assert run(model_dir, data_dir, looked, *words, "--split", "test") == 0
+    assert "--split test has the test clips: layers that these values choose have scores on test" in caplog.text
+    assert json.loads((looked / "run.json").read_text())["metrics"]["n_earlier_looks_at_test"] == 0
     first, second = (np.load(out / f"{name}.npy") for name in ("hidden_states", "other_hidden_states"))
     matrix = pd.read_csv(out / "cka.csv", index_col="layer").to_numpy()
     np.testing.assert_allclose(matrix, similarity.cka(first, second))

@@ -1,5 +1,6 @@
 """Scores by collection by hand, the level of knowing the collection alone, and labels of one collection."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,6 +47,15 @@ def test_the_guess_knows_the_train_side_of_its_fold(tmp_path):
     # Fold k is test and the next is val, so the one after that is all of train.
     for fold, guess in {1: 2, 2: 0, 3: 1}.items():
         assert by_collection.collections_of([f"r{fold}"], LABELS, tmp_path, fold)["guessed_id"].tolist() == [guess]
+
+
+def test_only_the_clips_in_train_count_where_a_split_divides_recordings(tmp_path, monkeypatch):
+    write_recordings(tmp_path, ("r1", "Crow", "train|test", 9, "C1"), ("r2", "Rook", "train|val", 4, "C1"))
+    train = SimpleNamespace(table=pd.DataFrame({"recording_id": ["r1", "r1", "r2", "r2", "r2"]}))
+    asked = []
+    monkeypatch.setattr(by_collection.clips, "read_clips", lambda *args, fold: asked.append((*args, fold)) or train)
+    assert by_collection.collections_of(["r1"], LABELS, tmp_path)["guessed_id"].tolist() == [1]
+    assert asked == [(tmp_path, "train", None)]
 
 
 def test_without_recordings_no_collection_is_known(tmp_path):
@@ -177,5 +187,9 @@ def test_folds_of_a_data_set_that_was_made_again_are_not_scored_by_collection(
         write_result(tmp_path, f"fold-{fold}", logits.argmax(axis=1), np.arange(6) % 3, groups, **known)
         folders.append(str(tmp_path / f"fold-{fold}"))
     assert load_stage("03_model_validation").main(["--pool", *folders, "--output_dir", str(tmp_path / "all")]) == 0
-    assert "data is not the data set of these folds any more: no scores by collection" in caplog.text
+    assert "data is not the data set of these folds, or not there: no scores by collection" in caplog.text
     assert not (tmp_path / "all" / by_collection.NAME).exists()
+    shutil.rmtree(tmp_path / "data")
+    caplog.clear()
+    assert load_stage("03_model_validation").main(["--pool", *folders, "--output_dir", str(tmp_path / "gone")]) == 0
+    assert "or not there: no scores by collection" in caplog.text

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -455,7 +456,9 @@ def test_bad_input_is_refused_with_the_fix(data_dir, teacher_dirs, tmp_path, cap
     refused(2, "'1.5' is not a number above 0 and of at most 1", "--distillation_weight", 1.5)
     refused(3, f"--teacher_dir {tmp_path / 'nowhere'}: no such folder", "--teacher_dir", tmp_path / "nowhere")
     twice = ("--teacher_dir", teacher_dirs[0], teacher_dirs[0] / ".." / teacher_dirs[0].name)
-    refused(2, "names a folder twice: it would count twice in the mean", *twice)
+    refused(2, "names a model twice: it would count twice in the mean", *twice)
+    copied = shutil.copytree(teacher_dirs[0], tmp_path / "copied")
+    refused(2, "names a model twice", "--teacher_dir", teacher_dirs[0], copied)
     (tmp_path / "int8.onnx").touch()
     refused(3, "is an exported file, which only 03", "--teacher_dir", tmp_path / "int8.onnx")
     refused(3, "has no config.json", "--teacher_dir", data_dir)

@@ -104,7 +104,7 @@ def test_folds_are_scored_and_pooled_and_clips_that_were_heard_are_told_of(data_
         log = (folder / "log.txt").read_text()
         assert "3 of 3 labels have recordings of one collection only" in log
         model = "these models" if folder == pooled else "this model"
-        assert f"by collection, with the 95 % interval of {model} on other recordists" in log
+        assert f"by collection, with the 95 % interval of {model} on other recordings" in log
 
 
 def test_an_analysis_and_a_sweep_are_of_a_fold(data_dir, run_dir, tmp_path, caplog):

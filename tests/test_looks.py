@@ -34,7 +34,8 @@ def test_only_results_of_the_same_test_clips_are_counted(tmp_path, caplog):
     leave_result(mine, split="test")  # this very result, when it is made again
     (root / "broken").mkdir()
     (root / "broken" / "run.json").write_text("{")
-    assert count_looks(mine, DATA, "test") == count_looks(mine, DATA, "all") == {"n_earlier_looks_at_test": 3}
+    assert count_looks(mine, DATA, "test") == {"n_earlier_looks_at_test": 3}
+    assert count_looks(mine, DATA, "all") == {"n_earlier_looks_at_test": 4}  # the other fold's clips, too
     assert f"these test clips were used before (3 results in {root} and {analysed})" in caplog.text
     theirs = analysed / "birds" / "cnn" / "fold-1.seed-1"
     assert count_looks(theirs, DATA, "test") == {"n_earlier_looks_at_test": 4}  # mine too
@@ -46,3 +47,11 @@ def test_a_result_that_was_stopped_is_not_counted(tmp_path):
     record = root / "other" / "run.json"
     record.write_text(record.read_text().replace('"complete"', '"interrupted"'))
     assert count_looks(root / "mine", DATA, "test") == {"n_earlier_looks_at_test": 0}
+
+
+def test_all_clips_are_those_of_each_fold(tmp_path):
+    root = tmp_path / "analysis_results"
+    leave_result(root / "without-fold", runs.Input(DATA.path, "a" * 64), split="all", stage="04_analysis")
+    leave_result(root / "other", runs.Input(DATA.path, f"{'a' * 64}/fold-2-of-5"), split="all", stage="04_analysis")
+    leave_result(root / "other-data", runs.Input(DATA.path, "b" * 64), split="all", stage="04_analysis")
+    assert count_looks(root / "mine", DATA, "test") == {"n_earlier_looks_at_test": 2}

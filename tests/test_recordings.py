@@ -410,6 +410,20 @@ def test_column_names_of_others(tmp_path, text, expected):
     assert find_recordings(tmp_path, write_csv(tmp_path, text)) == ([expected], [])
 
 
+def test_characters_that_nobody_sees_make_no_other_recordist(tmp_path):
+    names = [
+        "Lars Lachmann",
+        "Lars Lachmann\u200b",
+        "Lars\u00ad Lach\u200emann",
+        "\ufeffLars Lachmann",
+        "Lars Lachmann\x7f",
+    ]
+    rows = [f"{number}.wav,Rook,{name}" for number, name in enumerate(names)]
+    touch(tmp_path, *(f"{number}.wav" for number in range(len(names))))
+    files, _ = find_recordings(tmp_path, write_csv(tmp_path, "file,label,recordist\n" + "\n".join(rows) + "\n"))
+    assert {file.recordist for file in files} == {"Lars Lachmann"}
+
+
 def test_the_folder_of_birdclef(tmp_path):
     touch(tmp_path, "train_audio/rook1/XC12.ogg")
     metadata = write_csv(tmp_path, "filename,primary_label,author\nrook1/XC12.ogg,rook1,Ada\n")

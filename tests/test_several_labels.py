@@ -343,12 +343,14 @@ def test_other_labels_of_the_same_clips_are_refused(results_dir):
         ("detected_ids", [["a"]], r"has detected_ids \['a'\]; expected label ids"),
         ("duration_s", [0.0], "has a duration_s that is not a number above 0"),
         ("duration_s", ["long"], "has a duration_s that is not a number above 0"),
+        ("model", ["first"], "has a model that is not a whole number"),
     ],
 )
 def test_damaged_answers_are_refused(column, value, message, results_dir, tmp_path):
     table = pq.read_table(results_dir / "tiny" / "predictions.parquet")
-    place = table.column_names.index(column)
-    pq.write_table(table.set_column(place, column, pa.array(value * len(table))), tmp_path / "predictions.parquet")
+    if column in table.column_names:
+        table = table.drop([column])
+    pq.write_table(table.append_column(column, pa.array(value * len(table))), tmp_path / "predictions.parquet")
     with pytest.raises(InputError, match=message):
         predictions.read_answers(tmp_path)
 
@@ -389,6 +391,10 @@ def test_pool_means_rankings_over_folds_and_joins_detections(tmp_path):
     hits = sum((one.targets & one.is_detected).sum() for one in answers)
     assert pooled["recall"] == pytest.approx(hits / sum(one.targets.sum() for one in answers), abs=1e-5)
     assert pooled["n_background_clips"] == sum(row["n_background_clips"] for row in rows)
+    # Outputs of the models of two folds have no common scale, also in a comparison of pooled results.
+    scored = comparison.read_scored(pooled_dir)
+    assert sorted(set(scored.answers.model)) == [0, 1, 2]
+    assert comparison.jackknife_of([scored]).estimate[0] == pytest.approx(mean, abs=1e-5)
     folds = pooling.read_folds(folders)
     with pytest.raises(InputError, match="some of the models give a clip several labels or none"):
         mixed = {at: dataclasses.replace(one, answers=None) if at == folders[0] else one for at, one in folds.items()}

@@ -1,6 +1,7 @@
 """The table and the figure of the ways to make a model smaller, on results written by hand."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -193,6 +194,31 @@ def test_a_missing_model_is_named(results_dir, caplog):
     (results_dir / "birds" / "latency.csv").unlink()
     assert run(results_dir, "--model", "base") == 3
     assert "latency.csv: no such file; measure the latencies by python -m experiments.latencies" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "way"),
+    [
+        ("base.pruned", "other way"),
+        ("base.onnx.int8", "other way"),
+        ("base.after-2.taught", "other way"),
+        ("base.after-2.frozen", "other way"),
+        ("base.after-2.healed", "other way"),
+        ("base.blocks-0-1.ffn-50.healed", "other way"),
+        ("base.blocks-0-1.healed", "other way"),
+        ("small.pruned", "other encoder"),
+    ],
+)
+def test_a_model_that_was_made_in_another_way_has_no_way_of_the_study(model, way):
+    whole, name = (names.parse(f"birds/{text}/seed-1") for text in ("base", model))
+    assert ways_table.way_of(name, whole) == way and way in ways_table.WAYS
+
+
+def test_a_model_with_several_labels_a_clip_is_refused(results_dir, caplog, monkeypatch):
+    read = comparison.read_scored
+    monkeypatch.setattr(comparison, "read_scored", lambda folder: replace(read(folder), answers=1))
+    assert run(results_dir, "--model", "base") == 3
+    assert "gives a clip several labels or none; the tables of a study are of one label a clip" in caplog.text
 
 
 def test_a_training_that_is_named_twice_is_refused(results_dir, caplog):

@@ -1,5 +1,6 @@
 """Numbers and names of recordings, labels and files as text: counts, shortened lists, names that are safe to print."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -29,6 +30,11 @@ def short(value: object, most: int = 80) -> str:
     """Return a value of a JSON file as text for a message."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def visible(text: str) -> str:
+    """Return `text` without characters that nobody sees: formats, such as a zero-width space, and control codes."""
+    return "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc"))
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import soundfile
 
 from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
-from utils.core.text import counted, printable, some
+from utils.core.text import counted, printable, some, visible
 from utils.data.folder_levels import find_label_level, label_of
 from utils.data.metadata import Row, read_rows
 from utils.data.named_files import match
@@ -301,12 +301,15 @@ def _printable_labels(files: list[SourceFile]) -> tuple[list[SourceFile], list[S
 
 
 def _with_printable_names(files: list[SourceFile]) -> list[SourceFile]:
-    """Write ids and recordists without control characters; `path` stays unchanged, to find the file."""
+    """Write ids and recordists without control characters; `path` stays unchanged, to find the file.
+
+    A person has one name, with or without characters that nobody sees.
+    """
     return [
         replace(
             file,
             recording_id=printable(file.recording_id),
-            recordist=None if file.recordist is None else printable(file.recordist),
+            recordist=None if file.recordist is None else printable(visible(file.recordist)),
         )
         for file in files
     ]

@@ -192,8 +192,6 @@ def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
                 "--hidden_weight needs the teacher in each epoch, and --teacher_views keeps only its probabilities: "
                 "leave one out"
             )
-    if len({folder.resolve() for folder in args.teacher_dir}) < len(args.teacher_dir):
-        raise UsageError("--teacher_dir names a folder twice: it would count twice in the mean; name each teacher once")
     inputs = {}
     for number, folder in enumerate(args.teacher_dir, start=1):
         if not (folder.is_dir() or folder.is_file()):
@@ -202,6 +200,8 @@ def teacher_inputs(args: argparse.Namespace) -> dict[str, runs.Input]:
             )
         name = "teacher_dir" if number == 1 else f"teacher_dir_{number}"
         inputs[name] = model_folder.any_model_input(folder, "--teacher_dir")
+    if len({found.sha256 for found in inputs.values()}) < len(inputs):
+        raise UsageError("--teacher_dir names a model twice: it would count twice in the mean; name each teacher once")
     if args.unlabelled_dir is not None:
         inputs["unlabelled_dir"] = runs.folder_input(args.unlabelled_dir, stages=["01_data_processing"])
     return inputs

@@ -226,7 +226,7 @@ class BudgetSearch:
             found[f"{name}_difference"] = [number if np.isfinite(number) else None for number in difference]
             log.info(
                 "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f: %s)",
-                *(scores.split, own.score(keep)[0], *difference, verdicts.OF_PAIR),
+                *(scores.split, own.score(keep)[0], *difference, verdicts.on_others(scores.kept_together)),
             )
         if best.cost.get("latency_doubt", NO_DOUBT) != NO_DOUBT:
             log.warning("its latency is in doubt (%s): %s", best.cost["latency_doubt"], latency.ADVICE)

@@ -111,7 +111,7 @@ def compare(folder: Path, keep: Keep, before_on: dict[str, SubsetScores], device
         log.info(
             "healed layers %s: %s accuracy %.3f -> %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f: %s)",
             *(cli.format_layer_list(keep), before.split, before.score(keep)[0], after.score(whole)[0]),
-            *(difference, low, high, verdicts.OF_PAIR),
+            *(difference, low, high, verdicts.on_others(before.kept_together)),
         )
     return row
 

@@ -284,7 +284,8 @@ class Choices:
     def log_healing(self, keep: Keep, is_asked: bool, margin: float, on_search: SubsetScores) -> None:
         """Log which subset is healed and why, and whether its blocks can be removed without healing."""
         if keep == self.whole:
-            log.info("--heal trains the whole model: no smaller subset was scored")
+            why = "as given by --heal_keep" if is_asked else "no smaller subset was scored"
+            log.info("--heal trains the whole model: %s", why)
             return
         difference, _, _ = on_search.difference(keep, on_search.predicted(self.whole))
         why = "the smallest within the margin"
@@ -396,7 +397,8 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
             difference, low, high = scores.difference(candidate.keep, scores.predicted(whole))
             log.info(
                 "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f: %s)",
-                *(scores.split, scores.score(candidate.keep)[0], difference, low, high, verdicts.OF_PAIR),
+                *(scores.split, scores.score(candidate.keep)[0], difference, low, high),
+                verdicts.on_others(scores.kept_together),
             )
     if choices.within is None:
         return

@@ -13,6 +13,7 @@ with lazy.imported_on_first_use():
     import numpy as np
     import pandas as pd
 
+    from utils.data import clips
     from utils.scores import evaluation, intervals
 
 NAME = "scores_by_collection.csv"
@@ -35,7 +36,8 @@ def collections_of(
     labels : sequence of str
         By label id.
     data_dir : Path
-        Its ``recordings.csv`` gives the collection and the split of each recording.
+        Its ``recordings.csv`` gives the collection and the split of each recording; where a split divides recordings,
+        its clips tell how many of them are in train.
     fold : int, optional
         The fold that is tested, if the data set has folds.
 
@@ -47,11 +49,14 @@ def collections_of(
     """
     rows, ids = recordings_table.read_recordings(data_dir, fold), {label: i for i, label in enumerate(labels)}
     of_recording = {row["recording_id"]: row.get("collection") or "" for row in rows}
+    of_train = {row["recording_id"]: int(row["n_clips"]) for row in rows if "train" in row.get("split", "").split("|")}
+    if any("|" in row.get("split", "") for row in rows):  # a split by clip divides recordings
+        of_train = Counter(clips.read_clips(data_dir, "train", fold=fold).table["recording_id"])
     n_clips: defaultdict[str, Counter[int]] = defaultdict(Counter)  # of train, by collection; "" is all
     for row in rows:
-        if "train" in row.get("split", "").split("|") and row.get("label") in ids:
+        if row["recording_id"] in of_train and row.get("label") in ids:
             for name in {"", of_recording[row["recording_id"]]}:
-                n_clips[name][ids[row["label"]]] += int(row["n_clips"])
+                n_clips[name][ids[row["label"]]] += of_train[row["recording_id"]]
     guess_of = {name: min(counts, key=lambda i: (-counts[i], i)) for name, counts in n_clips.items()}
     collections = [of_recording.get(name, "") for name in recording_ids]
     guesses = [guess_of.get(name, guess_of.get("", len(labels))) for name in collections]

@@ -82,6 +82,23 @@ def read_scored(folder: Path) -> Scored:
     return Scored(printable(names.of_folder(folder)), table, labels, metrics, predictions.read_answers(folder))
 
 
+def read_one_label(folder: Path) -> Scored:
+    """Read the results of a model with one label a clip; see `read_scored`.
+
+    Raises
+    ------
+    InputError
+        Also if the model gives a clip several labels or none.
+    """
+    scored = read_scored(folder)
+    if scored.answers is not None:
+        raise InputError(
+            f"{folder} is of a model that gives a clip several labels or none; the tables of a study are of one label "
+            f"a clip: compare such models by {summary.STAGE}.py --compare"
+        )
+    return scored
+
+
 def joined(results: Sequence[Scored]) -> Scored:
     """Return the results of several trainings of one model as one, with scores and intervals over all their clips.
 

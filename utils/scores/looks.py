@@ -40,7 +40,7 @@ def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int
     roots = [root.with_name(name) for name in names.OF_RESULTS] if root.name in names.OF_RESULTS else [root]
     roots = [root for root in roots if root.is_dir()]
     folders = [folder for root in roots for folder in names.result_folders(root) if folder != output_dir.resolve()]
-    n_looks = sum(_looks_at_test(folder, data) for folder in folders)
+    n_looks = sum(_looks_at_test(folder, data, split) for folder in folders)
     if n_looks:
         log.info(
             "these test clips were used before (%s in %s): do not choose a model by these scores",
@@ -49,11 +49,14 @@ def count_looks(output_dir: Path, data: runs.Input, split: str) -> dict[str, int
     return {"n_earlier_looks_at_test": n_looks}
 
 
-def _looks_at_test(folder: Path, data: runs.Input) -> bool:
+def _looks_at_test(folder: Path, data: runs.Input, split: str) -> bool:
+    """Return whether a result has seen test clips of these; all clips of a data set are those of each fold, too."""
     with contextlib.suppress(InputError):
         record = runs.read_record(folder)
         if record is not None and record["status"] == "complete":
             arguments, of_data = record["arguments"], {i["sha256"] for i in record["inputs"] if i["name"] == "data_dir"}
-            seen = {arguments.get("split"), arguments.get("report_split")}
-            return data.sha256 in of_data and bool(seen & WITH_TEST)
+            seen = {arguments.get("split"), arguments.get("report_split")} & WITH_TEST
+            if "all" in seen | {split}:  # the fold stands behind the digest
+                return bool(seen) and data.sha256.partition("/")[0] in {one.partition("/")[0] for one in of_data}
+            return bool(seen) and data.sha256 in of_data
     return False

@@ -23,6 +23,7 @@ NAME = "predictions.parquet"
 SCHEMA_VERSION = 1
 # With several labels a clip: lists of the label ids of the truth, of secondary labels, and of detections.
 ID_LISTS = ("label_ids", "unknown_ids", "detected_ids")
+MODEL = "model"
 COLUMNS = {
     "clip_id": "string",
     "label_id": "integer",
@@ -44,7 +45,8 @@ def write_predictions(
     With ``group`` two models can be compared from their files alone. The metadata of the file contain
     ``schema_version`` and, as JSON, ``labels`` by label id. With several labels a clip, ``label_ids, unknown_ids`` and
     ``detected_ids`` list label ids: of the clip, of secondary labels, and of those that reach their threshold;
-    ``duration_s`` is the length of the clip, and ``label_id`` of a clip without a label is -1.
+    ``duration_s`` is the length of the clip, and ``label_id`` of a clip without a label is -1. Of pooled folds,
+    ``model`` is the number of the model that answered.
     """
     n_classes = logits.shape[1]
     offsets = pa.array(np.arange(len(logits) + 1) * n_classes, pa.int32())
@@ -60,6 +62,8 @@ def write_predictions(
         tables = (answers.targets, ~answers.is_known, answers.is_detected)
         columns |= {name: _as_lists(table) for name, table in zip(ID_LISTS, tables, strict=True)}
         columns["duration_s"] = pa.array(answers.seconds, pa.float64())
+        if answers.model is not None:
+            columns[MODEL] = pa.array(answers.model, pa.int32())
     metadata = {"schema_version": str(SCHEMA_VERSION), "labels": json.dumps(labels, ensure_ascii=False)}
     with atomic_path(output_dir / NAME) as partial:
         pq.write_table(pa.table(columns, metadata=metadata), partial, compression="zstd")
@@ -79,8 +83,8 @@ def read_answers(folder: Path) -> multi_label.Answers | None:
     InputError
         If the file has another form.
     """
-    path = folder / NAME
-    if ID_LISTS[0] not in pq.read_schema(path).names:
+    path, columns = folder / NAME, pq.read_schema(folder / NAME).names
+    if ID_LISTS[0] not in columns:
         return None
     logits = read_logits(folder)
 
@@ -96,7 +100,10 @@ def read_answers(folder: Path) -> multi_label.Answers | None:
     groups, seconds = (np.array(_column(folder, name)) for name in ("group", "duration_s"))
     if seconds.dtype != np.float64 or not (seconds > 0).all():
         raise InputError(f"{path} has a duration_s that is not a number above 0; {AGAIN}")
-    return multi_label.Answers(targets, ~is_unknown, logits, is_detected, groups, seconds)
+    model = np.array(_column(folder, MODEL)) if MODEL in columns else None
+    if model is not None and model.dtype.kind != "i":
+        raise InputError(f"{path} has a {MODEL} that is not a whole number; {AGAIN}")
+    return multi_label.Answers(targets, ~is_unknown, logits, is_detected, groups, seconds, model)
 
 
 def read_predictions(folder: Path) -> tuple[pd.DataFrame, list[str] | None]:

@@ -13,7 +13,13 @@ POWER = 0.80
 # Differences that are equal in exact arithmetic may differ in their last bits.
 ROUNDING = 1e-9
 # What an interval of a difference covers, in the words of a log.
-OF_PAIR = "these two models on other recordists"
+# What an interval is about, by what the split keeps together.
+OTHERS = {
+    "recordist": "other recordists",
+    "recordist_and_species": "other recordists or species",
+    "recording": "other recordings",
+    "clip": "other clips",
+}
 SHOWN, NOT_SHOWN, UNDECIDABLE = "shown", "not shown", "undecidable here"
 
 
@@ -40,6 +46,16 @@ class Verdict:
         if self.n_groups_needed is None:
             return self.answer
         return f"{self.answer}: about {two_digits(self.n_groups_needed):,} groups are needed"
+
+
+def others(kept_together: str) -> str:
+    """Return on what an interval is, in words, such as ``other recordists``."""
+    return OTHERS.get(kept_together, "other groups")
+
+
+def on_others(kept_together: str) -> str:
+    """Return what the interval of a difference is about."""
+    return f"these two models on {others(kept_together)}"
 
 
 def within_margin(
