@@ -49,14 +49,15 @@ def collections_of(
     """
     rows, ids = recordings_table.read_recordings(data_dir, fold), {label: i for i, label in enumerate(labels)}
     of_recording = {row["recording_id"]: row.get("collection") or "" for row in rows}
-    of_train = {row["recording_id"]: int(row["n_clips"]) for row in rows if "train" in row.get("split", "").split("|")}
-    if any("|" in row.get("split", "") for row in rows):  # a split by clip divides recordings
-        of_train = Counter(clips.read_clips(data_dir, "train", fold=fold).table["recording_id"])
+    in_train = None  # clips of each recording, where a split by clip divides recordings
+    if any("|" in row.get("split", "") for row in rows):
+        in_train = Counter(clips.read_clips(data_dir, "train", fold=fold).table["recording_id"])
     n_clips: defaultdict[str, Counter[int]] = defaultdict(Counter)  # of train, by collection; "" is all
     for row in rows:
-        if row["recording_id"] in of_train and row.get("label") in ids:
+        if "train" in row.get("split", "").split("|") and row.get("label") in ids:
+            n_here = int(row["n_clips"]) if in_train is None else in_train[row["recording_id"]]
             for name in {"", of_recording[row["recording_id"]]}:
-                n_clips[name][ids[row["label"]]] += of_train[row["recording_id"]]
+                n_clips[name][ids[row["label"]]] += n_here
     guess_of = {name: min(counts, key=lambda i: (-counts[i], i)) for name, counts in n_clips.items()}
     collections = [of_recording.get(name, "") for name in recording_ids]
     guesses = [guess_of.get(name, guess_of.get("", len(labels))) for name in collections]
