@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the sizes before and after, and write the pruned models."""
     best_path = vars(args)["from"]
     asked = args.ladder or best_path is not None or args.keep_layers is not None or args.drop_layers is not None
-    only_exports = args.export is not None and not (asked or is_narrower(args) or is_repaired(args))
+    only_exports = args.export is not None and not (asked or is_fitted(args))
     if args.output_dir == Path(DEFAULT_OUTPUT_DIR):
         name = names.variant_of(names.of_model(args.model_dir), names.EXPORTED if only_exports else names.PRUNED)
         args.output_dir = Path(DEFAULT_OUTPUT_DIR).parent / name
@@ -296,9 +296,14 @@ def is_repaired(args: argparse.Namespace) -> bool:
     return args.repair == pruning_plan.LINEAR
 
 
+def is_fitted(args: argparse.Namespace) -> bool:
+    """Return whether clips of train are needed, for a width or a repair."""
+    return is_narrower(args) or is_repaired(args)
+
+
 def reads_clips(args: argparse.Namespace) -> bool:
     """Return whether clips are of use."""
-    return is_narrower(args) or is_repaired(args) or args.export is not None
+    return is_fitted(args) or args.export is not None
 
 
 def layers_to_keep(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source) -> dict[Path, list[int]]:
@@ -346,16 +351,16 @@ def interact(n_layers: int, counter: SizeCounter) -> list[int] | None:
 
 def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Source | None) -> None:
     """Write one model, or the models of a ladder that a stopped run did not write."""
-    stage, needs_train = Path(__file__).stem, is_narrower(args) or is_repaired(args)
+    stage = Path(__file__).stem
     with runs.open_run(stage, args, inputs, outputs=OUTPUTS, scratch=[SCRATCH], result_neutral={"dry_run"}) as this_run:
-        device = this_run.choose_device(args.device if needs_train else "cpu")
+        device = this_run.choose_device(args.device if is_fitted(args) else "cpu")
         with this_run.checking():
             source = source or Source(args)
             keeps = layers_to_keep(args, inputs, source)
             largest = next(iter(keeps.values()))
             if is_repaired(args):
                 repair.check_possible(source.config)
-            train = clips_of_train(args, source, largest) if needs_train else None
+            train = clips_of_train(args, source, largest) if is_fitted(args) else None
             if "from" in inputs and (chosen_on := best.chosen_on(vars(args)["from"])):
                 source.config.layers_chosen_on = chosen_on
         whole = source.loaded
@@ -383,8 +388,8 @@ def prune(args: argparse.Namespace, inputs: dict[str, runs.Input], source: Sourc
                 encoders.save_model(pruned, folder)
                 how = ""
                 if repairer is not None:
-                    is_fitted = getattr(pruned.config, "repair", None) is repairer.settings
-                    how = f", repaired on {len(some)} clips of train" if is_fitted else ", nothing to repair"
+                    is_mended = getattr(pruned.config, "repair", None) is repairer.settings
+                    how = f", repaired on {len(some)} clips of train" if is_mended else ", nothing to repair"
                 log.info("%s: layers %s%s", folder, cli.format_layer_list(encoders.kept_layers(pruned.config)), how)
             encoders.log_without_classifier(source.config)
             if repairer is None and whole.has_head:  # a head that was trained on what the whole encoder gives

@@ -301,6 +301,19 @@ def test_a_flag_that_is_given_wins_with_a_warning(narrow_result, run_dir, caplog
     assert "the sweep had --importance activation, so this is not the model that it scored" in caplog.text
 
 
+def test_a_warning_names_only_what_the_sweep_noted(narrow_result, run_dir, tmp_path, caplog):
+    model, noted = model_folder.model_input(run_dir), json.loads((narrow_result / "best.json").read_text())
+    given = {"seed": 1, "max_clips_per_class": 5}
+    best.flags_of(narrow_result / "best.json", model, None, given)
+    assert "the sweep had no --max_clips_per_class, --seed 42, so" in caplog.text
+    for name in given:
+        del noted["within_budget"][name]
+    (tmp_path / "best.json").write_text(json.dumps(noted))
+    caplog.clear()
+    assert set(best.flags_of(tmp_path / "best.json", model, None, given)) == {"ffn_size", "importance"}
+    assert not caplog.records, "an early sweep noted neither"
+
+
 def test_clips_that_the_chosen_model_does_not_need_are_not_read(run_dir, data_dir, tmp_path, capfd):
     assert main(run_dir, data_dir, tmp_path / "out", "--max_parameters", 10**9) == 0
     asked = (run_dir, tmp_path / "out" / "best.json", tmp_path / "built", "--data_dir", data_dir)

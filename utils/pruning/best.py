@@ -140,8 +140,8 @@ def flags_of(path: Path, model: runs.Input, n_layers: int | None, given: dict) -
     Returns
     -------
     dict
-        What the sweep had of ``ffn_size, importance, repair, repair_clips, max_clips_per_class, seed``, but for what is
-        given. The last two draw the clips of train. Empty if the subset needs no clips.
+        What the sweep noted of ``ffn_size, importance, repair, repair_clips, max_clips_per_class, seed``, but for what
+        is given. The last two draw the clips of train. Empty if the subset needs no clips.
 
     Raises
     ------
@@ -158,19 +158,21 @@ def flags_of(path: Path, model: runs.Input, n_layers: int | None, given: dict) -
     method, repair = _repair(path, best)
     if given.get("repair", method) == method == pruning_plan.LINEAR:
         found |= repair
-    differing = [name for name, value in found.items() if given.get(name, value) != value]
+    differing = {name: value for name, value in found.items() if given.get(name, value) != value}
     if differing:
+        sweep_had = (f"no --{name}" if value is None else f"--{name} {value}" for name, value in differing.items())
         log.warning(
             "%s: the sweep had %s, so this is not the model that it scored; to repeat it leave the flags out",
-            *(path, ", ".join(f"--{name} {found[name]}" for name in differing)),
+            *(path, ", ".join(sweep_had)),
         )
     return found | {name: value for name, value in given.items() if name in found}
 
 
 def _width(path: Path, chosen: dict, model: runs.Input) -> dict:
-    found = {name: chosen.get(name) for name in ("ffn_size", "importance", *DRAWN_BY)}
+    found = {name: chosen[name] for name in ("ffn_size", "importance", *DRAWN_BY) if name in chosen}
     counts = [value for name, value in found.items() if name != "importance" and value is not None]
-    if found["importance"] not in width.IMPORTANCES or not found["ffn_size"] or not all(type(n) is int for n in counts):
+    is_read = found["importance"] in width.IMPORTANCES and found.get("ffn_size")
+    if not is_read or not all(type(n) is int for n in counts):
         raise InputError(
             f"{path}: the width of the model within the budget cannot be read: {found}; {_redo(model)} again"
         )
@@ -210,13 +212,12 @@ def _repair(path: Path, best: dict) -> tuple[str, dict]:
     found = best.get("repair")
     if found is None:
         return pruning_plan.NO_REPAIR, {}
-    method, n_clips, *drawn = (
-        (found.get(name) for name in ("method", "n_clips", *DRAWN_BY)) if isinstance(found, dict) else (None, None)
-    )
+    found = found if isinstance(found, dict) else {}
+    method, n_clips, drawn = found.get("method"), found.get("n_clips"), {k: found[k] for k in DRAWN_BY if k in found}
     is_read = method in pruning_plan.REPAIRS and type(n_clips) is int and n_clips > 0
-    if not is_read or not all(value is None or type(value) is int for value in drawn):
-        raise InputError(f"{path}: expected a repair of {', '.join(pruning_plan.REPAIRS)}, got {found!r}")
-    return method, {"repair": method, "repair_clips": n_clips, **dict(zip(DRAWN_BY, drawn, strict=True))}
+    if not is_read or not all(value is None or type(value) is int for value in drawn.values()):
+        raise InputError(f"{path}: expected a repair of {', '.join(pruning_plan.REPAIRS)}, got {best['repair']!r}")
+    return method, {"repair": method, "repair_clips": n_clips, **drawn}
 
 
 def _describe_data(source: dict) -> str:
