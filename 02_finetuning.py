@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="facebook/wav2vec2-base",
         help=f"pre-trained encoder ({architectures.NAMES}): name on the hub, folder, a checkpoint of AVES or BirdAVES "
         "(aves.pt, with its aves.model_config.json beside it) or of BEATs (.pt or .safetensors), or 'tiny' (small, "
-        "built in, random weights)",
+        "built in, random weights); or run folder of 06_cnn.py, to train a CNN further",
     )
     parser.add_argument(
         "--keep_layers", default=None, help="prune first: layers to keep, such as 0-3,7, or none (default: all)"
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     """Fine-tune and write a run folder."""
     if args.freeze_encoder:
         training_arguments.check_frozen(args)
-    args.augment = training_arguments.augmentations(args.augment, args.freeze_encoder)
+    args.augment = training_arguments.augmentations(args.augment, args.per_device_train_batch_size, args.freeze_encoder)
     if vars(args).pop("check"):
         training_arguments.teacher_inputs(args)
         model_folder.any_model_input(args.base_model, "--base_model")
@@ -126,7 +126,7 @@ def load(args: argparse.Namespace, labels: list[str], train_clips: clips.Clips |
     frozen = cli.parse_layer_list(args.freeze_layers, model.config.num_hidden_layers)
     encoders.freeze(model, args.freeze_feature_encoder, frozen)
     if args.freeze_encoder and not model.config.num_hidden_layers:
-        raise UsageError("--freeze_encoder needs a block: with --keep_layers none, give --freeze_feature_encoder")
+        raise UsageError("--freeze_encoder needs a block, and this model has none; leave it out")
     return loaded
 
 

@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Train and write a run folder."""
-    args.augment = training_arguments.augmentations(args.augment)
+    args.augment = training_arguments.augmentations(args.augment, args.per_device_train_batch_size)
 
     def build(train_clips: clips.Clips) -> LoadedModel:
         return cnn.build_cnn(

@@ -673,6 +673,13 @@ def test_bad_models(run_dir, tmp_path, capfd):
     lost = "wav2vec2.encoder.layers.1.layer_norm.bias"
     refused(f"missing weights: {lost}", broken("f", without_a_weight(lost)))
 
+    def without_its_head(folder):
+        model = AutoModelForAudioClassification.from_pretrained(folder)
+        model.wav2vec2.save_pretrained(folder)
+
+    with pytest.raises(InputError, match=r"is a base model, without a head for labels: run 02_finetuning.py on it"):
+        encoders.load_model(broken("h", without_its_head), "cpu")
+
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run_dir, unfinished)
     record = runs.read_record(unfinished)

@@ -84,10 +84,18 @@ def test_numbers(kind, good, bad):
 
 
 def test_augmentations():
-    assert training_arguments.augmentations(["none"]) == ()
-    assert training_arguments.augmentations(["mixup", "roll"]) == ("roll", "mixup")
+    assert training_arguments.augmentations(["none"], 8) == ()
+    assert training_arguments.augmentations(["mixup", "roll"], 8) == ("roll", "mixup")
     with pytest.raises(UsageError, match="none cannot be combined with others"):
-        training_arguments.augmentations(["none", "roll"])
+        training_arguments.augmentations(["none", "roll"], 8)
+
+
+def test_augmentations_of_two_clips_need_two_clips_in_a_batch():
+    """With one clip a batch, noise and mixup would do nothing, and run.json would name them."""
+    assert training_arguments.augmentations(None, 1) == ("roll", "gain", "specaugment")
+    assert training_arguments.augmentations(None, 2) == training_arguments.AUGMENTATIONS
+    with pytest.raises(UsageError, match="--augment mixup takes a second clip from the batch"):
+        training_arguments.augmentations(["roll", "mixup"], 1)
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("0*.py")))

@@ -324,6 +324,19 @@ def test_no_encoder_masks_its_input_unasked(name, tmp_path):
         assert same == (not augment)
 
 
+def test_a_training_without_masking_does_not_turn_it_off_for_the_next(tmp_path):
+    """So the head is trained first, without augmentation, and then all layers, with it."""
+    clips = read_clips(write_processed(tmp_path / "data"), "train")
+    for of_base in (True, False):
+        loaded = small_model("wav2vec2", apply_spec_augment=of_base)
+        for augment, masks in (([], False), (["specaugment"], of_base), ([], False), (["specaugment"], of_base)):
+            encoders.configure_for_training(loaded.model, clips, augment)
+            encoders.save_model(loaded, tmp_path / "model")
+            loaded = encoders.load_base_model(str(tmp_path / "model"), LABELS)
+            assert loaded.config.apply_spec_augment == masks
+            shutil.rmtree(tmp_path / "model")
+
+
 @pytest.mark.parametrize("name", architectures.ARCHITECTURES)
 def test_every_weight_that_may_move_has_a_gradient(name, tmp_path):
     """Where one has none, DistributedDataParallel waits for it and fails."""

@@ -221,7 +221,7 @@ def test_two_processes_end_with_one_model(data_dir, base_dir, warm_python, tmp_p
         (("--teacher_dir", "x", "--teacher_views", "2"), "--teacher_views: the teacher hears each clip once, too"),
         (("--teacher_dir", "x", "--hidden_weight", "1"), "--hidden_weight: the hidden states of a frozen encoder"),
         (("--teacher_dir", "x", "--unlabelled_dir", "y"), "--unlabelled_dir: only the clips of train and val"),
-        (("--keep_layers", "none"), "--freeze_encoder needs a block: with --keep_layers none"),
+        (("--keep_layers", "none"), "--freeze_encoder needs a block, and this model has none"),
     ],
 )
 def test_what_it_refuses(more, said, data_dir, tmp_path, caplog):

@@ -278,6 +278,8 @@ def with_pooling(config: PreTrainedConfig, pooling: str | None) -> PreTrainedCon
     return changed
 
 
+# Key of a config: `apply_spec_augment` of the base model, where a training has turned it off.
+BASE_MASKING = "base_apply_spec_augment"
 # Keys of a config that belong to its type.
 _OF_TYPE = ("model_type", "architectures", "pooling_queries")
 
@@ -331,12 +333,15 @@ def load_model(model_dir: Path, device: str) -> LoadedModel:
     folder = model_folder.open_folder(*model_folder.find(model_dir))
     model_folder.check_labels(folder)
     loaded, names = loading.load(folder, _plain(loading.read_config(folder)))
-    _check_whole(folder, names)
+    _check_whole(folder, loaded.model, names)
     return loaded.ready(device)
 
 
-def _check_whole(folder: model_folder.ModelFolder, names: loading.WeightNames) -> None:
+def _check_whole(folder: model_folder.ModelFolder, model: PreTrainedModel, names: loading.WeightNames) -> None:
     """Check that a model's folder holds all weights of the model and no others."""
+    head = {name for name in model.state_dict() if name.startswith(head_prefixes(model))}
+    if head and head <= names.missing:
+        raise InputError(f"{folder.name} is a base model, without a head for labels: run 02_finetuning.py on it first")
     for kind in ("missing", "unexpected", "mismatched"):
         wrong = sorted(getattr(names, kind))
         if wrong:
@@ -380,7 +385,7 @@ def load_any_model(model: str | Path, device: str) -> LoadedModel:
     if head <= names.missing:
         return _base(loaded, names, f"--model_dir {model}").ready(device)
     model_folder.check_labels(folder)
-    _check_whole(folder, names)
+    _check_whole(folder, loaded.model, names)
     return loaded.ready(device)
 
 
@@ -599,7 +604,10 @@ def configure_for_training(
     if has_blocks(config):
         config.kept_layers = kept_layers(config)
     if hasattr(config, "mask_time_prob"):  # data2vec-audio masks without apply_spec_augment in its config
-        config.apply_spec_augment = getattr(config, "apply_spec_augment", True) and "specaugment" in augment
+        of_base = getattr(config, BASE_MASKING, getattr(config, "apply_spec_augment", True))
+        config.apply_spec_augment = of_base and "specaugment" in augment
+        if config.apply_spec_augment != of_base:  # the next training may mask again
+            setattr(config, BASE_MASKING, of_base)
         for name, parameter in model.named_parameters():
             if name.endswith("masked_spec_embed"):  # without masking it has no gradient; DDP would wait
                 parameter.requires_grad_(config.apply_spec_augment and config.mask_time_prob > 0)

@@ -33,7 +33,6 @@ from utils.data import recordings_table, unlabelled
 from utils.data.clips import Clips, read_clips
 from utils.figures import plots
 from utils.models import distillation, encoders, frozen_encoder, loading, memory, training_history
-from utils.models.architectures import has_blocks
 from utils.models.augmentation import UNKNOWN, augment_audio, batch_generator, mask_spectrogram
 from utils.models.loaded_model import MULTI_LABEL, LoadedModel, prepare
 from utils.models.start_line import log_start, majority
@@ -291,7 +290,7 @@ def train(
         teachers.match.remove()
     trainer.accelerator.wait_for_everyone()
     # A CNN is trained from random weights as a whole.
-    _leave_results(trainer, loaded, run, val_clips, frozen is None and has_blocks(model.config))
+    _leave_results(trainer, loaded, run, val_clips, frozen is None and model.config.num_hidden_layers > 0)
     trainer.accelerator.wait_for_everyone()
 
 

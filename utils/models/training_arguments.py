@@ -17,6 +17,7 @@ ONE_LABEL, SEVERAL_LABELS = "single_label", "multi_label"
 # Of --teacher_dir, where the flags are not given.
 DISTILLATION_WEIGHT, TEMPERATURE = 0.5, 2.0
 AUGMENTATIONS = ("roll", "gain", "noise", "mixup", "specaugment")
+OF_TWO_CLIPS = ("noise", "mixup")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[*AUGMENTATIONS, "none"],
         default=None,
         help="random changes to training clips: roll moves the sound in time, gain makes it louder or softer, noise "
-        "adds another clip as noise, mixup mixes two clips and their labels, specaugment masks parts of a spectrogram; "
-        "the last needs a model with a spectrogram as input (default: all; for a head on a frozen encoder, none)",
+        "adds another clip of the batch as noise, mixup mixes two clips of the batch and their labels, specaugment "
+        "masks parts of a spectrogram, or frames inside wav2vec2 and similar models, as their config says (default: "
+        "all; with one clip a batch, all but noise and mixup; for a head on a frozen encoder, none)",
     )
     add(
         "--early_stopping_patience",
@@ -109,10 +111,10 @@ def check_frozen(args: argparse.Namespace) -> None:
     for name, reason in reasons.items():
         if getattr(args, name) not in (None, False, "none"):
             raise UsageError(f"--freeze_encoder cannot be combined with --{name}: {reason}; leave one out")
-    if augmentations(args.augment, is_frozen=True):
+    if augmentations(args.augment, args.per_device_train_batch_size, is_frozen=True):
         raise UsageError(
             f"--freeze_encoder cannot be combined with --augment {' '.join(args.augment)}: the encoder hears each clip "
-            "once, as it is; leave --augment out, or train with --freeze_feature_encoder and --freeze_layers"
+            "once, as it is; leave --augment out, or freeze less, by --freeze_feature_encoder and --freeze_layers"
         )
 
 
@@ -223,16 +225,21 @@ def open_run_folder(
     )
 
 
-def augmentations(names: Sequence[str] | None, is_frozen: bool = False) -> tuple[str, ...]:
-    """Return the augmentations of ``--augment``; by default all, and none for a head on a frozen encoder.
+def augmentations(names: Sequence[str] | None, batch_size: int, is_frozen: bool = False) -> tuple[str, ...]:
+    """Return the augmentations of ``--augment``; by default all that the batch allows, and none for a frozen encoder.
 
     Raises
     ------
     UsageError
-        If ``none`` is combined with others.
+        If ``none`` is combined with others, or an augmentation needs a second clip in the batch.
     """
     if names is None:
-        return () if is_frozen else AUGMENTATIONS
+        return () if is_frozen else tuple(name for name in AUGMENTATIONS if batch_size > 1 or name not in OF_TWO_CLIPS)
     if "none" in names and len(names) > 1:
         raise UsageError(f"--augment none cannot be combined with others, got {' '.join(names)}")
+    if batch_size == 1 and (alone := [name for name in OF_TWO_CLIPS if name in names]):
+        raise UsageError(
+            f"--augment {' '.join(alone)} takes a second clip from the batch, and --per_device_train_batch_size is 1: "
+            "give 2 or more, or leave it out"
+        )
     return tuple(name for name in AUGMENTATIONS if name in names)

@@ -29,7 +29,8 @@ def settings_for(n_epochs: int, seed: int) -> training.TrainingSettings:
     parser = argparse.ArgumentParser()
     training_arguments.add_arguments(parser)
     flags = vars(parser.parse_args([]))
-    flags |= {"num_train_epochs": n_epochs, "seed": seed, "augment": training_arguments.augmentations(flags["augment"])}
+    augment = training_arguments.augmentations(flags["augment"], flags["per_device_train_batch_size"])
+    flags |= {"num_train_epochs": n_epochs, "seed": seed, "augment": augment}
     return training.TrainingSettings(
         **{field.name: flags[field.name] for field in dataclasses.fields(training.TrainingSettings)}
     )
