@@ -11,7 +11,8 @@ of block 0, layer l the output of block l - 1. A clip is the mean of its frames.
 
 graph_convexity     do shortest paths from neighbour to neighbour, between two clips of a class, stay in the class?
                     (Tětková et al. 2023, arXiv 2305.17154)
-euclidean_convexity do straight lines between two clips of a class stay in it? needs a model fine-tuned on this data;
+euclidean_convexity do straight lines between two clips that the model gives the same label keep it? True labels play no
+                    role, and a label that is never given does not count; needs a model fine-tuned on this data;
                     takes minutes
 probe               accuracy of a linear classifier on the layer: trained on train clips; with --split train
                     or all cross-validated over groups
@@ -115,9 +116,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--num_pairs",
         type=cli.positive_int,
         default=analysis.NUM_PAIRS,
-        help="pairs of clips of each class in graph convexity",
+        help="about this many pairs of clips of each class in graph convexity; of a large class more: at least 30 of "
+        "its clips with all others",
     )
-    add("--num_segments", type=cli.positive_int, default=20, help="segments of each class in Euclidean convexity")
+    add(
+        "--num_segments",
+        type=cli.positive_int,
+        default=20,
+        help="segments of each predicted class in Euclidean convexity",
+    )
     add("--num_points", type=cli.positive_int, default=10, help="points on each of these segments")
     add("--per_class", action="store_true", help="also draw the convexity of every class")
     add("--batch_size", type=cli.positive_int, default=16, help="clips per batch")

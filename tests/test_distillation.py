@@ -266,6 +266,8 @@ def test_each_block_is_compared_with_what_its_next_block_reads():
     encoders.prune_model(teacher.model, [0, 1, 2, 5])
     assert distillation.matched_blocks(pruned.config, teacher.config) == [1, 2, 3]
     assert distillation.matched_blocks(small_model("hubert", num_hidden_layers=2).config, whole.config) == [2, 5]
+    narrow = small_model("wav2vec2", num_hidden_layers=2, hidden_size=8, num_attention_heads=2)
+    assert distillation.matched_blocks(narrow.config, whole.config) == [2, 5], "no copy of a model of another size"
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "whisper", "ast", "beats"])

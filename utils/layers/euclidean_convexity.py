@@ -44,7 +44,8 @@ def euclidean_convexity(
         ``layer, convexity, convexity_low, convexity_high``: mean over the classes, 95 % interval
         over groups. NaN if no class has two clips.
     classes : DataFrame
-        ``layer, label_id, label, n_clips, n_pairs, convexity``; NaN for a class with fewer than two clips.
+        ``layer, label_id, label, n_predicted, n_pairs, convexity``; NaN for a class that the model predicts for
+        fewer than two clips.
     """
     parts = EncoderParts(loaded.model)
     predicted_ids = logits.argmax(axis=1)
@@ -97,7 +98,7 @@ def _tables(
                     "layer": layer,
                     "label_id": np.arange(n_classes),
                     "label": clips.labels,
-                    "n_clips": np.bincount(predicted_ids, minlength=n_classes),
+                    "n_predicted": np.bincount(predicted_ids, minlength=n_classes),
                     "n_pairs": n_pairs,
                     "convexity": means,
                 }

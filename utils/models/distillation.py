@@ -135,10 +135,12 @@ def matched_blocks(student: PreTrainedConfig, teacher: PreTrainedConfig) -> list
     """Return, for each block of a student, the block of its teacher whose output it should give.
 
     For a pruned copy of the teacher this is the block before its next kept block, and the last one at its end: its next
-    block then reads what it read in the teacher. For another student, the blocks are spread evenly.
+    block then reads what it read in the teacher. For another student, the blocks are spread evenly. A student of the
+    teacher's type and hidden size that has some of its blocks, by their numbers, counts as a pruned copy.
     """
     own, whole = encoders.kept_layers(student), encoders.kept_layers(teacher)
-    if plain_type(student.model_type) == plain_type(teacher.model_type) and {*own} <= {*whole}:
+    kinds = [(plain_type(config.model_type), config.hidden_size) for config in (student, teacher)]
+    if kinds[0] == kinds[1] and {*own} <= {*whole}:
         return [whole.index(layer) - 1 for layer in own[1:]] + [len(whole) - 1]
     return [round((block + 1) * len(whole) / len(own)) - 1 for block in range(len(own))]
 
