@@ -12,13 +12,14 @@ Every strategy proposes subsets of the blocks. All are scored on --search_split,
 the whole model, the proposals of the rules and the best subsets of the searches are scored on --report_split, once.
 The rules use the measurements in --analysis_dir, or measure on the clips of `train`.
 
-forward, backward, middle, single, alternate, simple_deep: by position
+What each rule removes:
+forward, backward, middle, single, alternate, simple_deep: blocks by their position
 random: five random subsets of each size, the control for every rule
-block_influence, knn_block_influence: least influence first
+block_influence, knn_block_influence: the blocks of least influence first
 angular_block, cka_block: the adjacent blocks that change least
 linear_block: the adjacent blocks whose change a linear map predicts best
 convexity_peak: all blocks after the layer of highest convexity
-greedy, beam, exhaustive: searches for the best accuracy
+The searches are for the best accuracy: greedy, beam, exhaustive
 race: finds the same best subset of each size as exhaustive, and drops the others once they surely lose
 
 Of a model with several labels a clip, accuracy is BirdSet's top-1 accuracy, without the clips of silence: is the label
@@ -36,10 +37,10 @@ the same command continues.
 feed-forward network (all units, three quarters, half or a quarter) within the budget is found. The best of these models
 on the search split is scored on the report split; 07_manual_pruning.py --from best.json builds it. See docs/width.md.
 
-Writes <output_dir>/pruning.csv (one row per subset), best.json (for 07_manual_pruning.py --from), log.txt and
-run.json; pruning.pdf/.png (blocks kept and removed beside their scores), strategies.pdf/.png (accuracy by size) and
-pareto.pdf/.png (against parameters and latency); with a budget also budget.csv; with --heal also healing.csv and
-healed/model. Layers count from 0 in the given model.
+Writes <output_dir>/pruning.csv (a row for each subset that a strategy proposes), best.json (for 07_manual_pruning.py
+--from), log.txt and run.json; pruning.pdf/.png (blocks kept and removed beside their scores), strategies.pdf/.png
+(accuracy by size) and pareto.pdf/.png (against parameters and latency); with a budget also budget.csv; with --heal also
+healing.csv and healed/model. Layers count from 0 in the given model.
 """
 
 from __future__ import annotations
@@ -206,6 +207,11 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(
             f"--search_split and --report_split are both {args.report_split}: the score of a subset is too high on the "
             "clips on which it was chosen; choose on val, report on test"
+        )
+    if args.heal and args.search_split == "train":
+        raise UsageError(
+            "--heal with --search_split train: healing trains on train, and chooses its epoch on the split of the "
+            "search; choose on val, or leave --heal out"
         )
     if args.repair_clips is not None and args.repair == pruning_plan.NO_REPAIR:
         raise UsageError("--repair_clips is of use only with --repair linear")

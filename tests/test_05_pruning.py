@@ -182,7 +182,8 @@ def test_scores_are_those_of_each_saved_pruned_model_alone(name, data_dir, run_d
             assert (row.report_accuracy_low, row.report_accuracy_high) == pytest.approx(interval, abs=1e-5)
             difference = intervals.paired_difference(label_ids, ids, of_whole, groups)["accuracy"]
             found = row.report_difference, row.report_difference_low, row.report_difference_high
-            assert found == pytest.approx(difference, abs=1e-5)
+            is_whole = row.kept_layers == everything
+            assert found == pytest.approx((0, 0, 0) if is_whole else difference, abs=1e-5)
             assert row.relative_accuracy == pytest.approx(row.report_accuracy / table["report_accuracy"][0], rel=1e-4)
 
 
@@ -719,6 +720,19 @@ def test_rules_go_by_the_numbers_of_an_analysis(data_dir, run_dir, tmp_path, mon
     assert list(table_of(tmp_path / "out")["kept_layers"]) == ["0-3", "0-1,3", "0-1", "0"]
 
 
+def test_an_analysis_of_other_clips_is_taken_with_a_warning(data_dir, run_dir, tmp_path, caplog):
+    """Another split of the same recordings may have clips of the report in its train."""
+    folder, model = tmp_path / "analysis", model_folder.model_input(run_dir)
+    write_analysis(folder, run_dir, INFLUENCE)
+    path, data = folder / "recommendation.json", clips.data_input(data_dir)
+    for sha256, n_warnings in ((data.sha256, 0), (None, 0), ("9" * 64, 1)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data_sha256": sha256}))
+        caplog.clear()
+        found = recommendation.read_evidence(folder, model, data, "test")
+        assert np.array_equal(found.block_influence, INFLUENCE["block_influence"])
+        assert caplog.text.count("if recordings of the report are among them") == n_warnings
+
+
 def test_what_an_analysis_lacks_is_measured(data_dir, run_dir, result, tmp_path):
     folder = write_analysis(tmp_path / "analysis", run_dir, INFLUENCE, split="val")
     words = ("--strategies", "block_influence", "cka_block", "--analysis_dir", folder)
@@ -791,6 +805,10 @@ def refused(capfd, message, output_dir):
         (("--iterative", "--strategies", "forward"), "--iterative needs one of --strategies block_influence"),
         (("--heal_keep", "0"), "--heal_keep is of use only with --heal: give the number of epochs with --heal"),
         (("--heal_teacher",), "--heal_teacher is of use only with --heal"),
+        (
+            ("--heal", "1", "--search_split", "train"),
+            "healing trains on train, and chooses its epoch on the split of the",
+        ),
         (("--heal_part", "all"), "--heal_part is of use only with --heal"),
         (("--beam_width", "2", "--strategies", "greedy"), "--beam_width is of use only with the strategy beam"),
         (("--repair_clips", "4"), "--repair_clips is of use only with --repair linear"),

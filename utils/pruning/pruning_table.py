@@ -134,7 +134,7 @@ class PruningTable:
         n_parameters = count_parameters(self._loaded.model, keeps)
         reported = {keep: self._report_on(keep) for keep in keeps if self._on_report.has(keep)}
         base_numbers = encoders.kept_layers(self._loaded.config)
-        rows = []
+        rows, whole = [], self.candidates[0].keep
         for candidate in self.candidates:
             keep = candidate.keep
             row = {
@@ -143,7 +143,7 @@ class PruningTable:
                 "kept_layers": cli.format_layer_list(keep),
                 "n_layers": len(keep),
                 "n_parameters": n_parameters[keep],
-                "repair": self._repair,
+                "repair": NO_REPAIR if keep == whole else self._repair,
                 "seconds": self._on_search.seconds(keep) + self._on_report.seconds(keep),
                 "kept_layers_base": cli.format_layer_list([base_numbers[block] for block in keep]),
             }
@@ -160,9 +160,9 @@ class PruningTable:
         accuracy, macro_f1 = scores.score(keep)
         of_whole, _ = scores.score(whole)
         low, high = scores.interval(keep)
-        difference, difference_low, difference_high = scores.difference(keep, scores.predicted(whole))
+        difference, difference_low, difference_high = scores.minus(keep, whole)
         found = {}
-        if self._unrepaired is not None and self._unrepaired.has(keep):
+        if keep != whole and self._unrepaired is not None and self._unrepaired.has(keep):
             found["unrepaired_accuracy"], _ = self._unrepaired.score(keep)
             names = ("repair_difference", "repair_difference_low", "repair_difference_high")
             found |= zip(names, scores.difference(keep, self._unrepaired.predicted(keep)), strict=True)
@@ -287,7 +287,7 @@ class Choices:
             why = "as given by --heal_keep" if is_asked else "no smaller subset was scored"
             log.info("--heal trains the whole model: %s", why)
             return
-        difference, _, _ = on_search.difference(keep, on_search.predicted(self.whole))
+        difference, _, _ = on_search.minus(keep, self.whole)
         why = "the smallest within the margin"
         if is_asked:
             why = "as given by --heal_keep"
@@ -312,7 +312,7 @@ class Choices:
             described = {"keep": list(keep), "n_layers": len(keep), "strategy": candidate.rule}
             for name, scores in (("search", on_search), ("report", on_report)):
                 described[f"{name}_accuracy"], described[f"{name}_macro_f1"] = scores.score(keep)
-                difference = scores.difference(keep, scores.predicted(self.whole))
+                difference = scores.minus(keep, self.whole)
                 described[f"{name}_difference"] = [number if np.isfinite(number) else None for number in difference]
             described["within_margin"] = str(self.verdicts[keep]) if keep in self.verdicts else None
             return described
@@ -394,7 +394,7 @@ def log_answer(choices: Choices, margin: float, on_search: SubsetScores, on_repo
         found = some % (candidate.n_removed, len(whole))
         log.info("%s %s: keep %s (%s)", found, known_by, cli.format_layer_list(candidate.keep), candidate.rule)
         for scores in (on_search, on_report):
-            difference, low, high = scores.difference(candidate.keep, scores.predicted(whole))
+            difference, low, high = scores.minus(candidate.keep, whole)
             log.info(
                 "    %-5s accuracy %.3f, difference %+.3f  (95 %% interval %+.3f to %+.3f: %s)",
                 *(scores.split, scores.score(candidate.keep)[0], difference, low, high),

@@ -238,6 +238,10 @@ class SubsetScores:
         found = intervals.accuracy_differences(self._label_ids, judged, of_whole, self._groups, n_others)
         return {keep: verdicts.of_pair(found, number, margin) for number, keep in enumerate(keeps)}
 
+    def minus(self, keep: Keep, other: Keep) -> tuple[float, float, float]:
+        """Return the accuracy of a subset minus that of another, and the paired 95 % interval; 0 if they are one."""
+        return (0.0, 0.0, 0.0) if keep == other else self.difference(keep, self._predicted[other])
+
     def difference(self, keep: Keep, other_predicted: np.ndarray) -> tuple[float, float, float]:
         """Return the accuracy of a subset minus that of other predictions, and the paired 95 % interval."""
         judged = (self._judged(predicted) for predicted in (self._predicted[keep], other_predicted))
