@@ -444,7 +444,10 @@ def export_files(args: argparse.Namespace, this_run: runs.Run, loaded: LoadedMod
                     path.unlink()
         export.write_table(args.output_dir, rows)
     if troubles and not args.allow_loss:
-        raise InputError(f"{'; '.join(troubles)}. Leave it out of --precision, or use it all the same by --allow_loss")
+        raise InputError(
+            f"{'; '.join(troubles)}. Leave it out of --precision, or use it all the same by --allow_loss; with "
+            "--overwrite in this folder"
+        )
 
 
 def clips_of_train(args: argparse.Namespace, source: Source, keep: list[int]) -> Clips:
