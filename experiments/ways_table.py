@@ -16,7 +16,8 @@ no worse by 0.02.
 
 A second table compares the ways that keep the same number of blocks with each other, and a CNN with its taught version;
 its intervals are simultaneous, and its p values adjusted, for all of its rows. Of pooled results a third table has the
-accuracy of each fold, and of each training.
+accuracy of each fold, and of each training. --pairs names models of any size; a table compares all pairs of them, for
+all of its rows together.
 
 Writes <results_dir>/<name>/ways.csv, .pdf and .png, and ways_by_size.csv.
 """
@@ -84,6 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--part", nargs="+", required=True, help="the last part of the names, or several, such as fold-all.seed-1"
     )
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="also compare these models with each other; give it again for another table (default: none)",
+    )
     study_table.add_arguments(parser)
     return parser
 
@@ -128,6 +137,8 @@ def run(args: argparse.Namespace) -> None:
         print("", *markdown_by_size(by_size), sep="\n")
     if by_fold := markdown_by_fold(list(table["model"]), folder, args.part):
         print("", *by_fold, sep="\n")
+    for models in args.pairs:
+        print("", *markdown_of_pairs(models, scored), sep="\n")
 
 
 def read_models(results_dir: Path, name: str, model: str, parts: Sequence[str]) -> dict[names.Name, comparison.Scored]:
@@ -244,11 +255,36 @@ def markdown_by_size(table: pd.DataFrame) -> list[str]:
     """Return the lines of the table of `compare_by_size` in Markdown."""
     lines = ["| blocks | | accuracy, first − second | p (Holm) | first no worse by 0.02 |", "|---" * 5 + "|"]
     for _, row in table.iterrows():
-        ends = (row[f"accuracy_{end}"] for end in ("difference", "low_of_all", "high_of_all"))
-        cells = [str(row["n_layers"] or ""), f"{row['first_way']} − {row['second_way']}"]
-        cells += ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*ends), f"{row['accuracy_p_holm']:.3f}", row["accuracy_verdict"]]
+        cells = [str(row["n_layers"] or ""), f"{row['first_way']} − {row['second_way']}", *difference_cells(row)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def markdown_of_pairs(models: Sequence[str], scored: dict[str, comparison.Scored]) -> list[str]:
+    """Return the lines of a table of all pairs of some models in Markdown, as ``03 --compare`` compares them.
+
+    Raises
+    ------
+    UsageError
+        If a model has no result, or only one is named.
+    """
+    missing = [model for model in models if model not in scored]
+    if missing or len(set(models)) < max(len(models), 2):
+        trouble = f"no result of {missing[0]}" if missing else "give two models or more, each once"
+        raise UsageError(f"--pairs {' '.join(models)}: {trouble}; there are {', '.join(scored)}")
+    pairs = list(itertools.combinations(range(len(models)), 2))
+    of_models = [scored[model] for model in models]
+    found = comparison.comparison_table(of_models, seed=0, margin=study_table.MARGIN, pairs=pairs)
+    lines = ["| first − second | accuracy | p (Holm) | first no worse by 0.02 |", "|---" * 4 + "|"]
+    for (first, second), (_, row) in zip(pairs, found.iterrows(), strict=True):
+        lines.append(f"| {' | '.join([f'{models[first]} − {models[second]}', *difference_cells(row)])} |")
+    return lines
+
+
+def difference_cells(row: pd.Series) -> list[str]:
+    """Return difference with interval, p value and verdict of a row of `comparison.comparison_table`."""
+    ends = (row[f"accuracy_{end}"] for end in ("difference", "low_of_all", "high_of_all"))
+    return ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*ends), f"{row['accuracy_p_holm']:.3f}", row["accuracy_verdict"]]
 
 
 def markdown_by_fold(models: Sequence[str], folder: Path, parts: Sequence[str]) -> list[str]:

@@ -89,6 +89,24 @@ def test_ways_of_one_size_are_compared_with_each_other(results_dir, capsys):
     assert "| 4 | repaired − removed | +0.417 [" in printed and "|  | CNN, taught − CNN | +0.167 [" in printed
 
 
+def test_pairs_of_any_size_are_compared_when_asked_for(results_dir, capsys, caplog):
+    asked = ["base.blocks-0-2.taught", "base.after-4", "cnn-melspectrogram"]
+    assert run(results_dir, "--model", "base", "--pairs", *asked, "--pairs", *asked[:2]) == 0
+    of_three, of_two = capsys.readouterr().out.split("\n\n")[-2:]
+    scored = [comparison.read_scored(results_dir / "birds" / model / PART) for model in asked]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    expected = comparison.comparison_table(scored, seed=0, margin=0.02, pairs=pairs)
+    rows = [line.split(" | ") for line in of_three.splitlines()[2:]]
+    assert [row[0] for row in rows] == [f"| {asked[first]} − {asked[second]}" for first, second in pairs]
+    for row, (_, one) in zip(rows, expected.iterrows(), strict=True):
+        assert row[1].startswith(f"{one['accuracy_difference']:+.3f} [{one['accuracy_low_of_all']:+.3f}, ")
+        assert row[2:] == [f"{one['accuracy_p_holm']:.3f}", f"{one['accuracy_verdict']} |"]
+    assert len(of_two.splitlines()) == 3
+    for words, trouble in ((("base", "other"), "no result of other"), (("base", "base"), "each once")):
+        assert run(results_dir, "--model", "base", "--pairs", *words) == 2
+        assert f"--pairs {' '.join(words)}: " in caplog.text and trouble in caplog.text
+
+
 def test_no_two_ways_have_a_size_in_common(results_dir, capsys):
     for model in ("base.after-4", "base.blocks-0-3", "cnn-melspectrogram.taught"):
         shutil.rmtree(results_dir / "birds" / model)
