@@ -3,10 +3,11 @@
     python -m drills.thresholds                        # half a minute of one free core
     python -m drills.thresholds --draws 5              # roughly
 
-Each draw is a data set of 34 labels with as many recordists on val as fold 2 of `birds34` (`RECORDISTS`: half of the
-labels have three or fewer), and a model. A label has a difficulty of its own and three labels with which it is easily
-confused. Clips of a recordist resemble each other. The scores are calibrated on val, the thresholds fitted on val, and
-the true precision of each is that on `TIMES` as many other recordists. Several labels: up to two a clip, and silence.
+Each draw is a data set of 34 labels with as many recordists on val as an earlier fold 2 of `birds34` (`RECORDISTS`: two
+thirds of the labels have three or fewer), and a model. A label has a difficulty of its own and three labels with which
+it is easily confused. Clips of a recordist resemble each other. The scores are calibrated on val, the thresholds fitted
+on val, and the true precision of each is that on `TIMES` as many other recordists. Several labels: up to two a clip,
+and silence.
 
 Prints a row for each kind of data and rule: precision of all detections together; the share of draws in which that is
 at least the target; the share of labels with a threshold whose precision is; the share of labels that have a threshold;
