@@ -89,6 +89,13 @@ def test_a_folder_a_recording(piece):
         [f"Rook/rook_{i}.wav" for i in range(0, 20, 2)] + [f"Jay/jay_{i}.wav" for i in range(1, 20, 2)],
         [f"Rook/ZOOM{i:04d}.wav" for i in range(1, 9)],
         [f"Rook/240601_{i:04d}.wav" for i in range(1, 9)],  # date and number in the day
+        [
+            f"{label}/{day}_{i}.wav"
+            for label in ("Rook", "Jay")
+            for day in ("31122024", "12312024")
+            for i in (1, 2, 3, 4)
+        ],
+        ["Rook/31122024_0630.wav", "Rook/31122024_0640.wav", "Rook/31122024_0650.wav"],
         [f"{label}/song/{i}.wav" for label in ("Rook", "Jay") for i in (1, 2)]
         + [f"{label}/call/{i}.wav" for label in ("Rook", "Jay") for i in (1, 2)],
         [f"Rook/{year}/{i}.wav" for year in (2021, 2022) for i in (1, 2, 3)],

@@ -39,10 +39,12 @@ BARE_PIECE = re.compile(
 )
 BARE_TIMES = re.compile(rf"{SECONDS}s?[ _-]{SECONDS}s?|{SECONDS}s", re.ASCII)
 
-DATE = r"(?:(?:19|20)\d\d[-_]?(?:0[1-9]|1[0-2])[-_]?(?:0[1-9]|[12]\d|3[01]))"
+_YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])"
+# 20251231, 31122025 and 12312025
+DATE = rf"(?:{_YEAR}[-_]?{_MONTH}[-_]?{_DAY}|(?:{_DAY}[-_]?{_MONTH}|{_MONTH}[-_]?{_DAY})[-_]?{_YEAR})"
 MOMENT = re.compile(rf"{DATE}[T _-]*(?:[01]\d|2[0-3])[-_:h]?[0-5]\d(?:[-_:m]?[0-5]\d)?Z?$", re.ASCII)  # date and time
-SHORT_DATE = re.compile(rf"{DATE}|\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", re.ASCII)
-YEAR = re.compile(r"(?:19|20)\d\d", re.ASCII)
+SHORT_DATE = re.compile(rf"{DATE}|\d\d{_MONTH}{_DAY}", re.ASCII)
+YEAR = re.compile(_YEAR, re.ASCII)
 LAST_NUMBER = re.compile(r"\d{5,}$", re.ASCII)
 LEAST_ALIKE = 5  # files of a folder that differ only by a number; fewer give no warning
 
