@@ -138,8 +138,10 @@ def test_why_a_label_has_no_threshold():
     assert reasons[1:] == [
         "1 group with a clip of it; 2 are needed",
         "no groups with a clip of it; 2 are needed",
-        "at no score a precision of 0.9 with a probability of 0.8; at best 0.00",
+        "at no score is a precision of 0.9 reached with a probability of 0.8; the highest probability is 0.00",
     ]
+    reason = thresholds._reason(2, np.array([0.7969]), 0.9)
+    assert reason.endswith("0.8; the highest probability is 0.79"), "rounded, it would seem to suffice"
     found, reasons = thresholds.fit(np.zeros((0, 2)), *(2 * [np.zeros((0, 2), bool)]), np.zeros(0), 0.9)
     assert found == [None, None] and reasons[0].startswith("no groups")
 

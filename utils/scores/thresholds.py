@@ -77,8 +77,11 @@ def fit(
 def _reason(n_groups: int, sure: np.ndarray, target: float) -> str:
     if n_groups < MIN_GROUPS:
         return f"{counted(n_groups, 'group') if n_groups else 'no groups'} with a clip of it; {MIN_GROUPS} are needed"
-    best = f"{sure.max():.2f}" if len(sure) else "0"
-    return f"at no score a precision of {target:g} with a probability of {SURE:g}; at best {best}"
+    best = np.floor(100 * sure.max(initial=0)) / 100  # rounded up, it would seem to suffice
+    return (
+        f"at no score is a precision of {target:g} reached with a probability of {SURE:g}; the highest probability is "
+        f"{best:.2f}"
+    )
 
 
 def _sorted(scores: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
