@@ -469,8 +469,10 @@ def score_collections(
     log.info("by collection, with the 95 %% interval of %s on %s of the same collections:", model, others)
     for _, row in scores.iterrows():
         log.info(
-            "%s: %d clips in %d groups, %d labels; accuracy %.3f [%.3f, %.3f], macro F1 %.3f [%.3f, %.3f]",
-            *(row[name] for name in scores.columns),
+            "%s: %s in %s, %s; accuracy %.3f [%.3f, %.3f], macro F1 %.3f [%.3f, %.3f]",
+            row["collection"],
+            *(counted(row[f"n_{noun}s"], noun) for noun in ("clip", "group", "label")),
+            *row.iloc[4:],
         )
     # By place, because a collection can have any name.
     of_all = scores.iloc[-2:].set_index("collection")[list(intervals.SCORES)]

@@ -111,7 +111,7 @@ def test_the_commonest_spelling_stands_for_a_person(caplog):
         "Bo Ek": "Bo Ek",
     }
     assert (
-        "recordists are spelled in several ways and treated as one: Ada Lovelace (2) = ADA LOVELACE (1)" in caplog.text
+        "1 recordist is spelled in several ways and treated as one: Ada Lovelace (2) = ADA LOVELACE (1)" in caplog.text
     )
 
 
@@ -129,7 +129,7 @@ def test_the_user_says_who_is_one_person(caplog):
     found = one_spelling(names, [["Lars Lachmann", "L Lachmann"], ["l. lachmann", "Lasse L"], ["Bo Ek", "Bo E"]])
     assert set(found[name] for name in names[:4]) == {"Lars Lachmann"}
     assert found["Bo Ek"] == "Bo Ek"
-    assert "--same_recordist names 1 recordists that no recording has: Bo E" in caplog.text
+    assert "--same_recordist names 1 recordist that no recording has: Bo E" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from utils.core.errors import InputError
+from utils.core.text import counted
 from utils.data.recording_ids import tidy
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,8 @@ def one_spelling(names: Sequence[str], same: Sequence[Sequence[str]] = ()) -> di
             person[root(key)] = root(keys[0])
         chosen.setdefault(root(keys[0]), row[0])
     if missing:
-        log.warning("--same_recordist names %d recordists that no recording has: %s", len(missing), _some(missing))
+        n_missing = counted(len(missing), "recordist")
+        log.warning("--same_recordist names %s that no recording has: %s", n_missing, _some(missing))
     spellings = defaultdict(list)
     for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         spellings[root(key_of[name])].append((name, n))
@@ -135,7 +137,8 @@ def one_spelling(names: Sequence[str], same: Sequence[Sequence[str]] = ()) -> di
     several = [own for own in spellings.values() if len(own) > 1]
     if several:
         texts = [" = ".join(f"{name} ({n})" for name, n in own) for own in several]
-        log.info("%d recordists are spelled in several ways and treated as one: %s", len(several), _some(texts))
+        n_several = counted(len(several), "recordist is", "recordists are")
+        log.info("%s spelled in several ways and treated as one: %s", n_several, _some(texts))
     return result
 
 
