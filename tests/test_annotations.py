@@ -1,10 +1,13 @@
 """Tables of labels with times: what each format's reader takes from them, and what its writer gives."""
 
+import argparse
+import math
 import os
 from pathlib import Path
 
 import pytest
 
+from utils.core import runs
 from utils.core.errors import InputError
 from utils.data.annotations import FORMATS, Annotation, read, read_all
 from utils.data.timed_labels import file_of_table
@@ -127,6 +130,21 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_a_subfolder_a_problem(tmp_
     locked.add("tables")
     with pytest.raises(InputError, match=r"tables cannot be read \(Permission denied\); change its permissions"):
         read_all(tmp_path / "tables")
+
+
+def test_what_08_writes_beside_its_tables_is_no_table(tmp_path):
+    own = "file,start_s,end_s,label,score\na.wav,0,3,crow,0.9\n"
+    args = argparse.Namespace(output_dir=tmp_path, overwrite=False, seed=0)
+    with runs.open_run("08_detection", args, {}, outputs=["*.csv"]):
+        table(tmp_path / "detections.csv", own)
+        table(tmp_path / "skipped.csv", "file,reason\nb.wav,silent\n")
+    table(tmp_path / "csv" / "a.wav.labels.csv", "file,start,end,label,score\na.wav,0,3,wren,\n")
+    found = read_all(tmp_path)
+    assert [a.label for a in found.annotations] == ["wren"] and not found.problems
+    table(tmp_path / "mine" / "detections.csv", own)
+    assert {a.label for a in read_all(tmp_path).annotations} == {"crow", "wren"}, "a table of the user"
+    table(tmp_path / "mine" / "run.json", "of another program")
+    assert {a.label for a in read_all(tmp_path).annotations} == {"crow", "wren"}
 
 
 def test_a_label_in_two_tables_of_a_folder_counts_once(tmp_path):
@@ -540,10 +558,12 @@ def test_kaleidoscopes_manual_id_is_the_label_and_its_channel_0_is_the_first(tmp
     assert found.problems == [
         "cluster.csv, row 5: 4 cells; expected 9",
         "cluster.csv, row 4: OFFSET 'soon' and DURATION '0.5' are not two numbers of seconds",
-        "cluster.csv: 1 of 3 rows have no MANUAL ID and are left out",
+        "cluster.csv: 1 of 3 rows have no MANUAL ID: their clips are left out",
     ]
+    assert found.heard == {"/data/a.wav": [(0.0, 2.5), (3.0, math.inf)]}, "nobody has verified the second row"
     found = read(table(tmp_path / "cluster.csv", "\n".join(lines[:3]).replace("rook", "")))
     assert [(a.label, a.channel) for a in found.annotations] == [("Cluster.1", 1), ("Cluster.1", 2)]
+    assert not found.heard
     with pytest.raises(InputError, match=r"no column for the label: .*expected common_name or TOP1MATCH"):
         read(table(tmp_path / "x.csv", "INDIR,FOLDER,IN FILE,OFFSET,DURATION\n/data,,a.wav,0,1\n"))
 

@@ -51,6 +51,12 @@ def test_a_name_of_no_file(name):
     assert matched(name) == ({}, [(name, NO_FILE)])
 
 
+def test_the_name_of_a_table_may_have_the_folders_of_the_tables_before_it():
+    names = ["audacity/night.wav", "audacity/siteB/0630.wav", "audacity/rec.2025.wav"]
+    wanted = ["night.wav", "siteB/0630.wav", "siteB/rec.2025.wav"]
+    assert match(names, PATHS, HERE, AUDIO_SUFFIXES, names) == (dict(zip(names, wanted, strict=True)), [])
+
+
 def test_several_names_of_one_file():
     names = ("dawn", "dawn.flac", "siteA/dawn.flac", "/home/ann/siteA/dawn.flac")
     assert matched(*names[:3]) == (dict.fromkeys(names[:3], "siteA/dawn.flac"), [])

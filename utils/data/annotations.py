@@ -10,8 +10,9 @@
 
 BirdNET-Analyzer also writes the formats of the other programs. (1) Or the first one of Label, Species, Common Name,
 Species Code, Tag, Call Type. (2) Without both, the name of the table. (3) Without it, Begin Time (s); the length is
-that from Begin Time (s) to End Time (s). (4) If a row has one; otherwise the first one of common_name, TOP1MATCH, AUTO
-ID, scientific_name.
+that from Begin Time (s) to End Time (s). (4) If any row of the table has one; a row without one then leaves its stretch
+unknown, and the clips that it touches are left out. Otherwise the first one of common_name, TOP1MATCH, AUTO ID,
+scientific_name.
 
 A table that is named after its sound file has the name of the file, with or without its suffix, and one of the endings
 .txt, .labels.txt, .selections.txt, .Table.1.selections.txt, .BirdNET.selection.table.txt, .BirdNET.results.txt,
@@ -25,9 +26,10 @@ from pathlib import Path
 from types import ModuleType
 
 from utils.core.errors import InputError
+from utils.core.records import LOG_NAME, read_record
 from utils.core.text import printable
 from utils.data import annotation_csv, audacity_labels, birdnet_tables, kaleidoscope_tables, raven_tables
-from utils.data.timed_labels import Annotation, Table, text_of
+from utils.data.timed_labels import Annotation, Table, file_of_table, text_of
 
 __all__ = ["FORMATS", "Annotation", "Table", "read", "read_all"]
 
@@ -78,7 +80,9 @@ def read(path: Path, label_column: str | None = None, folder: Path | None = None
     name = path.relative_to(folder or path.parent).as_posix()
     for room in FORMATS.values():
         if room.recognises(name, text):
-            return room.read(path, text, name, label_column)
+            table = room.read(path, text, name, label_column)
+            table.named_after = {file_of_table(name)} & {*table.files}
+            return table
     first = printable(text.strip().split("\n", 1)[0].strip()[:80])
     raise InputError(f"{path} is not a table of labels with times (first line: {first!r}); {EXPECTED}")
 
@@ -120,6 +124,7 @@ def read_all(path: Path, label_column: str | None = None) -> Table:
         heard = [table.heard.get(file) for table in tables if file in table.files]
         if None not in heard:  # else one table tells all of it
             whole.heard[file] = sorted({stretch for own in heard for stretch in own})
+    whole.named_after = {file for table in tables for file in table.named_after}
     whole.problems += [problem for table in tables for problem in table.problems]
     return whole
 
@@ -134,6 +139,19 @@ def _files_of(folder: Path) -> tuple[list[Path], list[str]]:
         where = Path(error.filename).relative_to(folder).as_posix()
         problems.append(f"{where}: the folder cannot be read: {error.strerror}")
 
-    found = [Path(where) / name for where, _, names in os.walk(folder, onerror=note) for name in names]
+    found = [
+        Path(where) / name
+        for where, _, names in os.walk(folder, onerror=note)
+        for name in sorted({*names} - _files_of_stage(Path(where)))
+    ]
     files = [f for f in found if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()]
     return sorted(file for file in files if not file.name.endswith(NO_TABLES)), problems
+
+
+def _files_of_stage(folder: Path) -> set[str]:
+    """Return the names of what a stage wrote into its output folder: 08's own detections are no annotations."""
+    try:
+        record = read_record(folder)
+    except InputError:  # a file of another program
+        return set()
+    return {LOG_NAME, *(output["path"] for output in record["outputs"])} if record else set()

@@ -5,6 +5,7 @@ nothing. A comma in a folder therefore gives a row more cells than the header ha
 right. Ours are quoted.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,8 +56,9 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
     name : str
         Path of the table within the folder of the tables. It names the sound file of a table without rows.
     label_column : str, optional
-        Column that holds the label. By default ``MANUAL ID`` if it has any text; then rows without it are left out.
-        Otherwise the first one of `LABEL_COLUMNS`.
+        Column that holds the label. By default ``MANUAL ID`` if it has any text: then the user has verified a part of
+        the table, and it is unknown what is in the stretches of the other rows. Otherwise the first one of
+        `LABEL_COLUMNS`.
 
     Raises
     ------
@@ -75,13 +77,10 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
     is_named = any(cells.get(plain(MANUAL_ID)) for _, cells in rows)
     usual = [MANUAL_ID] if is_named else LABEL_COLUMNS
     label = label_column_in(path, titles, label_column, usual)
-    n_unnamed = 0
+    unnamed: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for place, cells in rows:
         file = file_named("/".join(part for part in (cells[title] for title in ("indir", "folder", "in_file")) if part))
         table.cover(file)
-        if not cells[label] and label == plain(MANUAL_ID):
-            n_unnamed += 1
-            continue
         try:
             start_s, duration_s = number_of(cells["offset"]), number_of(cells["duration"])
         except ValueError:
@@ -89,12 +88,17 @@ def read(path: Path, text: str, name: str, label_column: str | None = None) -> T
                 f"{place}: OFFSET {cells['offset']!r} and DURATION {cells['duration']!r} are not two numbers of seconds"
             )
             continue
+        end_s = round(start_s + duration_s, 9)
+        if not cells[label] and label == plain(MANUAL_ID):
+            unnamed[file].append((start_s, end_s))
+            continue
         channel = channel_of(str((optional_number(cells.get("channel", "")) or 0) + 1)) if "channel" in cells else None
         score = optional_number(cells.get("confidence", ""))
-        end_s = round(start_s + duration_s, 9)
         table.add(place, Annotation(file, start_s, end_s, cells[label], score, channel=channel))
-    if n_unnamed:
-        table.problems.append(f"{name}: {n_unnamed} of {len(rows)} rows have no {MANUAL_ID} and are left out")
+    for file, stretches in unnamed.items():
+        table.leave_unknown(file, stretches)
+    if n_unnamed := sum(map(len, unnamed.values())):
+        table.problems.append(f"{name}: {n_unnamed} of {len(rows)} rows have no {MANUAL_ID}: their clips are left out")
     if not rows:
         table.cover_own_file(name)
     return table

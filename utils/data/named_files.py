@@ -13,15 +13,19 @@ NO_FILE = "no such file in the folder of recordings"
 
 
 def match(
-    names: Iterable[str], paths: Sequence[str], raw_dir: Path, suffixes: Collection[str]
+    names: Iterable[str],
+    paths: Sequence[str],
+    raw_dir: Path,
+    suffixes: Collection[str],
+    named_after: Collection[str] = (),
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Find the files that tables name.
 
     Case and Unicode form do not count, and if no file has the suffix of the name, any other does. The folders that a
     name gives must be those of the file. Two kinds of names may differ in their first folders, because these can be
-    those of another machine, or those of the tables: an absolute path, and a name without a suffix, which is that of a
-    table. They mean the file with most folders in common. If two names with different folders mean the same file
-    equally well, neither is used: they may be two files, of which one is missing.
+    those of another machine, or those of the tables: an absolute path, and the name of a table. They mean the file with
+    most folders in common. If two names with different folders mean the same file equally well, neither is used: they
+    may be two files, of which one is missing.
 
     Parameters
     ----------
@@ -32,6 +36,8 @@ def match(
     raw_dir : Path
     suffixes : collection of str
         Of sound files, in lower case.
+    named_after : collection of str
+        The names that are those of tables. A name without a suffix counts as one, too.
 
     Returns
     -------
@@ -51,7 +57,8 @@ def match(
         *folders, last = _fold(posixpath.normpath(name)).split("/")
         stem, suffix = posixpath.splitext(last)
         is_sound = suffix in suffixes
-        is_loose = not is_sound or ".." in folders or re.match(r"/|[a-z]:", _fold(name)) is not None
+        is_absolute = re.match(r"/|[a-z]:", _fold(name)) is not None
+        is_loose = name in named_after or not is_sound or ".." in folders or is_absolute
         found = by_name.get(last) or by_stem.get(stem if is_sound else last, [])
         n_common = {path: _n_common(folders, [*above, *_fold(path).split("/")[:-1]]) for path in found}
         if not is_loose:

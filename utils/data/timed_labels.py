@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -68,6 +68,8 @@ class Table:
     heard : dict of str to list of (float, float)
         The only stretches, in seconds, of which the table says what is in them, by file. A file that is not in it was
         listened to from its start to its end.
+    named_after : set of str
+        Those of `files` that are the name of the table.
     """
 
     format: str
@@ -75,6 +77,7 @@ class Table:
     files: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     heard: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    named_after: set[str] = field(default_factory=set)
     _covered: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def cover(self, file: str) -> None:
@@ -82,6 +85,15 @@ class Table:
         if file not in self._covered:
             self._covered.add(file)
             self.files.append(file)
+
+    def leave_unknown(self, file: str, stretches: Iterable[tuple[float, float]]) -> None:
+        """Note that the table does not say what is in these stretches of a file."""
+        heard, end_s = [], 0.0
+        for start_s, stop_s in sorted(stretches):
+            if start_s > end_s:
+                heard.append((end_s, start_s))
+            end_s = max(end_s, stop_s)
+        self.heard[file] = [*heard, (end_s, math.inf)]
 
     def cover_own_file(self, name: str) -> None:
         """Note that a table without rows covers the sound file that its name names, or that there is none."""
