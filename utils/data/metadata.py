@@ -112,7 +112,7 @@ def read_rows(
     collection_column : str, optional
         Column that names the collection of a recording.
     needs_label : bool
-        Whether a table without a label is refused.
+        Whether the label is used, and a table without one is refused.
     uses_others : bool
         Whether the columns `OTHER_SPECIES` are used; a table without such a column is refused then.
 
@@ -134,8 +134,12 @@ def read_rows(
         raise _no_column("file", [(name,) for name in FILE_COLUMNS], table, metadata)
     if not names["label"] and needs_label:
         raise _no_column("label", COLUMNS["label"], table, metadata)
-    used = {field: " with ".join(own) for field, own in names.items() if own}
-    log.info("%s: %s", metadata, ", ".join(f"{field} from column {name}" for field, name in used.items()))
+    used = [
+        f"{field} from column {' with '.join(own)}"
+        for field, own in names.items()
+        if own and (needs_label or field != "label")
+    ]
+    log.info("%s: %s", metadata, ", ".join(used) or "only the column of the file is used")
     if uses_others and not set(OTHER_SPECIES) & set(table.columns):
         raise _no_column("secondary labels", [(name,) for name in OTHER_SPECIES], table, metadata)
     if not uses_others:
