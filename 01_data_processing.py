@@ -238,9 +238,12 @@ def run(args: argparse.Namespace) -> None:
         *(args.raw_dir, args.metadata, args.label_level, args.collection_column),
         covered=None if annotations is None else annotations.names,
         uses_secondary=bool(args.secondary_labels),
+        named_after=() if annotations is None else annotations.named_after,
     )
     listed, vanished = preparation.list_files(args.raw_dir, [file.path for file in files])
     files = [file for file in files if file.path in listed]
+    if args.recordist_level is not None:
+        recordings.check_recordist_level(files, args.recordist_level, args.raw_dir)
     inputs = {"raw_dir": runs.Input(str(args.raw_dir), preparation.listing_sha256(listed.values()))}
     if args.metadata is not None:
         inputs["metadata"] = runs.file_input(args.metadata)
@@ -355,12 +358,13 @@ def decode_shard(
 def working(args: argparse.Namespace, files: list[recordings.SourceFile]) -> Iterator[workers.Map]:
     """Start the workers; log the input first, so that a wrong folder or table is seen before hours of decoding."""
     n_workers, n_labels = min(args.num_workers, len(files) or 1), len({file.label for file in files})
+    split_by = "" if args.unlabelled else f", split by {args.split_by}"
     runs.log_cpu_only(args.device)
     log.info(
-        "device cpu (%s), worker processes: %d; %s: %s%s; clips of %g s at %d Hz, split by %s",
+        "device cpu (%s), worker processes: %d; %s: %s%s; clips of %g s at %d Hz%s",
         *(runs.device_name("cpu"), n_workers, args.raw_dir, counted(len(files), "file")),
         f", {counted(n_labels, 'label')}" if args.annotations is None and not args.unlabelled else "",
-        *(args.clip_seconds, args.sample_rate, args.split_by),
+        *(args.clip_seconds, args.sample_rate, split_by),
     )
     with workers.worker_pool(n_workers) as pool_map:
         yield pool_map
@@ -373,11 +377,15 @@ def worth_decoding(
     if args.unlabelled:
         return files, []
     if annotations is not None:  # a file with rare labels alone may hold silence
-        labels, too_few = annotated.frequent_labels(annotations, files, args.min_recordings), []
+        found, too_few = annotated.count_recordings(annotations, files), []
+        labels = {label for label, n in found.items() if n >= args.min_recordings}
     else:
+        found = {file.label for file in files}
         files, too_few = preparation.drop_rare_labels(files, args.min_recordings)
         labels = {file.label for file in files}
-    preparation.check_two_labels(labels, too_few, args.raw_dir, args.min_recordings)
+    preparation.check_two_labels(labels, found, too_few, args.raw_dir, args.min_recordings)
+    if annotations is not None or args.secondary_labels:
+        recordings_table.check_labels(labels)
     return files, too_few
 
 
@@ -391,7 +399,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError("--secondary_labels uses a column of --metadata: give --metadata too")
     if args.unlabelled:
         others = (
-            *("annotations", "label_level", "secondary_labels", "min_recordings", "collection_column"),
+            *("annotations", "min_overlap_s", "background", "label_column", "label_level", "secondary_labels"),
+            *("min_recordings", "collection_column"),
             *("split_by", "val_fraction", "test_fraction", "folds", "shard", "merge_shards"),
         )
         if given := cli.changed(build_parser(), args, others):
@@ -452,14 +461,16 @@ def process(
     decoded = decode_or_take(args, this_run, pool_map, merge, wanted)
     preparation.report_odd_sounds(decoded.sounds)
     with this_run.timed("cutting"):
-        recorded, unusable, rare = cut(args, clip_format, pool_map, files, decoded, same, annotations)
+        recorded, found, unusable, rare = cut(args, clip_format, pool_map, files, decoded, same, annotations)
     rows = [] if annotations is None else annotations.skipped
     skipped = sorted(skipped + too_few + unusable + rare + rows, key=lambda skip: skip.file)
     preparation.write_skipped(args.output_dir, skipped)
     preparation.report([f"{skip.file}: {skip.reason}" for skip in unusable], "left out")
     labels = preparation.all_labels(recorded)
-    if not args.unlabelled:
-        preparation.check_two_labels(labels, rare, args.raw_dir, args.min_recordings)
+    if args.unlabelled:
+        preparation.check_any_left(recorded, skipped, args.raw_dir)
+    else:
+        preparation.check_two_labels(labels, found, unusable + rare, args.raw_dir, args.min_recordings)
 
     preparation.report_short_clips(clip_format, recorded)
     fractions = (0.0, 0.0) if args.unlabelled else (args.val_fraction, args.test_fraction)
@@ -471,13 +482,14 @@ def process(
         Counter(label for _, label in {(r.file.recording_id, x) for r in recorded for x in r.labels})
     )
     n_known = sum(recordist is not None for recordist in who.values())
-    if n_known == 0 and args.split_by in splits.BY_RECORDIST:
+    if n_known == 0 and args.split_by in splits.BY_RECORDIST and not args.unlabelled:
         log.warning(
             "no recordist is known, so the split is by recording: one person can be in train and in test, and scores "
             "are too high for new recordists. A metadata table can name recordists, and so can the tags of mp3 files "
             "from xeno-canto"
         )
-    preparation.write_similar_recordists(args.output_dir, recorded)
+    if not args.unlabelled:
+        preparation.write_similar_recordists(args.output_dir, recorded)
     with this_run.timed("writing"):
         n_parts = preparation.write_parts(
             args.output_dir, clip_format, pool_map, recorded, stretches, decoded.spool_dirs
@@ -540,8 +552,11 @@ def cut(
     decoded: preparation.Decoded,
     same: list[list[str]],
     annotations: annotated.Annotations | None,
-) -> tuple[list[preparation.Recorded], list[recordings.Skipped], list[recordings.Skipped]]:
-    """Return the files with clips, the files that cannot be used, and those whose labels have become too rare."""
+) -> tuple[list[preparation.Recorded], list[str], list[recordings.Skipped], list[recordings.Skipped]]:
+    """Return the files with clips, the labels before rare ones are dropped, and the files without clips.
+
+    The latter are two lists: files that cannot be used, and files whose labels have become too rare.
+    """
     sounds = decoded.sounds
     files, ambiguous = recordings.complete(
         files, {path: sound.tags for path, sound in sounds.items()}, args.recordist_level, same
@@ -549,31 +564,40 @@ def cut(
     recorded, too_short = preparation.cut(clip_format, [(f, sounds[f.path]) for f in files if f.path in sounds])
     recorded = preparation.find_near_copies(args.output_dir, args.sample_rate, pool_map, recorded, decoded.spool_dirs)
     unusable = decoded.undecodable + too_short + ambiguous
+    if annotations is not None:
+        recorded, late = annotated.label_windows(annotations, recorded, args.sample_rate)
+        unusable += late
+    if not args.unlabelled:  # without labels none contradict
+        recorded, contradictory = (
+            preparation.drop_contradictions(recorded)
+            if annotations is None
+            else annotated.drop_contradictions(annotations, recorded, args.sample_rate)
+        )
+        unusable += contradictory
+    found = preparation.all_labels(recorded)
     if annotations is None:
-        recorded, contradictory = preparation.drop_contradictions(recorded)
         left, too_few = preparation.drop_rare_labels([r.file for r in recorded], args.min_recordings)
         left_paths = {file.path for file in left}
         recorded = [r for r in recorded if r.file.path in left_paths]
     else:
-        recorded, late = annotated.label_windows(annotations, recorded, args.sample_rate)
-        recorded, contradictory = annotated.drop_contradictions(annotations, recorded, args.sample_rate)
         recorded, too_few = annotated.drop_rare_labels(recorded, args.min_recordings)
-        contradictory = contradictory + late
     if args.secondary_labels:
         recorded = annotated.with_secondary_labels(recorded)
-    return recorded, unusable + contradictory, too_few
+    return recorded, found, unusable, too_few
 
 
 def log_end(args: argparse.Namespace, metrics: dict) -> None:
     """Log the numbers of files, recordings and clips in one line."""
     n_clips = metrics["n_clips"]
+    made = counted(sum(n_clips.values()), "clip")
+    if not args.unlabelled:
+        parts = ", ".join(f"{name} {n}" for name, n in n_clips.items())
+        made = f"{counted(metrics['n_labels'], 'label')}, {made} ({parts}), split by {metrics['kept_together']}"
     log.info(
-        "%s: %s -> %s: %s, %s, %.2f h, %s, %s (%s), split by %s; %d in skipped.csv",
+        "%s: %s -> %s: %s, %s, %.2f h, %s; %d in skipped.csv",
         *(args.raw_dir, counted(metrics["n_files_found"], "file"), args.output_dir),
         *(counted(metrics[f"n_{noun}s"], noun) for noun in ("file", "recording")),
-        *(metrics["hours"], counted(metrics["n_labels"], "label"), counted(sum(n_clips.values()), "clip")),
-        ", ".join(f"{name} {n}" for name, n in n_clips.items()),
-        *(metrics["kept_together"], metrics["n_skipped"]),
+        *(metrics["hours"], made, metrics["n_skipped"]),
     )
 
 

@@ -376,6 +376,29 @@ def test_fewer_than_two_labels(raw_dir, caplog):
     assert "no label is left with 6 recordings or more" in caplog.text
 
 
+def test_without_sound_the_advice_is_not_to_lower_min_recordings(tmp_path, caplog):
+    for label in LABELS:
+        write(tmp_path / "raw" / label / f"{label}.wav", np.zeros(3200), 16000)
+    assert run(tmp_path / "raw", "--min_recordings", 1) == 3
+    assert (
+        "no label is left with 1 recording or more; two labels are needed: give more recordings; the first of 2 left "
+        "out, Crow/Crow.wav: silent: every sample of it is 0" in caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--label_level", 3], "--label_level 3: the deepest file below {} has 1 folder; give a level that files have"),
+        (["--recordist_level", 5], "--recordist_level 5: the deepest file below {} has 1 folder; give a level that"),
+        (["--recordist_level", 1], "--recordist_level 1: the folders of this level are the labels, such as Crow; give"),
+    ],
+)
+def test_levels_of_folders_that_cannot_be_meant(raw_dir, caplog, more, message):
+    assert run(raw_dir, *more) == 3
+    assert message.format(raw_dir) in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

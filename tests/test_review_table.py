@@ -62,7 +62,18 @@ def test_only_reviewed_windows_become_clips_and_no_is_silence(raw_dir, tmp_path,
         found = clips_of(raw_dir, tmp_path / "review.csv", tmp_path / "out")
     assert found == {(night, start): labels for night in NIGHTS for start, labels in EXPECTED.items()}
     assert "after their last clip are left out" not in caplog.text, "the last clip is not in a reviewed window"
-    assert "4 clips are left out: not in reviewed windows" in caplog.text
+    assert "4 clips are left out: not in reviewed stretches" in caplog.text
+
+
+def test_the_rows_of_a_kaleidoscope_table_that_nobody_verified_are_not_silence(raw_dir, tmp_path):
+    rows = ["INDIR,FOLDER,IN FILE,OFFSET,DURATION,TOP1MATCH,MANUAL ID"]
+    for night in NIGHTS:
+        where = f",{quoted(night.split('/')[0])},{night.split('/')[1]}"
+        rows += [f"{where},0,2,Crow,Crow", f"{where},0,1,Wren,Wren", f"{where},2.5,1,Crow,", f"{where},4,2,Crow,Wren"]
+    (tmp_path / "id.csv").write_text("\n".join(rows))
+    found = clips_of(raw_dir, tmp_path / "id.csv", tmp_path / "out")
+    expected = {0.0: ["Crow", "Wren"], 4.0: ["Wren"], 6.0: []}
+    assert found == {(night, start): labels for night in NIGHTS for start, labels in expected.items()}
 
 
 def test_answers_of_a_page_in_a_browser_become_clips(raw_dir, tmp_path):

@@ -78,6 +78,27 @@ def test_01_cuts_recordings_without_labels(unlabelled, tmp_path):
     assert cut(tmp_path / "raw", tmp_path / "out", "--unlabelled") == 0, "complete: nothing to do"
 
 
+def test_01_says_nothing_of_a_split_or_of_labels_that_are_not_made(tmp_path, caplog):
+    for name in ("a", "b"):
+        write(tmp_path / "raw" / f"{name}.wav", calls(2, seed=3), 16_000)  # the same sound
+    write_csv(tmp_path / "table.csv", ["file", "label", "licence"], [["a.wav", "Crow", "CC0"]])
+    with caplog.at_level("INFO"):
+        assert cut(tmp_path / "raw", tmp_path / "out", "--unlabelled", "--metadata", tmp_path / "table.csv") == 0
+    assert "--metadata has no row for 1 file: b.wav" in caplog.text and "2 files share sound" in caplog.text
+    assert f"{tmp_path / 'out'}: 2 files, 2 recordings, 0.00 h, 4 clips; 0 in skipped.csv" in caplog.text
+    assert "table.csv: licence from column licence" in caplog.text
+    assert not [word for word in ("split", "recordist is known", "--annotations", "label from") if word in caplog.text]
+
+
+@pytest.mark.parametrize(("samples", "reason"), [(np.zeros(16_000), "silent"), (calls(0.05, 1), "too short: 0.05 s")])
+def test_01_without_a_recording_that_can_be_used(tmp_path, caplog, samples, reason):
+    for name in ("a", "b", "c"):
+        write(tmp_path / "raw" / f"{name}.wav", samples, 16_000)
+    assert cut(tmp_path / "raw", tmp_path / "out", "--unlabelled") == 3
+    assert f"no recording is left of 3, all are skipped; the first, a.wav: {reason}" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_recordings_that_tell_of_val_or_test_are_left_out_by_name(labelled, unlabelled, caplog):
     folder, of = unlabelled
     clips = read_unlabelled(folder, read_clips(labelled, "train"))
@@ -157,7 +178,8 @@ def test_bad_input_is_refused_with_the_fix(labelled, unlabelled, tmp_path, caplo
     refused(3, "no recording is left", cnn_stage.main, words(labelled, tmp_path / "f", *taught, tmp_path / "known"))
     for flag in (
         *(("--folds", 3), ("--annotations", "x"), ("--secondary_labels", "--metadata", "x"), ("--shard", "1/2")),
-        *(("--min_recordings", 2), ("--split_by", "clip"), ("--val_fraction", 0)),
+        *(("--min_recordings", 2), ("--split_by", "clip"), ("--val_fraction", 0), ("--background", "x")),
+        *(("--min_overlap_s", 0.1), ("--label_column", "x")),
     ):
         refused(2, f"leave {flag[0]} out", cut, tmp_path / "raw", tmp_path / "g", "--unlabelled", *flag)
 

@@ -39,6 +39,8 @@ class Annotations:
         The only stretches that are known, in seconds, by the name of the file; see `annotations.Table`.
     sha256 : str
         Digest of the content of all tables.
+    named_after : frozenset of str
+        Those of `names` that are the name of a table.
     """
 
     by_name: dict[str, list[Annotation]]
@@ -47,6 +49,7 @@ class Annotations:
     min_overlap_s: float
     heard: dict[str, list[tuple[float, float]]]
     sha256: str
+    named_after: frozenset[str] = frozenset()
 
     def are_known(self, file: SourceFile, bounds: Sequence[tuple[float, float]]) -> list[bool]:
         """Return whether a table tells all that is in each window of a file; `bounds` are in seconds."""
@@ -90,7 +93,8 @@ def read(path: Path, label_column: str | None, background: Collection[str], min_
     digest = sha256_of_lines(
         map(repr, (*table.annotations, *table.files, *table.problems, *sorted(table.heard.items())))
     )
-    return Annotations(dict(by_name), table.files, skipped, min_overlap_s, table.heard, digest)
+    named_after = frozenset(table.named_after)
+    return Annotations(dict(by_name), table.files, skipped, min_overlap_s, table.heard, digest, named_after)
 
 
 def without_labels(paths: Sequence[str]) -> Annotations:
@@ -102,13 +106,13 @@ def _plain(label: str) -> str:
     return " ".join(label.casefold().replace("_", " ").split())
 
 
-def frequent_labels(annotations: Annotations, files: Sequence[SourceFile], min_recordings: int) -> set[str]:
-    """Return the labels that enough recordings have, before any is decoded: some of them may be in no window."""
+def count_recordings(annotations: Annotations, files: Sequence[SourceFile]) -> dict[str, int]:
+    """Return the number of recordings of each label, before any is decoded: some may be in no window."""
     recordings = defaultdict(set)
     for file in files:
         for a in annotations.of(file):
             recordings[a.label].add(file.path if file.is_named_by_path else file.recording_id)
-    return {label for label, ids in recordings.items() if len(ids) >= min_recordings}
+    return {label: len(ids) for label, ids in recordings.items()}
 
 
 def label_windows(
@@ -120,9 +124,10 @@ def label_windows(
         own = annotations.of(r.file)
         duration_s = r.sound.n_samples / sample_rate_hz
         for a in own:
-            where = f"{a.label} from {a.start_s:g} s to {a.end_s:g} s"
+            where = f"{a.label} {f'from {a.start_s:g} s to' if a.end_s > a.start_s else 'at'} {a.end_s:g} s"
             if a.start_s >= duration_s:
-                skipped.append(Skipped(r.file.path, f"{where} begins after the end of the file ({duration_s:.6g} s)"))
+                at = f"begins {'after' if a.start_s > duration_s else 'at'} the end of the file ({duration_s:.6g} s)"
+                skipped.append(Skipped(r.file.path, f"{where} {at}"))
             elif a.end_s > duration_s + PAST_THE_END_S:
                 ends_late.append(f"{r.file.path}: {where} goes past the end of the file ({duration_s:.6g} s)")
             n_short += 0 < a.end_s - a.start_s < annotations.min_overlap_s
@@ -130,10 +135,10 @@ def label_windows(
         windows = labels_of_windows(bounds, own, annotations.min_overlap_s)
         labelled.append(replace(r, windows=tuple(windows)))
         are_known.append(annotations.are_known(r.file, bounds))
-    labelled, unknown = _only(labelled, are_known, "no clip of it lies in the reviewed windows")
+    labelled, unknown = _only(labelled, are_known, "no clip of it lies in reviewed stretches")
     n_left_out = sum(not known for own in are_known for known in own)
     if n_left_out:
-        log.info("%s left out: not in reviewed windows", counted(n_left_out, "clip is", "clips are"))
+        log.info("%s left out: not in reviewed stretches", counted(n_left_out, "clip is", "clips are"))
     skipped += unknown
     report(ends_late, "used up to the end")
     if n_short:
@@ -204,7 +209,7 @@ def _only(
 def drop_rare_labels(recorded: Sequence[Recorded], min_recordings: int) -> tuple[list[Recorded], list[Skipped]]:
     """Leave out labels of fewer than `min_recordings` recordings, and the windows that have no other label.
 
-    Such a window holds a sound of no class. It is not silence.
+    Such a window holds a sound of no class. It is not silence, whatever other label may be in it.
     """
     recordings = defaultdict(set)
     for r in recorded:
@@ -217,7 +222,10 @@ def drop_rare_labels(recorded: Sequence[Recorded], min_recordings: int) -> tuple
     for r in recorded:
         windows = tuple(_with_classes(window, classes) for window in r.windows)
         is_good.append(
-            [before.is_silent or not after.is_silent for before, after in zip(r.windows, windows, strict=True)]
+            [
+                before.is_silent or bool(after.ranked) or not (before.ranked or after.is_silent)
+                for before, after in zip(r.windows, windows, strict=True)
+            ]
         )
         reduced.append(replace(r, windows=windows))
     kept, skipped = _only(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from utils.core.errors import InputError
+from utils.core.text import counted
 from utils.data.recording_ids import tidy
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,16 @@ NAMED = 4
 def label_of(folder: str) -> str:
     """Return the label for a folder's name."""
     return FOLDER_SUFFIX.sub("", tidy(folder))
+
+
+def check_level(flag: str, level: int, files: Sequence[Folders], raw_dir: Path) -> None:
+    """Raise `InputError` if no file has `level` folders above it; `files` as for `find_label_level`."""
+    deepest = max(map(len, files), default=level)
+    if deepest < level:
+        raise InputError(
+            f"{flag} {level}: the deepest file below {raw_dir} has {counted(deepest, 'folder')}; give a level that "
+            f"files have, or leave {flag} out"
+        )
 
 
 def find_label_level(files: Sequence[Folders], raw_dir: Path) -> int:

@@ -171,16 +171,31 @@ def drop_rare_labels(files: Sequence[SourceFile], min_recordings: int) -> tuple[
     return [file for file in files if file.label not in rare], skipped
 
 
-def check_two_labels(labels: Collection[str], too_few: Sequence[Skipped], raw_dir: Path, min_recordings: int) -> None:
-    """Raise `InputError` unless two labels are left."""
+def check_two_labels(
+    labels: Collection[str], found: Collection[str], left_out: Sequence[Skipped], raw_dir: Path, min_recordings: int
+) -> None:
+    """Raise `InputError` unless two labels are left of those that were found."""
     if len(labels) >= 2:
         return
-    found = f"only {min(labels)} is" if labels else "no label is"
-    advice = f"; the first of {len(too_few)} files left out, {too_few[0].file}: {too_few[0].reason}" if too_few else ""
+    rest = f"only {min(labels)} is" if labels else "no label is"
+    advice = "lower --min_recordings or give more recordings" if len(found) > len(labels) else "give more recordings"
+    first = f"; the first of {len(left_out)} left out, {_first(left_out)}" if left_out else ""
     raise InputError(
-        f"{raw_dir}: {found} left with {min_recordings} recordings or more; two labels are needed: "
-        f"lower --min_recordings or give more recordings{advice}"
+        f"{raw_dir}: {rest} left with {counted(min_recordings, 'recording')} or more; two labels are needed: "
+        f"{advice}{first}"
     )
+
+
+def check_any_left(left: Collection, skipped: Sequence[Skipped], raw_dir: Path) -> None:
+    """Raise `InputError` if no recording is left."""
+    if not left:
+        raise InputError(
+            f"{raw_dir}: no recording is left of {len(skipped)}, all are skipped; the first, {_first(skipped)}"
+        )
+
+
+def _first(skipped: Sequence[Skipped]) -> str:
+    return f"{skipped[0].file}: {skipped[0].reason}"
 
 
 def find_near_copies(
@@ -445,11 +460,14 @@ def all_labels(recorded: Sequence[Recorded]) -> list[str]:
 
 
 def _strata(r: Recorded, clip: int | None) -> Counter[str]:
-    """Return the number of clips by label, of a file or of one of its clips; silence counts as a label."""
+    """Return the number of clips by label, of a file or of one of its clips; silence counts as a label.
+
+    So do clips with secondary labels alone, which may or may not be silent.
+    """
     if r.windows is None:
         return Counter({r.file.label: len(r.cuts) if clip is None else 1})
     windows = r.windows if clip is None else [r.windows[clip]]
-    return Counter(label for window in windows for label in window.labels or (SILENCE,))
+    return Counter(label or SILENCE for window in windows for label in window.counts_for)
 
 
 def who_was_heard(
@@ -574,7 +592,7 @@ def write_split_report(
 ) -> None:
     """Write ``split_report.csv``: recordings, clips, clips that were filled, and groups per label and split or fold.
 
-    A clip of several labels counts for each of them, a clip of silence for the empty label.
+    A clip counts for all labels of `Window.counts_for`.
     """
     n_clips: Counter[tuple[str, str]] = Counter()
     n_short: Counter[tuple[str, str]] = Counter()

@@ -7,7 +7,7 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import soundfile
 
 from utils.core.errors import FAULTS_OF_A_FILE, InputError, machine_fault
 from utils.core.text import counted, printable, some, visible
-from utils.data.folder_levels import find_label_level, label_of
+from utils.data.folder_levels import check_level, find_label_level, label_of
 from utils.data.metadata import Row, read_rows
 from utils.data.named_files import match
 from utils.data.recording_ids import XENO_CANTO_ID, name_recordings, tidy
@@ -93,6 +93,7 @@ def find_recordings(
     collection_column: str | None = None,
     covered: Sequence[str] | None = None,
     uses_secondary: bool = False,
+    named_after: Collection[str] = (),
 ) -> tuple[list[SourceFile], list[Skipped]]:
     """List the labelled audio files of a folder.
 
@@ -126,6 +127,8 @@ def find_recordings(
         Column of the metadata that names the collection; default ``collection``.
     covered : sequence of str, optional
         Names of the files that tables of labels with times cover.
+    named_after : collection of str
+        Those of them that are the name of a table.
     uses_secondary : bool
         Whether the metadata names other species in a recording.
 
@@ -152,7 +155,7 @@ def find_recordings(
             rows = read_rows(Path(metadata), collection_column, covered is None, uses_secondary)
             known, skipped = _from_metadata(raw_dir, Path(metadata), rows, covered is None)
         if covered is not None:
-            files, others = _from_tables(raw_dir, covered, known)
+            files, others = _from_tables(raw_dir, covered, named_after, known)
             skipped += others
         elif metadata is not None:
             files = list(known.values())
@@ -289,6 +292,18 @@ def complete(
     return sorted(known, key=_order), skipped
 
 
+def check_recordist_level(files: Sequence[SourceFile], level: int, raw_dir: Path) -> None:
+    """Raise `InputError` if no file has a folder of this level, or these folders are the labels."""
+    folders_of = [tuple(file.path.split("/")[:-1]) for file in files]
+    check_level("--recordist_level", level, folders_of, raw_dir)
+    named = [(file, own[level - 1]) for file, own in zip(files, folders_of, strict=True) if len(own) >= level]
+    if named and all(_as_folder(name) == _as_folder(file.label) for file, name in named):
+        raise InputError(
+            f"--recordist_level {level}: the folders of this level are the labels, such as {named[0][1]}; give the "
+            "level of the recordists or sites, or leave --recordist_level out"
+        )
+
+
 def _order(file: SourceFile) -> tuple[str, str]:
     return file.recording_id, file.path
 
@@ -369,6 +384,8 @@ def _from_folders(raw_dir: Path, label_level: int | None) -> tuple[list[SourceFi
     if (raw_dir / "metadata.csv").is_file():
         log.warning("%s has a metadata.csv that is not used: give it with --metadata to use its recordists", raw_dir)
     folders_of = [tuple(path.split("/")[:-1]) for path in paths]
+    if label_level is not None:
+        check_level("--label_level", label_level, folders_of, raw_dir)
     level = label_level or find_label_level(folders_of, raw_dir)
     above = {raw_dir.joinpath(*folders[: level - 1]) for folders in folders_of if len(folders) >= level}
     place = min(above, default=raw_dir)
@@ -521,11 +538,11 @@ def _from_metadata(
 
 
 def _from_tables(
-    raw_dir: Path, covered: Sequence[str], known: Mapping[str, SourceFile]
+    raw_dir: Path, covered: Sequence[str], named_after: Collection[str], known: Mapping[str, SourceFile]
 ) -> tuple[list[SourceFile], list[Skipped]]:
     """Return the files that tables of labels with times cover; `known` is what metadata says of files, by path."""
     paths, skipped, _ = _walk(raw_dir)
-    path_of, problems = match(covered, paths, raw_dir, AUDIO_SUFFIXES | UNREADABLE_SUFFIXES)
+    path_of, problems = match(covered, paths, raw_dir, AUDIO_SUFFIXES | UNREADABLE_SUFFIXES, named_after)
     names = defaultdict(list)
     for name, path in path_of.items():
         names[path].append(name)
@@ -542,7 +559,7 @@ def _from_tables(
         log.warning("--annotations names %s that cannot be used: %s", n_problems, printable(some(lines, 5)))
     if known and (strangers := sorted(names.keys() - known.keys())):
         n_strangers = counted(len(strangers), "file")
-        log.warning("--metadata has no row for %s of --annotations: %s", n_strangers, some(strangers))
+        log.warning("--metadata has no row for %s: %s", n_strangers, some(strangers))
     return files, skipped
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.core.errors import InputError
 from utils.core.files import sha256_of_lines, write_csv
-from utils.core.text import some
+from utils.core.text import counted, some
 from utils.data.splits import FOLDS, NAMES_OF_SPLITS, SPLITS, Heard, split_in_fold, who_was_heard
 
 if TYPE_CHECKING:
@@ -69,6 +70,15 @@ def write_recordings(
         rows,
     )
     return len(rows)
+
+
+def check_labels(labels: Iterable[str]) -> None:
+    """Raise `InputError` if a label cannot stand in ``labels``."""
+    if divided := sorted(label for label in labels if "|" in label):
+        raise InputError(
+            f"{counted(len(divided), 'label has', 'labels have')} a |, which separates the labels of a recording in "
+            f"{NAME}: {some(divided)}; write them without |"
+        )
 
 
 def read_recordings(data_dir: Path, fold: int | None = None) -> list[dict[str, str]]:

@@ -258,8 +258,8 @@ class Stretch:
         )
 
     def labels_of(self, i: int) -> tuple[str, ...]:
-        """Return the labels of a clip, counted within this object; one empty label for silence."""
-        return (self.label,) if self.windows is None else self.windows[i][1].labels or ("",)
+        """Return what a clip, counted within this object, counts for; see `Window.counts_for`."""
+        return (self.label,) if self.windows is None else self.windows[i][1].counts_for
 
 
 @dataclass(frozen=True)

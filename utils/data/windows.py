@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from utils.data.timed_labels import Annotation
 
 MIN_OVERLAP_S = 0.25  # opensoundscape recommends it for songs
+ONLY_SECONDARY = "(only secondary labels)"
 # Sums of decimal fractions are not exact: without it, 0.1 s to 0.35 s would be shorter than 0.25 s.
 TOLERANCE_S = 5e-7
 
@@ -41,6 +42,11 @@ class Window:
     def is_silent(self) -> bool:
         """Whether no label is, or may be, in the window."""
         return not self.ranked and not self.secondary
+
+    @property
+    def counts_for(self) -> tuple[str, ...]:
+        """All labels of the window; without one, an empty text for silence and otherwise `ONLY_SECONDARY`."""
+        return self.labels or ("" if self.is_silent else ONLY_SECONDARY,)
 
 
 def labels_of_windows(
