@@ -35,7 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.core import cli, lazy, replacing, runs, workers
-from utils.core.errors import AlreadyComplete, InputError, UsageError
+from utils.core.errors import AlreadyComplete, UsageError
 from utils.core.text import counted
 from utils.data import annotations, preparation, recordings, shards, spool
 from utils.field import detections, field_model, review, scores_table, scoring
@@ -227,7 +227,7 @@ def listen_to_shard(
         found = listen(args, this_run, model, raw_dir, results_dir, own)
         preparation.report([f"{skip.file}: {skip.reason}" for skip in found.undecodable], "left out")
         shards.write_decoded(args.output_dir, found, scoring.SUFFIXES)
-        this_run.metrics |= {**count(found), "decoded_by": scoring.scored_by()}
+        this_run.metrics |= {**count(found, len(found.undecodable)), "decoded_by": scoring.scored_by()}
         log.info("%s, shard %s: %s -> %s", args.raw_dir, args.shard, describe(this_run.metrics), args.output_dir)
 
 
@@ -283,11 +283,7 @@ def write_results(
     skipped = sorted(skipped + found.undecodable, key=lambda skip: skip.file)
     preparation.write_skipped(args.output_dir, skipped)
     preparation.report([f"{skip.file}: {skip.reason}" for skip in skipped], "left out")
-    if not sounds:
-        raise InputError(
-            f"{args.raw_dir}: no recording is left of {len(skipped)}, all are skipped; the first, {skipped[0].file}: "
-            f"{skipped[0].reason}"
-        )
+    preparation.check_any_left(sounds, skipped, args.raw_dir)
 
     def rows(path: str) -> list[detections.Annotation]:
         own = scoring.read_detections(found.spool_dirs[path], path)
@@ -306,7 +302,7 @@ def write_results(
     if args.save_scores:
         write_scores(args, model, found, sounds)
     n_of_label = count_labels(model, sounds, rows)
-    this_run.metrics |= {**count(found), "n_skipped": len(skipped), "detections": n_of_label}
+    this_run.metrics |= {**count(found, len(skipped)), "detections": n_of_label}
     unknown = [path for path, sound in sounds.items() if not sound.start.time or sound.start.is_glued]
     if unknown:
         n_all = counted(len(sounds), "recording")
@@ -344,12 +340,12 @@ def write_review(
     log.info("%d windows to review: %s", review.write(path, model, windows, raw_dir, listed, found, *how), path)
 
 
-def count(found: preparation.Decoded) -> dict[str, object]:
-    """Return the numbers of recordings, hours, windows and detections."""
+def count(found: preparation.Decoded, n_skipped: int) -> dict[str, object]:
+    """Return the numbers of recordings, hours, windows and detections; `n_skipped` files cannot be used."""
     sounds = found.sounds.values()
     return {
         "n_files": len(found.sounds),
-        "n_undecodable": len(found.undecodable),
+        "n_skipped": n_skipped,
         "hours": round(sum(sound.duration_s for sound in sounds) / 3600, 4),
         "n_windows": sum(sound.n_windows for sound in sounds),
         "n_detections": sum(sound.n_detections for sound in sounds),
@@ -360,7 +356,7 @@ def describe(metrics: Mapping[str, object]) -> str:
     """Return the numbers of `count` as text."""
     return (
         f"{counted(metrics['n_files'], 'file')}, {metrics['hours']:.2f} h, {counted(metrics['n_windows'], 'window')}: "
-        f"{counted(metrics['n_detections'], 'detection')}; {counted(metrics['n_undecodable'], 'file')} cannot be used"
+        f"{counted(metrics['n_detections'], 'detection')}; {counted(metrics['n_skipped'], 'file')} cannot be used"
     )
 
 

@@ -157,8 +157,8 @@ def read_detections(results_dir: Path, path: str) -> np.ndarray:
 
 
 def read_scores(results_dir: Path, scored: Scored) -> np.ndarray:
-    """Return the scores of a recording, float16 of shape (n_windows, n_labels), where they were kept."""
-    scores = np.fromfile(results_path(results_dir, scored.path, SCORES_SUFFIX), "<f2")
+    """Return the scores of a recording, float32 of shape (n_windows, n_labels), where they were kept."""
+    scores = np.fromfile(results_path(results_dir, scored.path, SCORES_SUFFIX), "<f4")
     return scores.reshape(scored.n_windows, -1)
 
 
@@ -260,13 +260,14 @@ class _Results:
 
     def add(self, scores: np.ndarray) -> None:
         """Add the scores of the next windows, shape (n, n_labels)."""
-        rows, labels = np.nonzero(scores >= np.array(self.how.thresholds))
+        scores = scores.astype("<f4")  # as in scores.parquet, from which the same detections follow
+        rows, labels = np.nonzero(scores >= np.array(self.how.thresholds, "<f4"))
         self.windows.append(self.n_windows + rows)
         self.label_ids.append(labels)
         self.scores.append(scores[rows, labels])
         self.n_windows += len(scores)
         if self.scores_file is not None:
-            self.scores_file.write(scores.astype("<f2").tobytes())
+            self.scores_file.write(scores.tobytes())
 
     def detections(self, n_samples: int) -> np.ndarray:
         """Return the detections, of the type `detections.DETECTION`."""
