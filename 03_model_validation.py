@@ -431,16 +431,16 @@ def score_several(loaded: LoadedModel, split_clips: clips.Clips, logits: np.ndar
 
 def pool(args: argparse.Namespace) -> None:
     """Pool the results of all folds of a model, and write them as one result."""
-    # fold-*.seed-42 names the pooled result too, once it is there.
-    args.pool = [folder for folder in args.pool if folder.resolve() != args.output_dir.resolve()]
+    # fold-*.seed-42 names the pooled result too, once it is there. Alone it is refused below.
+    args.pool = [folder for folder in args.pool if folder.resolve() != args.output_dir.resolve()] or args.pool
     inputs = {f"fold {folder}": comparison.results_input(folder) for folder in args.pool}
     folds = pooling.read_folds(args.pool)
     first = next(iter(folds))
     args.data_dir = Path(runs.read_record(first)["arguments"]["data_dir"])  # for the captions
     with runs.open_run(
-        Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["pool", "margin", *FITTING]
+        Path(__file__).stem, args, inputs, outputs=OUTPUTS, result_neutral=["pool", "margin", "seed", *FITTING]
     ) as this_run:
-        table, logits, row, several = pooling.pool(folds, args.seed)
+        table, logits, row, several = pooling.pool(folds)
         row["model_name"] = names.of_folder(args.output_dir)
         log.info("%d folds: %s", len(folds), ", ".join(names.of_folder(folder) for folder in folds))
         this_run.metrics = without_nan(row)

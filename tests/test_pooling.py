@@ -76,7 +76,7 @@ def test_the_pooled_result_is_that_of_all_clips_together(folds, tmp_path, caplog
     assert (row["n_clips"], row["n_recordings"], row["n_classes"], row["n_groups"]) == (72, 24, 3, 24)
     assert (row["macro_auroc"], row["macro_average_precision"]) == pytest.approx((0.2, 0.4)), "means over the folds"
     assert (row["latency_ms_median"], row["n_layers"]) == (20, 4)
-    assert (row["split"], row["data_sha256"], row["seed"]) == ("test", "d1/all-3-folds", 42)
+    assert (row["split"], row["data_sha256"], row["seed"]) == ("test", "d1/all-3-folds", 1)
     assert (row["model_dir"], row["latency_doubt"]) == ("runs/1 | runs/2 | runs/3", "no")
     assert row["model_name"] == "birds/w2v.blocks-0-3/fold-all.seed-42"
     record = json.loads((folder / "run.json").read_text())
@@ -99,8 +99,11 @@ def test_the_order_of_the_folders_changes_nothing(folds, tmp_path, caplog):
 def test_the_same_pattern_of_names_again_does_nothing(folds, caplog):
     folders = [folder for folder, _, _ in folds]
     assert pool(folders) == 0
-    assert pool([*folders, folders[0].with_name("fold-all.seed-42")]) == 0
+    pooled = folders[0].with_name("fold-all.seed-42")
+    assert pool([*folders, pooled], "--seed", "7") == 0, "a seed changes nothing"
     assert "nothing to do" in caplog.text
+    assert pool([pooled]) == 3
+    assert f"{pooled} is pooled already: leave it out; --pool takes the single folds" in caplog.text
 
 
 def test_a_fold_is_not_overwritten_by_the_pool(folds, caplog):
@@ -112,11 +115,12 @@ def test_a_fold_is_not_overwritten_by_the_pool(folds, caplog):
 def test_what_differs_between_the_models_is_told(tmp_path, caplog):
     told = [{"device": "a", "latency_doubt": "other work"}, {"device": "b", "latency_doubt": "no"}, {"device": "a"}]
     for fold, values in enumerate(told, start=1):
-        write_fold(tmp_path, fold, f"fold-{fold}", kept_layers=f"0-{fold}", n_recordings_trained_on=fold, **values)
+        values |= {"seed": fold, "kept_layers": f"0-{fold}", "n_recordings_trained_on": fold}
+        write_fold(tmp_path, fold, f"fold-{fold}", **values)
     assert pool([tmp_path / f"fold-{fold}" for fold in (1, 2, 3)], "--output_dir", tmp_path / "all") == 0
     row = summary.read_metrics(tmp_path / "all" / "metrics.csv").iloc[0]
     assert (row["device"], row["kept_layers"], row["latency_doubt"]) == ("a | b", "0-1 | 0-2 | 0-3", "other work")
-    assert row["n_recordings_trained_on"] == 6
+    assert row["n_recordings_trained_on"] == 6 and np.isnan(row["seed"])
     assert "3 of 3 folds are scored by models that were trained on their recordings" in caplog.text
     assert "the folds are of different models: kept_layers differ" in caplog.text
 

@@ -99,9 +99,7 @@ def read_folds(folders: Sequence[Path]) -> dict[Path, comparison.Scored]:
     return dict(folds[fold] for fold in sorted(folds))
 
 
-def pool(
-    folds: dict[Path, comparison.Scored], seed: int
-) -> tuple[pd.DataFrame, np.ndarray, dict, multi_label.Result | None]:
+def pool(folds: dict[Path, comparison.Scored]) -> tuple[pd.DataFrame, np.ndarray, dict, multi_label.Result | None]:
     """Join the predictions of folds and score them.
 
     Accuracy, F1 and calibration are of all clips together. Average precision and AUROC are means over the folds,
@@ -112,8 +110,6 @@ def pool(
     ----------
     folds : dict of Path to Scored
         As `read_folds` returns them.
-    seed : int
-        Value of the column ``seed``.
 
     Returns
     -------
@@ -146,7 +142,7 @@ def pool(
         row |= {name: several.scores[name] for name in RANKED}
     row |= {name: APART.join(dict.fromkeys(metrics[name])) for name in TEXTS}
     doubts = dict.fromkeys(doubt for doubt in metrics["latency_doubt"] if doubt != summary.NO_DOUBT)
-    data = _FOLD.fullmatch(metrics["data_sha256"].iloc[0])
+    data, seeds = _FOLD.fullmatch(metrics["data_sha256"].iloc[0]), metrics["seed"].unique().tolist()
     row |= {
         "model_dir": APART.join(metrics["model_dir"]),
         "split": metrics["split"].iloc[0],
@@ -154,7 +150,7 @@ def pool(
         "n_recordings": table["recording_id"].nunique(),
         "n_classes": logits.shape[1],
         "latency_doubt": APART.join(doubts) or summary.NO_DOUBT,
-        "seed": seed,
+        "seed": seeds[0] if len(seeds) == 1 else float("nan"),
         "data_sha256": f"{data['data']}/all-{data['n_folds']}-folds",
         "n_recordings_trained_on": float(metrics["n_recordings_trained_on"].sum(skipna=False)),
     }
