@@ -22,6 +22,7 @@ from utils.core import cli, names, records
 from utils.core.errors import InputError, UsageError
 from utils.core.files import write_json
 from utils.core.text import counted
+from utils.models import fitted_thresholds
 from utils.pruning import best, pruning_table, recommendation
 from utils.scores import by_collection, predictions, summary
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SCORES, ANALYSIS, SWEEP = "03_model_validation", "04_analysis", "05_pruning"
 KEPT = {  # patterns of files
-    SCORES: (summary.METRICS_NAME, predictions.NAME, by_collection.NAME),
+    SCORES: (summary.METRICS_NAME, predictions.NAME, by_collection.NAME, fitted_thresholds.NAME),
     ANALYSIS: (recommendation.NAME, "*.csv"),
     SWEEP: (pruning_table.CSV_NAME, best.NAME),
 }
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> None:
     targets = {folder: published_dir / folder.relative_to(args.results_dir) for folder in records_of}
     for folder, record in records_of.items():
         check_stage(folder, record, targets[folder])
-        record["outputs"] = [output for output in record["outputs"] if is_kept(record["stage"], output["path"])]
         records.check_outputs(folder, record)
+        record["outputs"] = [output for output in record["outputs"] if is_kept(record["stage"], output["path"])]
     for folder, record in records_of.items():
         target = targets[folder]
         shutil.rmtree(target, ignore_errors=True)

@@ -1,5 +1,6 @@
 """What `make study` runs: the plan, steps side by side, a stop half-way, a step that fails, and the tables."""
 
+import argparse
 import functools
 import json
 import os
@@ -17,6 +18,7 @@ from experiments.stage_processes import CONTEXT
 from tests.data import SMALL_CONFIGS, small_extractor, write_processed
 from tests.results import write_result
 from tests.stages import load_stage, without_figures
+from utils.core import runs
 from utils.data import synthetic
 from utils.models import encoders
 from utils.models.loaded_model import LoadedModel
@@ -347,6 +349,17 @@ def test_an_unfinished_result_is_left_out(results_dir, caplog):
     change_record(results_dir / "birds/other/fold-1.seed-1", status="running")
     assert publish_all(results_dir, "--published_dir", "elsewhere") == 3
     assert "has no complete result of birds among 2; expected" in caplog.text and not Path("elsewhere").exists()
+
+
+def test_fitted_thresholds_are_published(results_dir, caplog):
+    fitted = results_dir / "birds" / "small.thresholds" / PART
+    with runs.open_run(publish.SCORES, argparse.Namespace(output_dir=fitted, overwrite=False, seed=1), {}):
+        (fitted / "thresholds.csv").write_text("label,threshold\n")
+    assert publish_all(results_dir) == 0
+    published = Path("validation_results", "published", "birds", "small.thresholds", PART)
+    assert sorted(path.name for path in published.iterdir()) == ["run.json", "thresholds.csv"]
+    (fitted / "thresholds.csv").unlink()
+    assert publish_all(results_dir) == 3 and f"{fitted / 'thresholds.csv'} is missing" in caplog.text
 
 
 def test_nothing_is_replaced_by_what_does_not_belong_there(results_dir, caplog):
