@@ -267,6 +267,11 @@ def test_differences_stand_by_themselves_and_together(answers):
             assert of_pair["low_of_all"] < of_pair["low"] < of_pair["high"] < of_pair["high_of_all"]
 
 
+def test_a_difference_of_scores_has_an_interval_between_minus_1_and_1():
+    low, high = intervals.difference_interval([-0.3, 0.3, np.nan], 0.2, 4, 5.0)
+    assert (low[0], high[1]) == (-1, 1) and high[0] < 1 and low[1] > -1 and np.isnan([low[2], high[2]]).all()
+
+
 # ------------------------------------------------------------------------------------ a training recipe
 
 

@@ -261,13 +261,13 @@ def difference_interval(
 
     A model may fail on a kind of recordist that is not in these data; see `unseen_share`. In them the difference can be
     from -1 to 1. The interval covers this too. So two models with the same answers also have an interval, and one
-    differing clip does not make it narrower.
+    differing clip does not make it narrower. Both scores are from 0 to 1, so the ends are from -1 to 1.
     """
     difference, error = np.asarray(difference, dtype=float), np.asarray(error, dtype=float)
     unseen = unseen_share(n_groups, critical)
     low = np.minimum(difference - critical * error, difference * (1 - unseen) - unseen)
     high = np.maximum(difference + critical * error, difference * (1 - unseen) + unseen)
-    return low, high
+    return np.maximum(low, -1), np.minimum(high, 1)
 
 
 def score_ends(found: Jackknife, n_true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
