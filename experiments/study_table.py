@@ -122,7 +122,7 @@ def read_latencies(path: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=["model", "latency_doubt"])
     again = "delete it, and run experiments.latencies"
     try:
-        latencies = pd.read_csv(path, dtype={"model": str})
+        latencies = pd.read_csv(path, dtype={"model": str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); {again}") from error
     missing = [column for column in ("model", "latency_ms") if column not in latencies]

@@ -648,6 +648,14 @@ def test_a_comparison_has_a_direction(tmp_path, caplog):
     assert pd.read_csv(tmp_path / "out" / "comparison.csv")["accuracy_difference"].item() == -0.25
 
 
+def test_models_that_are_called_like_a_missing_value_are_compared(tmp_path):
+    names = ["vr2/null", "None", "nan"]
+    for name in names:
+        write_result(tmp_path, f"validation_results/{name}", [0, 1, 0, 1], [0, 1, 1, 1], "abcd", n_classes=2)
+    assert compare([tmp_path / "validation_results" / name for name in names], "--output_dir", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "comparison.png").is_file()
+
+
 @pytest.mark.parametrize(("unit", "words"), [("recording", "recordings"), ("clip", "clips"), ("x", "groups")])
 def test_an_interval_is_about_what_the_split_keeps_together(unit, words, tmp_path, caplog):
     label_ids, groups = np.arange(20) % 4, [f"g{i // 2}" for i in range(20)]

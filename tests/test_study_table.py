@@ -228,6 +228,11 @@ def test_results_of_no_fold_are_not_counted_beside_pooled_ones(results_dir, tmp_
     assert set(table["model"]) == {"whole", "half"} and (table["n_clips"] == N_CLIPS).all()
 
 
+def test_a_model_that_is_called_like_a_missing_value_has_a_latency(tmp_path):
+    (tmp_path / "latency.csv").write_text("model,latency_ms\nNone,2\n")
+    assert study_table.read_latencies(tmp_path / "latency.csv")["model"].tolist() == ["None"]
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

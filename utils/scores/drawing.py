@@ -42,7 +42,8 @@ def draw_result(folder: Path) -> None:
 
 def draw_comparison(folder: Path) -> None:
     """Draw ``comparison`` from ``comparison.csv``."""
-    table = pd.read_csv(folder / f"{comparison.COMPARISON_NAME}.csv", dtype={"first": str, "second": str})
+    path, texts = folder / f"{comparison.COMPARISON_NAME}.csv", {"first": str, "second": str}
+    table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])  # a model may be called "null"
     first = table.iloc[0]
     parsed = names.parse(first["first"])
     data_set = f"{parsed.data_folder}; " if parsed else ""
