@@ -196,6 +196,11 @@ def refuse_flags_of_another_way(args: argparse.Namespace) -> None:
             f"--fit_thresholds scores val, not {args.split}: thresholds look too good on the clips that fitted them. "
             "Leave --split out; then score test without --fit_thresholds"
         )
+    if args.fit_thresholds and model_folder.is_exported(args.model_dir):
+        raise UsageError(
+            f"{args.model_dir} is an exported file, and --fit_thresholds writes into a model folder: give the folder "
+            "that it was made from, then export that again"
+        )
     if args.fit_thresholds and (args.review or not args.target_precision):
         raise UsageError(
             "--review is for scores: leave it out with --fit_thresholds"

@@ -241,8 +241,8 @@ def run(args: argparse.Namespace) -> None:
     model = encoders.load_base_model(args.base_model[1], ["one", "another"]).model
     rungs = [cli.format_layer_list(range(n)) for n in range(model.config.num_hidden_layers + 1)]
     claim_layers = args.claim_layers or rungs[-1]
-    if len({*args.seeds, *args.seeds_of_first_fold}) < len(args.seeds) + len(args.seeds_of_first_fold):
-        raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: give each seed once")
+    if twice := [seed for seed, n in Counter([*args.seeds, *args.seeds_of_first_fold]).items() if n > 1]:
+        raise UsageError(f"seed {twice[0]} is twice among --seeds and --seeds_of_first_fold: give each seed once")
     if several := {"--annotations", "--secondary_labels"} & {*args.data_args}:
         raise UsageError(
             f"--data_args {several.pop()} gives clips several labels, and the tables of a study are of one label a "

@@ -113,8 +113,11 @@ def run_again(of_commands: Iterable[Sequence[str]], results_dir: Path) -> tuple[
         copy = shutil.copytree(results_dir, Path(folder) / names.PUBLISHED)
         for script, *words in of_commands:
             module, text = importlib.import_module(f"experiments.{script}"), io.StringIO()
-            with contextlib.redirect_stdout(text):
-                module.run(module.build_parser().parse_args([*words, "--results_dir", str(copy)]))
+            try:
+                with contextlib.redirect_stdout(text):
+                    module.run(module.build_parser().parse_args([*words, "--results_dir", str(copy)]))
+            except InputError as error:  # the user knows the results, not their copy
+                raise InputError(str(error).replace(str(copy), str(results_dir))) from error
             lines = text.getvalue().splitlines()
             printed += lines
             log.info("%s: %s", shlex.join([script, *words]), counted(len(lines), "line"))

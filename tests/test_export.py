@@ -441,11 +441,13 @@ def test_a_network_that_does_not_fit_into_a_file(precision, advice, files, tmp_p
 
 def test_stages_that_need_the_model_say_so(files, data_dir, tmp_path, caplog):
     path = files / "float32.onnx"
-    for number, words in ((4, []), (5, []), (3, ["--fit_thresholds"])):
-        words = ["--model_dir", path, "--data_dir", data_dir, "--output_dir", tmp_path / str(number), *words]
-        assert run(number, *words) == 3
+    common = ["--model_dir", path, "--data_dir", data_dir, "--output_dir", tmp_path / "out"]
+    for number in (4, 5):
+        assert run(number, *common) == 3
         assert "is an exported file, which only 03_model_validation.py and 08_detection.py take" in caplog.text
         caplog.clear()
+    assert run(3, *common, "--fit_thresholds") == 2
+    assert f"{path} is an exported file, and --fit_thresholds writes into a model folder" in caplog.text
 
 
 def test_what_is_no_exported_file(files, night, tmp_path, caplog):

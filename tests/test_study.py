@@ -278,7 +278,8 @@ def test_help_shows_its_defaults():
     ("more", "text"),
     [
         (("--claim_layers", "1"), "--claim_layers 1: no such model in the study, which has none, 0, 0-1"),
-        (("--seeds", "1", "1"), "give each seed once"),
+        (("--seeds", "1", "2", "1"), "seed 1 is twice among --seeds and --seeds_of_first_fold: give each seed once"),
+        (("--seeds", "1", "2", "--seeds_of_first_fold", "2"), "seed 2 is twice among --seeds and --seeds_of_first"),
         (("--base_model", "tiny"), "'tiny' is not a short name and a model"),
         (("--other_models", "a/b=tiny"), "'a/b=tiny' is not a short name and a model"),
         (("--name", "birds.by-clip"), "no result can be called 'birds.by-clip/small/fold-1.seed-1'"),

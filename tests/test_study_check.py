@@ -1,5 +1,7 @@
 """`make study-check` finds a number that the predictions do not give; the documents of this repository have none."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from experiments import study_check, ways_table
 from tests.data import LABELS
 from tests.results import write_result
 from tests.stages import ROOT
+from utils.core.errors import InputError
 from utils.scores import evaluation, summary
 
 
@@ -72,6 +75,12 @@ def test_a_table_that_no_longer_follows_from_the_predictions_is_named(tmp_path):
         printed,
         [f"{path} is not the table that the predictions give"],
     )
+
+
+def test_a_missing_result_is_named_where_it_was_looked_for(tmp_path):
+    (tmp_path / "summary.csv").write_text("")
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'summary.csv'} cannot be read")):
+        study_check.run_again([["study_table", "--name", "birds"]], tmp_path)
 
 
 def test_numbers_of_the_section_must_stand_in_the_tables(tmp_path):
