@@ -1,10 +1,11 @@
-"""Start the numbered scripts without their import time, as forks of a server that has imported the same packages.
+"""Import the numbered scripts, or start them as forks of a server that has imported the same packages.
 
 The import of PyTorch and transformers takes seconds. This is longer than a small stage, and much longer than a finished
 stage needs.
 """
 
 import gc
+import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = [
@@ -31,6 +33,14 @@ IMPORTED = [
     "utils.pruning.pruning_table",
 ]
 CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def load_stage(name: str) -> ModuleType:
+    """Import a numbered script, such as ``01_data_processing``, as a module; its name is no Python identifier."""
+    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def start_stage(

@@ -63,9 +63,10 @@ from functools import cached_property
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NoReturn
 
 from experiments import ladder_table, latencies, leak_table, study_table, ways_table
-from experiments.stage_processes import start_stage
+from experiments.stage_processes import load_stage, start_stage
 from utils.core import cli, names, runs
 from utils.core.errors import InputError, Interrupted, UsageError
 from utils.core.names import DEFAULT_SPLIT, Name
@@ -80,6 +81,17 @@ log = logging.getLogger(__name__)
 PREPARE, TRAIN, VALIDATE = "01_data_processing.py", "02_finetuning.py", "03_model_validation.py"
 SWEEP, TRAIN_CNN, PRUNE = "05_pruning.py", "06_cnn.py", "07_manual_pruning.py"
 RESULTS_OF = (VALIDATE, SWEEP)
+# The flags with more arguments for a stage, and what these cannot be, because the study and its tables rely on it.
+STAGES = {
+    **{"data_args": PREPARE, "train_args": TRAIN, "head_args": TRAIN},
+    **{"cnn_args": TRAIN_CNN, "taught_cnn_args": TRAIN_CNN},
+}
+_OF_TRAINING = {"--data_dir", "--fold", "--seed", "--teacher_dir", "--problem_type", "--output_dir"}
+SET_HERE = {
+    PREPARE: {"--raw_dir", "--metadata", "--split_by", "--folds", "--output_dir"},
+    TRAIN: {"--base_model", "--keep_layers", "--freeze_encoder", *_OF_TRAINING},
+    TRAIN_CNN: {"--architecture", *_OF_TRAINING},
+}
 HEALING = (names.FROZEN, names.HEALED, names.TAUGHT)
 FFN_SIZE = 0.5
 
@@ -243,11 +255,15 @@ def run(args: argparse.Namespace) -> None:
     claim_layers = args.claim_layers or rungs[-1]
     if twice := [seed for seed, n in Counter([*args.seeds, *args.seeds_of_first_fold]).items() if n > 1]:
         raise UsageError(f"seed {twice[0]} is twice among --seeds and --seeds_of_first_fold: give each seed once")
-    if several := {"--annotations", "--secondary_labels"} & {*args.data_args}:
+    given = {flag: [word.partition("=")[0] for word in getattr(args, flag)] for flag in STAGES}
+    if several := {"--annotations", "--secondary_labels"} & {*given["data_args"]}:
         raise UsageError(
             f"--data_args {several.pop()} gives clips several labels, and the tables of a study are of one label a "
             "clip: train such models by 02_finetuning.py, and compare them by 03_model_validation.py --compare"
         )
+    for flag, script in STAGES.items():
+        if taken := SET_HERE[script].intersection(given[flag]):
+            raise UsageError(f"--{flag} {min(taken)}: the study sets {min(taken)} of {script} itself; leave it out")
     check_layers(args, rungs)
     question, rest = plan(args, rungs, claim_layers)
     steps = [step for jobs in (*question, *rest) for job in jobs for step in job.steps]
@@ -256,6 +272,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(
             f"two steps would write {made_twice[0]}: give each model, CNN, split, share and way to heal once"
         )
+    check_steps(args, steps)
     if args.dry_run:
         print("\n".join(f"python {shlex.join(step)}" for step in steps))
         return
@@ -266,6 +283,25 @@ def run(args: argparse.Namespace) -> None:
         for jobs in rounds:
             run_jobs(jobs_to_do(jobs, "the question" if of_question else "the rest"), args.jobs, logs_dir)
         make_tables(args, claim_layers, rungs[-1], of_question)
+
+
+def check_steps(args: argparse.Namespace, steps: Sequence[tuple[str, ...]]) -> None:
+    """Refuse arguments that a stage does not take before the first step runs, and name the flag that gave them."""
+
+    def refuse(status: int = 0, message: str = "--help is for the stage itself") -> NoReturn:
+        raise UsageError(message.strip())
+
+    parsers = {}
+    for script, *words in steps:
+        if script not in parsers:
+            parsers[script] = load_stage(script.removesuffix(".py")).build_parser()
+            parsers[script].prog, parsers[script].exit = script, refuse
+        try:
+            parsers[script].parse_args(words)
+        except UsageError as error:
+            own = {flag: getattr(args, flag) for flag, of in STAGES.items() if of == script}
+            flags = [f"--{flag}" for flag, more in own.items() if more and {*more} <= {*words}]
+            raise UsageError(f"{error}{'; it got ' * bool(flags)}{' and '.join(flags)}") from error
 
 
 def check_layers(args: argparse.Namespace, rungs: list[str]) -> None:

@@ -1,25 +1,16 @@
-"""Loading and running the numbered scripts, whose names are no Python identifiers, and comparing what they leave."""
+"""Running the numbered scripts, and comparing what they leave."""
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
+from experiments.stage_processes import load_stage as load_stage  # for the tests
 from experiments.stage_processes import start_stage
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def load_stage(name: str) -> ModuleType:
-    """Import a numbered script, such as ``01_data_processing``, as a module."""
-    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @contextlib.contextmanager

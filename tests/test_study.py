@@ -27,6 +27,8 @@ HEAD = "--num_train_epochs 1 --learning_rate 1e-3"
 QUICK = f"{HEAD} --augment none"
 MODELS = {"small.blocks-none", "small.blocks-0", "small.blocks-0.frozen", "small.blocks-0-1", "small.blocks-0-1.frozen"}
 MODELS |= {"small.after-1", "small.after-1.repaired"}
+OF_USER = {"--min_recordings", "--clip_seconds", "--width", "--teacher_views"}  # in the tests
+OF_USER |= {word for word in QUICK.split() if word.startswith("--")}
 PART = "fold-1.seed-1"
 RESULT = f"birds/small/{PART}"
 
@@ -190,6 +192,9 @@ def test_every_step_is_a_command_that_its_stage_takes(head_first, words, capsys)
     for line in lines:
         python, script, *arguments = study.shlex.split(line)
         assert python == "python"
+        flags = {word for word in arguments if word.startswith("--")}
+        if script in study.SET_HERE:
+            assert flags - OF_USER <= study.SET_HERE[script], "a flag that --data_args or another one could change"
         parsed.append((script, load_stage(script.removesuffix(".py")).build_parser().parse_args(arguments)))
     outputs = [str(args.output_dir) for _, args in parsed]
     assert len(set(outputs)) == len(outputs)
@@ -301,7 +306,27 @@ def test_help_shows_its_defaults():
         (("--narrow_layers", "0", "--ffn_sizes", "1"), "--ffn_sizes 1 keeps all units: give a share below 1, such as"),
         (("--narrow_layers", "0", "--ffn_sizes", "0.5", "0.50"), "small.blocks-0.ffn-50/fold-1.seed-1: give each"),
         (("--narrow_layers", "0", "--ffn_sizes", "0.125"), "--ffn_sizes 0.125: the names of the models have whole"),
-        (("--data_args=--annotations x",), "--data_args --annotations gives clips several labels, and the tables"),
+        (("--data_args=--annotations=x",), "--data_args --annotations gives clips several labels, and the tables"),
+        (
+            ("--data_args=--split_by clip",),
+            "--data_args --split_by: the study sets --split_by of 01_data_processing.py",
+        ),
+        (("--train_args=--fold=2",), "--train_args --fold: the study sets --fold of 02_finetuning.py itself; leave it"),
+        (
+            ("--head_args=--problem_type multi_label",),
+            "--head_args --problem_type: the study sets --problem_type of 02",
+        ),
+        (
+            ("--train_args=--num_train_epoch 3",),
+            "did you mean --num_train_epochs?; see 02_finetuning.py --help; it got ",
+        ),
+        (
+            ("--data_args=--clip_seconds x",),
+            "01_data_processing.py: argument --clip_seconds: 'x' is not a number above",
+        ),
+        (("--folds", "1"), "01_data_processing.py: argument --folds: '1' is not a number of folds; expected 3 to"),
+        (("--dry_run", "--architectures", "waveform", "--cnn_args=--widht 1"), "did you mean --width?; see 06_cnn.py"),
+        (("--head_args=--help",), "--help is for the stage itself; it got --head_args"),
         (("--ffn_sizes", "0.5"), "--ffn_sizes is for --narrow_layers: name a model, such as 0-3, or leave it out"),
         (("--taught_cnn_args=--teacher_views 2",), "are for --taught_cnns: name a CNN, or leave them out"),
     ],
