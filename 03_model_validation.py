@@ -542,7 +542,7 @@ def log_scores(row: dict, scored: str = "this model") -> None:
     else:
         log_one_label(row, scored)
     log.info(
-        "%s%.1f M parameters, %.2f GMACs per clip (front end %.2f)",
+        "%s%.3g M parameters, %.3g GMACs per clip (front end %.3g)",
         "" if row["kind"] == summary.CNN else f"{row['n_layers']} layers, ",
         row["n_parameters"] / 1e6,
         row["gmacs_per_clip"],

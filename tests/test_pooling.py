@@ -113,9 +113,10 @@ def test_a_fold_is_not_overwritten_by_the_pool(folds, caplog):
 
 
 def test_what_differs_between_the_models_is_told(tmp_path, caplog):
+    small = {"n_parameters": 12345, "gmacs_per_clip": 0.0021, "gmacs_front_end": 0.0021}
     told = [{"device": "a", "latency_doubt": "other work"}, {"device": "b", "latency_doubt": "no"}, {"device": "a"}]
     for fold, values in enumerate(told, start=1):
-        values |= {"seed": fold, "kept_layers": f"0-{fold}", "n_recordings_trained_on": fold}
+        values |= small | {"seed": fold, "kept_layers": f"0-{fold}", "n_recordings_trained_on": fold}
         write_fold(tmp_path, fold, f"fold-{fold}", **values)
     assert pool([tmp_path / f"fold-{fold}" for fold in (1, 2, 3)], "--output_dir", tmp_path / "all") == 0
     row = summary.read_metrics(tmp_path / "all" / "metrics.csv").iloc[0]
@@ -123,6 +124,8 @@ def test_what_differs_between_the_models_is_told(tmp_path, caplog):
     assert row["n_recordings_trained_on"] == 6 and np.isnan(row["seed"])
     assert "3 of 3 folds are scored by models that were trained on their recordings" in caplog.text
     assert "the folds are of different models: kept_layers differ" in caplog.text
+    assert "4 layers, 0.0123 M parameters, 0.0021 GMACs per clip (front end 0.0021)" in caplog.text
+    assert caplog.text.count(" 0.0123 ") == 5, "in the log line, and in the four rows of the summary"
 
 
 REFUSED = {

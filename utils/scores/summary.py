@@ -178,7 +178,7 @@ def summary_table(summary: pd.DataFrame) -> str:
         "accuracy [95 %]": with_interval("accuracy"),
         "macro F1 [95 %]": with_interval("macro_f1"),
         **({"cmAP [95 %]": with_interval("macro_average_precision")} if has_several_labels(summary) else {}),
-        "M parameters": (summary["n_parameters"] / 1e6).map("{:.1f}".format),
+        "M parameters": (summary["n_parameters"] / 1e6).map("{:.3g}".format),
         "ms per clip": summary["latency_ms_median"].map("{:.1f}".format) + doubt,
     }
     return pd.DataFrame(shown).to_string(index=False)
