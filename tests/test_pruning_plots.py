@@ -213,6 +213,29 @@ def test_all_strategies_look_different(drawn):
     assert len(looks) == len(curves) == len(STRATEGIES) - 1, "random is a band"
 
 
+def test_strategies_of_the_same_line_share_an_entry(drawn):
+    again = SMALL[SMALL["strategy"] == "greedy"].iloc[1:]
+    table = pd.concat(
+        [SMALL, again.assign(strategy="beam"), again.iloc[:1].assign(strategy="single")], ignore_index=True
+    )
+    pruning_plots.strategies_figure(table, "unused", title="a model with a very long name, on a data set; " * 3)
+    for axes in drawn[0].axes:
+        curves = lines(axes)
+        assert "greedy = beam" in curves and not {"greedy", "beam"} & set(curves)
+        both, single = curves["greedy = beam"], curves["single"]
+        assert both.get_ydata()[0] == single.get_ydata()[0]
+        assert 0.01 < abs(both.get_xdata()[0] - single.get_xdata()[0]) < 0.3, "beside the other line, at its size"
+    assert no_overlap(drawn[0])
+
+
+def test_grids_say_which_blocks_are_kept(drawn):
+    pruning_plots.kept_grids_figure(SMALL, "unused")
+    legend = drawn[0].legends[0]
+    entries = dict(zip((text.get_text() for text in legend.get_texts()), legend.legend_handles, strict=True))
+    assert entries["kept block"].get_facecolor() == to_rgba(pruning_plots.COLOURS[0])
+    assert entries["removed block"].get_facecolor() == to_rgba("white")
+
+
 # --------------------------------------------------------------------------------------- Pareto fronts
 
 
@@ -247,6 +270,7 @@ def test_pareto_draws_front_report_and_full_model(drawn):
         reported = curves["members of the front, test (reported), 95 % interval"]
         np.testing.assert_allclose(reported.get_data(), [costs, [np.nan, 0.6, 0.75]])
         np.testing.assert_allclose(curves["full model, val (chosen here)"].get_data(), [[costs[2]], [0.8]])
+        np.testing.assert_allclose(curves["full model, test (reported)"].get_data(), [[costs[2]], [0.75]])
         assert [text.get_text() for text in axes.texts] == ["0", "0,2", "0-2", "kept blocks"]
 
 

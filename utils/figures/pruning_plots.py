@@ -12,6 +12,7 @@ report split (test). A choice on the report split would bias the reported scores
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -31,11 +32,17 @@ PAGE_INCHES = 11.69  # width of A4, landscape
 SMALL_GRID_INCHES = 1.65
 LABEL_INCHES = 0.13
 LONGEST_LIST = 28
+LONGEST_ENTRY = 52
 MARKER_POINTS = 4.0
 # The split on which subsets are chosen, and the split on which they are reported.
 SPLITS = ("val", "test")
+PANELS = ("search", "report")  # the same splits in the names of columns
 SEARCH = {"color": COLOURS[0], "marker": "o"}
 REPORT = {"color": COLOURS[1], "marker": "s"}
+CELLS = {
+    "kept block": {"facecolor": COLOURS[0], "edgecolor": COLOURS[0], "linewidth": 0.5},
+    "removed block": {"facecolor": "white", "edgecolor": "#BFBFBF", "linewidth": 0.5},
+}
 # Lines of the first strategies, the next, and the last, and how their markers are filled; each with all colours.
 LINES = (("-", None), ("--", "white"), (":", "#BFBFBF"))
 
@@ -109,8 +116,8 @@ def draw_kept_grid(axes: Axes, rows: pd.DataFrame, n_blocks: int) -> None:
         for block in range(n_blocks):
             cell = Rectangle((block - 0.4, row - 0.4), 0.8, 0.8)
             (kept if block in here else removed).append(cell)
-    axes.add_collection(PatchCollection(removed, facecolor="white", edgecolor="#BFBFBF", linewidth=0.5))
-    axes.add_collection(PatchCollection(kept, facecolor=COLOURS[0], edgecolor=COLOURS[0], linewidth=0.5))
+    for cells, look in zip((kept, removed), CELLS.values(), strict=True):
+        axes.add_collection(PatchCollection(cells, **look))
     axes.set(xlim=(-0.5, max(n_blocks, 1) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="block")
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -247,6 +254,8 @@ def kept_grids_figure(
                     f"{strategy}{note}", (0, 1), (0, 4), "axes fraction", "offset points", fontsize=9, va="bottom"
                 )
         handles, labels = _legend_of_all(fig.axes[1::2])
+        handles += [Rectangle((0, 0), 1, 1, **look) for look in CELLS.values()]
+        labels += CELLS
         top = 1 + 0.25 / page.height
         fig.legend(
             handles,
@@ -278,7 +287,8 @@ def strategies_figure(
 ) -> None:
     """Draw accuracy against the number of kept blocks for all strategies, on the search and the report split.
 
-    A line joins the best candidates of each depth. The control (all strategies whose name begins with
+    A line joins the best candidates of each depth. Strategies with the same line in both panels share it, and lines
+    are moved sideways, so that they do not hide each other. The control (all strategies whose name begins with
     ``random``) is a band from its lowest to its highest accuracy, with the mean. A horizontal line is the
     full model, with its interval if known; a dotted line is `margin` below it. In a sweep with repair, crosses are
     the best subset of each size, chosen with repair, as it scores without it.
@@ -294,15 +304,25 @@ def strategies_figure(
     title : str or None
     """
     with style():
-        fig = Figure(figsize=(10.2, 3.9), layout="constrained")
+        fig = Figure(figsize=(10.2, 5.2), layout="constrained")
         panels = fig.subplots(1, 2, sharey=True)
-        for axes, split in zip(panels, ("search", "report"), strict=True):
+        for axes, split in zip(panels, PANELS, strict=True):
             draw_strategies(axes, table, split, margin, splits)
         panels[1].set_ylabel("")
-        fig.legend(*_legend_of_all(panels[::-1]), loc="outside right upper", fontsize=7.5)
+        fig.legend(*_legend_of_all(panels[::-1]), loc="outside lower left", ncols=3, fontsize=7.5)
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontsize=10)
         save_figure(fig, path)
+
+
+def _equal_strategies(table: pd.DataFrame) -> list[list[str]]:
+    """Return the strategies except random; those with the same line in both panels are in one list."""
+    found: dict[tuple, list[str]] = {}
+    for strategy in (name for name in _strategies(table) if not name.startswith("random")):
+        own = table[table["strategy"] == strategy]
+        best = [best_of_each_depth(own.dropna(subset=f"{s}_accuracy"))[["n_removed", f"{s}_accuracy"]] for s in PANELS]
+        found.setdefault(tuple(lines.to_csv(index=False) for lines in best), []).append(strategy)
+    return list(found.values())
 
 
 def draw_strategies(
@@ -339,14 +359,14 @@ def draw_strategies(
         axes.vlines(control.index, control["min"], control["max"], linewidth=4, **band)
         axes.plot(control.index, control["mean"], color=GREY, linewidth=2, linestyle="-", label="random, mean")
     # Numbered by the whole table, so that both panels use the same colours.
-    strategies = [name for name in _strategies(table) if not name.startswith("random")]
-    for number, strategy in enumerate(strategies):
-        best = best_of_each_depth(known[known["strategy"] == strategy])
+    groups = _equal_strategies(table)
+    for number, strategies in enumerate(groups):
+        best = best_of_each_depth(known[known["strategy"] == strategies[0]])
         if best.empty:
             continue
         line, filling = LINES[number // len(COLOURS) % len(LINES)]
         axes.plot(
-            n_blocks - best["n_removed"],
+            n_blocks - best["n_removed"] + min(0.06, 0.6 / len(groups)) * (number - (len(groups) - 1) / 2),
             best[column],
             color=COLOURS[number % len(COLOURS)],
             marker=MARKERS[number % len(MARKERS)],
@@ -354,7 +374,7 @@ def draw_strategies(
             linewidth=1,
             linestyle=line,
             markerfacecolor=filling,
-            label=strategy,
+            label=fill(" = ".join(strategies), LONGEST_ENTRY),
         )
     if split == "report" and table.get("unrepaired_accuracy", pd.Series(dtype=float)).notna().any():
         before = best_of_each_depth(known[known["n_removed"] > 0])
@@ -370,7 +390,7 @@ def draw_strategies(
         )
     if known.empty:
         axes.text(0.5, 0.5, f"no accuracy on {name}", transform=axes.transAxes, ha="center", va="center", color=GREY)
-    axes.set(xlabel="blocks kept", ylabel="accuracy")
+    axes.set(xlabel="blocks kept (lines are moved sideways)", ylabel="accuracy")
     axes.set_title(name, loc="left")
     count_along(axes.xaxis, 0, n_blocks)
     axes.set_xlim(n_blocks - table["n_removed"].max() - 0.5, n_blocks + 0.5)
@@ -502,30 +522,31 @@ def draw_pareto(axes: Axes, table: pd.DataFrame, cost_column: str, splits: tuple
             label=f"members of the front, {reported}, 95 % interval",
             **REPORT,
         )
-    if full is not None:
-        axes.plot(
-            full[cost_column] / unit,
-            full["search_accuracy"],
-            linestyle="none",
-            marker="*",
-            markersize=11,
-            markerfacecolor="white",
-            markeredgecolor="black",
-            label=f"full model, {chosen}",
-        )
-    _set_limits(axes, table, front, cost_column, unit)
+    for split, look, label in (("search", SEARCH, chosen), ("report", REPORT, reported)):
+        if full is not None and np.isfinite(full[f"{split}_accuracy"]):
+            axes.plot(
+                full[cost_column] / unit,
+                full[f"{split}_accuracy"],
+                linestyle="none",
+                marker="*",
+                markersize=11,
+                markerfacecolor="white",
+                markeredgecolor=look["color"],
+                label=f"full model, {label}",
+            )
+    _set_limits(axes, table, pd.concat([front, table[table["n_removed"] == 0]]), cost_column, unit)
     axes.set(xlabel=xlabel, ylabel="accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
     return _name_front(axes, costs.to_numpy(), front["search_accuracy"].to_numpy(), list(front["kept_layers"]))
 
 
-def _set_limits(axes: Axes, table: pd.DataFrame, front: pd.DataFrame, cost_column: str, unit: float) -> None:
+def _set_limits(axes: Axes, table: pd.DataFrame, reported: pd.DataFrame, cost_column: str, unit: float) -> None:
     costs = table[cost_column].dropna() / unit
     low, high = (costs.min(), costs.max()) if len(costs) else (0.0, 1.0)
     margin = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
     axes.set_xlim(low - margin, high + margin)
-    scores = np.append(table["search_accuracy"].to_numpy(dtype=float), front[SCORES].to_numpy(dtype=float))
+    scores = np.append(table["search_accuracy"].to_numpy(dtype=float), reported[SCORES].to_numpy(dtype=float))
     scores = scores[np.isfinite(scores)]
     low, high = (scores.min(), scores.max()) if scores.size else (0.0, 1.0)
     margin = 0.06 * max(high - low, 0.1)
