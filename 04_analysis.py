@@ -19,7 +19,8 @@ probe               accuracy of a linear classifier on the layer: trained on tra
 cka, cka_biased, cka_rbf, mutual_knn, cosine    similarity of all pairs of layers
 block_influence     how much a block changes a frame; beside it 1 - mutual kNN of its input and output
 angular_distance    angle between the input and the output of each run of blocks
-linear_residual     share of the change by each run of blocks that no linear map predicts, on clips of other groups
+linear_residual     squared error of a linear map that predicts the change by each run of blocks, on clips of other
+                    groups, relative to the squared change; it can exceed 1
 
 A null level is the value to expect by chance. Clips of one recordist resemble each other, so graph_convexity permutes
 labels between groups, and mutual_knn shuffles clips only among those of the same recording, of the same group, and of

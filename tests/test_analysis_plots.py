@@ -127,6 +127,14 @@ def test_convexity_draws_curve_interval_null_and_shares(drawn):
     np.testing.assert_allclose(lines(below)["without a path"].get_ydata(), 0.01)
 
 
+def test_a_null_that_equals_the_curve_is_on_top_of_it(drawn):
+    table = convexity(3)
+    analysis_plots.convexity_figure(table.assign(null_of_groups=table["convexity"]), "unused")
+    null, *others = sorted(drawn[0].axes[0].lines, key=lambda line: -line.get_zorder())
+    assert null.get_label().startswith("null") and null.get_zorder() > max(line.get_zorder() for line in others)
+    assert null.get_linestyle() == ":", "the curve is visible through it"
+
+
 def test_layers_where_convexity_says_nothing_are_circled(drawn):
     table = convexity(3).assign(mostly_direct=[True, False, False, True])
     analysis_plots.convexity_figure(table, "unused")
@@ -318,6 +326,23 @@ def test_influence_draws_a_bar_a_block(drawn):
     np.testing.assert_allclose([segment[:, 1].mean() for segment in nulls.get_segments()], 0.97 - 0.01 * np.arange(5))
     assert [text.get_text() for text in second.get_legend().get_texts()] == ["null: unrelated layers, 0.93 to 0.97"]
     assert not any(isinstance(c, LineCollection) for c in first.collections)
+
+
+def test_labels_of_influence_are_no_longer_than_their_axes(drawn):
+    analysis_plots.influence_figure(influence(6), "unused", title="a model with a very long name, on a data set; val")
+    assert no_overlap(drawn[0])
+    analysis_plots.overview_figure("unused", **everything(6))
+    drawn[1].draw_without_rendering()
+    for axes in [*drawn[0].axes, *drawn[1].axes]:
+        label, box = axes.yaxis.label.get_window_extent(), axes.get_window_extent()
+        assert box.y0 <= label.y0 and label.y1 <= box.y1
+
+
+def test_a_linear_residual_is_not_called_a_share(drawn):
+    residual = Runs(np.full((2, 2), 2.84), np.array([1.2]))  # few clips: a map can be worse than none
+    analysis_plots.linear_residual_figure(residual, "unused")
+    (bar,) = drawn[0].axes[0].child_axes
+    assert bar.get_xlabel().splitlines()[0] == "squared error of a linear map / squared change"
 
 
 def test_influence_of_one_metric_is_one_panel(drawn):

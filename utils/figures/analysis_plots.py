@@ -191,9 +191,10 @@ def _draw_null(axes: Axes, table: pd.DataFrame, column: str, label: str) -> None
             table[column],
             color="black",
             linestyle=":",
+            linewidth=1,
             marker="_" if table[column].count() == 1 else None,  # a dotted line needs two points
             markersize=7,
-            zorder=1.5,
+            zorder=3,  # on top: elsewhere a curve that equals it hides it
             label=label,
         )
 
@@ -546,7 +547,7 @@ def draw_angular_distance(axes: Axes, distances: pd.DataFrame | np.ndarray) -> N
 
 def draw_linear_residual(axes: Axes, residual: Runs) -> None:
     """Draw `linear_residual_figure`: one row per number of blocks; a ring marks its least residual."""
-    _draw_runs(axes, residual, "share that no linear map predicts")
+    _draw_runs(axes, residual, "squared error of a linear map / squared change")
 
 
 def _draw_runs(axes: Axes, runs: Runs, label: str) -> None:
@@ -621,8 +622,8 @@ def influence_figure(table: pd.DataFrame, path: Path, title: str | None = None) 
 
 
 INFLUENCES = {
-    "block_influence": "block influence\n(1 − cosine of input and output)",
-    "knn_block_influence": "kNN block influence\n(1 − mutual kNN of input and output)",
+    "block_influence": "block influence\n(1 − cosine of\ninput and output)",
+    "knn_block_influence": "kNN block influence\n(1 − mutual kNN of\ninput and output)",
 }
 
 

@@ -1,10 +1,10 @@
 """How well a linear map does the work of a run of blocks.
 
 A run of blocks changes the hidden state of a frame from x to x + c. A linear map of x, fitted by ridge regression,
-predicts c. The linear residual is the share of the change that it cannot predict, on frames of clips of other groups:
-sum |c - predicted|² / sum |c|². A block leaves most of a state as it is, so x itself predicts x + c well. The share is
-of the change alone, which is the error of a model without these blocks. 0: a linear map does all that they do; 1: it
-does nothing for the frames.
+predicts c. The linear residual is its squared error relative to the squared change, on frames of clips of other groups:
+sum |c - predicted|² / sum |c|². A block leaves most of a state as it is, so x itself predicts x + c well. The error is
+relative to the change alone, which is the error of a model without these blocks. 0: a linear map does all that they do;
+1: it is as wrong as no map; above 1: it is worse than no map.
 
 The null level is that of maps that are fitted on the changes of other clips. It is below 1 where all frames change
 alike, because a map has an intercept.
@@ -142,8 +142,8 @@ def residual_of_states(states: torch.Tensor, in_first: np.ndarray) -> LinearResi
                         weights = maps[name].T.float().contiguous()
                         predicted = onednn.linear(inputs, weights[:, :-1].contiguous(), weights[:, -1].contiguous())
                         error[first, last] += _squares(change.flatten(0, 1) - predicted)
-    shares = np.where(np.tri(n_hidden, dtype=bool), np.nan, 0.0)  # 0: blocks that change nothing
-    residual, null = (np.divide(error, total, out=shares.copy(), where=total > 0) for error in (wrong, null_wrong))
+    unchanged = np.where(np.tri(n_hidden, dtype=bool), np.nan, 0.0)  # 0: blocks that change nothing
+    residual, null = (np.divide(error, total, out=unchanged.copy(), where=total > 0) for error in (wrong, null_wrong))
     return LinearResidual(residual, null)
 
 

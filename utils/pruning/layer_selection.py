@@ -49,7 +49,7 @@ class Evidence:
     angular_distance : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
         Entry [i, j], i < j, is the distance between hidden layers i and j; other entries are not read.
     linear_residual : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
-        Entry [i, j], i < j, is the share of the change between hidden layers i and j that no linear map predicts.
+        Entry [i, j], i < j, is the squared error of a linear map between hidden layers i and j; see `linear_maps`.
     cka : ndarray of float, shape (n_layers + 1, n_layers + 1), or None
         Similarity of hidden layers; only entries [i, j], i < j, are read.
     convexity : ndarray of float, shape (n_layers + 1,), or None
