@@ -19,6 +19,8 @@ its intervals are simultaneous, and its p values adjusted, for all of its rows. 
 accuracy of each fold, and of each training. --pairs names models of any size; a table compares all pairs of them, for
 all of its rows together.
 
+The figure has a panel for each family of ways. A line joins the sizes of one network by one way.
+
 Writes <results_dir>/<name>/ways.csv, .pdf and .png, and ways_by_size.csv.
 """
 
@@ -32,7 +34,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from experiments import study_table
 from utils.core import cli, names
@@ -44,7 +48,7 @@ from utils.scores import comparison, intervals, summary, verdicts
 log = logging.getLogger(__name__)
 
 TABLE_NAME, BY_SIZE_NAME = "ways", "ways_by_size"
-DODGE = 1.008  # between two ways, so that intervals at one latency do not hide each other
+DODGE = 1.03  # between two ways of a panel, so that points at one latency do not hide each other
 WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
 CNN, CNN_TAUGHT = "CNN", "CNN, taught"
 TAUGHT, FROZEN, OTHER = "pruned before, taught", "only the head trained", "other encoder"
@@ -60,7 +64,7 @@ NARROWER = {
 }
 # Ways of which models of one size are compared.
 OF_A_SIZE = (REPAIRED, *AFTER_REPAIR.values(), TAUGHT, REMOVED, BEFORE, FROZEN, CNN_TAUGHT, CNN)
-# In the order of the legend; the sizes of one way are joined by a line.
+# In the order of the table.
 WAYS = (
     WHOLE,
     REPAIRED,
@@ -75,6 +79,24 @@ WAYS = (
     CNN_TAUGHT,
     CNN,
 )
+# The panels of the figure, and the words for their ways there.
+AFTER = (
+    "not repaired",
+    "the rest repaired",
+    "the rest repaired, then the head trained",
+    "the rest repaired, then all layers trained",
+    "the rest repaired, then trained with the whole model as teacher",
+)
+FAMILIES = {
+    "First blocks only": {
+        BEFORE: "fine-tuned",
+        TAUGHT: "fine-tuned with the whole model as teacher",
+        FROZEN: "pre-trained, only the head trained",
+    },
+    "Blocks removed after fine-tuning": dict(zip((REMOVED, REPAIRED, *AFTER_REPAIR.values()), AFTER, strict=True)),
+    "FFN units removed after fine-tuning": dict(zip(NARROWER.values(), AFTER, strict=True)),
+    "Other models": {OTHER: "other encoder", MORE: "made in another way", CNN_TAUGHT: "CNN, taught", CNN: "CNN alone"},
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -129,7 +151,8 @@ def run(args: argparse.Namespace) -> None:
     table, scored = compare(args.results_dir, args.name, args.model, args.part)
     folder = args.results_dir / args.name
     write_text(folder / f"{TABLE_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
-    draw(table, folder / TABLE_NAME, args.name)
+    latencies = study_table.read_latencies(folder / study_table.LATENCIES_NAME)
+    draw(table, folder / TABLE_NAME, args.name, latency_label(latencies, scored[args.model].metrics))
     print("\n".join(markdown(table)))
     by_size = compare_by_size(table, scored)
     if by_size is not None:
@@ -336,45 +359,95 @@ def markdown(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def draw(table: pd.DataFrame, path: Path, name: str) -> None:
-    """Draw accuracy against latency: a line for each way, through its sizes."""
+def latency_label(latencies: pd.DataFrame, whole: pd.Series) -> str:
+    """Return the label of the axis of latencies; it names clip length, processor and threads where they are noted."""
+    seconds = whole["latency_ms_median"] / whole["real_time_factor"] / 1000
+    device, n_threads = (set(latencies.get(column, pd.Series()).dropna()) for column in ("device", "n_threads"))
+    length = f" of {seconds:.3g} s" if np.isfinite(seconds) else ""
+    threads = [f"{n:.0f} thread{'s' * (n > 1)}" for n in n_threads]
+    return f"latency of one clip{length} (ms; {', '.join([*sorted(device), *threads, 'logarithmic axis'])})"
+
+
+def draw(table: pd.DataFrame, path: Path, name: str, xlabel: str) -> None:
+    """Draw accuracy against latency: a panel for each family of ways, with the whole model and a line for each way."""
+    table = table.assign(network=table["model"].str.split(".").str[0]).sort_values("latency_ms")
+    is_whole, doubtful = table["way"] == WHOLE, table.apply(study_table.is_doubtful, axis=1)
+    series = [*table.groupby(["way", "network"])]
+    families = [(ways, [one for way in ways for one in series if one[0][0] == way]) for ways in FAMILIES.values()]
+    families = [(title, *family) for title, family in zip(FAMILIES, families, strict=True) if family[1]]
+    farthest = DODGE ** ((max(len(own) for *_, own in families) - 1) / 2) - 1
+    notes = (
+        f"{name}. Numbers: blocks that are left. Bars: 95 % intervals. Black circle and dotted line: the whole model."
+    )
+    notes += f"\nPoints are moved sideways by up to {100 * farthest:.0f} %, so that they do not hide each other."
+    notes += " Hollow: a doubtful latency." * int(doubtful.any())
+    n_rows, n_columns = -(-len(families) // 2), min(2, len(families))
     with plots.style():
-        fig = Figure(figsize=(7.2, 4.6), layout="constrained")
-        axes = fig.subplots()
-        whole = table[table["way"] == WHOLE].iloc[0]
-        axes.axhline(whole["accuracy"], color="black", linewidth=0.8, linestyle=(0, (1, 3)))
-        ways = [way for way in WAYS if (table["way"] == way).any()]
-        for number, way in enumerate(ways):
-            own = table[table["way"] == way].sort_values("latency_ms")
-            look = {
-                "color": plots.COLOURS[number % len(plots.COLOURS)],
-                # In the second round of colours, each has another marker than in the first.
-                "marker": plots.MARKERS[(number + number // len(plots.COLOURS)) % len(plots.MARKERS)],
-            }
-            look |= {"linestyle": "-" if number < len(plots.COLOURS) else "--"}
-            beside = own["latency_ms"] * DODGE ** (number - (len(ways) - 1) / 2)
-            errors = np.abs(own[["accuracy_low", "accuracy_high"]].to_numpy().T - own["accuracy"].to_numpy())
-            axes.errorbar(
-                *(beside, own["accuracy"], errors),
-                **look,
-                label=way,
-                markersize=5,
-                linewidth=1.2,
-                elinewidth=0.6,
+        fig = Figure(figsize=(4.3 * n_columns, 3.9 * n_rows + 0.5), layout="constrained")
+        panels = fig.subplots(n_rows, n_columns, sharey=True, squeeze=False).ravel()
+        for axes in panels[len(families) :]:
+            axes.remove()
+        for axes, (title, ways, own) in zip(panels, families, strict=False):
+            axes.axhline(table.loc[is_whole, "accuracy"].item(), color="black", linewidth=0.8, linestyle=(0, (1, 3)))
+            plots.set_log_axis(axes, table["latency_ms"], 1.0)
+            _draw_models(axes, table[is_whole], doubtful, {"color": "black", "marker": "o", "linestyle": "none"})
+            for number, ((way, network), models) in enumerate(own):
+                look = {"color": plots.COLOURS[number % 6], "marker": plots.MARKERS[1 + number % 6]}
+                look |= {"linestyle": "none" if way in (OTHER, MORE) else "-" if number < 6 else "--"}
+                models = models.assign(latency_ms=models["latency_ms"] * DODGE ** (number - (len(own) - 1) / 2))
+                is_of_whole = network == table.loc[is_whole, "network"].item()
+                label = plots.drawable(ways[way] if is_of_whole else f"{ways[way]}: {network}")
+                _draw_models(axes, models, doubtful, look, label)
+            axes.legend(
+                title=title,
+                title_fontproperties={"weight": "bold", "size": 8.5},
+                alignment="left",
+                fontsize=7.5,
+                loc="lower left",
+                bbox_to_anchor=(-0.02, 1),
             )
-            for index, row in own[own["n_layers"] > 0].iterrows():
-                axes.annotate(
-                    *(str(row["n_layers"]), (beside[index], row["accuracy"])),
-                    xytext=(4, 4),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=look["color"],
-                )
-        axes.set(xlabel="latency of one clip (ms)", ylabel="accuracy, with its 95 % interval")
-        plots.set_log_axis(axes, table["latency_ms"], 1.0)
-        axes.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(1.01, 1))
-        fig.suptitle(plots.drawable(f"{name}; numbers: blocks"), x=0.01, ha="left", fontsize=9)
+        fig.supxlabel(plots.drawable(xlabel), fontsize=9)
+        fig.supylabel("accuracy", fontsize=9)
+        fig.suptitle(plots.drawable(notes), x=0.01, ha="left", fontsize=8.5)
+        fig.draw_without_rendering()  # places are known then
+        for axes in fig.axes:
+            _number_points(axes)
         plots.save_figure(fig, path)
+
+
+def _draw_models(axes: Axes, models: pd.DataFrame, doubtful: pd.Series, look: dict, label: str | None = None) -> None:
+    x, y, is_doubtful = models["latency_ms"], models["accuracy"], doubtful[models.index]
+    axes.vlines(x, models["accuracy_low"], models["accuracy_high"], color=look["color"], linewidth=0.6, alpha=0.6)
+    axes.plot(x, y, **look, markersize=4.5, linewidth=1, label=label)
+    axes.plot(x[is_doubtful], y[is_doubtful], **look | {"linestyle": "none"}, markersize=4.5, markerfacecolor="white")
+    for place in models.index[models["n_layers"] > 0]:
+        axes.annotate(
+            *(str(models.loc[place, "n_layers"]), (x[place], y[place]), (0, 0)),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=look["color"],
+            path_effects=[withStroke(linewidth=1.5, foreground="white")],
+        )
+
+
+def _number_points(axes: Axes) -> None:
+    """Move the number of each point to the side where the points, intervals, lines and other numbers are farthest."""
+    points_of = 72 / axes.figure.dpi
+    ends = [segment for bars in axes.collections for segment in bars.get_segments()]
+    ends += [pair for line in axes.lines[1:] for pair in itertools.pairwise(line.get_xydata())]
+    ends += [np.repeat(line.get_xydata()[:1], 2, axis=0) for line in axes.lines[1:] if len(line.get_xydata())]
+    ends = axes.transData.transform(np.concatenate(ends)).reshape(-1, 2, 2) * points_of
+    along = np.linspace(0, 1, 40)[:, None, None]
+    taken = (ends[:, 0] * (1 - along) + ends[:, 1] * along).reshape(-1, 2)  # points on each, in 1/72 inch
+    angles = np.arange(16) * np.pi / 8
+    around = 7 * np.column_stack([np.cos(angles), np.sin(angles)])
+    for number in axes.texts:
+        sides = axes.transData.transform(number.xy) * points_of + around
+        distances = np.linalg.norm(sides[:, None] - taken, axis=2).min(axis=1)
+        number.set_position(around[distances.argmax()])
+        taken = np.vstack([taken, sides[distances.argmax()]])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 from experiments import ways_table
+from tests.figures import lines, no_overlap
 from tests.results import write_result
 from utils.core import names
+from utils.figures import plots
 from utils.scores import comparison, intervals
 
 N_CLIPS, PART = 60, "fold-1.seed-1"
@@ -185,6 +187,78 @@ def test_the_whole_model_of_a_study(results_dir):
     ways = pd.read_csv(results_dir / "birds" / "ways.csv", index_col="model")["way"]
     assert ways.drop(whole).to_dict() == {name: way for name, (way, *_) in MODELS.items() if name != "base"}
     assert ways[whole] == "whole"
+
+
+def of_figure(model, way, n_layers, latency_ms, accuracy, doubt="no"):
+    ends = {"accuracy_low": accuracy - 0.04, "accuracy_high": accuracy + 0.04}
+    row = {"model": model, "way": way, "n_layers": n_layers, "latency_ms": latency_ms, "accuracy": accuracy}
+    return row | ends | {"latency_doubt": doubt}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return a function that draws a table of models, and returns the panels by their title."""
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda fig, path: figures.append(fig))
+
+    def draw(rows, xlabel="latency"):
+        ways_table.draw(pd.DataFrame([of_figure("base", "whole", 6, 130.0, 0.59), *rows]), None, "birds", xlabel)
+        return {axes.get_legend().get_title().get_text(): axes for axes in figures[-1].axes}
+
+    return draw
+
+
+def test_other_networks_are_not_sizes_of_one_model(drawn):
+    rows = [of_figure(f"cnn-{name}", "CNN", 0, ms, 0.4) for name, ms in (("melspectrogram", 19.0), ("waveform", 25.0))]
+    rows += [of_figure(name, "other encoder", 4, ms, 0.5) for name, ms in (("small", 60.0), ("tiny", 40.0))]
+    panel = drawn(rows)["Other models"]
+    found = {label: line.get_ydata().tolist() for label, line in lines(panel).items()}
+    cnns = {f"CNN alone: cnn-{name}": [0.4] for name in ("melspectrogram", "waveform")}
+    assert no_overlap(panel.figure)
+    assert found == {f"other encoder: {name}": [0.5] for name in ("small", "tiny")} | cnns
+
+
+def test_every_family_has_a_panel_with_the_whole_model(drawn):
+    rows = [of_figure(f"base.{number}", way, 3, 70.0, 0.3) for number, way in enumerate(ways_table.WAYS) if number]
+    panels = drawn(rows)
+    assert [*panels] == [*ways_table.FAMILIES]
+    assert {ways_table.WHOLE, *(way for ways in ways_table.FAMILIES.values() for way in ways)} == {*ways_table.WAYS}
+    for axes, ways in zip(panels.values(), ways_table.FAMILIES.values(), strict=True):
+        assert [*lines(axes)] == [*ways.values()]
+        assert [130.0] in [list(line.get_xdata()) for line in axes.lines]
+        assert (axes.get_xlim(), axes.get_ylim()) == (
+            panels["Other models"].get_xlim(),
+            panels["Other models"].get_ylim(),
+        )
+
+
+def test_no_point_of_a_crowded_figure_is_hidden(drawn):
+    ways = ("pruned before", "pruned before, taught", "only the head trained")
+    rows = [
+        of_figure(f"base.{way}.{n}", way, n, 10.0 + 21 * n, 0.3 + 0.05 * n + 0.004 * number, "load" * (n == 3) or "no")
+        for number, way in enumerate(ways)
+        for n in range(1, 6)
+    ]
+    axes = drawn(rows)["First blocks only"]
+    to_points = 72 / axes.figure.dpi
+    points = np.concatenate([line.get_xydata() for line in lines(axes).values()])
+    points = axes.transData.transform(points) * to_points
+    apart = np.linalg.norm(points[:, None] - points, axis=2) + 99 * np.eye(len(points))
+    assert len(points) == 15 and apart.min() > 2.5
+    assert [text.get_text() for text in axes.texts] == ["6", *"12345" * 3]
+    places = [axes.transData.transform(text.xy) * to_points + text.get_position() for text in axes.texts]
+    assert np.linalg.norm(np.array(places)[:, None] - points, axis=2).min() > 3, "no number is on a point"
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert len(hollow) == 3 and "Hollow: a doubtful latency" in axes.figure.get_suptitle()
+
+
+def test_the_axis_names_what_was_timed():
+    latencies = pd.DataFrame({"device": ["AMD EPYC"] * 2, "n_threads": [1, 1]})
+    whole = pd.Series({"latency_ms_median": 80.0, "real_time_factor": 0.016})
+    label = ways_table.latency_label(latencies, whole)
+    assert label == "latency of one clip of 5 s (ms; AMD EPYC, 1 thread, logarithmic axis)"
+    label = ways_table.latency_label(latencies[[]], whole * np.nan)
+    assert label == "latency of one clip (ms; logarithmic axis)"
 
 
 def test_names_of_ways_are_names_of_runs():
