@@ -581,7 +581,9 @@ def test_a_repaired_sweep_scores_what_the_repaired_models_score_alone(repaired, 
     repairer = repair.Repairer(loaded, train.drawn(9, seed=42), 4)
     table = table_of(repaired)
     assert "every subset is repaired on 9 clips of train" in (repaired / "log.txt").read_text()
-    assert set(table["repair"]) == {"linear"}
+    whole, table = table.iloc[0], table.iloc[1:]
+    assert (whole["repair"], whole["n_removed"], table["repair"].unique()) == ("none", 0, ["linear"])
+    assert np.isnan(whole["repair_difference"]), "the whole model is never repaired"
     reported = table.dropna(subset="report_accuracy")
     assert len(reported) >= 4
     for row in reported.itertuples():
