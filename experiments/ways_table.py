@@ -149,6 +149,11 @@ def run(args: argparse.Namespace) -> None:
     if twice:
         raise UsageError(f"--part names {twice[0]} twice: its clips would count twice; name each training once")
     table, scored = compare(args.results_dir, args.name, args.model, args.part)
+    for models in args.pairs:
+        missing = [model for model in models if model not in scored]
+        if missing or len(set(models)) < max(len(models), 2):
+            trouble = f"no result of {missing[0]}" if missing else "give two models or more, each once"
+            raise UsageError(f"--pairs {' '.join(models)}: {trouble}; there are {', '.join(scored)}")
     folder = args.results_dir / args.name
     write_text(folder / f"{TABLE_NAME}.csv", table.to_csv(index=False, float_format="%.6g"))
     latencies = study_table.read_latencies(folder / study_table.LATENCIES_NAME)
@@ -284,17 +289,7 @@ def markdown_by_size(table: pd.DataFrame) -> list[str]:
 
 
 def markdown_of_pairs(models: Sequence[str], scored: dict[str, comparison.Scored]) -> list[str]:
-    """Return the lines of a table of all pairs of some models in Markdown, as ``03 --compare`` compares them.
-
-    Raises
-    ------
-    UsageError
-        If a model has no result, or only one is named.
-    """
-    missing = [model for model in models if model not in scored]
-    if missing or len(set(models)) < max(len(models), 2):
-        trouble = f"no result of {missing[0]}" if missing else "give two models or more, each once"
-        raise UsageError(f"--pairs {' '.join(models)}: {trouble}; there are {', '.join(scored)}")
+    """Return the lines of a table of all pairs of some models in Markdown, as ``03 --compare`` compares them."""
     pairs = list(itertools.combinations(range(len(models)), 2))
     of_models = [scored[model] for model in models]
     found = comparison.comparison_table(of_models, seed=0, margin=study_table.MARGIN, pairs=pairs)

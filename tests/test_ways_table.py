@@ -14,6 +14,8 @@ from utils.core import names
 from utils.figures import plots
 from utils.scores import comparison, intervals
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 N_CLIPS, PART = 60, "fold-1.seed-1"
 MODELS = {
     "base": ("whole", 6, 48, 100.0),
@@ -51,6 +53,7 @@ def run(results_dir, *words):
     return ways_table.main(["--results_dir", str(results_dir), "--name", "birds", "--part", PART, *words])
 
 
+@pytest.mark.drawn
 def test_every_model_has_its_way_and_its_difference_to_the_whole(results_dir, capsys):
     assert run(results_dir, "--model", "base") == 0
     table = pd.read_csv(results_dir / "birds" / "ways.csv", index_col="model")
