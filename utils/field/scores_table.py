@@ -35,7 +35,8 @@ def write(
     recordings : iterable of (str, int, ndarray)
         Path, length in samples and scores of each recording; scores are float32 of shape (n_windows, n_labels).
     """
-    # float32 as computed: R's arrow 24 reads the bits of a float16 as a whole number, without an error.
+    # float32 as computed: of float16 fastparquet 2026.9.0 gives raw bytes, and R's arrow 24.0.0 the bits as a whole
+    # number (apache/arrow issue 50378), both without an error.
     fields = [*COLUMNS.items(), *((label, pa.float32()) for label in labels)]
     schema = pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
     n_rows = 0
