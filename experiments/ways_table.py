@@ -42,12 +42,14 @@ from experiments import study_table
 from utils.core import cli, names
 from utils.core.errors import InputError, UsageError
 from utils.core.files import write_text
+from utils.core.text import counted
 from utils.figures import plots
 from utils.scores import comparison, intervals, summary, verdicts
 
 log = logging.getLogger(__name__)
 
 TABLE_NAME, BY_SIZE_NAME = "ways", "ways_by_size"
+LOOKS = list(zip(plots.COLOURS[:-1], plots.MARKERS[1:], strict=True))  # a black circle is the whole model
 DODGE = 1.03  # between two ways of a panel, so that points at one latency do not hide each other
 WHOLE, BEFORE, REMOVED, REPAIRED = "whole", "pruned before", "removed", "repaired"
 CNN, CNN_TAUGHT = "CNN", "CNN, taught"
@@ -290,12 +292,10 @@ def markdown_by_size(table: pd.DataFrame) -> list[str]:
 
 def markdown_of_pairs(models: Sequence[str], scored: dict[str, comparison.Scored]) -> list[str]:
     """Return the lines of a table of all pairs of some models in Markdown, as ``03 --compare`` compares them."""
-    pairs = list(itertools.combinations(range(len(models)), 2))
-    of_models = [scored[model] for model in models]
-    found = comparison.comparison_table(of_models, seed=0, margin=study_table.MARGIN, pairs=pairs)
+    found = comparison.comparison_table([scored[model] for model in models], seed=0, margin=study_table.MARGIN)
     lines = ["| first − second | accuracy | p (Holm) | first no worse by 0.02 |", "|---" * 4 + "|"]
-    for (first, second), (_, row) in zip(pairs, found.iterrows(), strict=True):
-        lines.append(f"| {' | '.join([f'{models[first]} − {models[second]}', *difference_cells(row)])} |")
+    for (first, second), (_, row) in zip(itertools.combinations(models, 2), found.iterrows(), strict=True):
+        lines.append(f"| {' | '.join([f'{first} − {second}', *difference_cells(row)])} |")
     return lines
 
 
@@ -359,7 +359,7 @@ def latency_label(latencies: pd.DataFrame, whole: pd.Series) -> str:
     seconds = whole["latency_ms_median"] / whole["real_time_factor"] / 1000
     device, n_threads = (set(latencies.get(column, pd.Series()).dropna()) for column in ("device", "n_threads"))
     length = f" of {seconds:.3g} s" if np.isfinite(seconds) else ""
-    threads = [f"{n:.0f} thread{'s' * (n > 1)}" for n in n_threads]
+    threads = [counted(round(n), "thread") for n in n_threads]
     return f"latency of one clip{length} (ms; {', '.join([*sorted(device), *threads, 'logarithmic axis'])})"
 
 
@@ -387,8 +387,8 @@ def draw(table: pd.DataFrame, path: Path, name: str, xlabel: str) -> None:
             plots.set_log_axis(axes, table["latency_ms"], 1.0)
             _draw_models(axes, table[is_whole], doubtful, {"color": "black", "marker": "o", "linestyle": "none"})
             for number, ((way, network), models) in enumerate(own):
-                look = {"color": plots.COLOURS[number % 6], "marker": plots.MARKERS[1 + number % 6]}
-                look |= {"linestyle": "none" if way in (OTHER, MORE) else "-" if number < 6 else "--"}
+                look = dict(zip(("color", "marker"), LOOKS[number % len(LOOKS)], strict=True))
+                look |= {"linestyle": "none" if way in (OTHER, MORE) else "-" if number < len(LOOKS) else "--"}
                 models = models.assign(latency_ms=models["latency_ms"] * DODGE ** (number - (len(own) - 1) / 2))
                 is_of_whole = network == table.loc[is_whole, "network"].item()
                 label = plots.drawable(ways[way] if is_of_whole else f"{ways[way]}: {network}")

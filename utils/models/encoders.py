@@ -333,15 +333,19 @@ def load_model(model_dir: Path, device: str) -> LoadedModel:
     folder = model_folder.open_folder(*model_folder.find(model_dir))
     model_folder.check_labels(folder)
     loaded, names = loading.load(folder, _plain(loading.read_config(folder)))
-    _check_whole(folder, loaded.model, names)
+    if _lacks_head(loaded.model, names):
+        raise InputError(f"{folder.name} is a base model, without a head for labels: run 02_finetuning.py on it first")
+    _check_whole(folder, names)
     return loaded.ready(device)
 
 
-def _check_whole(folder: model_folder.ModelFolder, model: PreTrainedModel, names: loading.WeightNames) -> None:
+def _lacks_head(model: PreTrainedModel, names: loading.WeightNames) -> bool:
+    """Return whether a folder holds no weight of the head, as that of a base model."""
+    return {name for name in model.state_dict() if name.startswith(head_prefixes(model))} <= names.missing
+
+
+def _check_whole(folder: model_folder.ModelFolder, names: loading.WeightNames) -> None:
     """Check that a model's folder holds all weights of the model and no others."""
-    head = {name for name in model.state_dict() if name.startswith(head_prefixes(model))}
-    if head and head <= names.missing:
-        raise InputError(f"{folder.name} is a base model, without a head for labels: run 02_finetuning.py on it first")
     for kind in ("missing", "unexpected", "mismatched"):
         wrong = sorted(getattr(names, kind))
         if wrong:
@@ -381,11 +385,10 @@ def load_any_model(model: str | Path, device: str) -> LoadedModel:
         loaded, names = loading.load(folder, config)
     except InputError as error:
         raise InputError(f"--model_dir {error}") from error
-    head = {name for name in loaded.model.state_dict() if name.startswith(head_prefixes(loaded.model))}
-    if head <= names.missing:
+    if _lacks_head(loaded.model, names):
         return _base(loaded, names, f"--model_dir {model}").ready(device)
     model_folder.check_labels(folder)
-    _check_whole(folder, loaded.model, names)
+    _check_whole(folder, names)
     return loaded.ready(device)
 
 
